@@ -1,0 +1,113 @@
+"""What a command was asked to do: frozen, and checked when built.
+
+Configurations stop at the pipeline: below it a function takes the values that it needs. Every message says what was asked
+and what is possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, NeuronId
+
+LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
+
+Activation = Literal["act", "post"]
+Sign = Literal["positive", "negative", "both"]
+Sampling = Literal["random", "sequential"]
+ExplainerName = Literal["pairs", "excerpts", "tokens"]
+SimulatorName = Literal["digits", "lexical"]
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """`neuroexplain collect`: which subject reads which text, and what is kept."""
+
+    model: str  # hub name, folder or .gguf file
+    dataset: tuple[str, ...]  # local files and globs, or one hub name
+    dataset_config: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    revision: str | None = None
+    layers: tuple[int, ...] | None = None  # None: all
+    activation: Activation = "act"
+    sign: Sign = "positive"
+    top_k: int = 32
+    segments: int | None = None  # None: all that the corpus has
+    sampling: Sampling = "random"
+    positions: tuple[int, int] = (64, 97)  # half open
+    special_peaks: bool = True
+    random_records: int = 32
+    seed: int = 0
+    batch_size: int | None = None  # None: chosen for the device
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise NeuroexplainError("No text was named. Give files, a glob or a hub data set:  --dataset 'texts/*.jsonl'")
+        first, stop = self.positions
+        if not PEAK_INDEX <= first < stop <= LAST_PEAK:
+            raise NeuroexplainError(
+                f"Positions {first}:{stop} cannot hold peaks: a record takes 32 tokens before its peak and 31 after, so in a "
+                f"segment of 128 tokens {PEAK_INDEX} <= A < B <= {LAST_PEAK}. Try --positions 64:97"
+            )
+        for name, value, least in (("--top-k", self.top_k, 1), ("--random-records", self.random_records, 0)):
+            if not least <= value <= 255:
+                raise NeuroexplainError(f"{name} {value} is out of range: from {least} to 255")
+        if self.segments is not None and self.segments < 1:
+            raise NeuroexplainError(f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise NeuroexplainError(f"--batch-size {self.batch_size} is out of range: 1 or more, or auto")
+        if self.layers is not None and not self.layers:
+            raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
+
+    def as_json(self) -> dict[str, Any]:
+        """The configuration as JSON values, stored with the run."""
+        return asdict(self) | {"layers": list(self.layers) if self.layers is not None else None}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Which engine answers: at most one of `server` and `local`; with neither, the default server."""
+
+    server: str | None = None
+    local: str | None = None
+    model: str | None = None  # of the server; None: the only one it serves
+
+    def __post_init__(self) -> None:
+        if self.server is not None and self.local is not None:
+            raise NeuroexplainError(
+                f"Two engines were named: the server {self.server} and the local model {self.local}. Give one of them."
+            )
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How explanations are scored."""
+
+    simulator: SimulatorName = "digits"
+    with_other: bool | None = None  # the null, the score of another neuron's explanation; None: where it is cheap (lexical)
+
+    @property
+    def scores_other(self) -> bool:
+        return self.with_other if self.with_other is not None else self.simulator == "lexical"
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """`neuroexplain explain`: which neurons, by which explainer, and how they are scored."""
+
+    neurons: tuple[NeuronId, ...]
+    explainer: ExplainerName = "pairs"
+    score: ScoreConfig | None = ScoreConfig()  # None: --no-score
+    seed: int = 0
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.neurons:
+            raise NeuroexplainError(
+                "No neuron was named. Give a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7"
+            )

@@ -1,0 +1,298 @@
+"""The words of the system as frozen types: numpy at most, no torch, no SQL, no terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SEGMENT_LENGTH = 128  # tokens that the subject reads at once
+RECORD_LENGTH = 64  # tokens of a record
+PEAK_INDEX = 32  # the peak's place in a top or bottom record: 32 tokens before it, 31 after
+RANDOM_START = 64  # a random record is tokens 64..127 of its segment
+CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on
+
+Kind = Literal["top", "bottom", "random"]
+Split = Literal["explain", "select", "report"]
+ScoreKind = Literal["top_and_random", "top", "random"]
+KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
+SCORE_KINDS: tuple[ScoreKind, ...] = ("top_and_random", "top", "random")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class NeuronId:
+    """One unit of one layer's MLP, both counted from 0; written `15:16`."""
+
+    layer: int
+    neuron: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.neuron}"
+
+    @classmethod
+    def parse(cls, text: str) -> NeuronId:
+        """Read `15:16`. Raises ValueError for anything else."""
+        match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
+        if match is None:
+            raise ValueError(f"a neuron is written LAYER:NEURON, like 15:16; found {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSpan:
+    """The part of a segment that one document fills: from token `start` of the segment up to the next span."""
+
+    start: int  # token of the segment
+    document: int  # number of the document in the corpus, from 0
+    offset: int  # which token of the document stands at `start`
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """128 consecutive token ids of the stream, and the documents that they come from."""
+
+    segment: int  # number of the grid cell in the token stream
+    token_ids: NDArray[np.uint32]  # [128]
+    spans: tuple[DocumentSpan, ...]  # in order; the first starts at 0
+
+    def locate(self, position: int, record_start: int) -> tuple[int, int]:
+        """The document of token `position`, and the offset in that document of token `record_start`.
+
+        The offset is negative where the record begins in the document before.
+        """
+        span = next(span for span in reversed(self.spans) if span.start <= position)
+        return span.document, span.offset + record_start - span.start
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A record kept as evidence for a neuron."""
+
+    neuron: NeuronId
+    kind: Kind
+    rank: int  # 0 is strongest; random: order of the draw
+    segment: int
+    start: int  # the record's first token in the segment
+    document: int | None  # number of the peak's document; None where the source does not tell
+    token_offset: int | None  # of the record's first token in that document; may be negative
+    activation: float  # at the peak
+    token_ids: NDArray[np.uint32]  # [64]
+    activations: NDArray[np.float32]  # [64], raw; bfloat16 is widened without loss
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A neuron's activations over tokens 64..127 of every segment."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    share_positive: float  # of tokens above 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExemplarArrays:
+    """The exemplars of one kind for neurons `0..d_mlp` of one layer, in rank order.
+
+    Unused places (fewer candidates than `top_k`) come last and are not counted in `counts`.
+    """
+
+    counts: NDArray[np.int64]  # [d_mlp], exemplars of each neuron
+    segments: NDArray[np.uint32]  # [d_mlp, k]
+    starts: NDArray[np.uint8]  # [d_mlp, k]
+    documents: NDArray[np.int32]  # [d_mlp, k]; -1 where the source does not tell
+    token_offsets: NDArray[np.int32]  # [d_mlp, k]
+    peaks: NDArray[np.float32]  # [d_mlp, k]
+    activations: NDArray[np.float32]  # [d_mlp, k, 64]
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyArrays:
+    """For every neuron of a layer, the tokens that its output vector promotes and suppresses most, strongest first."""
+
+    promoted_ids: NDArray[np.uint32]  # [d_mlp, 10]
+    promoted_logits: NDArray[np.float32]  # [d_mlp, 10]
+    suppressed_ids: NDArray[np.uint32]  # [d_mlp, 10]
+    suppressed_logits: NDArray[np.float32]  # [d_mlp, 10]
+
+
+@dataclass(frozen=True, slots=True)
+class StatsArrays:
+    """`Stats` of every neuron of a layer, each [d_mlp] float64."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    share_positive: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedLayer:
+    """All that collecting found out about one layer, ready to be stored."""
+
+    layer: int
+    exemplars: Mapping[Kind, ExemplarArrays]
+    stats: StatsArrays
+    vocabulary: VocabularyArrays
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyEntry:
+    """One token of the subject's vocabulary as it is shown."""
+
+    token_id: int
+    text: str  # decode([id]); U+FFFD where it is part of a character
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One collection: a subject, a corpus, and how it was read."""
+
+    id: int
+    status: Literal["running", "finished"]
+    subject: str
+    subject_revision: str | None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    activation: Literal["act", "post"]
+    layers: tuple[int, ...]
+    d_mlp: int
+    n_layers: int  # of the whole subject
+    top_k: int
+    n_random: int
+    seed: int
+    tokenizer_sha256: str  # of the vocabulary: which simulators share its token ids
+    config: Mapping[str, Any]  # the command's CollectConfig, as JSON
+    n_segments: int
+    n_documents: int
+    n_tokens: int
+    started_at: str  # ISO 8601, UTC
+    finished_at: str | None
+    versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
+
+
+@dataclass(frozen=True, slots=True)
+class Neuron:
+    """What collecting stored about one neuron, exemplars included."""
+
+    id: NeuronId
+    status: Literal["ok", "dead"]
+    stats: Stats
+    exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
+    promoted: tuple[tuple[int, float], ...]  # (token id, logit), strongest first
+    suppressed: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where an LLM's answer came from."""
+
+    engine: str  # local, server, or none for explainers that ask no LLM
+    engine_version: str | None
+    model: str
+    model_revision: str | None
+    prompt_sha256: str | None  # of the prompt file; None where there is no prompt
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, max_tokens, seed, ...
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A hypothesis about a neuron in words, or the failed attempt to get one."""
+
+    neuron: NeuronId
+    explainer: str  # pairs, excerpts, tokens; human for a person's own
+    status: str  # ok, or why there is none: dead, llm_error, parse_error, ...
+    text: str | None  # None unless status is ok
+    provenance: Provenance
+    candidate: int = 0
+    chosen: bool = True
+    reason: str | None = None
+    reply: str | None = None  # the raw answer, kept for looking where it could not be used
+    id: int | None = None  # set by the store
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRecord:
+    """The activations predicted for the crop [first, first + 32) of one exemplar."""
+
+    kind: Kind
+    rank: int
+    first: int  # the crop's first token in the record
+    expected_levels: NDArray[np.float32]  # [32]
+    digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
+    other_levels: NDArray[np.float32] | None = None  # [32], predicted from the other neuron's explanation (the null)
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """All records simulated from one explanation by one simulator and model, or the failed attempt."""
+
+    explanation_id: int
+    neuron: NeuronId
+    simulator: str  # digits, lexical
+    status: str
+    records: tuple[SimulatedRecord, ...]
+    provenance: Provenance
+    reason: str | None = None
+    reply: str | None = None
+    other_explanation_id: int | None = None  # whose text gave other_levels
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well one explanation's simulation agrees with the truth on one split and kind of records."""
+
+    split: Split
+    kind: ScoreKind
+    status: str  # ok, or why there is no correlation: constant_activations, constant_simulation, no_records, ...
+    correlation: float | None
+    n_tokens: int
+    n_records: int
+    reason: str | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    ci_reason: str | None = None  # why there is no interval
+    other_correlation: float | None = None
+    other_explanation_id: int | None = None
+    other_reason: str | None = None  # why there is no null
+    r_squared: float | None = None
+    absolute_deviation_explained: float | None = None
+    calibration_reason: str | None = None  # why the two before are None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScore:
+    """A score together with whose it is."""
+
+    neuron: NeuronId
+    explanation_id: int
+    simulator: str
+    simulator_model: str
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    """One line of `neuroexplain query`: an explanation with its headline score by one simulator and model."""
+
+    neuron: NeuronId
+    explanation: str
+    explanation_id: int
+    explainer: str
+    model: str
+    simulator: str | None  # None where the explanation has not been scored
+    simulator_model: str | None
+    correlation: float | None
+    ci_low: float | None
+    ci_high: float | None
+    max_activation: float | None
