@@ -296,3 +296,16 @@ class QueryRow:
     ci_low: float | None
     ci_high: float | None
     max_activation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronPage:
+    """Everything that is known about one neuron: what `show`, the viewer and the API present."""
+
+    run: Run
+    neuron: Neuron
+    splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
+    tokens: Mapping[int, VocabularyEntry]  # every token id that the page shows
+    explanations: tuple[Explanation, ...]  # best first
+    simulations: tuple[Simulation, ...]
+    scores: tuple[StoredScore, ...]
