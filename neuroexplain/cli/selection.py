@@ -1,0 +1,52 @@
+"""What a person types to name layers, neurons and positions (pure)."""
+
+from __future__ import annotations
+
+import re
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.types import NeuronId
+
+MOST_NAMED = 10_000_000  # neurons in one selection: more is a slip of the finger
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Read `15`, `3-5` or `0,3-5` to layers in ascending order, each once."""
+    return tuple(sorted({number for part in _parts(text) for number in _range(part, text, "layers", "15, 3-5 or 0,3-5")}))
+
+
+def parse_neurons(text: str) -> tuple[NeuronId, ...]:
+    """Read `15:16`, `15:0-99` or `15:0-99,20:7` to neurons in ascending order, each once."""
+    form = "15:16, 15:0-99 or 15:0-99,20:7"
+    found: set[NeuronId] = set()
+    for part in _parts(text):
+        layer, colon, numbers = part.partition(":")
+        if not colon or re.fullmatch(r"\d+", layer.strip(), re.ASCII) is None:
+            raise NeuroexplainError(f"Cannot read the neurons {text!r}: write them like {form}")
+        found.update(NeuronId(int(layer), number) for number in _range(numbers, text, "neurons", form))
+    return tuple(sorted(found))
+
+
+def parse_positions(text: str) -> tuple[int, int]:
+    """Read the half-open range `64:97`. Whether it can hold peaks is CollectConfig's to say."""
+    match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
+    if match is None:
+        raise NeuroexplainError(f"Cannot read the positions {text!r}: write them like 64:97, the second not included")
+    return int(match[1]), int(match[2])
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _range(part: str, text: str, what: str, form: str) -> range:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
+    if match is None:
+        raise NeuroexplainError(f"Cannot read the {what} {text!r}: write them like {form}")
+    first = int(match[1])
+    last = int(match[2]) if match[2] is not None else first
+    if last < first:
+        raise NeuroexplainError(f"Cannot read the {what} {text!r}: {part} runs backwards. Write it {last}-{first}")
+    if last - first >= MOST_NAMED:
+        raise NeuroexplainError(f"Cannot read the {what} {text!r}: {part} names over {MOST_NAMED:,}")
+    return range(first, last + 1)
