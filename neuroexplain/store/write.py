@@ -1,0 +1,298 @@
+"""Save what was found. Every function is one transaction, and doing it twice leaves what doing it once does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from neuroexplain.store import tables as t
+from neuroexplain.store.dialect import upsert
+from neuroexplain.store.engine import Store
+from neuroexplain.store.packing import WIDTHS, pack_activations, pack_token_ids, unpack_token_ids
+from neuroexplain.types import (
+    CROP_LENGTH,
+    KINDS,
+    PEAK_INDEX,
+    CollectedLayer,
+    Explanation,
+    Provenance,
+    Score,
+    Segment,
+    Simulation,
+    VocabularyEntry,
+)
+
+ROWS_AT_ONCE = 5_000
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def create_run(store: Store, fields: Mapping[str, Any]) -> int:
+    """Begin a run with status `running`; `fields` are those of types.Run that are known. Returns its id."""
+    with store.write() as connection:
+        values = {"status": "running", "started_at": now(), **fields}
+        return int(connection.execute(insert(t.runs).values(**values)).inserted_primary_key[0])
+
+
+def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int) -> None:
+    """Drop the segments that no exemplar refers to, and mark the run finished."""
+    with store.write() as connection:
+        used: set[int] = set()
+        for (blob,) in connection.execute(select(t.exemplars.c.segments).where(t.exemplars.c.run_id == run_id)):
+            used.update(blob.tolist())
+        stored = connection.execute(select(t.segments.c.segment).where(t.segments.c.run_id == run_id)).scalars().all()
+        unused = [{"b_segment": segment} for segment in stored if segment not in used]
+        if unused:
+            one = delete(t.segments).where(t.segments.c.run_id == run_id, t.segments.c.segment == bindparam("b_segment"))
+            connection.execute(one, unused)
+        values = {"n_segments": n_segments, "n_documents": n_documents, "n_tokens": n_tokens}
+        connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", finished_at=now(), **values))
+
+
+def delete_run(store: Store, run_id: int) -> None:
+    """Remove a run and all that belongs to it."""
+    with store.write() as connection:
+        for table in reversed(t.metadata.sorted_tables):
+            if "run_id" in table.c:
+                connection.execute(delete(table).where(table.c.run_id == run_id))
+        connection.execute(delete(t.runs).where(t.runs.c.id == run_id))
+
+
+def save_vocabulary(store: Store, run_id: int, entries: Iterable[VocabularyEntry]) -> None:
+    rows = ({"run_id": run_id, **asdict(entry)} for entry in entries)
+    with store.write() as connection:
+        connection.execute(delete(t.tokens).where(t.tokens.c.run_id == run_id))
+        _insert_many(connection, insert(t.tokens), rows)
+
+
+def save_segments(store: Store, run_id: int, segments: Iterable[Segment]) -> None:
+    rows = ({"run_id": run_id, "segment": s.segment, "token_ids": pack_token_ids(s.token_ids)} for s in segments)
+    with store.write() as connection:
+        _insert_many(connection, upsert(store.dialect, t.segments).on_conflict_do_nothing(), rows)
+
+
+def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> None:
+    """Store a layer's neurons, exemplars, peak tokens and vocabulary readings. Its segments must be stored already."""
+    with store.write() as connection:
+        dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
+        for table in (t.neurons, t.exemplars, t.peak_tokens, t.vocabulary_readings):
+            connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer))
+        _insert_many(connection, insert(t.neurons), _neuron_rows(run_id, found))
+        _insert_many(connection, insert(t.exemplars), _exemplar_rows(run_id, found, dtype))
+        _insert_many(connection, insert(t.peak_tokens), _peak_token_rows(connection, run_id, found))
+        _insert_many(connection, insert(t.vocabulary_readings), _vocabulary_rows(run_id, found))
+
+
+def save_prompt(store: Store, name: str, text: str) -> str:
+    """Keep a prompt file's text; returns its sha256, which explanations and simulations refer to."""
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    with store.write() as connection:
+        row = {"sha256": sha256, "name": name, "text": text}
+        connection.execute(upsert(store.dialect, t.prompts).values(**row).on_conflict_do_nothing())
+    return sha256
+
+
+def request_key(explanation: Explanation) -> str:
+    """What was asked, as a hash: the same request for the same neuron has one row, however often it is made."""
+    p = explanation.provenance
+    asked = [explanation.explainer, p.model, p.model_revision, p.prompt_sha256, dict(p.sampling), explanation.candidate]
+    if explanation.explainer == "human":
+        asked.append(explanation.text)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Explanation:
+    """Store an explanation or a failed attempt, in place of an earlier answer to the same request. Returns it with its id."""
+    row = {
+        "run_id": run_id,
+        "layer": explanation.neuron.layer,
+        "neuron": explanation.neuron.neuron,
+        "explainer": explanation.explainer,
+        "candidate": explanation.candidate,
+        "request_key": request_key(explanation),
+        "chosen": explanation.chosen,
+        "status": explanation.status,
+        "text": explanation.text,
+        "reason": explanation.reason,
+        "reply": explanation.reply,
+        **_provenance_row(explanation.provenance),
+    }
+    key = ["run_id", "layer", "neuron", "request_key"]
+    with store.write() as connection:
+        found = _upsert_returning_id(connection, store, t.explanations, row, key)
+    return replace(explanation, id=found)
+
+
+def save_simulation(store: Store, run_id: int, simulation: Simulation) -> Simulation:
+    """Store a simulation in place of an earlier one. Returns it as stored: levels rounded to float16, which scores rest on."""
+    records = simulation.records
+    masses = [r.digit_mass for r in records if r.digit_mass is not None]
+    others = [r.other_levels for r in records if r.other_levels is not None]
+    levels = _joined([r.expected_levels for r in records])
+    row = {
+        "run_id": run_id,
+        "explanation_id": simulation.explanation_id,
+        "simulator": simulation.simulator,
+        "status": simulation.status,
+        "reason": simulation.reason,
+        "reply": simulation.reply,
+        "kinds": np.array([KINDS.index(r.kind) for r in records], np.uint8),
+        "ranks": np.array([r.rank for r in records], np.uint8),
+        "firsts": np.array([r.first for r in records], np.uint8),
+        "expected_levels": levels,
+        "digit_mass": _joined(masses) if records and len(masses) == len(records) else None,
+        "other_levels": _joined(others) if records and len(others) == len(records) else None,
+        "other_explanation_id": simulation.other_explanation_id,
+        **_provenance_row(simulation.provenance),
+    }
+    with store.write() as connection:
+        found = _upsert_returning_id(connection, store, t.simulations, row, ["explanation_id", "simulator", "model"])
+    rounded = tuple(
+        replace(
+            r,
+            expected_levels=_round(r.expected_levels),
+            digit_mass=None if r.digit_mass is None else _round(r.digit_mass),
+            other_levels=None if r.other_levels is None else _round(r.other_levels),
+        )
+        for r in records
+    )
+    return replace(simulation, id=found, records=rounded)
+
+
+def save_scores(
+    store: Store, run_id: int, explanation: Explanation, simulator: str, simulator_model: str, found: Sequence[Score]
+) -> None:
+    """Store an explanation's scores by one simulator and model, in place of earlier ones."""
+    whose = {
+        "run_id": run_id,
+        "layer": explanation.neuron.layer,
+        "neuron": explanation.neuron.neuron,
+        "explanation_id": explanation.id,
+        "simulator": simulator,
+        "simulator_model": simulator_model,
+    }
+    same = (
+        t.scores.c.explanation_id == explanation.id,
+        t.scores.c.simulator == simulator,
+        t.scores.c.simulator_model == simulator_model,
+    )
+    with store.write() as connection:
+        connection.execute(delete(t.scores).where(*same))
+        _insert_many(connection, insert(t.scores), ({**whose, **asdict(score)} for score in found))
+
+
+def _insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[str, Any]]) -> None:
+    waiting = iter(rows)
+    while batch := list(islice(waiting, ROWS_AT_ONCE)):
+        connection.execute(statement, batch)
+
+
+def _upsert_returning_id(connection: Connection, store: Store, table: Any, row: Mapping[str, Any], key: list[str]) -> int:
+    statement = upsert(store.dialect, table).values(**row)
+    changed = {name: statement.excluded[name] for name in row if name not in key}
+    statement = statement.on_conflict_do_update(index_elements=key, set_=changed).returning(table.c.id)
+    return int(connection.execute(statement).scalar_one())
+
+
+def _provenance_row(provenance: Provenance) -> dict[str, Any]:
+    return {**asdict(provenance), "sampling": dict(provenance.sampling), "created_at": now()}
+
+
+def _joined(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+
+
+def _round(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    assert len(values) == CROP_LENGTH
+    return values.astype("<f2").astype(np.float32)
+
+
+def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
+    top = found.exemplars.get("top")
+    s = found.stats
+    for n in range(len(s.mean)):
+        strongest = float(top.peaks[n, 0]) if top is not None and top.counts[n] else None
+        dead = top is not None and (strongest is None or strongest <= 0)
+        yield {
+            "run_id": run_id,
+            "layer": found.layer,
+            "neuron": n,
+            "status": "dead" if dead else "ok",
+            "mean": float(s.mean[n]),
+            "std": float(s.std[n]),
+            "min": float(s.min[n]),
+            "max": float(s.max[n]),
+            "share_positive": float(s.share_positive[n]),
+            "max_activation": strongest,
+        }
+
+
+def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterable[dict[str, Any]]:
+    width = WIDTHS[dtype]
+    for kind, arrays in found.exemplars.items():
+        k = arrays.segments.shape[1]
+        peaks = pack_activations(np.where(np.arange(k) < arrays.counts[:, None], arrays.peaks, 0), dtype)
+        acts = pack_activations(arrays.activations, dtype)
+        for n, count in enumerate(arrays.counts.tolist()):
+            if not count:
+                continue
+            at, acts_at = n * k * width, n * k * 64 * width
+            yield {
+                "run_id": run_id,
+                "layer": found.layer,
+                "neuron": n,
+                "kind": kind,
+                "segments": arrays.segments[n, :count],
+                "starts": arrays.starts[n, :count],
+                "documents": arrays.documents[n, :count],
+                "token_offsets": arrays.token_offsets[n, :count],
+                "peaks": peaks[at : at + count * width],
+                "activations": acts[acts_at : acts_at + count * 64 * width],
+            }
+
+
+def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer) -> list[dict[str, Any]]:
+    top = found.exemplars.get("top")
+    if top is None:
+        return []
+    ids: dict[int, Any] = {}
+    stored = connection.execute(select(t.segments.c.segment, t.segments.c.token_ids).where(t.segments.c.run_id == run_id))
+    wanted = set(np.unique(top.segments).tolist())
+    for segment, blob in stored:
+        if segment in wanted:
+            ids[segment] = unpack_token_ids(blob)
+    rows = []
+    for n, count in enumerate(top.counts.tolist()):
+        places = zip(top.segments[n, :count].tolist(), top.starts[n, :count].tolist(), strict=True)
+        counted = Counter(int(ids[segment][start + PEAK_INDEX]) for segment, start in places)
+        rows += [
+            {"run_id": run_id, "token_id": token, "layer": found.layer, "neuron": n, "count": times}
+            for token, times in counted.items()
+        ]
+    return rows
+
+
+def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
+    v = found.vocabulary
+    for n in range(len(v.promoted_ids)):
+        yield {
+            "run_id": run_id,
+            "layer": found.layer,
+            "neuron": n,
+            "promoted_ids": v.promoted_ids[n],
+            "promoted_logits": v.promoted_logits[n],
+            "suppressed_ids": v.suppressed_ids[n],
+            "suppressed_logits": v.suppressed_logits[n],
+        }
