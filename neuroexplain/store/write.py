@@ -107,7 +107,14 @@ def save_prompt(store: Store, name: str, text: str) -> str:
 def request_key(explanation: Explanation) -> str:
     """What was asked, as a hash: the same request for the same neuron has one row, however often it is made."""
     p = explanation.provenance
-    asked = [explanation.explainer, p.model, p.model_revision, p.prompt_sha256, dict(p.sampling), explanation.candidate]
+    asked: list[Any] = [
+        explanation.explainer,
+        p.model,
+        p.model_revision,
+        p.prompt_sha256,
+        dict(p.sampling),
+        explanation.candidate,
+    ]
     if explanation.explainer == "human":
         asked.append(explanation.text)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,393 @@
+"""Find what was saved, as types.py objects, never rows. `find_x` may return None; `load_x` raises NotInStore."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Row, Select, and_, func, select
+
+from neuroexplain.errors import NotInStore
+from neuroexplain.store import tables as t
+from neuroexplain.store.dialect import explanations_match
+from neuroexplain.store.engine import Store
+from neuroexplain.store.packing import unpack_activations, unpack_token_ids
+from neuroexplain.types import (
+    CROP_LENGTH,
+    KINDS,
+    RECORD_LENGTH,
+    Exemplar,
+    Explanation,
+    Kind,
+    Neuron,
+    NeuronId,
+    Provenance,
+    QueryRow,
+    Run,
+    Score,
+    SimulatedRecord,
+    Simulation,
+    Stats,
+    StoredScore,
+    VocabularyEntry,
+)
+
+IDS_AT_ONCE = 500  # values in one IN (...): databases limit them
+
+
+def list_runs(store: Store) -> list[Run]:
+    """All runs, oldest first, unfinished ones too."""
+    with store.read() as connection:
+        return [_run(row) for row in connection.execute(select(t.runs).order_by(t.runs.c.id))]
+
+
+def load_run(store: Store, run_id: int | None = None) -> Run:
+    """A finished run; without an id, the latest."""
+    runs = list_runs(store)
+    finished = [run for run in runs if run.status == "finished"]
+    if run_id is None:
+        if not finished:
+            unfinished = f" ({len(runs)} unfinished)" if runs else ""
+            raise NotInStore(
+                f"{store.name} holds no finished run{unfinished}.\nCollect one:  neuroexplain collect --db {store.name} ..."
+            )
+        return finished[-1]
+    found = next((run for run in finished if run.id == run_id), None)
+    if found is None:
+        ids = ", ".join(str(run.id) for run in finished) or "none"
+        raise NotInStore(
+            f"There is no finished run {run_id} in {store.name}: it holds {ids}.\nSee them:  neuroexplain runs --db {store.name}"
+        )
+    return found
+
+
+def list_neuron_ids(
+    store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None
+) -> list[NeuronId]:
+    """The run's neurons in ascending order."""
+    query = select(t.neurons.c.layer, t.neurons.c.neuron).where(t.neurons.c.run_id == run_id)
+    if layers is not None:
+        query = query.where(t.neurons.c.layer.in_(list(layers)))
+    if status is not None:
+        query = query.where(t.neurons.c.status == status)
+    with store.read() as connection:
+        return [NeuronId(*row) for row in connection.execute(query.order_by(t.neurons.c.layer, t.neurons.c.neuron))]
+
+
+def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
+    """One neuron with its exemplars and vocabulary reading. Raises NotInStore, saying what the run holds."""
+    with store.read() as connection:
+        where = _whose(t.neurons, run.id, neuron)
+        row = connection.execute(select(t.neurons).where(*where)).one_or_none()
+        if row is None:
+            layers = f"layers {_ranges(run.layers)} of {run.n_layers} with {run.d_mlp:,} neurons each"
+            raise NotInStore(
+                f"No neuron {neuron} in run {run.id}: {store.name} holds {layers}, both counted from 0.\n"
+                f"Ask for one of those, like  neuroexplain show {run.layers[0]}:0 --db {store.name}"
+            )
+        packed = connection.execute(select(t.exemplars).where(*_whose(t.exemplars, run.id, neuron))).all()
+        wanted = {int(segment) for one in packed for segment in one.segments}
+        ids = _load_segments(connection, run.id, wanted)
+        reading = connection.execute(
+            select(t.vocabulary_readings).where(*_whose(t.vocabulary_readings, run.id, neuron))
+        ).one_or_none()
+    by_kind = {one.kind: one for one in packed}
+    exemplars = [x for kind in KINDS if kind in by_kind for x in _unpack(by_kind[kind], neuron, run.dtype, ids)]
+    return Neuron(
+        id=neuron,
+        status=row.status,
+        stats=Stats(row.mean, row.std, row.min, row.max, row.share_positive),
+        exemplars=tuple(exemplars),
+        promoted=_pairs(reading.promoted_ids, reading.promoted_logits) if reading else (),
+        suppressed=_pairs(reading.suppressed_ids, reading.suppressed_logits) if reading else (),
+    )
+
+
+def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
+    """How the given tokens of the subject's vocabulary are shown."""
+    found = {}
+    with store.read() as connection:
+        for some in _chunks(sorted(set(token_ids))):
+            query = select(t.tokens).where(t.tokens.c.run_id == run_id, t.tokens.c.token_id.in_(some))
+            for row in connection.execute(query):
+                found[row.token_id] = VocabularyEntry(row.token_id, row.text, row.special)
+    return found
+
+
+def find_token_ids(store: Store, run_id: int, text: str) -> list[int]:
+    """The tokens whose text is `text`, with or without a space before it."""
+    query = select(t.tokens.c.token_id).where(t.tokens.c.run_id == run_id, t.tokens.c.text.in_([text, " " + text]))
+    with store.read() as connection:
+        return list(connection.execute(query.order_by(t.tokens.c.token_id)).scalars())
+
+
+def list_explanations(
+    store: Store,
+    run_id: int,
+    neuron: NeuronId | None = None,
+    *,
+    explainer: str | None = None,
+    model: str | None = None,
+    status: str | None = None,
+) -> list[Explanation]:
+    """A run's or a neuron's explanations and failed attempts, in the order of neurons, then of asking."""
+    e = t.explanations.c
+    query = select(t.explanations).where(e.run_id == run_id)
+    if neuron is not None:
+        query = query.where(e.layer == neuron.layer, e.neuron == neuron.neuron)
+    for column, value in ((e.explainer, explainer), (e.model, model), (e.status, status)):
+        if value is not None:
+            query = query.where(column == value)
+    with store.read() as connection:
+        return [_explanation(row) for row in connection.execute(query.order_by(e.layer, e.neuron, e.id))]
+
+
+def list_simulations(store: Store, explanation_ids: Iterable[int]) -> list[Simulation]:
+    """All simulations of the explanations, by explanation, simulator and model."""
+    s, e = t.simulations.c, t.explanations.c
+    found = []
+    with store.read() as connection:
+        for some in _chunks(sorted(set(explanation_ids))):
+            query = select(t.simulations, e.layer, e.neuron).join(t.explanations, e.id == s.explanation_id)
+            query = query.where(s.explanation_id.in_(some)).order_by(s.explanation_id, s.simulator, s.model)
+            found += [_simulation(row) for row in connection.execute(query)]
+    return found
+
+
+def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScore]:
+    """All scores of the explanations, by explanation, simulator, model, split and kind."""
+    s = t.scores.c
+    found = []
+    with store.read() as connection:
+        for some in _chunks(sorted(set(explanation_ids))):
+            query = select(t.scores).where(s.explanation_id.in_(some))
+            query = query.order_by(s.explanation_id, s.simulator, s.simulator_model, s.split, s.kind)
+            found += [_score(row) for row in connection.execute(query)]
+    return found
+
+
+def query_explanations(
+    store: Store,
+    run_id: int,
+    *,
+    text: str | None = None,
+    layers: Collection[int] | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
+    sort: str = "score",
+    peak_token_ids: Sequence[int] | None = None,
+    chosen_only: bool = True,
+    limit: int = 20,
+) -> list[QueryRow]:
+    """Explanations with their headline score (`report`, `top_and_random`), one row per explanation, simulator and model.
+
+    Sorted by `score` (highest first, unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
+    """
+    e, s, n = t.explanations.c, t.scores.c, t.neurons.c
+    headline = and_(s.explanation_id == e.id, s.run_id == run_id, s.split == "report", s.kind == "top_and_random")
+    same_neuron = and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron)
+    filtered = min_score is not None or max_score is not None
+    joined = t.explanations.join(t.scores, headline, isouter=not filtered).join(t.neurons, same_neuron)
+    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
+    query: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation).select_from(joined)
+    query = query.where(e.run_id == run_id, e.status == "ok")
+    if text is not None:
+        query = query.where(explanations_match(store.dialect, text))
+    if layers is not None:
+        query = query.where(e.layer.in_(list(layers)))
+        if filtered:
+            query = query.where(s.layer.in_(list(layers)))
+    if min_score is not None:
+        query = query.where(s.correlation >= min_score)
+    if max_score is not None:
+        query = query.where(s.correlation <= max_score)
+    if chosen_only:
+        query = query.where(e.chosen)
+    if peak_token_ids is not None:
+        p = t.peak_tokens.c
+        peaking = select(p.layer).where(p.run_id == run_id, p.token_id.in_(list(peak_token_ids)))
+        query = query.where(peaking.where(p.layer == e.layer, p.neuron == e.neuron).exists())
+    by_neuron = (e.layer, e.neuron, e.id, s.simulator, s.simulator_model)
+    first = {"score": s.correlation.desc().nulls_last(), "activation": n.max_activation.desc().nulls_last(), "neuron": e.layer}[
+        sort
+    ]
+    with store.read() as connection:
+        rows = connection.execute(query.order_by(first, *by_neuron).limit(limit)).all()
+    return [
+        QueryRow(
+            neuron=NeuronId(row.layer, row.neuron),
+            explanation=row.text,
+            explanation_id=row.id,
+            explainer=row.explainer,
+            model=row.model,
+            simulator=row.simulator,
+            simulator_model=row.simulator_model,
+            correlation=row.correlation,
+            ci_low=row.ci_low,
+            ci_high=row.ci_high,
+            max_activation=row.max_activation,
+        )
+        for row in rows
+    ]
+
+
+def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
+    """Neurons of the run by status."""
+    query = select(t.neurons.c.status, func.count()).where(t.neurons.c.run_id == run_id).group_by(t.neurons.c.status)
+    with store.read() as connection:
+        return {status: count for status, count in connection.execute(query)}
+
+
+def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, int]]:
+    """(explainer, model, status, how many), in that order."""
+    e = t.explanations.c
+    what = (e.explainer, e.model, e.status)
+    query = select(*what, func.count()).where(e.run_id == run_id).group_by(*what).order_by(*what)
+    with store.read() as connection:
+        return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+
+
+def count_orphans(store: Store) -> int:
+    """Simulations and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
+    orphans = 0
+    with store.read() as connection:
+        for table in (t.simulations, t.scores):
+            lost = table.c.explanation_id.not_in(select(t.explanations.c.id))
+            orphans += connection.execute(select(func.count()).select_from(table).where(lost)).scalar_one()
+        same = and_(
+            t.neurons.c.run_id == t.exemplars.c.run_id,
+            t.neurons.c.layer == t.exemplars.c.layer,
+            t.neurons.c.neuron == t.exemplars.c.neuron,
+        )
+        lost = ~select(t.neurons.c.layer).where(same).exists()
+        orphans += connection.execute(select(func.count()).select_from(t.exemplars).where(lost)).scalar_one()
+    return orphans
+
+
+def load_prompt(store: Store, sha256: str) -> tuple[str, str]:
+    """Name and text of a stored prompt file."""
+    with store.read() as connection:
+        row = connection.execute(select(t.prompts).where(t.prompts.c.sha256 == sha256)).one_or_none()
+    if row is None:
+        raise NotInStore(f"No prompt with the hash {sha256} in {store.name}.")
+    return row.name, row.text
+
+
+def _whose(table: Any, run_id: int, neuron: NeuronId) -> tuple[Any, ...]:
+    return table.c.run_id == run_id, table.c.layer == neuron.layer, table.c.neuron == neuron.neuron
+
+
+def _load_segments(connection: Connection, run_id: int, wanted: set[int]) -> dict[int, Any]:
+    found = {}
+    for some in _chunks(sorted(wanted)):
+        query = select(t.segments.c.segment, t.segments.c.token_ids)
+        for segment, blob in connection.execute(query.where(t.segments.c.run_id == run_id, t.segments.c.segment.in_(some))):
+            found[segment] = unpack_token_ids(blob)
+    return found
+
+
+def _unpack(row: Row[Any], neuron: NeuronId, dtype: str, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
+    peaks = unpack_activations(row.peaks, dtype)
+    activations = unpack_activations(row.activations, dtype).reshape(-1, RECORD_LENGTH)
+    for rank, (segment, start) in enumerate(zip(row.segments.tolist(), row.starts.tolist(), strict=True)):
+        document = int(row.documents[rank])
+        yield Exemplar(
+            neuron=neuron,
+            kind=row.kind,
+            rank=rank,
+            segment=segment,
+            start=start,
+            document=document if document >= 0 else None,
+            token_offset=int(row.token_offsets[rank]) if document >= 0 else None,
+            activation=float(peaks[rank]),
+            token_ids=ids[segment][start : start + RECORD_LENGTH],
+            activations=activations[rank],
+        )
+
+
+def _run(row: Row[Any]) -> Run:
+    return Run(**{**row._mapping, "layers": tuple(row.layers)})
+
+
+def _explanation(row: Row[Any]) -> Explanation:
+    return Explanation(
+        neuron=NeuronId(row.layer, row.neuron),
+        explainer=row.explainer,
+        status=row.status,
+        text=row.text,
+        provenance=_provenance(row),
+        candidate=row.candidate,
+        chosen=row.chosen,
+        reason=row.reason,
+        reply=row.reply,
+        id=row.id,
+    )
+
+
+def _provenance(row: Row[Any]) -> Provenance:
+    names = Provenance.__dataclass_fields__
+    return Provenance(**{name: value for name, value in row._mapping.items() if name in names})
+
+
+def _simulation(row: Row[Any]) -> Simulation:
+    levels, mass, other = (
+        None if values is None else values.astype(np.float32).reshape(-1, CROP_LENGTH)
+        for values in (row.expected_levels, row.digit_mass, row.other_levels)
+    )
+    assert levels is not None
+    records = tuple(
+        SimulatedRecord(
+            kind=_kind(kind),
+            rank=rank,
+            first=first,
+            expected_levels=levels[i],
+            digit_mass=None if mass is None else mass[i],
+            other_levels=None if other is None else other[i],
+        )
+        for i, (kind, rank, first) in enumerate(zip(row.kinds.tolist(), row.ranks.tolist(), row.firsts.tolist(), strict=True))
+    )
+    return Simulation(
+        explanation_id=row.explanation_id,
+        neuron=NeuronId(row.layer, row.neuron),
+        simulator=row.simulator,
+        status=row.status,
+        records=records,
+        provenance=_provenance(row),
+        reason=row.reason,
+        reply=row.reply,
+        other_explanation_id=row.other_explanation_id,
+        id=row.id,
+    )
+
+
+def _kind(place: int) -> Kind:
+    return KINDS[place]
+
+
+def _score(row: Row[Any]) -> StoredScore:
+    names = Score.__dataclass_fields__
+    score = Score(**{name: value for name, value in row._mapping.items() if name in names})
+    return StoredScore(NeuronId(row.layer, row.neuron), row.explanation_id, row.simulator, row.simulator_model, score)
+
+
+def _pairs(ids: Any, logits: Any) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(ids.tolist(), logits.tolist(), strict=True))
+
+
+def _chunks(values: list[int]) -> Iterable[list[int]]:
+    waiting = iter(values)
+    while some := list(islice(waiting, IDS_AT_ONCE)):
+        yield some
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> 0-2,5"""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(str(n) for n in part) for part in parts)
