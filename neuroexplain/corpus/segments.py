@@ -1,0 +1,86 @@
+"""Token ids -> segments on a grid of 128 over the stream of all documents."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain.types import SEGMENT_LENGTH, DocumentSpan, Segment
+
+DOCUMENTS_AT_ONCE = 64  # tokenized together: fast tokenizers use the cores
+
+
+def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.uint32]]:
+    """Each document's token ids as the tokenizer gives them (with the BOS that it adds), then its EOS where it has one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    batch: list[str] = []
+
+    def flush() -> Iterator[NDArray[np.uint32]]:
+        if batch:
+            for ids in tokenizer(batch, verbose=False).input_ids:
+                yield np.array([*ids, *end], np.uint32)
+            batch.clear()
+
+    for document in documents:
+        batch.append(document.encode("utf-8", "replace").decode("utf-8"))  # lone surrogates stop a tokenizer
+        if len(batch) == DOCUMENTS_AT_ONCE:
+            yield from flush()
+    yield from flush()
+
+
+def cut_segments(token_ids: Iterable[NDArray[np.uint32]]) -> Iterator[Segment]:
+    """Join the documents' tokens and cut every 128; a last, incomplete segment is dropped. Documents count from 0."""
+    waiting: list[NDArray[np.uint32]] = []
+    spans: list[DocumentSpan] = []
+    filled = number = 0
+    for document, ids in enumerate(token_ids):
+        offset = 0
+        while offset < len(ids):
+            take = min(SEGMENT_LENGTH - filled, len(ids) - offset)
+            spans.append(DocumentSpan(filled, document, offset))
+            waiting.append(ids[offset : offset + take])
+            filled += take
+            offset += take
+            if filled == SEGMENT_LENGTH:
+                yield Segment(number, np.concatenate(waiting), tuple(spans))
+                waiting, spans, filled, number = [], [], 0, number + 1
+
+
+class TokenStream:
+    """A whole corpus as tokens in a temporary file, so that memory does not grow with it: any segment can be visited."""
+
+    def __init__(self, token_ids: Iterable[NDArray[np.uint32]]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the stream is)
+        lengths = []
+        for ids in token_ids:
+            self._file.write(ids.astype("<u4").tobytes())
+            lengths.append(len(ids))
+        self._file.flush()
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # of each document, and the end
+        self.n_documents = len(lengths)
+        self.n_tokens = int(self._starts[-1])
+        self.n_segments = self.n_tokens // SEGMENT_LENGTH
+        self._ids = np.memmap(self._file, "<u4", "r") if self.n_tokens else np.zeros(0, "<u4")
+
+    def segment(self, number: int) -> Segment:
+        """Grid cell `number`: the same as `cut_segments` yields at that place."""
+        begin = number * SEGMENT_LENGTH
+        first = int(np.searchsorted(self._starts, begin, "right")) - 1
+        spans = []
+        for document in range(first, self.n_documents):
+            start = int(self._starts[document])
+            if start >= begin + SEGMENT_LENGTH:
+                break
+            if self._starts[document + 1] > max(start, begin):
+                spans.append(DocumentSpan(max(start - begin, 0), document, max(begin - start, 0)))
+        return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32), tuple(spans))
+
+
+def visiting_order(n_segments: int, sampling: str, seed: int, wanted: int | None) -> NDArray[np.int64]:
+    """Which grid cells are visited, in order: all or the first `wanted` of a seeded permutation or of the stream."""
+    order = np.random.default_rng(seed).permutation(n_segments) if sampling == "random" else np.arange(n_segments)
+    return order[:wanted].astype(np.int64)

