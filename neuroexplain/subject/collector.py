@@ -1,0 +1,121 @@
+"""All layers' running state, folded batch by batch: segments -> exemplars and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.subject.capture import capture_activations
+from neuroexplain.subject.load import Subject
+from neuroexplain.subject.statistics import RunningStats
+from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records
+from neuroexplain.subject.vocabulary import read_vocabulary
+from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, CollectedLayer, ExemplarArrays, Kind
+
+Locate = Callable[[int, int, int], tuple[int, int]]  # (segment, position, record start) -> (document, token offset)
+
+
+class Collector:
+    """What is kept of everything read so far. Its size depends on neurons x k, never on the number of tokens."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        layers: Sequence[int],
+        *,
+        activation: str,
+        sign: str,
+        top_k: int,
+        positions: range,
+        special_peaks: bool,
+        random_segments: Sequence[int],
+    ) -> None:
+        self.subject, self.layers, self.activation, self.positions = subject, tuple(layers), activation, positions
+        made = (subject.d_mlp, top_k, subject.dtype, subject.device)
+        kinds: tuple[Kind, ...] = {"positive": ("top",), "negative": ("bottom",), "both": ("top", "bottom")}[sign]  # type: ignore[assignment]
+        self.tops: dict[int, dict[Kind, TopK]] = {layer: {kind: TopK.empty(*made) for kind in kinds} for layer in layers}
+        self.stats = {layer: RunningStats(subject.d_mlp, subject.device) for layer in layers}
+        self.random_place = {segment: place for place, segment in enumerate(random_segments)}
+        shape = (len(random_segments), RECORD_LENGTH, subject.d_mlp)
+        self.random = {layer: torch.zeros(shape, dtype=subject.dtype, device=subject.device) for layer in layers}
+        specials = [] if special_peaks else sorted(set(subject.tokenizer.all_special_ids))
+        self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
+
+    def read(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"]) -> None:
+        """Run one batch and fold it in. Rows from `n` on are padding and are left out."""
+        n = len(segments)
+        token_ids, segments = token_ids.to(self.subject.device), segments.to(self.subject.device)
+        hashes = hash_records(token_ids[:n])
+        allowed = None
+        if self.barred is not None:
+            allowed = ~torch.isin(token_ids[:n, self.positions.start : self.positions.stop], self.barred)
+        drawn = [(row, self.random_place[s]) for row, s in enumerate(segments.tolist()) if s in self.random_place]
+
+        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
+            acts = acts[:n]
+            for kind, state in self.tops[layer].items():
+                fold_top_k(state, acts if kind == "top" else -acts, segments, hashes, self.positions, allowed)
+            self.stats[layer].fold(acts[:, RANDOM_START:].flatten(0, 1))
+            for row, place in drawn:
+                self.random[layer][place] = acts[row, RANDOM_START:]
+
+        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+
+    def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
+        """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""
+        for layer in self.layers:
+            stats = self.stats[layer].finish()
+            if not (np.isfinite(stats.min).all() and np.isfinite(stats.max).all() and np.isfinite(stats.mean).all()):
+                raise NeuroexplainError(
+                    f"Layer {layer} of {self.subject.name} gave activations that are not finite in {self.subject.dtype}. "
+                    "Try --dtype float32"
+                )
+            exemplars: dict[Kind, ExemplarArrays] = {
+                kind: _top(state, kind, locate) for kind, state in self.tops[layer].items()
+            }
+            if self.random_place:
+                exemplars["random"] = _random(self.random[layer], list(self.random_place), locate)
+            vocabulary = read_vocabulary(
+                self.subject.output_vectors(layer), self.subject.norm_weight(), self.subject.unembedding
+            )
+            yield CollectedLayer(layer, exemplars, stats, vocabulary)
+
+
+def _top(state: TopK, kind: Kind, locate: Locate) -> ExemplarArrays:
+    used = (state.keys > EMPTY).cpu().numpy()
+    segments = np.where(used, state.segments().cpu().numpy(), 0)
+    starts = state.starts.cpu().numpy()
+    windows = state.windows.float().cpu().numpy()
+    windows = windows if kind == "top" else -windows
+    documents, offsets = _places(segments, starts, starts.astype(np.int64) + PEAK_INDEX, used, locate)
+    return ExemplarArrays(
+        used.sum(axis=1), segments.astype(np.uint32), starts, documents, offsets, windows[:, :, PEAK_INDEX].copy(), windows
+    )
+
+
+def _random(acts: Tensor, segments: list[int], locate: Locate) -> ExemplarArrays:
+    windows = acts.float().permute(2, 0, 1).cpu().numpy()  # [d_mlp, n, 64]
+    d_mlp, n, _ = windows.shape
+    # Every neuron peaks somewhere else in a random record; it belongs to the document of its own peak.
+    peaks_at = windows.argmax(axis=2) + RANDOM_START
+    all_segments = np.broadcast_to(np.array(segments, np.uint32), (d_mlp, n))
+    starts = np.full((d_mlp, n), RANDOM_START, np.uint8)
+    documents, offsets = _places(all_segments, starts, peaks_at, np.ones((d_mlp, n), bool), locate)
+    return ExemplarArrays(np.full(d_mlp, n), all_segments.copy(), starts, documents, offsets, windows.max(axis=2), windows)
+
+
+def _places(
+    segments: np.ndarray, starts: np.ndarray, peaks_at: np.ndarray, used: np.ndarray, locate: Locate
+) -> tuple[np.ndarray, np.ndarray]:
+    """Document and token offset of each used record; each distinct place is looked up once."""
+    asked = np.stack([segments[used], peaks_at[used], starts[used]], axis=1).astype(np.int64)
+    distinct, back = np.unique(asked, axis=0, return_inverse=True)
+    found = np.array([locate(*map(int, place)) for place in distinct], np.int32).reshape(-1, 2)[back.reshape(-1)]
+    documents, offsets = np.full(segments.shape, -1, np.int32), np.zeros(segments.shape, np.int32)
+    documents[used], offsets[used] = found[:, 0], found[:, 1]
+    return documents, offsets

@@ -1,0 +1,41 @@
+"""Mean, standard deviation, minimum, maximum and share above 0 of every neuron, streamed (pure)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuroexplain.types import StatsArrays
+
+
+class RunningStats:
+    """Statistics of one layer's neurons over all tokens seen; float64, merged batch by batch (Chan et al. 1979)."""
+
+    def __init__(self, d_mlp: int, device: torch.device) -> None:
+        self.n = 0
+        self.mean = torch.zeros(d_mlp, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(d_mlp, dtype=torch.float64, device=device)  # sum of squared distances from the mean
+        self.min = torch.full((d_mlp,), torch.inf, device=device)
+        self.max = torch.full((d_mlp,), -torch.inf, device=device)
+        self.positive = torch.zeros(d_mlp, dtype=torch.int64, device=device)
+
+    def fold(self, acts: Float[Tensor, "n d_mlp"]) -> None:
+        """Add tokens' activations. Values that are not finite show in `min` and `max`."""
+        n = len(acts)
+        variance, mean = (moment.double() for moment in torch.var_mean(acts.float(), dim=0, correction=0))
+        low, high = acts.aminmax(dim=0)
+        self.min = torch.minimum(self.min, low.float())
+        self.max = torch.maximum(self.max, high.float())
+        self.positive += (acts > 0).sum(dim=0)
+        total = self.n + n
+        away = mean - self.mean
+        self.squares += variance * n + away.square() * (self.n * n / total)
+        self.mean += away * (n / total)
+        self.n = total
+
+    def finish(self) -> StatsArrays:
+        """The statistics, [d_mlp] float64 each; std is that of the population."""
+        std = (self.squares / self.n).sqrt()
+        share = self.positive.double() / self.n
+        return StatsArrays(*(x.double().cpu().numpy() for x in (self.mean, std, self.min, self.max, share)))
