@@ -1,0 +1,55 @@
+"""A subject of the test's own: a tiny random model and a tokenizer trained on the spot, so that nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
+
+
+def words(n: int, seed: int = 0) -> str:
+    """n words in a seeded random order, with some punctuation."""
+    picks = torch.randint(len(WORDS), (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return " ".join(WORDS[p] + ("." if i % 11 == 10 else "") for i, p in enumerate(picks))
+
+
+def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over WORDS; with `bos` it adds <s> before each text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        [words(500)], trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    )
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>" if bos else None, eos_token="</s>")
+
+
+def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Path:
+    """Save a two-layer random model of the family with its tokenizer; returns the folder."""
+    torch.manual_seed(1)
+    if family == "llama":
+        config = LlamaConfig(
+            vocab_size=330,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+        model: torch.nn.Module = LlamaForCausalLM(config)
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=330, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=128))
+    for parameter in model.parameters():
+        parameter.data *= 8  # so that neurons differ
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tiny_tokenizer(bos=bos).save_pretrained(folder)
+    return folder
