@@ -103,7 +103,7 @@ def load_subject(name: str, dtype: str = "auto", device: str = "auto", revision:
         _at(layers[0], family.activation)
     except AttributeError as error:
         raise NeuroexplainError(
-            f"{name} calls itself {model.config.model_type!r}, but its layers have no {family.activation} and {family.down}: {error}"
+            f"{name} calls itself {model.config.model_type!r}, but has no {family.activation} or {family.down}: {error}"
         ) from error
     is_conv = type(down).__name__ == "Conv1D"
     d_mlp = int(down.weight.shape[0] if is_conv else down.weight.shape[1])
@@ -119,7 +119,7 @@ def load_causal_lm(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    where, torch_dtype = choose_device(device), None
+    where = choose_device(device)
     torch_dtype = choose_dtype(dtype, where)
     path = Path(name)
     source: dict[str, Any] = {"revision": revision} if revision is not None else {}
@@ -192,7 +192,7 @@ def _check_memory(path: Path, name: str, dtype: torch.dtype, device: torch.devic
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise NeuroexplainError(
-            f"{name} does not fit: its weights take about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {device}."
+            f"{name} does not fit: its weights take about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free on {device}."
         )
 
 

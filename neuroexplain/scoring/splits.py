@@ -1,0 +1,55 @@
+"""Which exemplars explain, which select, which report; and which part of a record is scored (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from neuroexplain.stable_hash import stable_hash
+from neuroexplain.types import CROP_LENGTH, KINDS, Exemplar, Kind, NeuronId, Split
+
+SHARED_TOKENS = 16  # consecutive token ids that two records on different sides may not share
+LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split
+
+_BY_RANK: tuple[Split, ...] = ("explain", "explain", "select", "report")
+
+
+def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Split | None]:
+    """Each exemplar's split by (kind, rank); None for a record that would leak.
+
+    By rank modulo 4: explain, explain, select, report. A record that shares a segment or 16 consecutive token ids with an
+    `explain` record of any kind has none; likewise a `report` record with a `select` record. Then, per kind, from the last
+    rank up, a `report` or `select` record whose document holds an `explain` record is dropped while more than 5 remain.
+    """
+    splits: dict[tuple[Kind, int], Split | None] = {(x.kind, x.rank): _BY_RANK[x.rank % 4] for x in exemplars}
+
+    def members(split: Split) -> list[Exemplar]:
+        return [x for x in exemplars if splits[x.kind, x.rank] == split]
+
+    for before, afters in (("explain", ("select", "report")), ("select", ("report",))):
+        kept = members(before)  # type: ignore[arg-type]
+        segments = {x.segment for x in kept}
+        runs = {run for x in kept for run in _token_runs(x)}
+        for after in afters:
+            for x in members(after):  # type: ignore[arg-type]
+                if x.segment in segments or not runs.isdisjoint(_token_runs(x)):
+                    splits[x.kind, x.rank] = None
+    documents = {x.document for x in members("explain")} - {None}
+    for split in ("report", "select"):
+        for kind in KINDS:
+            left = [x for x in members(split) if x.kind == kind]  # type: ignore[arg-type]
+            remain = len(left)
+            for x in sorted(left, key=lambda x: -x.rank):
+                if remain > LEAST_KEPT and x.document in documents:
+                    splits[x.kind, x.rank] = None
+                    remain -= 1
+    return splits
+
+
+def crop_first(seed: int, neuron: NeuronId, kind: Kind, rank: int) -> int:
+    """The first of the 32 tokens of a record that are simulated and scored, 1..32: the peak may lie anywhere in them."""
+    return 1 + stable_hash(seed, neuron.layer, neuron.neuron, kind, rank) % CROP_LENGTH
+
+
+def _token_runs(exemplar: Exemplar) -> set[bytes]:
+    ids = exemplar.token_ids.astype("<u4")
+    return {ids[i : i + SHARED_TOKENS].tobytes() for i in range(len(ids) - SHARED_TOKENS + 1)}

@@ -1,0 +1,141 @@
+"""Levels, splits, crops and scores against the recorded reference, brute force and properties."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuroexplain.scoring.correlation import (
+    ScoredRecord,
+    absolute_deviation_explained,
+    correlation_score,
+    jackknife_interval,
+    r_squared,
+    score_records,
+)
+from neuroexplain.scoring.levels import expected_level, to_levels
+from neuroexplain.scoring.splits import assign_splits, crop_first
+from neuroexplain.types import Exemplar, NeuronId
+
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["normalize"])
+def test_levels_equal_the_reference(case):
+    records = [np.array(record, np.float32) for record in case["records"]]
+    maximum = max(float(record.max()) for record in records)
+    assert maximum == np.float32(case["max_activation"])
+    assert [to_levels(record, maximum).tolist() for record in records] == case["normalized"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["expected_value"])
+def test_expected_values_equal_the_reference(case):
+    mass = {level: np.exp(case["logprobs"][str(level)]) for level in range(11) if str(level) in case["logprobs"]}
+    probabilities = np.array([[mass.get(level, 0.0) for level in range(11)]])
+    found, _ = expected_level(probabilities)
+    assert found[0] == pytest.approx(case["expected_value"], abs=1e-9)
+
+
+@pytest.mark.parametrize("case", GOLDEN["score"])
+def test_scores_equal_the_reference(case):
+    expected = np.concatenate([s["expected"] for s in case["sequences"]])
+    true = np.concatenate([s["true"] for s in case["sequences"]])
+    assert correlation_score(expected, true) == pytest.approx(case["correlation"], abs=1e-9)
+    assert r_squared(expected, true) == pytest.approx(case["r_squared"], abs=1e-9)
+    assert absolute_deviation_explained(expected, true) == pytest.approx(case["absolute_deviation_explained"], abs=1e-9)
+
+
+def test_the_nine_level_scale_ends_at_nine():
+    assert to_levels([0.0, -3.0, 0.89, 0.95, 1.0], 1.0, scale=9).tolist() == [0, 0, 8, 9, 9]
+    assert to_levels([1.0, 2.0], 0.0).tolist() == [0, 0]
+
+
+def test_a_constant_side_has_no_score():
+    assert correlation_score([0, 0, 0], [0.0, 1.5, 0.2]) is None
+    assert correlation_score([0, 1, 0], [7.0, 7.0, 7.0]) is None
+    with pytest.raises(ValueError, match="finite"):
+        correlation_score([0, np.nan], [1, 2])
+
+
+def record(kind, simulated, recorded):
+    return ScoredRecord(kind, np.array(simulated, np.float64), np.array(recorded, np.float64))
+
+
+def test_the_jackknife_by_hand():
+    """Three records a kind, z_i computed one by one."""
+    from scipy.stats import pearsonr, t
+
+    rng = np.random.default_rng(0)
+    records = [record(kind, s := rng.normal(size=8), s + rng.normal(size=8)) for kind in ["top"] * 4 + ["random"] * 3]
+
+    def z(some):
+        return np.arctanh(
+            pearsonr(np.concatenate([x.simulated for x in some]), np.concatenate([x.recorded for x in some])).statistic
+        )
+
+    variance = 0.0
+    for members in (range(4), range(4, 7)):
+        left = np.array([z([x for j, x in enumerate(records) if j != i]) for i in members])
+        variance += (len(left) - 1) / len(left) * ((left - left.mean()) ** 2).sum()
+    half = t.ppf(0.975, 2) * np.sqrt(variance)
+    assert jackknife_interval(records, ("top", "random")) == pytest.approx(
+        (np.tanh(z(records) - half), np.tanh(z(records) + half))
+    )
+
+
+def test_what_is_undefined_has_a_status_and_a_reason():
+    flat = [record("top", [1, 1], [0.0, 2.0]), record("random", [1, 1], [0.0, 1.0])]
+    headline, top, _ = score_records("report", flat, [])
+    assert (headline.status, headline.correlation) == ("constant_simulation", None)
+    alone, _, random = score_records("report", [record("top", [1, 2], [0.0, 2.0])], [])
+    assert (alone.status, random.status) == ("no_records", "no_records")
+    assert top.n_records == 1
+
+
+def exemplars_strategy():
+    one = st.tuples(st.integers(0, 12), st.sampled_from([0, 1, 2, 50]), st.integers(0, 3))
+    return st.tuples(st.lists(one, max_size=32), st.lists(one, max_size=32))
+
+
+def build(tops, randoms):
+    found = []
+    for kind, places in (("top", tops), ("random", randoms)):
+        for rank, (segment, shared, document) in enumerate(places):
+            ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(found))
+            ids[shared : shared + 16] = np.arange(min(16, 64 - shared))  # a run of 14 where it is cut off at the end
+            found.append(Exemplar(NeuronId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)))
+    return found
+
+
+def leaks(a, b):
+    runs = {tuple(a.token_ids[i : i + 16].tolist()) for i in range(49)}
+    return a.segment == b.segment or any(tuple(b.token_ids[i : i + 16].tolist()) in runs for i in range(49))
+
+
+@settings(max_examples=60, deadline=None)
+@given(exemplars_strategy())
+def test_no_split_leaks_into_another_and_nothing_is_dropped_without_need(places):
+    exemplars = build(*places)
+    splits = assign_splits(exemplars)
+    by = {name: [x for x in exemplars if splits[x.kind, x.rank] == name] for name in ("explain", "select", "report")}
+    assert not any(leaks(a, b) for a in by["explain"] for b in by["select"] + by["report"])
+    assert not any(leaks(a, b) for a in by["select"] for b in by["report"])
+    explained = [x for x in exemplars if x.rank % 4 < 2]
+    assert by["explain"] == explained
+    documents = {x.document for x in explained}
+    for x in exemplars:
+        if splits[x.kind, x.rank] is None:
+            clean = not any(leaks(a, x) for a in explained)
+            own: str = "select" if x.rank % 4 == 2 else "report"
+            if clean and (own == "select" or not any(leaks(a, x) for a in exemplars if a.rank % 4 == 2)):
+                assert x.document in documents
+                assert sum(y.kind == x.kind for y in by[own]) >= 5
+
+
+def test_crops_hide_the_peak():
+    firsts = [crop_first(0, NeuronId(3, n), "top", n % 32) for n in range(2000)]
+    assert (min(firsts), max(firsts)) == (1, 32)
+    assert np.bincount(firsts, minlength=33)[1:].min() > 30
