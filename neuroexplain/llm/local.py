@@ -1,0 +1,79 @@
+"""Transformers in this process. One prompt at a time, so that an answer never depends on what else is pending."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from neuroexplain.errors import LlmReplyError
+from neuroexplain.llm.engine import Message, Reply
+from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
+
+
+class LocalEngine:
+    """A model of this process: exact distributions, greedy unless a temperature is asked for."""
+
+    engine = "local"
+
+    def __init__(self, name: str, dtype: str = "auto", device: str = "auto") -> None:
+        self._model, self.tokenizer, self.revision = load_causal_lm(name, dtype, device)
+        self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
+        self.version = f"transformers {transformers.__version__}"
+        self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
+
+    def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
+        began = time.perf_counter()
+        ids = self._chat_ids(messages)
+        self._check_length(len(ids) + max_tokens)
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            torch.manual_seed(seed)
+            sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        prompt = torch.tensor([ids], device=self._model.device)
+        with torch.inference_mode():
+            out = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=max_tokens,
+                pad_token_id=self.tokenizer.eos_token_id or 0,
+                **sampling,
+            )
+        answer = out[0, len(ids) :].tolist()
+        text = self.tokenizer.decode(answer, skip_special_tokens=True)
+        return Reply(text, len(ids), len(answer), time.perf_counter() - began)
+
+    def level_distributions(
+        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
+    ) -> NDArray[np.float64]:
+        self._check_length(len(token_ids))
+        with torch.inference_mode():
+            hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
+            logits = self._model.get_output_embeddings()(hidden[0, list(rows)]).double()
+        probabilities = logits.softmax(dim=-1).cpu().numpy()
+        return np.stack([probabilities[:, list(ids)].sum(axis=1) for ids in level_token_ids], axis=1)
+
+    def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
+        self._check_length(len(token_ids))
+        with torch.inference_mode():
+            hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
+            logits = self._model.get_output_embeddings()(hidden[0, -1]).double()
+        found: NDArray[np.float64] = logits.log_softmax(dim=-1).cpu().numpy()
+        return found
+
+    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        if self.tokenizer.chat_template:
+            turns = [{"role": m.role, "content": m.content} for m in messages]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer("\n\n".join(m.content for m in messages)).input_ids)
+
+    def _check_length(self, n_tokens: int) -> None:
+        longest = getattr(self._model.config, "max_position_embeddings", None)
+        if longest is not None and n_tokens > longest:
+            raise LlmReplyError("context_too_long", f"{n_tokens:,} tokens, and {self.model} reads {longest:,}")
