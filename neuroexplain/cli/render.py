@@ -1,0 +1,278 @@
+"""Objects -> terminal text, CSV or JSON values (pure). All text of a corpus or an LLM passes through `printable`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neuroexplain.types import CROP_LENGTH, PEAK_INDEX, Exemplar, NeuronPage, QueryRow, Run, SimulatedRecord
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+_SHOWN = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidirectional and zero-width marks, surrogates, separators
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def printable(text: str) -> str:
+    """The text on one line with nothing in it that a terminal would act on or hide: white space shown, controls as U+XXXX."""
+    return "".join(_SHOWN.get(c) or (f"<U+{ord(c):04X}>" if unicodedata.category(c) in _HIDDEN else c) for c in text)
+
+
+def show_json(page: NeuronPage) -> dict[str, Any]:
+    """One neuron as `show --json` prints it and the API answers."""
+    neuron, run = page.neuron, page.run
+    scores = {e.id: [s for s in page.scores if s.explanation_id == e.id] for e in page.explanations}
+    simulations = {e.id: [s for s in page.simulations if s.explanation_id == e.id] for e in page.explanations}
+    return {
+        "run": run_json(run),
+        "layer": neuron.id.layer,
+        "neuron": neuron.id.neuron,
+        "status": neuron.status,
+        "stats": asdict(neuron.stats),
+        "promoted_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.promoted],
+        "suppressed_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.suppressed],
+        "exemplars": [
+            {
+                "kind": x.kind,
+                "rank": x.rank,
+                "split": page.splits[x.kind, x.rank],
+                "segment": x.segment,
+                "start": x.start,
+                "document": x.document,
+                "token_offset": x.token_offset,
+                "activation": x.activation,
+                "token_ids": x.token_ids.tolist(),
+                "tokens": [page.tokens[i].text for i in x.token_ids.tolist()],
+                "activations": x.activations.tolist(),
+            }
+            for x in neuron.exemplars
+        ],
+        "explanations": [
+            {
+                "id": e.id,
+                "text": e.text,
+                "explainer": e.explainer,
+                "model": e.provenance.model,
+                "prompt_sha256": e.provenance.prompt_sha256,
+                "status": e.status,
+                "reason": e.reason,
+                "chosen": e.chosen,
+                "scores": [
+                    {"simulator": s.simulator, "simulator_model": s.simulator_model, **asdict(s.score)} for s in scores[e.id]
+                ],
+                "simulations": [
+                    {
+                        "simulator": s.simulator,
+                        "simulator_model": s.provenance.model,
+                        "kind": r.kind,
+                        "rank": r.rank,
+                        "scored": [r.first, r.first + CROP_LENGTH],
+                        "expected_levels": r.expected_levels.tolist(),
+                        "digit_mass": None if r.digit_mass is None else r.digit_mass.tolist(),
+                        "other_levels": None if r.other_levels is None else r.other_levels.tolist(),
+                    }
+                    for s in simulations[e.id]
+                    for r in s.records
+                ],
+            }
+            for e in page.explanations
+        ],
+    }
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    return {**asdict(run), "layers": list(run.layers)}
+
+
+def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
+    """`query --json`: one object a row, best first."""
+    names = ("explanation", "explanation_id", "correlation", "ci_low", "ci_high", "explainer", "model", "simulator")
+    more = ("simulator_model", "max_activation")
+    return [
+        {"layer": row.neuron.layer, "neuron": row.neuron.neuron} | {name: getattr(row, name) for name in (*names, *more)}
+        for row in rows
+    ]
+
+
+def query_csv(rows: Sequence[QueryRow]) -> str:
+    """`query --csv`: a header and one line a row; a cell that a spreadsheet would run as a formula gets an apostrophe."""
+    out = io.StringIO()
+    objects = query_json(rows)
+    names = list(objects[0]) if objects else ["layer", "neuron", "explanation", "correlation"]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for one in objects:
+        writer.writerow({name: _defused(value) if isinstance(value, str) else value for name, value in one.items()})
+    return out.getvalue()
+
+
+def query_table(rows: Sequence[QueryRow]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name, right in (("neuron", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("neuron", "score"))
+    for row in rows:
+        by = f"{row.explainer}, {row.model}" if row.explainer != row.model else row.explainer
+        cells = (str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("run", "subject", "layers", "read", "tokens", "status", "holds"):
+        table.add_column(name, overflow="fold")
+    for run in runs:
+        layers = f"{len(run.layers)} of {run.n_layers}"
+        status = run.status if run.finished_at is None else f"finished {run.finished_at[:16].replace('T', ' ')}"
+        subject = run.subject.rsplit("/", 1)[-1] if run.subject.endswith(".gguf") else run.subject
+        cells = (str(run.id), subject, layers, run.activation, f"{run.n_tokens:,}", status, notes.get(run.id, ""))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def show_text(page: NeuronPage, *, top: int = 5) -> Group:
+    """One neuron for a terminal: explanations with scores, snippets coloured by activation, statistics, vocabulary."""
+    from rich.console import Group
+    from rich.text import Text
+
+    neuron, run = page.neuron, page.run
+    lines: list[Text] = [
+        Text.assemble(
+            (f"neuron {neuron.id}", "bold"), f"  {neuron.status}, run {run.id}, {run.activation}, {printable(run.subject)}"
+        )
+    ]
+    lines.append(Text())
+    for e in page.explanations:
+        lines += _explanation_lines(page, e)
+    if not page.explanations:
+        lines.append(Text("not explained yet:  neuroexplain explain --neurons " + str(neuron.id), style="dim"))
+    simulated = {(r.kind, r.rank): r for s in page.simulations[:1] for r in s.records}
+    strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
+    for kind in ("top", "bottom", "random"):
+        shown = [x for x in neuron.exemplars if x.kind == kind][: top if kind != "random" else max(1, top // 2)]
+        if shown:
+            lines += [Text(), Text(f"{kind} records", style="bold")]
+        for x in shown:
+            lines.append(record_line(page, x, strongest))
+            if (x.kind, x.rank) in simulated:
+                lines.append(_simulated_line(page, x, simulated[x.kind, x.rank]))
+    s = neuron.stats
+    lines += [Text(), Text("statistics", style="bold")]
+    lines.append(
+        Text(
+            f"  mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, above 0 on {s.share_positive:.1%} of tokens"
+        )
+    )
+    lines.append(_histogram_line(neuron.exemplars))
+    for name, pairs in (("promotes", neuron.promoted), ("suppresses", neuron.suppressed)):
+        if pairs:
+            tokens = "  ".join(f"{printable(page.tokens[i].text)!s} {logit:+.2f}" for i, logit in pairs)
+            lines += [Text(), Text(name, style="bold"), Text("  " + tokens)]
+    return Group(*lines)
+
+
+def record_line(page: NeuronPage, x: Exemplar, strongest: float, *, before: int = 16, after: int = 10) -> Text:
+    """A record around its peak, its tokens coloured by activation on a log scale; the peak also stands in brackets."""
+    from rich.text import Text
+
+    peak = PEAK_INDEX if x.kind != "random" else int(np.argmax(x.activations))
+    line = Text(f"  {x.activation:8.3g}  ", style="dim", no_wrap=True, overflow="ellipsis")
+    for at in range(max(0, peak - before), min(len(x.token_ids), peak + after + 1)):
+        token = page.tokens[int(x.token_ids[at])]
+        text = printable(token.text)
+        value = float(x.activations[at])
+        style = activation_style(value, strongest) + (" italic" if token.special else "")
+        line.append(f"[{text}]" if at == peak else text, style=style)
+    return line
+
+
+def activation_style(value: float, strongest: float) -> str:
+    """A background from the log scale `0.05 + 0.95 * log10(1 + 9 r)`: green for positive values, red for negative ones."""
+    if strongest <= 0 or not value:
+        return ""
+    share = min(1.0, abs(value) / strongest)
+    strength = 0.05 + 0.95 * math.log10(1 + 9 * share)
+    if strength < 0.2:
+        return ""
+    shade = int(40 + 130 * strength)
+    return f"white on rgb(0,{shade},60)" if value > 0 else f"white on rgb({shade},30,30)"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
+def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
+    from rich.text import Text
+
+    by = f"{e.explainer}, {e.provenance.model}" if e.explainer != e.provenance.model else e.explainer
+    if e.status != "ok":
+        return [Text(f"{e.status} ({printable(by)}): {printable(e.reason or '')}", style="dim")]
+    lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {printable(by)}", "dim"))]
+    for stored in page.scores:
+        s = stored.score
+        if stored.explanation_id == e.id and s.split == "report":
+            if s.status != "ok":
+                said = f"{s.status}: {s.reason}"
+            else:
+                between = interval(s.ci_low, s.ci_high)
+                said = f"{number(s.correlation)}" + (f" ({between})" if between else "") + f", {s.n_records} records"
+                said += (
+                    f", another neuron's explanation {number(s.other_correlation)}" if s.other_correlation is not None else ""
+                )
+            lines.append(Text(f"  {s.kind:15} {said}   {stored.simulator}, {printable(stored.simulator_model)}"))
+    return lines
+
+
+def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord) -> Text:
+    """Simulated levels under the true ones: a bar under each token of the crop that was scored."""
+    from rich.text import Text
+
+    peak = PEAK_INDEX if x.kind != "random" else int(np.argmax(x.activations))
+    low, high = float(r.expected_levels.min()), float(r.expected_levels.max())
+    line = Text("simulated ", style="dim", no_wrap=True, overflow="ellipsis")
+    line.append("  ")
+    for at in range(max(0, peak - 16), min(len(x.token_ids), peak + 11)):
+        width = Text(printable(page.tokens[int(x.token_ids[at])].text)).cell_len + (2 if at == peak else 0)
+        inside = r.first <= at < r.first + CROP_LENGTH and high > low
+        share = (float(r.expected_levels[at - r.first]) - low) / (high - low) if inside else 0.0
+        line.append((BARS[max(1, round(share * 8))] if inside else " ") * width, style="cyan")
+    return line
+
+
+def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
+    from rich.text import Text
+
+    values = [x.activations for x in exemplars if x.kind == "random"]
+    if not values:
+        return Text()
+    counts, edges = np.histogram(np.concatenate(values), bins=32)
+    heights = np.ceil(8 * np.log1p(counts) / np.log1p(counts.max())).astype(int)
+    return Text(f"  {edges[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {edges[-1]:.3g}  (random records, log counts)")
+
+
+def _defused(text: str) -> str:
+    return "'" + text if text[:1] in "=+-@\t\r" and text else text
