@@ -31,3 +31,6 @@ check: setup
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+demo: setup
+	$(BIN)/neuroexplain demo

@@ -1,0 +1,440 @@
+"""The command line: flags -> configurations, errors -> exit codes. Pipelines are imported when their command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from neuroexplain.cli.progress import draw, say
+from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.types import NeuronId, Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find out what the neurons of a language model do.\n\nBegin with:  neuroexplain demo",
+)
+
+Db = Annotated[str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Database: a file or an SQLAlchemy URL.")]
+RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest finished one unless told.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
+SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="Simulator's model, if another than --local.")]
+DEFAULT_DB = "neuroexplain.db"
+
+
+@app.command(epilog="Example:  neuroexplain collect --model ./llama --dataset 'texts/*.jsonl' --segments 4000")
+def collect(
+    model: Annotated[str, typer.Option(help="Subject: hub name, folder or .gguf file.")],
+    dataset: Annotated[list[str], typer.Option(help="Text: files, a glob, a folder or a hub data set; may be repeated.")],
+    db: Db = DEFAULT_DB,
+    dataset_config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
+    text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, like 0-31 or 3,5; all unless told.")] = None,
+    activation: Annotated[
+        str, typer.Option(help="act: the activation function's output; post: what enters down-projection.")
+    ] = "act",
+    sign: Annotated[str, typer.Option(help="positive, negative or both.")] = "positive",
+    top_k: Annotated[int, typer.Option(help="Strongest records kept of each neuron.")] = 32,
+    segments: Annotated[int | None, typer.Option(help="Segments of 128 tokens to read; all unless told.")] = None,
+    sampling: Annotated[str, typer.Option(help="random or sequential.")] = "random",
+    positions: Annotated[str, typer.Option(help="Which tokens of a segment may be peaks, half open.")] = "64:97",
+    special_peaks: Annotated[bool, typer.Option(help="Whether special tokens may be peaks.")] = True,
+    random_records: Annotated[int, typer.Option(help="Random records kept for comparison.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the order of visit and the random records.")] = 0,
+    batch_size: Annotated[str, typer.Option(help="Segments read at once, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+) -> None:
+    """Read a corpus with a language model and keep each neuron's strongest snippets."""
+    from neuroexplain.cli.selection import parse_layers, parse_positions
+    from neuroexplain.config import CollectConfig
+
+    for name, value, known in (
+        ("--activation", activation, ("act", "post")),
+        ("--sign", sign, ("positive", "negative", "both")),
+        ("--sampling", sampling, ("random", "sequential")),
+        ("--dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+    ):
+        if value not in known:
+            raise NeuroexplainError(f"{name} {value!r} is not one of {', '.join(known)}.")
+    if batch_size != "auto" and not batch_size.isdecimal():
+        raise NeuroexplainError(f"--batch-size {batch_size!r} is neither a number nor auto.")
+    config = CollectConfig(
+        model=model,
+        dataset=tuple(dataset),
+        dataset_config=dataset_config,
+        split=split,
+        text_column=text_column,
+        revision=revision,
+        layers=parse_layers(layers) if layers is not None else None,
+        activation=activation,  # type: ignore[arg-type]
+        sign=sign,  # type: ignore[arg-type]
+        top_k=top_k,
+        segments=segments,
+        sampling=sampling,  # type: ignore[arg-type]
+        positions=parse_positions(positions),
+        special_peaks=special_peaks,
+        random_records=random_records,
+        seed=seed,
+        batch_size=None if batch_size == "auto" else int(batch_size),
+        device=device,
+        dtype=dtype,
+    )
+    from neuroexplain.corpus.documents import find_files
+    from neuroexplain.pipeline.collect import find_finished_run, run_collect
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import count_neurons, load_run
+
+    find_files(config.dataset)
+    with open_store(db, create=True) as store:
+        done = find_finished_run(store, config)
+        if done is not None:
+            say(f"Nothing to do: run {done.id} in {db} was collected with these options.")
+            return
+        draw(run_collect(store, config))
+        run = load_run(store)
+        counts = count_neurons(store, run.id)
+        say(
+            f"Run {run.id} in {db}: {sum(counts.values()):,} neurons of {len(run.layers)} layers from {run.n_tokens:,} tokens, "
+            f"{counts.get('dead', 0):,} dead.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]} --local MODEL"
+        )
+
+
+@app.command(epilog="Example:  neuroexplain explain --neurons 15:0-99 --explainer excerpts --local ./model")
+def explain(
+    db: Db = DEFAULT_DB,
+    layer: Annotated[str | None, typer.Option(help="One layer.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, like 3-5.")] = None,
+    neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
+    explainer: Annotated[str, typer.Option(help="excerpts, or tokens (the baseline, which asks no LLM).")] = "excerpts",
+    local: Local = None,
+    simulator_local: SimulatorLocal = None,
+    no_score: Annotated[bool, typer.Option("--no-score", help="Do not score what is written.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N neurons of the selection.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again where the last answer could not be used.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the LLM's sampling.")] = 0,
+    run_id: RunId = None,
+) -> None:
+    """Let an LLM write a hypothesis for each neuron, and score it on snippets that it has not seen."""
+    from neuroexplain.pipeline.explain import run_explain
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
+
+    with open_store(db) as store:
+        run = load_run(store, run_id)
+        wanted = _select(store, run, layer or layers, neurons)[:limit]
+        if explainer not in ("excerpts", "tokens"):
+            raise NeuroexplainError(f"--explainer {explainer!r} is not one of excerpts, tokens.")
+        engine = _engine(local) if explainer != "tokens" else None
+        simulator = None if no_score else _simulator(simulator_local or local, run, engine)
+        last = draw(run_explain(store, run, wanted, explainer, engine, simulator, seed=seed, retry_failed=retry_failed))
+        from neuroexplain.store.read import count_explanations
+
+        counts = count_explanations(store, run.id)
+        failed = sum(n for name, _, status, n in counts if name == explainer and status not in ("ok", "dead"))
+        say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
+        if failed and last is not None:
+            say(
+                f"{failed:,} could not be explained; ask again with --retry-failed. Why:  neuroexplain show {wanted[0]} --db {db}"
+            )
+            raise typer.Exit(1)
+
+
+@app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
+def score(
+    neurons: Annotated[str, typer.Argument(help="Neurons, like 3:17 or 15:0-99.")],
+    text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
+    db: Db = DEFAULT_DB,
+    local: Local = None,
+    simulator_local: SimulatorLocal = None,
+    run_id: RunId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score stored explanations, or a hypothesis of your own."""
+    from neuroexplain.cli.render import interval, number
+    from neuroexplain.pipeline.explain import run_score
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import list_explanations, list_scores, load_run
+    from neuroexplain.store.write import save_explanation
+    from neuroexplain.types import Explanation, Provenance
+
+    with open_store(db) as store:
+        run = load_run(store, run_id)
+        wanted = _select(store, run, None, neurons)
+        if text is not None and not text.strip():
+            raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
+        simulator = _simulator(simulator_local or local, run, None)
+        if text is not None:
+            mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
+            asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
+        else:
+            asked = [e for n in wanted for e in list_explanations(store, run.id, n, status="ok")]
+        if not asked:
+            raise NeuroexplainError(
+                f"There is no explanation to score. Write one:  neuroexplain explain --neurons {neurons} --db {db}"
+            )
+        draw(run_score(store, run, asked, simulator))
+        found = [s for s in list_scores(store, [e.id for e in asked if e.id is not None]) if s.score.split == "report"]
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json(
+            [{"layer": s.neuron.layer, "neuron": s.neuron.neuron, "simulator": s.simulator, **asdict(s.score)} for s in found]
+        )
+        return
+    for s in found:
+        said = f"{number(s.score.correlation)} ({interval(s.score.ci_low, s.score.ci_high)})"
+        print(
+            f"{s.neuron}  {s.score.kind:15} {said if s.score.status == 'ok' else s.score.status + ': ' + (s.score.reason or '')}"
+        )
+
+
+@app.command(epilog="Example:  neuroexplain query relief --layer 15 --min-score 0.4")
+def query(
+    text: Annotated[str | None, typer.Argument(help="Words that the explanation holds.")] = None,
+    db: Db = DEFAULT_DB,
+    layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least correlation.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Greatest correlation.")] = None,
+    sort: Annotated[str, typer.Option(help="score, activation or neuron.")] = "score",
+    peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
+    show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    run_id: RunId = None,
+) -> None:
+    """Find explanations by text, layer, score or peak token, best first."""
+    from neuroexplain.cli.render import query_csv, query_json, query_table
+    from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import find_token_ids, load_run, query_explanations
+
+    if sort not in ("score", "activation", "neuron"):
+        raise NeuroexplainError(f"--sort {sort!r} is not one of score, activation, neuron.")
+    with open_store(db, read_only=True) as store:
+        run = load_run(store, run_id)
+        peaks = None if peak_token is None else find_token_ids(store, run.id, peak_token)
+        if peaks == []:
+            raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
+        rows = query_explanations(
+            store,
+            run.id,
+            text=text,
+            layers=parse_layers(layer) if layer is not None else None,
+            min_score=min_score,
+            max_score=max_score,
+            sort=sort,
+            peak_token_ids=peaks,
+            chosen_only=not show_all,
+            limit=limit,
+        )
+    if as_json:
+        _print_json(query_json(rows))
+    elif as_csv:
+        sys.stdout.write(query_csv(rows))
+    elif rows:
+        _print(query_table(rows))
+    else:
+        say("No explanation fits. See what there is:  neuroexplain runs --db " + db)
+
+
+@app.command(epilog="Example:  neuroexplain show 15:16")
+def show(
+    neuron: Annotated[str, typer.Argument(help="LAYER:NEURON, both from 0.")],
+    db: Db = DEFAULT_DB,
+    top: Annotated[int, typer.Option(min=1, help="Top records to show.")] = 8,
+    as_json: AsJson = False,
+    run_id: RunId = None,
+) -> None:
+    """Show one neuron: explanations and scores, snippets, statistics, promoted tokens."""
+    from neuroexplain.cli.render import show_json, show_text
+    from neuroexplain.pipeline.page import load_page
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
+    from neuroexplain.types import NeuronId
+
+    try:
+        wanted = NeuronId.parse(neuron)
+    except ValueError as error:
+        raise NeuroexplainError(str(error)) from error
+    with open_store(db, read_only=True) as store:
+        page = load_page(store, load_run(store, run_id), wanted)
+    if as_json:
+        _print_json(show_json(page))
+    else:
+        _print(show_text(page, top=top))
+
+
+@app.command()
+def runs(db: Db = DEFAULT_DB, as_json: AsJson = False) -> None:
+    """List what was collected and explained."""
+    from neuroexplain.cli.render import run_json, runs_table
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import count_explanations, count_neurons, list_runs
+
+    with open_store(db, read_only=True) as store:
+        found = list_runs(store)
+        notes = {}
+        for run in found:
+            parts = [f"{n:,} neurons {status}" for status, n in count_neurons(store, run.id).items()]
+            parts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
+            notes[run.id] = ", ".join(parts)
+    if as_json:
+        _print_json([run_json(run) | {"holds": notes[run.id]} for run in found])
+    elif found:
+        _print(runs_table(found, notes))
+    else:
+        say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
+
+
+@app.command()
+def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
+    """Recompute every score from what is stored, and look for orphans."""
+    from neuroexplain.pipeline.explain import verify_run
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import count_orphans, load_run
+
+    with open_store(db, read_only=True) as store:
+        wrong = list(verify_run(store, load_run(store, run_id)))
+        orphans = count_orphans(store)
+    for line in wrong:
+        say(line)
+    say(f"{len(wrong)} scores differ, {orphans} orphans.")
+    if wrong or orphans:
+        raise typer.Exit(1)
+
+
+@app.command()
+def upgrade(db: Db = DEFAULT_DB) -> None:
+    """Bring a database to this version's schema."""
+    from neuroexplain.store.engine import upgrade_store
+
+    before, after = upgrade_store(db)
+    say(f"{db}: schema version {before} to {after}.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for demo.db.")] = Path(),
+    local: Annotated[str | None, typer.Option("--local", help="Explainer in place of SmolLM2.")] = None,
+    segments: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Collect, explain and score a real small model on real text: offline, without a GPU, in some minutes."""
+    from neuroexplain.pipeline.demo import print_demo, run_demo
+
+    if not out.is_dir():
+        raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
+    db = str(out / "demo.db")
+    draw(run_demo(db, local, segments))
+    _print(print_demo(db))
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app(default_map=_read_defaults())
+    except NeuroexplainError as error:
+        say(f"Error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say("Interrupted. What was finished is kept; the same command goes on from there.")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _read_defaults() -> dict[str, Any]:
+    """Options from neuroexplain.toml in the working folder: one table a command."""
+    file = Path("neuroexplain.toml")
+    if not file.is_file():
+        return {}
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise NeuroexplainError(f"Cannot read {file}: {error}") from error
+    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    for name, options in tables.items():
+        if name not in names or not isinstance(options, dict):
+            raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(names))}.")
+    return {name: {key.replace("-", "_"): value for key, value in options.items()} for name, options in tables.items()}
+
+
+def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> list[NeuronId]:
+    """The neurons named; raises NeuroexplainError where the run does not hold one."""
+    from neuroexplain.cli.selection import parse_layers, parse_neurons
+    from neuroexplain.store.read import list_neuron_ids
+
+    if (layers is None) == (neurons is None):
+        raise NeuroexplainError("Name a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7")
+    if layers is not None:
+        wanted_layers = parse_layers(layers)
+        missing = [one for one in wanted_layers if one not in run.layers]
+        if missing:
+            raise NeuroexplainError(
+                f"Run {run.id} has no layer {missing[0]}: it holds {len(run.layers)} layers, {min(run.layers)} to {max(run.layers)}."
+            )
+        return list_neuron_ids(store, run.id, wanted_layers)
+    wanted = parse_neurons(neurons or "")
+    for one in wanted:
+        if one.layer not in run.layers or one.neuron >= run.d_mlp:
+            raise NeuroexplainError(
+                f"Run {run.id} has no neuron {one}: it holds layers {min(run.layers)} to {max(run.layers)} "
+                f"with {run.d_mlp:,} neurons each, both counted from 0."
+            )
+    return list(wanted)
+
+
+def _engine(local: str | None) -> Any:
+    from neuroexplain.llm.local import LocalEngine
+
+    if local is None:
+        raise NeuroexplainError("No LLM was named to explain. Give one:  --local MODEL (hub name, folder or .gguf file)")
+    say(f"Loading {local} ...")
+    return LocalEngine(local)
+
+
+def _simulator(name: str | None, run: Run, engine: Any) -> Any:
+    from neuroexplain.llm.local import LocalEngine
+    from neuroexplain.llm.simulator import LexicalSimulator
+    from neuroexplain.subject.load import embedded_model
+
+    if engine is None:
+        name = name or embedded_model()
+        say(f"Loading {name} ...")
+        engine = LocalEngine(name)
+    return LexicalSimulator(engine, run.tokenizer_sha256)
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, soft_wrap=False).print(renderable)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=not _speaks_utf8(), allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+if __name__ == "__main__":
+    main()

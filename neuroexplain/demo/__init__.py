@@ -1,0 +1,1 @@
+"""What the demo reads: part of the Brown corpus; see NOTICE."""
