@@ -29,6 +29,7 @@ from neuroexplain.types import (
     SimulatedRecord,
     Simulation,
     Split,
+    StoredScore,
 )
 
 SCORED_SPLITS: tuple[Split, ...] = ("select", "report")
@@ -182,10 +183,11 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
         for score in score_simulation(neuron, simulation):
             key = (simulation.explanation_id, simulation.simulator, simulation.provenance.model, score.split, score.kind)
             if stored.get(key) != score:
-                yield f"{simulation.neuron}, explanation {simulation.explanation_id}: stored {stored.get(key)}, recomputed {score}"
+                what = f"{simulation.neuron}, explanation {simulation.explanation_id}"
+                yield f"{what}: stored {stored.get(key)}, recomputed {score}"
 
 
-def _scores(store: Store, explanations: Sequence[Explanation]):  # type: ignore[no-untyped-def]
+def _scores(store: Store, explanations: Sequence[Explanation]) -> list[StoredScore]:
     return list_scores(store, [e.id for e in explanations if e.id is not None])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,7 +128,7 @@ def _score(
 ) -> Score:
     kinds = KINDS_OF[kind]
     mine = [x for x in records if x.kind in kinds]
-    counts = {"n_tokens": sum(len(x.recorded) for x in mine), "n_records": len(mine)}
+    n_tokens, n_records = sum(len(x.recorded) for x in mine), len(mine)
     status, reason = "ok", None
     missing = [one for one in kinds if not any(x.kind == one for x in mine)]
     if missing:
@@ -138,8 +138,8 @@ def _score(
     elif np.ptp(_join(mine, "simulated")) == 0:
         status, reason = "constant_simulation", "the simulated activations are all equal"
     if status != "ok":
-        nothing = {"ci_reason": reason, "other_reason": other_reason or reason, "calibration_reason": reason}
-        return Score(split, kind, status, None, **counts, reason=reason, **nothing)
+        why = {"ci_reason": reason, "other_reason": other_reason or reason, "calibration_reason": reason}
+        return replace(Score(split, kind, status, None, n_tokens, n_records, reason), **why)
     interval = jackknife_interval(mine, kinds)
     other = None if other_id is None else correlation_score(_join(mine, "other"), _join(mine, "recorded"))
     if other_id is not None and other is None:
@@ -152,7 +152,8 @@ def _score(
         kind,
         status,
         _correlate(mine),
-        **counts,
+        n_tokens,
+        n_records,
         ci_low=None if isinstance(interval, str) else interval[0],
         ci_high=None if isinstance(interval, str) else interval[1],
         ci_reason=interval if isinstance(interval, str) else None,

@@ -237,7 +237,7 @@ def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
     """Neurons of the run by status."""
     query = select(t.neurons.c.status, func.count()).where(t.neurons.c.run_id == run_id).group_by(t.neurons.c.status)
     with store.read() as connection:
-        return {status: count for status, count in connection.execute(query)}
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, int]]:
@@ -261,8 +261,8 @@ def count_orphans(store: Store) -> int:
             t.neurons.c.layer == t.exemplars.c.layer,
             t.neurons.c.neuron == t.exemplars.c.neuron,
         )
-        lost = ~select(t.neurons.c.layer).where(same).exists()
-        orphans += connection.execute(select(func.count()).select_from(t.exemplars).where(lost)).scalar_one()
+        has_neuron = select(t.neurons.c.layer).where(same).exists()
+        orphans += connection.execute(select(func.count()).select_from(t.exemplars).where(~has_neuron)).scalar_one()
     return orphans
 
 

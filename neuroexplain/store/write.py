@@ -43,7 +43,7 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
     """Begin a run with status `running`; `fields` are those of types.Run that are known. Returns its id."""
     with store.write() as connection:
         values = {"status": "running", "started_at": now(), **fields}
-        return int(connection.execute(insert(t.runs).values(**values)).inserted_primary_key[0])
+        return int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
 
 
 def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int) -> None:

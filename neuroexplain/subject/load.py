@@ -62,7 +62,8 @@ class Subject:
 
     def site(self, layer: int, activation: str) -> nn.Module:
         """The module whose output (`act`) or input (`post`) is the activation."""
-        return _at(self.layers[layer], self.family.activation if activation == "act" else self.family.down)
+        found: nn.Module = _at(self.layers[layer], self.family.activation if activation == "act" else self.family.down)
+        return found
 
     def output_vectors(self, layer: int) -> Tensor:
         """What each neuron writes to the residual stream, [d_mlp, d_model]."""
@@ -192,7 +193,7 @@ def _check_memory(path: Path, name: str, dtype: torch.dtype, device: torch.devic
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise NeuroexplainError(
-            f"{name} does not fit: its weights take about {needed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free on {device}."
+            f"{name} does not fit: its weights take about {needed / 2**30:.1f} GiB; {device} has {free / 2**30:.1f} GiB free."
         )
 
 

@@ -23,7 +23,7 @@ def read_vocabulary(
     n = min(n, len(unembedding))
     with torch.inference_mode():
         scaled = (unembedding * norm_weight).T
-        for some in output_vectors.split(NEURONS_AT_ONCE):
+        for some in torch.split(output_vectors, NEURONS_AT_ONCE):
             logits = (some @ scaled).float()
             high, low = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
             for part, found in zip(parts, (high.indices, high.values, low.indices, low.values), strict=True):
