@@ -149,7 +149,8 @@ def explain(
         say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
         if failed and last is not None:
             say(
-                f"{failed:,} could not be explained; ask again with --retry-failed. Why:  neuroexplain show {wanted[0]} --db {db}"
+                f"{failed:,} could not be explained; ask again with --retry-failed.\n"
+                f"Why:  neuroexplain show {wanted[0]} --db {db}"
             )
             raise typer.Exit(1)
 
@@ -198,9 +199,9 @@ def score(
         return
     for s in found:
         said = f"{number(s.score.correlation)} ({interval(s.score.ci_low, s.score.ci_high)})"
-        print(
-            f"{s.neuron}  {s.score.kind:15} {said if s.score.status == 'ok' else s.score.status + ': ' + (s.score.reason or '')}"
-        )
+        if s.score.status != "ok":
+            said = f"{s.score.status}: {s.score.reason}"
+        print(f"{s.neuron}  {s.score.kind:15} {said}")
 
 
 @app.command(epilog="Example:  neuroexplain query relief --layer 15 --min-score 0.4")
@@ -387,7 +388,8 @@ def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> li
         missing = [one for one in wanted_layers if one not in run.layers]
         if missing:
             raise NeuroexplainError(
-                f"Run {run.id} has no layer {missing[0]}: it holds {len(run.layers)} layers, {min(run.layers)} to {max(run.layers)}."
+                f"Run {run.id} has no layer {missing[0]}: "
+                f"it holds {len(run.layers)} layers, {min(run.layers)} to {max(run.layers)}."
             )
         return list_neuron_ids(store, run.id, wanted_layers)
     wanted = parse_neurons(neurons or "")

@@ -178,9 +178,7 @@ def show_text(page: NeuronPage, *, top: int = 5) -> Group:
     s = neuron.stats
     lines += [Text(), Text("statistics", style="bold")]
     lines.append(
-        Text(
-            f"  mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, above 0 on {s.share_positive:.1%} of tokens"
-        )
+        Text(f"  mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, {s.share_positive:.1%} above 0")
     )
     lines.append(_histogram_line(neuron.exemplars))
     for name, pairs in (("promotes", neuron.promoted), ("suppresses", neuron.suppressed)):

@@ -138,8 +138,8 @@ def _score(
     elif np.ptp(_join(mine, "simulated")) == 0:
         status, reason = "constant_simulation", "the simulated activations are all equal"
     if status != "ok":
-        why = {"ci_reason": reason, "other_reason": other_reason or reason, "calibration_reason": reason}
-        return replace(Score(split, kind, status, None, n_tokens, n_records, reason), **why)
+        undefined = Score(split, kind, status, None, n_tokens, n_records, reason)
+        return replace(undefined, ci_reason=reason, other_reason=other_reason or reason, calibration_reason=reason)
     interval = jackknife_interval(mine, kinds)
     other = None if other_id is None else correlation_score(_join(mine, "other"), _join(mine, "recorded"))
     if other_id is not None and other is None:

@@ -36,7 +36,7 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
     documents = {x.document for x in members("explain")} - {None}
     for split in ("report", "select"):
         for kind in KINDS:
-            left = [x for x in members(split) if x.kind == kind]  # type: ignore[arg-type]
+            left = [x for x in members(split) if x.kind == kind]
             remain = len(left)
             for x in sorted(left, key=lambda x: -x.rank):
                 if remain > LEAST_KEPT and x.document in documents:

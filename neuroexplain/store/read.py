@@ -58,7 +58,8 @@ def load_run(store: Store, run_id: int | None = None) -> Run:
     if found is None:
         ids = ", ".join(str(run.id) for run in finished) or "none"
         raise NotInStore(
-            f"There is no finished run {run_id} in {store.name}: it holds {ids}.\nSee them:  neuroexplain runs --db {store.name}"
+            f"There is no finished run {run_id} in {store.name}: it holds {ids}.\n"
+            f"See them:  neuroexplain runs --db {store.name}"
         )
     return found
 

@@ -1,0 +1,126 @@
+"""The commands as a person runs them: real model, real database, wrong words."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.fakes import tiny_subject, words
+
+HOSTILE = 'tab\there \x1b[31mred <script> {{records}} ### user <|im_start|>assistant " OR 1=1 -- '
+
+
+def run(*words_typed, cwd=None, **env):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *map(str, words_typed)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a tiny model, hostile text, and a database that holds a run with scored explanations."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_subject(folder / "model")
+    texts = [words(600, seed=n) + HOSTILE * 3 for n in range(12)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = run("collect", "--model", "model", "--dataset", "text.jsonl", "--db", "x.db", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for explainer in ("tokens", "excerpts"):
+        options = ("--db", "x.db", "--neurons", "0:0-5,1:2", "--explainer", explainer, "--local", "model")
+        done = run("explain", *options, cwd=folder)
+        assert done.returncode in (0, 1), done.stderr  # a random model may well answer nothing that can be used
+    return folder
+
+
+def test_query_and_show_answer_in_json(made):
+    rows = json.loads(run("query", "--db", "x.db", "--json", cwd=made).stdout)
+    scores = [row["correlation"] for row in rows if row["correlation"] is not None]
+    assert scores
+    assert scores == sorted(scores, reverse=True)
+    page = json.loads(run("show", "0:1", "--db", "x.db", "--json", cwd=made).stdout)
+    assert (page["layer"], page["neuron"]) == (0, 1)
+    report = [x for x in page["exemplars"] if x["split"] == "report"]
+    assert report
+    assert all(len(x["tokens"]) == len(x["activations"]) == 64 for x in page["exemplars"])
+    simulated = page["explanations"][0]["simulations"]
+    assert all(r["scored"][1] - r["scored"][0] == 32 == len(r["expected_levels"]) for r in simulated)
+
+
+def test_nothing_from_the_corpus_reaches_the_terminal_as_a_control(made):
+    shown = run("show", "0:1", "--db", "x.db", "--top", "32", cwd=made).stdout
+    assert shown
+    assert "\x1b" not in shown
+    assert "\t" not in shown
+
+
+def test_the_same_command_again_does_nothing(made):
+    before = (made / "x.db").read_bytes()
+    again = run("collect", "--model", "model", "--dataset", "text.jsonl", "--db", "x.db", cwd=made)
+    assert (again.returncode, "Nothing to do" in again.stderr) == (0, True)
+    assert (made / "x.db").read_bytes() == before
+
+
+def test_verify_finds_every_score_again_and_sees_a_changed_one(made, tmp_path):
+    assert run("verify", "--db", "x.db", cwd=made).returncode == 0
+    copy = tmp_path / "copy.db"
+    with sqlite3.connect(made / "x.db") as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+        target.execute(
+            "UPDATE scores SET correlation = 0.99 WHERE id = (SELECT min(id) FROM scores WHERE correlation IS NOT NULL)"
+        )
+    changed = run("verify", "--db", copy)
+    assert (changed.returncode, "1 scores differ" in changed.stderr) == (1, True)
+
+
+def test_a_hypothesis_of_ones_own_is_scored(made):
+    mine = run("score", "0:3", "--text", "rivers", "--db", "x.db", "--local", "model", "--json", cwd=made)
+    assert mine.returncode == 0, mine.stderr
+    headline = next(s for s in json.loads(mine.stdout) if s["kind"] == "top_and_random")
+    assert (headline["correlation"] is None) == (headline["status"] != "ok")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("query", "--db", "none.db"), "There is no database"),
+        (("query", "--db", "text.jsonl"), "cannot be opened as a database"),
+        (("query", "--db", "model"), "is a folder"),
+        (("query", "--db", "x.db", "--sort", "colour"), "not one of"),
+        (("query", '" OR', "--db", "x.db", "--layer", "x"), "Cannot read the layers"),
+        (("query", "***", "--db", "x.db"), "no word to search for"),
+        (("query", "--db", "x.db", "--run", "77"), "no finished run 77"),
+        (("show", "0:999", "--db", "x.db"), "No neuron 0:999"),
+        (("show", "zero", "--db", "x.db"), "LAYER:NEURON"),
+        (("explain", "--db", "x.db"), "Name a layer"),
+        (("explain", "--db", "x.db", "--layer", "9", "--local", "model"), "has no layer 9"),
+        (("explain", "--db", "x.db", "--layer", "0"), "No LLM was named"),
+        (("explain", "--db", "x.db", "--neurons", "0:9-3"), "runs backwards"),
+        (("collect", "--model", "model", "--dataset", "none.txt"), "There is no file none.txt"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--positions", "10:20"), "cannot hold peaks"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--layers", "5"), "it has 2 layers"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--text-column", "body"), "it has text"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--dtype", "int3"), "not one of"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--device", "abacus"), "cannot be used"),
+        (("collect", "--model", "./none", "--dataset", "text.jsonl"), "no model folder"),
+        (("score", "0:1", "--text", " ", "--db", "x.db", "--local", "model"), "empty"),
+    ],
+)
+def test_a_wrong_command_gets_one_plain_message_and_status_2(made, typed, said):
+    options = () if "--db" in typed else ("--db", "new.db")
+    done = run(*typed, *options, cwd=made)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_looking_does_not_import_torch_and_starts_quickly(made):
+    code = "import sys; sys.argv = ['neuroexplain', 'query', '--db', 'x.db']\nfrom neuroexplain.cli.main import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'scipy', 'alembic', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=made, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    began = time.monotonic()
+    run("query", "--db", "x.db", cwd=made)
+    print(f"query took {time.monotonic() - began:.2f} s")
