@@ -117,8 +117,15 @@ def test_a_wrong_command_gets_one_plain_message_and_status_2(made, typed, said):
 
 
 def test_looking_does_not_import_torch_and_starts_quickly(made):
-    code = "import sys; sys.argv = ['neuroexplain', 'query', '--db', 'x.db']\nfrom neuroexplain.cli.main import main\n"
-    code += "try:\n    main()\nexcept SystemExit:\n    pass\nprint([m for m in ('torch', 'scipy', 'alembic', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "scipy", "alembic", "transformers")
+    code = f"""import sys
+sys.argv = ["neuroexplain", "query", "--db", "x.db"]
+from neuroexplain.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print([m for m in {heavy} if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=made, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     began = time.monotonic()

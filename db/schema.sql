@@ -1,0 +1,216 @@
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+CREATE TABLE exemplars (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	kind VARCHAR(8) NOT NULL, 
+	segments BLOB NOT NULL, 
+	starts BLOB NOT NULL, 
+	documents BLOB NOT NULL, 
+	token_offsets BLOB NOT NULL, 
+	peaks BLOB NOT NULL, 
+	activations BLOB NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
+	CONSTRAINT uq_exemplars_run_id_layer_neuron_kind UNIQUE (run_id, layer, neuron, kind)
+);
+CREATE TABLE explanations (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	explainer VARCHAR(32) NOT NULL, 
+	candidate INTEGER NOT NULL, 
+	request_key VARCHAR(64) NOT NULL, 
+	chosen BOOLEAN NOT NULL, 
+	status VARCHAR(32) NOT NULL, 
+	text TEXT, 
+	reason TEXT, 
+	reply TEXT, 
+	engine VARCHAR(16) NOT NULL, 
+	engine_version TEXT, 
+	model TEXT NOT NULL, 
+	model_revision TEXT, 
+	prompt_sha256 VARCHAR(64), 
+	sampling JSON NOT NULL, 
+	prompt_tokens INTEGER NOT NULL, 
+	completion_tokens INTEGER NOT NULL, 
+	seconds FLOAT NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
+	CONSTRAINT uq_explanations_run_id_layer_neuron_request_key UNIQUE (run_id, layer, neuron, request_key)
+);
+CREATE VIRTUAL TABLE explanations_fts USING fts5(text, content='explanations', content_rowid='id');
+CREATE TRIGGER explanations_fts_delete AFTER DELETE ON explanations BEGIN
+  INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
+END;
+CREATE TRIGGER explanations_fts_insert AFTER INSERT ON explanations BEGIN
+  INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
+END;
+CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGIN
+  INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
+  INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
+END;
+CREATE INDEX ix_neurons_run_id_max_activation ON neurons (run_id, max_activation);
+CREATE INDEX ix_scores_headline ON scores (run_id, split, kind, correlation);
+CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, split, kind, correlation);
+CREATE INDEX ix_tokens_run_id_text ON tokens (run_id, text);
+CREATE TABLE neurons (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	status VARCHAR(8) NOT NULL, 
+	mean FLOAT NOT NULL, 
+	std FLOAT NOT NULL, 
+	min FLOAT NOT NULL, 
+	max FLOAT NOT NULL, 
+	share_positive FLOAT NOT NULL, 
+	max_activation FLOAT, 
+	PRIMARY KEY (run_id, layer, neuron), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
+CREATE TABLE peak_tokens (
+	run_id INTEGER NOT NULL, 
+	token_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	count INTEGER NOT NULL, 
+	PRIMARY KEY (run_id, token_id, layer, neuron), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
+CREATE TABLE prompts (
+	sha256 VARCHAR(64) NOT NULL, 
+	name VARCHAR(100) NOT NULL, 
+	text TEXT NOT NULL, 
+	PRIMARY KEY (sha256)
+);
+CREATE TABLE runs (
+	id INTEGER NOT NULL, 
+	status VARCHAR(16) NOT NULL, 
+	subject TEXT NOT NULL, 
+	subject_revision TEXT, 
+	dtype VARCHAR(16) NOT NULL, 
+	activation VARCHAR(8) NOT NULL, 
+	layers JSON NOT NULL, 
+	d_mlp INTEGER NOT NULL, 
+	n_layers INTEGER NOT NULL, 
+	top_k INTEGER NOT NULL, 
+	n_random INTEGER NOT NULL, 
+	seed INTEGER NOT NULL, 
+	tokenizer_sha256 VARCHAR(64) NOT NULL, 
+	config JSON NOT NULL, 
+	n_segments INTEGER NOT NULL, 
+	n_documents INTEGER NOT NULL, 
+	n_tokens INTEGER NOT NULL, 
+	started_at VARCHAR(32) NOT NULL, 
+	finished_at VARCHAR(32), 
+	versions JSON NOT NULL, 
+	PRIMARY KEY (id)
+);
+CREATE TABLE scores (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	explanation_id INTEGER NOT NULL, 
+	simulator VARCHAR(32) NOT NULL, 
+	simulator_model TEXT NOT NULL, 
+	split VARCHAR(8) NOT NULL, 
+	kind VARCHAR(16) NOT NULL, 
+	status VARCHAR(32) NOT NULL, 
+	reason TEXT, 
+	correlation FLOAT, 
+	ci_low FLOAT, 
+	ci_high FLOAT, 
+	ci_reason TEXT, 
+	other_correlation FLOAT, 
+	other_explanation_id INTEGER, 
+	other_reason TEXT, 
+	r_squared FLOAT, 
+	absolute_deviation_explained FLOAT, 
+	calibration_reason TEXT, 
+	n_tokens INTEGER NOT NULL, 
+	n_records INTEGER NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
+	CONSTRAINT uq_scores_explanation_id_simulator_simulator_model_split_kind UNIQUE (explanation_id, simulator, simulator_model, split, kind)
+);
+CREATE TABLE segments (
+	run_id INTEGER NOT NULL, 
+	segment INTEGER NOT NULL, 
+	token_ids BLOB NOT NULL, 
+	PRIMARY KEY (run_id, segment), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
+CREATE TABLE simulations (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	explanation_id INTEGER NOT NULL, 
+	simulator VARCHAR(32) NOT NULL, 
+	status VARCHAR(32) NOT NULL, 
+	reason TEXT, 
+	reply TEXT, 
+	kinds BLOB NOT NULL, 
+	ranks BLOB NOT NULL, 
+	firsts BLOB NOT NULL, 
+	expected_levels BLOB NOT NULL, 
+	digit_mass BLOB, 
+	other_levels BLOB, 
+	other_explanation_id INTEGER, 
+	engine VARCHAR(16) NOT NULL, 
+	engine_version TEXT, 
+	model TEXT NOT NULL, 
+	model_revision TEXT, 
+	prompt_sha256 VARCHAR(64), 
+	sampling JSON NOT NULL, 
+	prompt_tokens INTEGER NOT NULL, 
+	completion_tokens INTEGER NOT NULL, 
+	seconds FLOAT NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
+	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
+	CONSTRAINT uq_simulations_explanation_id_simulator_model UNIQUE (explanation_id, simulator, model)
+);
+CREATE TABLE tokens (
+	run_id INTEGER NOT NULL, 
+	token_id INTEGER NOT NULL, 
+	text TEXT NOT NULL, 
+	special BOOLEAN NOT NULL, 
+	PRIMARY KEY (run_id, token_id), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
+CREATE TABLE vocabulary_readings (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	neuron INTEGER NOT NULL, 
+	promoted_ids BLOB NOT NULL, 
+	promoted_logits BLOB NOT NULL, 
+	suppressed_ids BLOB NOT NULL, 
+	suppressed_logits BLOB NOT NULL, 
+	PRIMARY KEY (run_id, layer, neuron), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;

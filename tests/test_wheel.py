@@ -1,0 +1,36 @@
+"""The wheel alone, in an environment without the checkout, has the prompts and the migrations."""
+
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def test_an_installed_wheel_makes_a_database_and_finds_its_prompts(tmp_path):
+    def python(*words, executable=sys.executable, cwd=CHECKOUT):
+        done = subprocess.run([executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
+    wheel = next(tmp_path.glob("*.whl"))
+    python("-m", "venv", str(tmp_path / "empty"))
+    fresh = tmp_path / "empty" / "bin" / "python"
+    python("-m", "pip", "install", "-q", "--no-deps", str(wheel), executable=fresh)
+    packages = python("-c", "import site; print(site.getsitepackages()[0])", executable=fresh).strip()
+    # The requirements come from the environment of the tests: a path in a .pth is not searched for further .pth files,
+    # so the checkout's editable install stays out of sight.
+    (Path(packages) / "requirements.pth").write_text(site.getsitepackages()[0] + "\n")
+    code = """
+import neuroexplain
+from neuroexplain.llm.explainer import EXPLAINERS
+from neuroexplain.store.engine import open_store
+open_store("new.db", create=True).close()
+assert EXPLAINERS["excerpts"].load_prompt().text
+print(neuroexplain.__file__)
+"""
+    where = python("-c", code, executable=fresh, cwd=tmp_path).strip()
+    assert where.startswith(str(tmp_path / "empty"))
+    python("-m", "neuroexplain.cli.main", "runs", "--db", "new.db", executable=fresh, cwd=tmp_path)
