@@ -49,6 +49,16 @@ def test_query_and_show_answer_in_json(made):
     assert all(r["scored"][1] - r["scored"][0] == 32 == len(r["expected_levels"]) for r in simulated)
 
 
+def test_digits_scores_without_a_null_unless_asked(made):
+    options = ("--simulator", "digits", "--local", "model", "--db", "x.db", "--json")
+    done = run("score", "0:2", "--text", "geese", *options, cwd=made)
+    assert done.returncode == 0, done.stderr
+    headline = next(s for s in json.loads(done.stdout) if s["kind"] == "top_and_random")
+    assert headline["other_correlation"] is None
+    assert (headline["correlation"] is None) == (headline["status"] != "ok")
+    assert run("verify", "--db", "x.db", cwd=made).returncode == 0
+
+
 def test_nothing_from_the_corpus_reaches_the_terminal_as_a_control(made):
     shown = run("show", "0:1", "--db", "x.db", "--top", "32", cwd=made).stdout
     assert shown

@@ -29,6 +29,7 @@ RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
 SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="Simulator's model, if another than --local.")]
+SimulatorName = Annotated[str, typer.Option(help="lexical (any model) or digits (needs a capable one).")]
 DEFAULT_DB = "neuroexplain.db"
 
 
@@ -120,6 +121,7 @@ def explain(
     neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
     explainer: Annotated[str, typer.Option(help="excerpts, or tokens (the baseline, which asks no LLM).")] = "excerpts",
     local: Local = None,
+    simulator: SimulatorName = "lexical",
     simulator_local: SimulatorLocal = None,
     no_score: Annotated[bool, typer.Option("--no-score", help="Do not score what is written.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N neurons of the selection.")] = None,
@@ -140,8 +142,8 @@ def explain(
         if explainer not in ("excerpts", "tokens"):
             raise NeuroexplainError(f"--explainer {explainer!r} is not one of excerpts, tokens.")
         engine = _engine(local) if explainer != "tokens" else None
-        simulator = None if no_score else _simulator(simulator_local or local, run, engine)
-        last = draw(run_explain(store, run, wanted, explainer, engine, simulator, seed=seed, retry_failed=retry_failed))
+        simulating = None if no_score else _simulator(simulator, simulator_local, local, run, engine)
+        last = draw(run_explain(store, run, wanted, explainer, engine, simulating, seed=seed, retry_failed=retry_failed))
         from neuroexplain.store.read import count_explanations
 
         counts = count_explanations(store, run.id)
@@ -161,6 +163,7 @@ def score(
     text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
     db: Db = DEFAULT_DB,
     local: Local = None,
+    simulator: SimulatorName = "lexical",
     simulator_local: SimulatorLocal = None,
     run_id: RunId = None,
     as_json: AsJson = False,
@@ -178,7 +181,7 @@ def score(
         wanted = _select(store, run, None, neurons)
         if text is not None and not text.strip():
             raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-        simulator = _simulator(simulator_local or local, run, None)
+        simulating = _simulator(simulator, simulator_local, local, run, None)
         if text is not None:
             mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
             asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
@@ -188,7 +191,7 @@ def score(
             raise NeuroexplainError(
                 f"There is no explanation to score. Write one:  neuroexplain explain --neurons {neurons} --db {db}"
             )
-        draw(run_score(store, run, asked, simulator))
+        draw(run_score(store, run, asked, simulating))
         found = [s for s in list_scores(store, [e.id for e in asked if e.id is not None]) if s.score.split == "report"]
     if as_json:
         from dataclasses import asdict
@@ -411,16 +414,22 @@ def _engine(local: str | None) -> Any:
     return LocalEngine(local)
 
 
-def _simulator(name: str | None, run: Run, engine: Any) -> Any:
+def _simulator(simulator: str, own: str | None, local: str | None, run: Run, engine: Any) -> Any:
+    """The simulator on its own model, else on the explainer's, else `lexical` on the embedded one."""
     from neuroexplain.llm.local import LocalEngine
-    from neuroexplain.llm.simulator import LexicalSimulator
+    from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator
     from neuroexplain.subject.load import embedded_model
 
-    if engine is None:
+    if simulator not in ("digits", "lexical"):
+        raise NeuroexplainError(f"--simulator {simulator!r} is not one of digits, lexical.")
+    name = own or local
+    if simulator == "digits" and name is None:
+        raise NeuroexplainError("The simulator digits needs a capable model:  --simulator-local MODEL")
+    if engine is None or own is not None:
         name = name or embedded_model()
         say(f"Loading {name} ...")
         engine = LocalEngine(name)
-    return LexicalSimulator(engine, run.tokenizer_sha256)
+    return DigitsSimulator(engine) if simulator == "digits" else LexicalSimulator(engine, run.tokenizer_sha256)
 
 
 def _print(renderable: Any) -> None:

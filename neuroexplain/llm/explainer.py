@@ -41,7 +41,7 @@ def parse_reply(text: str) -> str:
         raise LlmReplyError("parse_error", "the answer is reasoning that was cut off", text)
     answer = text.split("</think>")[-1].strip()
     first = answer.splitlines()[0].strip() if answer else ""
-    tidy = first.strip(" \"'*`.").removeprefix("Explanation:").strip()
+    tidy = first.replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
     if not any(c.isalnum() for c in tidy):
         raise LlmReplyError("parse_error", "the answer is empty", text)
     if tidy.lower().startswith(_REFUSALS):

@@ -1,19 +1,112 @@
-"""An explanation and a record's tokens -> predicted activations. SIMULATORS lists all there are."""
+"""An explanation and a record's tokens -> predicted activations.
+
+A simulator is a class with `name`, `engine`, `prompt`, `simulate` and `prompt_tokens`; add one here and name it in
+the command line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.llm.engine import VocabularyEngine
+from neuroexplain.errors import LlmReplyError, NeuroexplainError
+from neuroexplain.llm.engine import Engine, VocabularyEngine
+from neuroexplain.llm.prompts import Prompt, displayed, load_prompt
+from neuroexplain.scoring.levels import expected_level
 from neuroexplain.types import VocabularyEntry
 
 LEXICAL_PROMPT = "Here is a list of {}:"
 
-Predict = Callable[[str, Sequence[int], Mapping[int, VocabularyEntry]], NDArray[np.float32]]
+UNKNOWN = "unknown"  # the mark at each token whose level is asked for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a simulator says of one crop: a level for each token, and for `digits` the mass that fell on level tokens."""
+
+    levels: NDArray[np.float32]  # [n]
+    digit_mass: NDArray[np.float32] | None = None  # [n]
+
+
+class Simulator(Protocol):
+    """Predicts activations from an explanation. A request that fails raises LlmReplyError."""
+
+    name: str
+    engine: Any
+    prompt: Prompt | None
+
+    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction: ...
+
+    def prompt_tokens(self, explanation: str) -> int: ...
+
+
+class DigitsSimulator:
+    """All at once (Bills et al. 2023): every token is followed by a tab and an unknown mark, where the level is read.
+
+    The prompt is built as token ids, piece by piece, so the rows are known by construction. The scale is 0..10 where the
+    model's tokenizer has a single token for 10, else 0..9.
+    """
+
+    name = "digits"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.prompt: Prompt | None = load_prompt("simulate/digits")
+        self.level_token_ids = find_level_tokens(engine.tokenizer)
+        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", UNKNOWN, "\n"))
+
+    def build_prompt(
+        self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]
+    ) -> tuple[list[int], list[int]]:
+        """(token ids, rows): the level of token i is read at the distribution after `rows[i]`, the end of its tab."""
+        assert self.prompt is not None
+        top = len(self.level_token_ids) - 1
+        blanks = {"scale": str(top), "strong": str(top), "middle": str(top - 2), "explanation": displayed(explanation)}
+        ids = list(self.engine.tokenizer(self.prompt.fill(blanks)[0].content + "\n").input_ids)
+        rows = []
+        for token_id in token_ids:
+            ids += self._encode(displayed(vocabulary[int(token_id)].text)) + self._tab
+            rows.append(len(ids) - 1)
+            ids += self._mark + self._newline
+        return ids, rows
+
+    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
+        ids, rows = self.build_prompt(explanation, token_ids, vocabulary)
+        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids)
+        if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
+            raise LlmReplyError("llm_error", f"the engine answered distributions of shape {probabilities.shape}")
+        if np.any(probabilities.sum(axis=1) <= 0):
+            raise LlmReplyError("low_digit_mass", "a token came back without any probability on the levels")
+        levels, mass = expected_level(probabilities)
+        return Prediction(levels.astype(np.float32), mass.astype(np.float32))
+
+    def prompt_tokens(self, explanation: str) -> int:
+        return len(self.build_prompt(explanation, [], {})[0])
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def find_level_tokens(tokenizer: Any) -> list[list[int]]:
+    """For each level the token ids that spell it, with or without a space before it: 0..10, or 0..9 where 10 is no token.
+
+    Raises NeuroexplainError where a digit is no single token.
+    """
+    spellings = []
+    for level in range(11):
+        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in (str(level), f" {level}")]
+        single = sorted({ids[0] for ids in encoded if len(ids) == 1})
+        if not single and level == 10:
+            break
+        if not single:
+            raise NeuroexplainError(f"The simulator's tokenizer has no single token for {level}: use --simulator lexical.")
+        spellings.append(single)
+    return spellings
 
 
 class LexicalSimulator:
@@ -24,6 +117,7 @@ class LexicalSimulator:
     """
 
     name = "lexical"
+    prompt: Prompt | None = None
 
     def __init__(self, engine: VocabularyEngine, subject_tokenizer_sha256: str) -> None:
         self.engine = engine
@@ -32,9 +126,7 @@ class LexicalSimulator:
         self._values = lru_cache(maxsize=256)(self._values_of)
         self._special = set(engine.tokenizer.all_special_ids)
 
-    def simulate(
-        self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]
-    ) -> NDArray[np.float32]:
+    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
         """A value for each token: white space, special tokens and parts of characters get 0."""
         values = self._values(explanation)
         found = np.zeros(len(token_ids), np.float32)
@@ -42,7 +134,7 @@ class LexicalSimulator:
             mapped = self._map(vocabulary[int(token_id)])
             if mapped is not None:
                 found[place] = values[mapped]
-        return found
+        return Prediction(found)
 
     def prompt_tokens(self, explanation: str) -> int:
         return len(self._ids(explanation))

@@ -10,7 +10,7 @@ import numpy as np
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
-from neuroexplain.llm.simulator import LexicalSimulator
+from neuroexplain.llm.simulator import Simulator
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.scoring.correlation import ScoredRecord, score_records
 from neuroexplain.scoring.splits import assign_splits, crop_first
@@ -20,6 +20,7 @@ from neuroexplain.store.read import list_explanations, list_scores, list_simulat
 from neuroexplain.store.write import request_key, save_explanation, save_prompt, save_scores, save_simulation
 from neuroexplain.types import (
     CROP_LENGTH,
+    SCORE_KINDS,
     Explanation,
     Neuron,
     NeuronId,
@@ -33,6 +34,7 @@ from neuroexplain.types import (
 )
 
 SCORED_SPLITS: tuple[Split, ...] = ("select", "report")
+FAILED = ("llm_error", "context_too_long")  # what another attempt may mend
 
 
 def run_explain(
@@ -41,7 +43,7 @@ def run_explain(
     neurons: Sequence[NeuronId],
     explainer_name: str,
     engine: Engine | None,
-    simulator: LexicalSimulator | None,
+    simulator: Simulator | None,
     *,
     seed: int = 0,
     retry_failed: bool = False,
@@ -83,7 +85,7 @@ def run_explain(
         yield from run_score(store, run, written, simulator)
 
 
-def run_score(store: Store, run: Run, explanations: Sequence[Explanation], simulator: LexicalSimulator) -> Iterator[Progress]:
+def run_score(store: Store, run: Run, explanations: Sequence[Explanation], simulator: Simulator) -> Iterator[Progress]:
     """Simulate and score explanations on held-out records, each with another neuron's explanation as the null.
 
     The other is the next neuron, in the order of a stable hash, among these explanations; of the same layer if there is one.
@@ -92,52 +94,56 @@ def run_score(store: Store, run: Run, explanations: Sequence[Explanation], simul
         s.explanation_id
         for s in list_scores(store, [e.id for e in explanations if e.id is not None])
         if (s.simulator, s.simulator_model) == (simulator.name, simulator.engine.model)
-        and s.score.other_explanation_id is not None
+        and (s.score.other_explanation_id is not None or (simulator.name == "digits" and s.score.status not in FAILED))
     }
     for done, explanation in enumerate(explanations, 1):
         if explanation.id not in finished:
             neuron = load_neuron(store, run, explanation.neuron)
-            simulation = simulate(store, run, neuron, explanation, find_other(explanation, explanations), simulator)
+            other = None if simulator.name == "digits" else find_other(explanation, explanations)
+            simulation = simulate(store, run, neuron, explanation, other, simulator)
             stored = save_simulation(store, run.id, simulation)
             save_scores(store, run.id, explanation, simulator.name, simulator.engine.model, score_simulation(neuron, stored))
         yield Progress("scoring", done, len(explanations), "explanations")
 
 
 def simulate(
-    store: Store, run: Run, neuron: Neuron, explanation: Explanation, other: Explanation | None, simulator: LexicalSimulator
+    store: Store, run: Run, neuron: Neuron, explanation: Explanation, other: Explanation | None, simulator: Simulator
 ) -> Simulation:
-    """Predict the crops of all `select` and `report` records from the explanation, and from another neuron's."""
+    """Predict the crops of the scored records from the explanation, and from another neuron's where one is given.
+
+    `digits` costs a request a record, so it reads `report` alone; `lexical` reads `select` too, for calibration. A request
+    that fails makes the whole simulation a failed attempt with its status and reason.
+    """
     assert explanation.text is not None
     assert explanation.id is not None
     splits = assign_splits(neuron.exemplars)
-    records = []
-    for x in neuron.exemplars:
-        if splits[x.kind, x.rank] not in SCORED_SPLITS or x.kind == "bottom":
-            continue
-        first = crop_first(run.seed, neuron.id, x.kind, x.rank)
-        ids = x.token_ids[first : first + CROP_LENGTH].tolist()
-        vocabulary = load_tokens(store, run.id, ids)
-        levels = simulator.simulate(explanation.text, ids, vocabulary)
-        others = None if other is None or other.text is None else simulator.simulate(other.text, ids, vocabulary)
-        records.append(SimulatedRecord(x.kind, x.rank, first, levels, other_levels=others))
-    engine = simulator.engine
+    wanted = ("report",) if simulator.name == "digits" else SCORED_SPLITS
+    engine, prompt = simulator.engine, simulator.prompt
+    if prompt is not None:
+        save_prompt(store, prompt.name, prompt.text)
     provenance = Provenance(
         engine.engine,
         engine.version,
         engine.model,
         engine.revision,
-        None,
+        prompt.sha256 if prompt is not None else None,
         prompt_tokens=simulator.prompt_tokens(explanation.text),
     )
-    return Simulation(
-        explanation.id,
-        neuron.id,
-        simulator.name,
-        "ok",
-        tuple(records),
-        provenance,
-        other_explanation_id=other.id if other is not None else None,
-    )
+    made = Simulation(explanation.id, neuron.id, simulator.name, "ok", (), provenance)
+    records = []
+    try:
+        for x in neuron.exemplars:
+            if splits[x.kind, x.rank] not in wanted or x.kind == "bottom":
+                continue
+            first = crop_first(run.seed, neuron.id, x.kind, x.rank)
+            ids = x.token_ids[first : first + CROP_LENGTH].tolist()
+            vocabulary = load_tokens(store, run.id, ids)
+            mine = simulator.simulate(explanation.text, ids, vocabulary)
+            others = None if other is None or other.text is None else simulator.simulate(other.text, ids, vocabulary).levels
+            records.append(SimulatedRecord(x.kind, x.rank, first, mine.levels, mine.digit_mass, others))
+    except LlmReplyError as error:
+        return replace(made, status=error.status, reason=error.reason, reply=error.reply)
+    return replace(made, records=tuple(records), other_explanation_id=other.id if other is not None else None)
 
 
 def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
@@ -150,11 +156,16 @@ def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
         if split in joined:
             true = by_place[r.kind, r.rank].activations[r.first : r.first + CROP_LENGTH].astype(np.float64)
             other = None if r.other_levels is None else r.other_levels.astype(np.float64)
-            joined[split].append(ScoredRecord(r.kind, r.expected_levels.astype(np.float64), true, other))
-    why = None if simulation.other_explanation_id is not None else "no other explanation in this command"
+            joined[split].append(ScoredRecord(r.kind, r.expected_levels.astype(np.float64), true, other, r.digit_mass))
+    if simulation.status != "ok":
+        failed = (simulation.status, None, 0, 0, simulation.reason)
+        return [Score("report", kind, *failed) for kind in SCORE_KINDS]
+    why: str | None = "not asked for" if simulation.simulator == "digits" else "no other explanation in this command"
+    why = None if simulation.other_explanation_id is not None else why
     return [
         score
         for split in SCORED_SPLITS
+        if split == "report" or joined[split]
         for score in score_records(split, joined[split], joined["select"], simulation.other_explanation_id, why)
     ]
 

@@ -20,6 +20,7 @@ KINDS_OF: Mapping[ScoreKind, tuple[Kind, ...]] = {
     "random": ("random",),
 }
 LEAST_FOR_INTERVAL = 3  # records of each kind
+LEAST_MASS = 0.02  # of a token whose distribution says something about its level
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ScoredRecord:
     simulated: NDArray[np.float64]  # [32]
     recorded: NDArray[np.float64]  # [32], raw activations
     other: NDArray[np.float64] | None = None  # [32], predicted from another neuron's explanation
+    digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
 
 
 def correlation_score(simulated: ArrayLike, recorded: ArrayLike) -> float | None:
@@ -137,6 +139,8 @@ def _score(
         status, reason = "constant_activations", "the true activations are all equal"
     elif np.ptp(_join(mine, "simulated")) == 0:
         status, reason = "constant_simulation", "the simulated activations are all equal"
+    elif (share := _share_with_mass(mine)) < 0.5:
+        status, reason = "low_digit_mass", f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
     if status != "ok":
         undefined = Score(split, kind, status, None, n_tokens, n_records, reason)
         return replace(undefined, ci_reason=reason, other_reason=other_reason or reason, calibration_reason=reason)
@@ -164,6 +168,11 @@ def _score(
         absolute_deviation_explained=None if expected is None else absolute_deviation_explained(expected, recorded),
         calibration_reason="no line can be fitted on the select records" if expected is None else None,
     )
+
+
+def _share_with_mass(records: Sequence[ScoredRecord]) -> float:
+    masses = [x.digit_mass for x in records if x.digit_mass is not None]
+    return float((np.concatenate(masses) >= LEAST_MASS).mean()) if masses else 1.0
 
 
 def _correlate(records: Sequence[ScoredRecord]) -> float | None:
