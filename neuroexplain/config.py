@@ -6,7 +6,7 @@ and what is possible.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
@@ -69,19 +69,27 @@ class CollectConfig:
         return asdict(self) | {"layers": list(self.layers) if self.layers is not None else None}
 
 
+EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "tokens")
+SIMULATOR_NAMES: tuple[SimulatorName, ...] = ("digits", "lexical")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Which engine answers: at most one of `server` and `local`; with neither, the default server."""
 
-    server: str | None = None
-    local: str | None = None
+    server: str | None = None  # URL
+    local: str | None = None  # hub name, folder or .gguf file
     model: str | None = None  # of the server; None: the only one it serves
+    default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.server is not None and self.local is not None:
             raise NeuroexplainError(
                 f"Two engines were named: the server {self.server} and the local model {self.local}. Give one of them."
             )
+        if self.local is not None and self.model is not None:
+            raise NeuroexplainError(f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one.")
 
 
 @dataclass(frozen=True)
@@ -89,20 +97,19 @@ class ScoreConfig:
     """How explanations are scored."""
 
     simulator: SimulatorName = "digits"
-    with_other: bool | None = None  # the null, the score of another neuron's explanation; None: where it is cheap (lexical)
+    engine: EngineConfig | None = None  # the simulator's own; None: the explainer's
 
-    @property
-    def scores_other(self) -> bool:
-        return self.with_other if self.with_other is not None else self.simulator == "lexical"
+    def __post_init__(self) -> None:
+        if self.simulator not in SIMULATOR_NAMES:
+            raise NeuroexplainError(f"--simulator {self.simulator!r} is not one of {', '.join(SIMULATOR_NAMES)}.")
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """`neuroexplain explain`: which neurons, by which explainer, and how they are scored."""
+    """`neuroexplain explain`: which neurons, by which explainer."""
 
     neurons: tuple[NeuronId, ...]
     explainer: ExplainerName = "pairs"
-    score: ScoreConfig | None = ScoreConfig()  # None: --no-score
     seed: int = 0
     retry_failed: bool = False
 
@@ -111,3 +118,9 @@ class ExplainConfig:
             raise NeuroexplainError(
                 "No neuron was named. Give a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7"
             )
+        if self.explainer not in EXPLAINER_NAMES:
+            raise NeuroexplainError(f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINER_NAMES)}.")
+
+    @property
+    def asks_llm(self) -> bool:
+        return self.explainer != "tokens"

@@ -17,6 +17,10 @@ class EngineError(NeuroexplainError):
     """An engine as a whole cannot serve: no server there, no such model, nothing that gives distributions."""
 
 
+class EngineLost(NeuroexplainError):
+    """An engine that answered before does not any more: the run ends, and what was finished is kept."""
+
+
 class LlmReplyError(Exception):
     """One request failed or its reply cannot be used.
 

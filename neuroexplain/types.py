@@ -227,7 +227,7 @@ class SimulatedRecord:
     kind: Kind
     rank: int
     first: int  # the crop's first token in the record
-    expected_levels: NDArray[np.float32]  # [32]
+    expected_levels: NDArray[np.float32]  # [32]; NaN where there is no prediction: such a token is not scored
     digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
     other_levels: NDArray[np.float32] | None = None  # [32], predicted from the other neuron's explanation (the null)
 
@@ -296,6 +296,17 @@ class QueryRow:
     ci_low: float | None
     ci_high: float | None
     max_activation: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An explanation or a simulation that could not be had."""
+
+    neuron: NeuronId
+    what: str  # the explainer, or the explanation and its simulator
+    status: str
+    reason: str | None
+    reply: str | None
 
 
 @dataclass(frozen=True, slots=True)

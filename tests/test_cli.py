@@ -82,7 +82,7 @@ def test_verify_finds_every_score_again_and_sees_a_changed_one(made, tmp_path):
             "UPDATE scores SET correlation = 0.99 WHERE id = (SELECT min(id) FROM scores WHERE correlation IS NOT NULL)"
         )
     changed = run("verify", "--db", copy)
-    assert (changed.returncode, "1 scores differ" in changed.stderr) == (1, True)
+    assert (changed.returncode, "1 faults" in changed.stderr) == (1, True)
 
 
 def test_a_hypothesis_of_ones_own_is_scored(made):
@@ -106,7 +106,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("show", "zero", "--db", "x.db"), "LAYER:NEURON"),
         (("explain", "--db", "x.db"), "Name a layer"),
         (("explain", "--db", "x.db", "--layer", "9", "--local", "model"), "has no layer 9"),
-        (("explain", "--db", "x.db", "--layer", "0"), "No LLM was named"),
+        (("explain", "--db", "x.db", "--layer", "0"), "There is no server at"),
         (("explain", "--db", "x.db", "--neurons", "0:9-3"), "runs backwards"),
         (("collect", "--model", "model", "--dataset", "none.txt"), "There is no file none.txt"),
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--positions", "10:20"), "cannot hold peaks"),

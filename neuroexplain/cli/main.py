@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuroexplain.cli.progress import draw, say
-from neuroexplain.errors import NeuroexplainError
+from neuroexplain.cli.progress import clock, draw, say
+from neuroexplain.errors import EngineLost, NeuroexplainError
 
 if TYPE_CHECKING:
+    from neuroexplain.config import EngineConfig
+    from neuroexplain.pipeline.estimate import Estimate
     from neuroexplain.types import NeuronId, Run
 
 app = typer.Typer(
@@ -27,9 +31,15 @@ app = typer.Typer(
 Db = Annotated[str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Database: a file or an SQLAlchemy URL.")]
 RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest finished one unless told.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+Server = Annotated[str | None, typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.")]
 Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
-SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="Simulator's model, if another than --local.")]
-SimulatorName = Annotated[str, typer.Option(help="lexical (any model) or digits (needs a capable one).")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Which of the server's models.")]
+SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")]
+SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")]
+SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")]
+SimulatorName = Annotated[
+    str, typer.Option("--simulator", help="digits (Bills et al. 2023; a capable model) or lexical (any model, no context).")
+]
 DEFAULT_DB = "neuroexplain.db"
 
 
@@ -119,42 +129,54 @@ def explain(
     layer: Annotated[str | None, typer.Option(help="One layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, like 3-5.")] = None,
     neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
-    explainer: Annotated[str, typer.Option(help="excerpts, or tokens (the baseline, which asks no LLM).")] = "excerpts",
+    explainer: Annotated[
+        str, typer.Option(help="pairs (tokens with levels), excerpts (marked text) or tokens (a baseline that asks no LLM).")
+    ] = "pairs",
+    simulator: SimulatorName = "digits",
+    server: Server = None,
     local: Local = None,
-    simulator: SimulatorName = "lexical",
+    model: ModelName = None,
+    simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
+    simulator_model: SimulatorModel = None,
     no_score: Annotated[bool, typer.Option("--no-score", help="Do not score what is written.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N neurons of the selection.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again where the last answer could not be used.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Of the LLM's sampling.")] = 0,
     run_id: RunId = None,
 ) -> None:
     """Let an LLM write a hypothesis for each neuron, and score it on snippets that it has not seen."""
-    from neuroexplain.pipeline.explain import run_explain
+    from neuroexplain.config import ExplainConfig, ScoreConfig
+
+    own = _engine_config(simulator_server, simulator_local, simulator_model, server)
+    score_config = None if no_score else ScoreConfig(simulator, own)  # type: ignore[arg-type]
+    engine_config = _engine_config(server, local, model) or _default_engine()
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
     with open_store(db) as store:
         run = load_run(store, run_id)
-        wanted = _select(store, run, layer or layers, neurons)[:limit]
-        if explainer not in ("excerpts", "tokens"):
-            raise NeuroexplainError(f"--explainer {explainer!r} is not one of excerpts, tokens.")
-        engine = _engine(local) if explainer != "tokens" else None
-        simulating = None if no_score else _simulator(simulator, simulator_local, local, run, engine)
-        last = draw(run_explain(store, run, wanted, explainer, engine, simulating, seed=seed, retry_failed=retry_failed))
-        from neuroexplain.store.read import count_explanations
+        wanted = tuple(_select(store, run, layer or layers, neurons)[:limit])
+        config = ExplainConfig(wanted, explainer, seed, retry_failed)  # type: ignore[arg-type]
+        from neuroexplain.pipeline.engines import open_engines
+        from neuroexplain.pipeline.estimate import estimate_explain
+        from neuroexplain.pipeline.explain import run_explain
 
-        counts = count_explanations(store, run.id)
-        failed = sum(n for name, _, status, n in counts if name == explainer and status not in ("ok", "dead"))
-        say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
-        if failed and last is not None:
-            say(
-                f"{failed:,} could not be explained; ask again with --retry-failed.\n"
-                f"Why:  neuroexplain show {wanted[0]} --db {db}"
-            )
-            raise typer.Exit(1)
+        with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, simulating):
+            if dry_run:
+                say(_estimate_text(estimate_explain(store, run, config, engine, simulating)))
+                return
+            failed = draw(run_explain(store, run, config, engine, simulating))
+    say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
+    if failed:
+        say(
+            f"{failed:,} explanations or simulations failed; ask again with --retry-failed.\n"
+            f"Why:  neuroexplain query --failed --db {db}"
+        )
+        raise typer.Exit(1)
 
 
 @app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
@@ -162,49 +184,57 @@ def score(
     neurons: Annotated[str, typer.Argument(help="Neurons, like 3:17 or 15:0-99.")],
     text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
     db: Db = DEFAULT_DB,
+    simulator: SimulatorName = "digits",
+    server: Server = None,
     local: Local = None,
-    simulator: SimulatorName = "lexical",
+    model: ModelName = None,
+    simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
+    simulator_model: SimulatorModel = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a request failed.")] = False,
     run_id: RunId = None,
     as_json: AsJson = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
-    from neuroexplain.cli.render import interval, number
-    from neuroexplain.pipeline.explain import run_score
+    from neuroexplain.cli.render import scores_json, scores_text
+    from neuroexplain.config import ScoreConfig
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explanations, list_scores, load_run
     from neuroexplain.store.write import save_explanation
     from neuroexplain.types import Explanation, Provenance
 
+    own = _engine_config(simulator_server, simulator_local, simulator_model, server)
+    score_config = ScoreConfig(simulator, own)  # type: ignore[arg-type]
+    engine_config = _engine_config(server, local, model) or _default_engine()
     with open_store(db) as store:
         run = load_run(store, run_id)
         wanted = _select(store, run, None, neurons)
         if text is not None and not text.strip():
             raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-        simulating = _simulator(simulator, simulator_local, local, run, None)
-        if text is not None:
-            mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
-            asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
-        else:
-            asked = [e for n in wanted for e in list_explanations(store, run.id, n, status="ok")]
-        if not asked:
+        asked = [] if text is not None else [e for n in wanted for e in list_explanations(store, run.id, n, status="ok")]
+        if text is None and not asked:
             raise NeuroexplainError(
                 f"There is no explanation to score. Write one:  neuroexplain explain --neurons {neurons} --db {db}"
             )
-        draw(run_score(store, run, asked, simulating))
-        found = [s for s in list_scores(store, [e.id for e in asked if e.id is not None]) if s.score.split == "report"]
-    if as_json:
-        from dataclasses import asdict
+        from neuroexplain.pipeline.engines import open_engines
+        from neuroexplain.pipeline.score import run_score
 
-        _print_json(
-            [{"layer": s.neuron.layer, "neuron": s.neuron.neuron, "simulator": s.simulator, **asdict(s.score)} for s in found]
-        )
-        return
-    for s in found:
-        said = f"{number(s.score.correlation)} ({interval(s.score.ci_low, s.score.ci_high)})"
-        if s.score.status != "ok":
-            said = f"{s.score.status}: {s.score.reason}"
-        print(f"{s.neuron}  {s.score.kind:15} {said}")
+        with open_engines(run, engine_config, score_config, explains=False, tell=say) as (_, simulating):
+            assert simulating is not None
+            if text is not None:
+                mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
+                asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
+            failed = draw(run_score(store, run, asked, simulating, retry_failed=retry_failed))
+            name = simulating.name, simulating.engine.model
+        found = list_scores(store, [e.id for e in asked if e.id is not None])
+        found = [s for s in found if s.score.split == "report" and (s.simulator, s.simulator_model) == name]
+    if as_json:
+        _print_json(scores_json(found))
+    else:
+        print(scores_text(found))
+    if failed:
+        say(f"{failed:,} simulations failed; ask again with --retry-failed.")
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example:  neuroexplain query relief --layer 15 --min-score 0.4")
@@ -218,20 +248,30 @@ def query(
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="What could not be explained or scored, and why.")] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     run_id: RunId = None,
 ) -> None:
     """Find explanations by text, layer, score or peak token, best first."""
-    from neuroexplain.cli.render import query_csv, query_json, query_table
+    from neuroexplain.cli.render import failures_table, query_csv, query_json, query_table
     from neuroexplain.cli.selection import parse_layers
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import find_token_ids, load_run, query_explanations
+    from neuroexplain.store.read import find_token_ids, list_failures, load_run, query_explanations
 
     if sort not in ("score", "activation", "neuron"):
         raise NeuroexplainError(f"--sort {sort!r} is not one of score, activation, neuron.")
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
+        if failed:
+            failures = list_failures(store, run.id, parse_layers(layer) if layer is not None else None, limit)
+            if as_json:
+                _print_json([asdict(one) for one in failures])
+            elif failures:
+                _print(failures_table(failures))
+            else:
+                say("Nothing failed.")
+            return
         peaks = None if peak_token is None else find_token_ids(store, run.id, peak_token)
         if peaks == []:
             raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
@@ -308,8 +348,8 @@ def runs(db: Db = DEFAULT_DB, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
-    """Recompute every score from what is stored, and look for orphans."""
-    from neuroexplain.pipeline.explain import verify_run
+    """Recompute every score from what is stored, and look for leaks and orphans."""
+    from neuroexplain.pipeline.score import verify_run
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_orphans, load_run
 
@@ -318,7 +358,7 @@ def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
         orphans = count_orphans(store)
     for line in wrong:
         say(line)
-    say(f"{len(wrong)} scores differ, {orphans} orphans.")
+    say(f"{len(wrong)} faults, {orphans} orphans.")
     if wrong or orphans:
         raise typer.Exit(1)
 
@@ -335,7 +375,11 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for demo.db.")] = Path(),
-    local: Annotated[str | None, typer.Option("--local", help="Explainer in place of SmolLM2.")] = None,
+    local: Annotated[
+        str | None, typer.Option("--local", help="Explainer in place of SmolLM2: a model for this process.")
+    ] = None,
+    server: Annotated[str | None, typer.Option("--server", help="Explainer in place of SmolLM2: URL of a vLLM server.")] = None,
+    model: ModelName = None,
     segments: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Collect, explain and score a real small model on real text: offline, without a GPU, in some minutes."""
@@ -344,23 +388,32 @@ def demo(
     if not out.is_dir():
         raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
     db = str(out / "demo.db")
-    draw(run_demo(db, local, segments))
+    draw(run_demo(db, _engine_config(server, local, model), segments))
     _print(print_demo(db))
 
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(default_map=_read_defaults())
     except NeuroexplainError as error:
         say(f"Error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
+        sys.exit(1 if isinstance(error, EngineLost) else 2)
+    except _Interrupted:
         say("Interrupted. What was finished is kept; the same command goes on from there.")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which typer would answer without a word."""
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise _Interrupted
 
 
 def _read_defaults() -> dict[str, Any]:
@@ -405,31 +458,32 @@ def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> li
     return list(wanted)
 
 
-def _engine(local: str | None) -> Any:
-    from neuroexplain.llm.local import LocalEngine
+def _engine_config(server: str | None, local: str | None, model: str | None, base: str | None = None) -> EngineConfig | None:
+    """The engine that was named; None where none was. A model alone is one of the server `base`, or of the default one."""
+    if server is None and local is None and model is None:
+        return None
+    if server is None and local is None:
+        server = base
+    return replace(_default_engine(), server=server, local=local, model=model)
 
-    if local is None:
-        raise NeuroexplainError("No LLM was named to explain. Give one:  --local MODEL (hub name, folder or .gguf file)")
-    say(f"Loading {local} ...")
-    return LocalEngine(local)
+
+def _default_engine() -> EngineConfig:
+    from neuroexplain.config import EngineConfig
+
+    there = {"default_server": os.environ["NEUROEXPLAIN_SERVER"]} if os.environ.get("NEUROEXPLAIN_SERVER") else {}
+    return EngineConfig(**there, api_key=os.environ.get("NEUROEXPLAIN_API_KEY") or None)
 
 
-def _simulator(simulator: str, own: str | None, local: str | None, run: Run, engine: Any) -> Any:
-    """The simulator on its own model, else on the explainer's, else `lexical` on the embedded one."""
-    from neuroexplain.llm.local import LocalEngine
-    from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator
-    from neuroexplain.subject.load import embedded_model
-
-    if simulator not in ("digits", "lexical"):
-        raise NeuroexplainError(f"--simulator {simulator!r} is not one of digits, lexical.")
-    name = own or local
-    if simulator == "digits" and name is None:
-        raise NeuroexplainError("The simulator digits needs a capable model:  --simulator-local MODEL")
-    if engine is None or own is not None:
-        name = name or embedded_model()
-        say(f"Loading {name} ...")
-        engine = LocalEngine(name)
-    return DigitsSimulator(engine) if simulator == "digits" else LexicalSimulator(engine, run.tokenizer_sha256)
+def _estimate_text(estimate: Estimate) -> str:
+    finished = f" ({estimate.n_finished:,} are finished)" if estimate.n_finished else ""
+    if not estimate.n_neurons:
+        return f"Nothing to explain{finished}."
+    at_once = f", {estimate.in_flight} at once: at best {clock(estimate.seconds / estimate.in_flight)}"
+    return (
+        f"{estimate.n_neurons:,} neurons to explain{finished}: about {estimate.n_requests:,} requests with "
+        f"{estimate.n_prompt_tokens:,} prompt tokens.\n"
+        f"One after the other {clock(estimate.seconds)}{at_once if estimate.in_flight > 1 else ''}."
+    )
 
 
 def _print(renderable: Any) -> None:

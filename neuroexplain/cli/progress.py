@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from neuroexplain.cli.render import printable
 from neuroexplain.pipeline.progress import Progress
@@ -12,9 +12,17 @@ from neuroexplain.pipeline.progress import Progress
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
-def draw(events: Iterable[Progress]) -> Progress | None:
-    """Consume a pipeline and show how far it is. Returns the last event, None when there was none."""
-    return _draw_bars(events) if sys.stderr.isatty() else _draw_lines(events)
+def draw(events: Iterable[Progress]) -> int:
+    """Consume a pipeline and show how far it is. Returns how many failed, in all its stages together."""
+    failed: dict[str, int] = {}
+
+    def counted() -> Iterator[Progress]:
+        for event in events:
+            failed[event.stage] = event.failed
+            yield event
+
+    (_draw_bars if sys.stderr.isatty() else _draw_lines)(counted())
+    return sum(failed.values())
 
 
 def say(text: str) -> None:
@@ -22,46 +30,47 @@ def say(text: str) -> None:
     print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
-def _draw_lines(events: Iterable[Progress]) -> Progress | None:
+def _draw_lines(events: Iterable[Progress]) -> None:
     last: Progress | None = None
     began = shown = time.monotonic()
+    before = 0  # what an earlier command had done, which says nothing about the rate
     for event in events:
         now = time.monotonic()
         if event.note is not None:
             say(event.note)
         if last is None or event.stage != last.stage:
             began = shown = now
+            before = event.done
         finished = event.total is not None and event.done >= event.total > 0
         was_finished = last is not None and last.stage == event.stage and last.done == event.done
         if (finished and not was_finished) or now - shown >= LINE_EVERY:
             shown = now
-            say(_line(event, now - began))
+            say(_line(event, event.done - before, now - began))
         last = event
-    return last
 
 
-def _line(event: Progress, seconds: float) -> str:
+def _line(event: Progress, done: int, seconds: float) -> str:
     of = f" of {event.total:,}" if event.total is not None else ""
     text = f"{event.stage}: {event.done:,}{of} {event.unit}".rstrip()
-    if event.done and seconds > 0:
-        text += f", {event.done / seconds:,.1f}/s"
+    if done and seconds > 0:
+        text += f", {done / seconds:,.1f}/s"
         if event.total is not None and event.done < event.total:
-            text += f", {_clock(seconds * (event.total - event.done) / event.done)} left"
+            text += f", {clock(seconds * (event.total - event.done) / done)} left"
     return text + (f", {event.failed:,} failed" if event.failed else "")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 1:02 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _draw_bars(events: Iterable[Progress]) -> Progress | None:
+def _draw_bars(events: Iterable[Progress]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    last: Progress | None = None
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,19 +84,18 @@ def _draw_bars(events: Iterable[Progress]) -> Progress | None:
     with bars:
         tasks = {}
         began = {}
+        before = {}  # what an earlier command had done, which says nothing about the rate
         for event in events:
             if event.note is not None:
                 bars.console.print(printable(event.note), markup=False, highlight=False)
             if event.stage not in tasks:
-                began[event.stage] = time.monotonic()
+                began[event.stage], before[event.stage] = time.monotonic(), event.done
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, unit=event.unit, rate="", failed="")
-            seconds = time.monotonic() - began[event.stage]
+            seconds, done = time.monotonic() - began[event.stage], event.done - before[event.stage]
             bars.update(
                 tasks[event.stage],
                 completed=event.done,
                 total=event.total,
-                rate=f"{event.done / seconds:,.1f}/s" if event.done and seconds > 0.1 else "",
+                rate=f"{done / seconds:,.1f}/s" if done and seconds > 0.1 else "",
                 failed=f", {event.failed:,} failed" if event.failed else "",
             )
-            last = event
-    return last

@@ -11,8 +11,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from neuroexplain.types import CROP_LENGTH, PEAK_INDEX, Exemplar, NeuronPage, QueryRow, Run, SimulatedRecord
+from neuroexplain.types import (
+    CROP_LENGTH,
+    PEAK_INDEX,
+    SCORE_KINDS,
+    Exemplar,
+    Failure,
+    NeuronPage,
+    QueryRow,
+    Run,
+    SimulatedRecord,
+    StoredScore,
+)
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -78,9 +90,9 @@ def show_json(page: NeuronPage) -> dict[str, Any]:
                         "kind": r.kind,
                         "rank": r.rank,
                         "scored": [r.first, r.first + CROP_LENGTH],
-                        "expected_levels": r.expected_levels.tolist(),
+                        "expected_levels": _without_nan(r.expected_levels),
                         "digit_mass": None if r.digit_mass is None else r.digit_mass.tolist(),
-                        "other_levels": None if r.other_levels is None else r.other_levels.tolist(),
+                        "other_levels": None if r.other_levels is None else _without_nan(r.other_levels),
                     }
                     for s in simulations[e.id]
                     for r in s.records
@@ -130,6 +142,46 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
         cells = (str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
+
+
+def failures_table(failures: Sequence[Failure]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("neuron", "what", "status", "reason", "reply"):
+        table.add_column(name, overflow="fold")
+    for one in failures:
+        cells = (str(one.neuron), one.what, one.status, one.reason or "", (one.reply or "")[:200])
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
+    """`score --json`: one object a score."""
+    return [
+        {
+            "layer": s.neuron.layer,
+            "neuron": s.neuron.neuron,
+            "explanation_id": s.explanation_id,
+            "simulator": s.simulator,
+            "simulator_model": s.simulator_model,
+            **asdict(s.score),
+        }
+        for s in scores
+    ]
+
+
+def scores_text(scores: Sequence[StoredScore]) -> str:
+    """One line a score: the headline first."""
+    lines = []
+    for s in sorted(scores, key=lambda s: (s.neuron, s.explanation_id, SCORE_KINDS.index(s.score.kind))):
+        said = f"{number(s.score.correlation)}  {interval(s.score.ci_low, s.score.ci_high)}"
+        if s.score.status != "ok":
+            said = f"{s.score.status}: {s.score.reason}"
+        lines.append(printable(f"{s.neuron}  {s.score.kind:15}  {said}  {s.score.n_records} records").rstrip())
+    return "\n".join(lines)
 
 
 def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
@@ -250,13 +302,14 @@ def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord) -> Text:
     from rich.text import Text
 
     peak = PEAK_INDEX if x.kind != "random" else int(np.argmax(x.activations))
-    low, high = float(r.expected_levels.min()), float(r.expected_levels.max())
+    levels = np.nan_to_num(r.expected_levels)
+    low, high = float(levels.min()), float(levels.max())
     line = Text("simulated ", style="dim", no_wrap=True, overflow="ellipsis")
     line.append("  ")
     for at in range(max(0, peak - 16), min(len(x.token_ids), peak + 11)):
         width = Text(printable(page.tokens[int(x.token_ids[at])].text)).cell_len + (2 if at == peak else 0)
         inside = r.first <= at < r.first + CROP_LENGTH and high > low
-        share = (float(r.expected_levels[at - r.first]) - low) / (high - low) if inside else 0.0
+        share = (float(levels[at - r.first]) - low) / (high - low) if inside else 0.0
         line.append((BARS[max(1, round(share * 8))] if inside else " ") * width, style="cyan")
     return line
 
@@ -270,6 +323,10 @@ def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
     counts, edges = np.histogram(np.concatenate(values), bins=32)
     heights = np.ceil(8 * np.log1p(counts) / np.log1p(counts.max())).astype(int)
     return Text(f"  {edges[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {edges[-1]:.3g}  (random records, log counts)")
+
+
+def _without_nan(values: NDArray[np.float32]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _defused(text: str) -> str:

@@ -29,14 +29,18 @@ class Reply:
 
 
 class Engine(Protocol):
-    """An LLM that answers one request at a time. A request that fails raises LlmReplyError, never a value."""
+    """An LLM. A request that fails raises LlmReplyError, never a value; an engine that is gone raises EngineLost."""
 
     engine: str  # local, server
     version: str
     model: str
     revision: str | None
-    tokenizer: Any  # of the model, as Transformers loads it
-    tokenizer_sha256: str
+    in_flight: int  # requests that may wait at once; above 1 the methods are called from several threads
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own, as Transformers loads it. Raises EngineError where it cannot be had."""
+        ...
 
     def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
         """Answer a chat; models without a chat template read the turns as plain text."""
@@ -45,20 +49,32 @@ class Engine(Protocol):
     def level_distributions(
         self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float64]:
-        """The probability of each level at the token after each row, [rows, n_levels]: spellings of one level are summed."""
+        """The probability of each level at the token after each row, [rows, n_levels]: spellings of one level are summed.
+
+        A cut distribution gives 0 to what it leaves out, so the row's sum is what is known of its mass.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; requests that wait fail at once."""
         ...
 
 
-class VocabularyEngine(Protocol):
+class VocabularyEngine(Engine, Protocol):
     """An engine that can give the whole next-token distribution, which `lexical` needs."""
 
-    engine: str
-    version: str
-    model: str
-    revision: str | None
-    tokenizer: Any
     tokenizer_sha256: str
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """log p of every token of the vocabulary after the given ones, [vocab]."""
         ...
+
+
+def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """A chat as the ids that the model reads, ready for its answer; without a chat template the turns as plain text."""
+    if tokenizer.chat_template:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        # Reasoning would leak into explanations; templates without that switch ignore it.
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer("\n\n".join(m.content for m in messages)).input_ids)

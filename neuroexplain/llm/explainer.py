@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Message
-from neuroexplain.llm.prompts import Prompt, displayed, load_prompt
+from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.types import PEAK_INDEX, Exemplar, VocabularyEntry
 
@@ -32,7 +32,14 @@ class Explainer:
         return None if self.prompt is None else load_prompt(self.prompt)
 
     def messages(self, prompt: Prompt, records: Sequence[Exemplar], tokens: Tokens) -> list[Message]:
-        return prompt.fill({"records": self.render(records, tokens)})
+        """The prompt's turns; its worked neurons stand before the last, each as a question and its answer."""
+        *before, asked = prompt.fill({"records": self.render(records, tokens)})
+        worked = [
+            turn
+            for neuron in prompt.examples
+            for turn in (Message("user", _numbered(map(level_lines, neuron.records))), Message("assistant", neuron.explanation))
+        ]
+        return [*before, *worked, asked]
 
 
 def parse_reply(text: str) -> str:
@@ -49,6 +56,13 @@ def parse_reply(text: str) -> str:
     if len(tidy) > LONGEST_REPLY:
         raise LlmReplyError("parse_error", f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text)
     return tidy
+
+
+def render_pairs(records: Sequence[Exemplar], tokens: Tokens) -> str:
+    """Every token of the records with its level, scaled by the strongest of all that are shown (Bills et al. 2023)."""
+    maximum = max(float(x.activations.max()) for x in records)
+    shown = (zip(_texts(x, tokens), to_levels(x.activations, maximum).tolist(), strict=True) for x in records)
+    return _numbered(map(level_lines, shown))
 
 
 def render_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
@@ -80,9 +94,18 @@ def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
     return ", ".join(token for token, _ in counted.most_common())
 
 
+def _texts(record: Exemplar, tokens: Tokens) -> list[str]:
+    return [tokens[int(token_id)].text for token_id in record.token_ids]
+
+
+def _numbered(excerpts: Iterable[str]) -> str:
+    return "\n\n".join(f"Excerpt {number}:\n{excerpt}" for number, excerpt in enumerate(excerpts, 1))
+
+
 EXPLAINERS: Mapping[str, Explainer] = {
     one.name: one
     for one in (
+        Explainer("pairs", 5, "explain/pairs", render_pairs),
         Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
         Explainer("tokens", 10, None, list_peak_tokens),
     )

@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.engine import Message, Reply
+from neuroexplain.llm.engine import Message, Reply, chat_token_ids
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
 
 
@@ -20,6 +20,7 @@ class LocalEngine:
     """A model of this process: exact distributions, greedy unless a temperature is asked for."""
 
     engine = "local"
+    in_flight = 1
 
     def __init__(self, name: str, dtype: str = "auto", device: str = "auto") -> None:
         self._model, self.tokenizer, self.revision = load_causal_lm(name, dtype, device)
@@ -29,7 +30,7 @@ class LocalEngine:
 
     def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
         began = time.perf_counter()
-        ids = self._chat_ids(messages)
+        ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
@@ -66,12 +67,8 @@ class LocalEngine:
         found: NDArray[np.float64] = logits.log_softmax(dim=-1).cpu().numpy()
         return found
 
-    def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        if self.tokenizer.chat_template:
-            turns = [{"role": m.role, "content": m.content} for m in messages]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        return list(self.tokenizer("\n\n".join(m.content for m in messages)).input_ids)
+    def close(self) -> None:
+        """Nothing to give back: the model goes with the process."""
 
     def _check_length(self, n_tokens: int) -> None:
         longest = getattr(self._model.config, "max_position_embeddings", None)

@@ -1,7 +1,7 @@
 """An explanation and a record's tokens -> predicted activations.
 
-A simulator is a class with `name`, `engine`, `prompt`, `simulate` and `prompt_tokens`; add one here and name it in
-the command line.
+A simulator is a class with `name`, `engine`, `prompt` and `simulate`: add one here, its name to config.py, and say in
+pipeline/engines.py which engine it runs on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.engine import Engine, VocabularyEngine
-from neuroexplain.llm.prompts import Prompt, displayed, load_prompt
+from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import expected_level
 from neuroexplain.types import VocabularyEntry
 
@@ -29,8 +29,9 @@ UNKNOWN = "unknown"  # the mark at each token whose level is asked for
 class Prediction:
     """What a simulator says of one crop: a level for each token, and for `digits` the mass that fell on level tokens."""
 
-    levels: NDArray[np.float32]  # [n]
+    levels: NDArray[np.float32]  # [n]; NaN where no level was among what the engine gave: no prediction, so not scored
     digit_mass: NDArray[np.float32] | None = None  # [n]
+    prompt_tokens: int = 0  # what it cost
 
 
 class Simulator(Protocol):
@@ -41,8 +42,6 @@ class Simulator(Protocol):
     prompt: Prompt | None
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction: ...
-
-    def prompt_tokens(self, explanation: str) -> int: ...
 
 
 class DigitsSimulator:
@@ -66,7 +65,12 @@ class DigitsSimulator:
         """(token ids, rows): the level of token i is read at the distribution after `rows[i]`, the end of its tab."""
         assert self.prompt is not None
         top = len(self.level_token_ids) - 1
-        blanks = {"scale": str(top), "strong": str(top), "middle": str(top - 2), "explanation": displayed(explanation)}
+        worked = (
+            f"Neuron: {neuron.explanation}\n{level_lines((token, min(level, top)) for token, level in record)}\n"
+            for neuron in self.prompt.examples
+            for record in neuron.records
+        )
+        blanks = {"scale": str(top), "examples": "\n".join(worked), "explanation": displayed(explanation)}
         ids = list(self.engine.tokenizer(self.prompt.fill(blanks)[0].content + "\n").input_ids)
         rows = []
         for token_id in token_ids:
@@ -80,13 +84,10 @@ class DigitsSimulator:
         probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids)
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
             raise LlmReplyError("llm_error", f"the engine answered distributions of shape {probabilities.shape}")
-        if np.any(probabilities.sum(axis=1) <= 0):
-            raise LlmReplyError("low_digit_mass", "a token came back without any probability on the levels")
-        levels, mass = expected_level(probabilities)
-        return Prediction(levels.astype(np.float32), mass.astype(np.float32))
-
-    def prompt_tokens(self, explanation: str) -> int:
-        return len(self.build_prompt(explanation, [], {})[0])
+        levels, mass = np.full(len(rows), np.nan, np.float32), np.zeros(len(rows), np.float32)
+        said = probabilities.sum(axis=1) > 0
+        levels[said], mass[said] = expected_level(probabilities[said])
+        return Prediction(levels, mass, len(ids))
 
     def _encode(self, text: str) -> list[int]:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
@@ -134,10 +135,7 @@ class LexicalSimulator:
             mapped = self._map(vocabulary[int(token_id)])
             if mapped is not None:
                 found[place] = values[mapped]
-        return Prediction(found)
-
-    def prompt_tokens(self, explanation: str) -> int:
-        return len(self._ids(explanation))
+        return Prediction(found, prompt_tokens=0)
 
     def _map(self, token: VocabularyEntry) -> int | None:
         if token.special or not token.text.strip() or "\ufffd" in token.text:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from neuroexplain.cli.render import interval, number, printable, record_line
-from neuroexplain.config import CollectConfig
+from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ExplainerName
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.simulator import LexicalSimulator
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
+from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
@@ -24,11 +26,15 @@ from neuroexplain.types import PEAK_INDEX, NeuronId, Run
 
 SEGMENTS = 1_000
 N_NEURONS = 30
+EXPLAINERS: tuple[ExplainerName, ...] = ("excerpts", "tokens")
 SAMPLED_PER_LAYER = 60  # neurons looked at in each layer
 
 
-def run_demo(db: str, local: str | None, segments: int) -> Iterator[Progress]:
-    """Collect, pick, explain with the LLM and with the baseline, score both. Finished parts are not done again."""
+def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Iterator[Progress]:
+    """Collect, pick, explain with the LLM and with the baseline, score both. Finished parts are not done again.
+
+    The LLM is the embedded model unless `engine_config` names another.
+    """
     began = time.monotonic()
     corpus = str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
     model = embedded_model()
@@ -39,10 +45,12 @@ def run_demo(db: str, local: str | None, segments: int) -> Iterator[Progress]:
         run = load_run(store)
         neurons = pick_neurons(store, run)
         simulator_engine = LocalEngine(model)
-        engine = simulator_engine if local is None else LocalEngine(local)
         simulator = LexicalSimulator(simulator_engine, run.tokenizer_sha256)
-        for explainer in ("excerpts", "tokens"):
-            yield from run_explain(store, run, neurons, explainer, engine, simulator)
+        with ExitStack() as stack:
+            engine = simulator_engine if engine_config is None else open_engine(engine_config, stack, lambda text: None)
+            for explainer in EXPLAINERS:
+                asked = ExplainConfig(tuple(neurons), explainer)
+                yield from run_explain(store, run, asked, engine if asked.asks_llm else None, simulator)
     yield Progress("done", note=f"Took {time.monotonic() - began:.0f} seconds.")
 
 

@@ -28,7 +28,7 @@ class ScoredRecord:
     """The scored tokens of one record: what was predicted and what is true."""
 
     kind: Kind
-    simulated: NDArray[np.float64]  # [32]
+    simulated: NDArray[np.float64]  # [32]; NaN where there is no prediction: such a token is not scored
     recorded: NDArray[np.float64]  # [32], raw activations
     other: NDArray[np.float64] | None = None  # [32], predicted from another neuron's explanation
     digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
@@ -113,8 +113,8 @@ def fit_line(records: Sequence[ScoredRecord]) -> tuple[float, float] | None:
     """Slope and intercept from levels to activations by least squares; None where levels are constant or there are none."""
     if not records:
         return None
-    x, y = _join(records, "simulated"), _join(records, "recorded")
-    if np.ptp(x) == 0:
+    x, y = _join(records)
+    if x.size < 2 or np.ptp(x) == 0:
         return None
     slope = float(((x - x.mean()) @ (y - y.mean())) / ((x - x.mean()) @ (x - x.mean())))
     return slope, float(y.mean() - slope * x.mean())
@@ -130,27 +130,27 @@ def _score(
 ) -> Score:
     kinds = KINDS_OF[kind]
     mine = [x for x in records if x.kind in kinds]
-    n_tokens, n_records = sum(len(x.recorded) for x in mine), len(mine)
+    simulated, recorded = _join(mine)
+    n_tokens, n_records = len(recorded), len(mine)
     status, reason = "ok", None
     missing = [one for one in kinds if not any(x.kind == one for x in mine)]
     if missing:
         status, reason = "no_records", f"no {' and no '.join(missing)} records in the split {split}"
-    elif np.ptp(_join(mine, "recorded")) == 0:
-        status, reason = "constant_activations", "the true activations are all equal"
-    elif np.ptp(_join(mine, "simulated")) == 0:
-        status, reason = "constant_simulation", "the simulated activations are all equal"
     elif (share := _share_with_mass(mine)) < 0.5:
         status, reason = "low_digit_mass", f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+    elif np.ptp(recorded) == 0:
+        status, reason = "constant_activations", "the true activations are all equal"
+    elif np.ptp(simulated) == 0:
+        status, reason = "constant_simulation", "the simulated activations are all equal"
     if status != "ok":
         undefined = Score(split, kind, status, None, n_tokens, n_records, reason)
         return replace(undefined, ci_reason=reason, other_reason=other_reason or reason, calibration_reason=reason)
     interval = jackknife_interval(mine, kinds)
-    other = None if other_id is None else correlation_score(_join(mine, "other"), _join(mine, "recorded"))
+    other = None if other_id is None else correlation_score(*_join(mine, "other"))
     if other_id is not None and other is None:
         other_reason = "the other explanation's simulation is constant"
     line = fit_line([x for x in calibration if x.kind in kinds])
-    expected = None if line is None else line[0] * _join(mine, "simulated") + line[1]
-    recorded = _join(mine, "recorded")
+    expected = None if line is None else line[0] * simulated + line[1]
     return Score(
         split,
         kind,
@@ -176,8 +176,14 @@ def _share_with_mass(records: Sequence[ScoredRecord]) -> float:
 
 
 def _correlate(records: Sequence[ScoredRecord]) -> float | None:
-    return correlation_score(_join(records, "simulated"), _join(records, "recorded")) if records else None
+    return correlation_score(*_join(records)) if records else None
 
 
-def _join(records: Sequence[ScoredRecord], side: str) -> NDArray[np.float64]:
-    return np.concatenate([getattr(x, side) for x in records]).astype(np.float64)
+def _join(records: Sequence[ScoredRecord], side: str = "simulated") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Predicted and true values of all tokens that have a prediction, end to end."""
+    if not records:
+        return np.zeros(0), np.zeros(0)
+    predicted = np.concatenate([getattr(x, side) for x in records]).astype(np.float64)
+    recorded = np.concatenate([x.recorded for x in records]).astype(np.float64)
+    there = ~np.isnan(predicted)
+    return predicted[there], recorded[there]

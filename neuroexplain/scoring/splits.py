@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.types import CROP_LENGTH, KINDS, Exemplar, Kind, NeuronId, Split
@@ -45,9 +45,39 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
     return splits
 
 
+def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int]]) -> list[str]:
+    """What a scored record shares with one that an explainer or a choice among candidates may see; empty if nothing leaks.
+
+    Written apart from assign_splits, from the definition, so that the one can find the other's faults.
+    """
+    splits = assign_splits(exemplars)
+    before = {"select": ("explain",), "report": ("explain", "select")}
+    windows = {(x.kind, x.rank): set(_windows(x.token_ids.tolist())) for x in exemplars}
+    leaks = []
+    for x in exemplars:
+        if (x.kind, x.rank) not in scored:
+            continue
+        mine = splits[x.kind, x.rank]
+        if mine not in before:
+            leaks.append(f"{x.kind} {x.rank} was scored, though its split is {mine}")
+            continue
+        for seen in exemplars:
+            if splits[seen.kind, seen.rank] not in before[mine]:
+                continue
+            if x.segment == seen.segment:
+                leaks.append(f"{x.kind} {x.rank} and {seen.kind} {seen.rank}, which was seen, are of segment {x.segment}")
+            elif windows[x.kind, x.rank] & windows[seen.kind, seen.rank]:
+                leaks.append(f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {seen.kind} {seen.rank}, which was seen")
+    return leaks
+
+
 def crop_first(seed: int, neuron: NeuronId, kind: Kind, rank: int) -> int:
     """The first of the 32 tokens of a record that are simulated and scored, 1..32: the peak may lie anywhere in them."""
     return 1 + stable_hash(seed, neuron.layer, neuron.neuron, kind, rank) % CROP_LENGTH
+
+
+def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:
+    return (tuple(token_ids[i : i + SHARED_TOKENS]) for i in range(len(token_ids) - SHARED_TOKENS + 1))
 
 
 def _token_runs(exemplar: Exemplar) -> set[bytes]:

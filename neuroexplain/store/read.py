@@ -20,6 +20,7 @@ from neuroexplain.types import (
     RECORD_LENGTH,
     Exemplar,
     Explanation,
+    Failure,
     Kind,
     Neuron,
     NeuronId,
@@ -232,6 +233,21 @@ def query_explanations(
         )
         for row in rows
     ]
+
+
+def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
+    """Explanations and simulations whose status is neither ok nor dead, in the order of neurons."""
+    e, s = t.explanations.c, t.simulations.c
+    bad = select(e.layer, e.neuron, e.explainer.label("what"), e.status, e.reason, e.reply)
+    bad = bad.where(e.run_id == run_id, e.status.not_in(("ok", "dead")))
+    unsimulated = select(e.layer, e.neuron, s.simulator.label("what"), s.status, s.reason, s.reply)
+    unsimulated = unsimulated.join(t.explanations, e.id == s.explanation_id).where(s.run_id == run_id, s.status != "ok")
+    if layers is not None:
+        bad, unsimulated = (one.where(e.layer.in_(list(layers))) for one in (bad, unsimulated))
+    both = bad.union_all(unsimulated).order_by("layer", "neuron").limit(limit)
+    with store.read() as connection:
+        rows = connection.execute(both).all()
+    return [Failure(NeuronId(row.layer, row.neuron), row.what, row.status, row.reason, row.reply) for row in rows]
 
 
 def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:

@@ -142,12 +142,25 @@ def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Exp
     return replace(explanation, id=found)
 
 
-def save_simulation(store: Store, run_id: int, simulation: Simulation) -> Simulation:
-    """Store a simulation in place of an earlier one. Returns it as stored: levels rounded to float16, which scores rest on."""
+def as_stored(simulation: Simulation) -> Simulation:
+    """The simulation with its levels rounded to float16, as the store keeps them: what scores are computed from."""
+    rounded = (
+        replace(
+            r,
+            expected_levels=_round(r.expected_levels),
+            digit_mass=None if r.digit_mass is None else _round(r.digit_mass),
+            other_levels=None if r.other_levels is None else _round(r.other_levels),
+        )
+        for r in simulation.records
+    )
+    return replace(simulation, records=tuple(rounded))
+
+
+def save_simulation(store: Store, run_id: int, simulation: Simulation, scores: Sequence[Score]) -> None:
+    """Store a simulation and its scores together, in place of earlier ones by the same simulator and model."""
     records = simulation.records
     masses = [r.digit_mass for r in records if r.digit_mass is not None]
     others = [r.other_levels for r in records if r.other_levels is not None]
-    levels = _joined([r.expected_levels for r in records])
     row = {
         "run_id": run_id,
         "explanation_id": simulation.explanation_id,
@@ -158,46 +171,21 @@ def save_simulation(store: Store, run_id: int, simulation: Simulation) -> Simula
         "kinds": np.array([KINDS.index(r.kind) for r in records], np.uint8),
         "ranks": np.array([r.rank for r in records], np.uint8),
         "firsts": np.array([r.first for r in records], np.uint8),
-        "expected_levels": levels,
+        "expected_levels": _joined([r.expected_levels for r in records]),
         "digit_mass": _joined(masses) if records and len(masses) == len(records) else None,
         "other_levels": _joined(others) if records and len(others) == len(records) else None,
         "other_explanation_id": simulation.other_explanation_id,
         **_provenance_row(simulation.provenance),
     }
+    whose = {"explanation_id": simulation.explanation_id, "simulator": simulation.simulator}
+    model = simulation.provenance.model
+    place = {"run_id": run_id, "layer": simulation.neuron.layer, "neuron": simulation.neuron.neuron}
+    same = [t.scores.c[name] == value for name, value in (whose | {"simulator_model": model}).items()]
     with store.write() as connection:
-        found = _upsert_returning_id(connection, store, t.simulations, row, ["explanation_id", "simulator", "model"])
-    rounded = tuple(
-        replace(
-            r,
-            expected_levels=_round(r.expected_levels),
-            digit_mass=None if r.digit_mass is None else _round(r.digit_mass),
-            other_levels=None if r.other_levels is None else _round(r.other_levels),
-        )
-        for r in records
-    )
-    return replace(simulation, id=found, records=rounded)
-
-
-def save_scores(
-    store: Store, run_id: int, explanation: Explanation, simulator: str, simulator_model: str, found: Sequence[Score]
-) -> None:
-    """Store an explanation's scores by one simulator and model, in place of earlier ones."""
-    whose = {
-        "run_id": run_id,
-        "layer": explanation.neuron.layer,
-        "neuron": explanation.neuron.neuron,
-        "explanation_id": explanation.id,
-        "simulator": simulator,
-        "simulator_model": simulator_model,
-    }
-    same = (
-        t.scores.c.explanation_id == explanation.id,
-        t.scores.c.simulator == simulator,
-        t.scores.c.simulator_model == simulator_model,
-    )
-    with store.write() as connection:
+        _upsert_returning_id(connection, store, t.simulations, row, ["explanation_id", "simulator", "model"])
         connection.execute(delete(t.scores).where(*same))
-        _insert_many(connection, insert(t.scores), ({**whose, **asdict(score)} for score in found))
+        rows = ({**place, **whose, "simulator_model": model, **asdict(score)} for score in scores)
+        _insert_many(connection, insert(t.scores), rows)
 
 
 def _insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[str, Any]]) -> None:

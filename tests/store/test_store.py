@@ -11,8 +11,8 @@ from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, open_store
 from neuroexplain.store.packing import pack_activations, pack_token_ids, unpack_activations, unpack_token_ids
 from neuroexplain.store.read import list_explanations, query_explanations
-from neuroexplain.store.write import create_run, save_explanation, save_scores
-from neuroexplain.types import Explanation, NeuronId, Provenance, Score
+from neuroexplain.store.write import create_run, save_explanation, save_simulation
+from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
 
 NOWHERE = Provenance("none", None, "m", None, None)
 
@@ -81,7 +81,8 @@ def test_text_that_no_database_holds_is_replaced(store, run_id):
 
 def test_a_filter_by_score_uses_an_index(store, run_id):
     e = explain(store, run_id, 1, "rivers")
-    save_scores(store, run_id, e, "lexical", "m", [Score("report", "top_and_random", "ok", 0.5, 320, 10)])
+    scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10)]
+    save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
     asked = []
     event.listen(
         store.engine,

@@ -1,0 +1,69 @@
+"""Configurations -> the LLMs that answer: who explains, who simulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from neuroexplain.config import EngineConfig, ScoreConfig
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.llm.engine import Engine
+from neuroexplain.llm.server import ServerEngine
+from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
+from neuroexplain.types import Run
+
+Tell = Callable[[str], None]
+
+
+@contextmanager
+def open_engines(
+    run: Run, config: EngineConfig, score: ScoreConfig | None, *, explains: bool, tell: Tell
+) -> Iterator[tuple[Engine | None, Simulator | None]]:
+    """The explainer's engine, where one is needed, and the simulator, where scores are wanted. Closed at the end.
+
+    The simulator runs on an engine of its own where one is named; else `digits` on the explainer's, `lexical` on the
+    explainer's where that is local, else on the embedded model. Raises NeuroexplainError where one cannot be had.
+    """
+    with ExitStack() as stack:
+        own = score.engine if score is not None else None
+        shares = score is not None and score.simulator == "digits" and own is None
+        engine = open_engine(config, stack, tell) if explains or shares else None
+        if score is None:
+            yield engine, None
+        elif score.simulator == "digits":
+            chosen = engine if own is None else open_engine(own, stack, tell)
+            assert chosen is not None
+            yield engine if explains else None, DigitsSimulator(chosen)
+        else:
+            yield engine, _open_lexical(run, config, own, engine, tell)
+
+
+def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
+    """The engine that is named, else the default server; closed with the stack."""
+    engine: Engine
+    if config.local is not None:
+        from neuroexplain.llm.local import LocalEngine
+
+        tell(f"Loading {config.local} ...")
+        engine = LocalEngine(config.local)
+    else:
+        engine = ServerEngine(config.server or config.default_server, config.model, api_key=config.api_key)
+        tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
+    stack.callback(engine.close)
+    return engine
+
+
+def _open_lexical(run: Run, config: EngineConfig, own: EngineConfig | None, engine: Engine | None, tell: Tell) -> Simulator:
+    from neuroexplain.llm.local import LocalEngine
+    from neuroexplain.subject.load import embedded_model
+
+    if own is not None and own.local is None:
+        raise NeuroexplainError(
+            "The simulator lexical needs the distribution over a whole vocabulary, which a server does not give. "
+            "Name a model for this process:  --simulator-local MODEL, or leave it out for the embedded one"
+        )
+    if own is None and isinstance(engine, LocalEngine):
+        return LexicalSimulator(engine, run.tokenizer_sha256)
+    name = (own.local if own is not None else config.local) or embedded_model()
+    tell(f"Loading {name} ...")
+    return LexicalSimulator(LocalEngine(name), run.tokenizer_sha256)
