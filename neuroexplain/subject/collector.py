@@ -13,7 +13,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import Subject
 from neuroexplain.subject.statistics import RunningStats
-from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records
+from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records, segments_of
 from neuroexplain.subject.vocabulary import read_vocabulary
 from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, CollectedLayer, ExemplarArrays, Kind
 
@@ -60,7 +60,7 @@ class Collector:
             acts = acts[:n]
             for kind, state in self.tops[layer].items():
                 fold_top_k(state, acts if kind == "top" else -acts, segments, hashes, self.positions, allowed)
-            self.stats[layer].fold(acts[:, RANDOM_START:].flatten(0, 1))
+            self.stats[layer].fold(acts[:, RANDOM_START:])
             for row, place in drawn:
                 self.random[layer][place] = acts[row, RANDOM_START:]
 
@@ -87,10 +87,11 @@ class Collector:
 
 
 def _top(state: TopK, kind: Kind, locate: Locate) -> ExemplarArrays:
-    used = (state.keys > EMPTY).cpu().numpy()
-    segments = np.where(used, state.segments().cpu().numpy(), 0)
-    starts = state.starts.cpu().numpy()
-    windows = state.windows.float().cpu().numpy()
+    keys, places = state.best()
+    used = (keys > EMPTY).cpu().numpy()
+    segments = np.where(used, segments_of(keys).cpu().numpy(), 0)
+    starts = state.starts.gather(1, places).cpu().numpy()
+    windows = state.windows.gather(1, places[:, :, None].expand(-1, -1, RECORD_LENGTH)).float().cpu().numpy()
     windows = windows if kind == "top" else -windows
     documents, offsets = _places(segments, starts, starts.astype(np.int64) + PEAK_INDEX, used, locate)
     return ExemplarArrays(

@@ -2,6 +2,9 @@
 
 Candidates are ranked by (activation, descending; segment, ascending). Both go into one integer key, so the order is total and
 `torch.topk` meets no ties. A segment offers its best position only, so the position never decides between candidates.
+
+A candidate that beats a neuron's k-th is written into a free place and stays there. Only when a neuron has no free place left
+are its keys sorted, duplicates and all beyond the k best dropped, and their places freed; windows are never moved.
 """
 
 from __future__ import annotations
@@ -15,30 +18,55 @@ from torch import Tensor
 from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH
 
 EMPTY = torch.iinfo(torch.int64).min  # the key of an unused place: below every candidate's
+SPARE = 16  # places of each neuron beyond k
 _SEGMENT_BITS = 32
 
 
 @dataclass
 class TopK:
-    """The k best records of each neuron so far, best first."""
+    """Each neuron's records so far, in no order: the k best are among them."""
 
-    keys: Int[Tensor, "d_mlp k"]  # int64, see order_keys; EMPTY where unused
-    starts: Int[Tensor, "d_mlp k"]  # uint8, the record's first token in its segment
-    hashes: Int[Tensor, "d_mlp k"]  # int64, of the record's 64 token ids
-    windows: Float[Tensor, "d_mlp k record"]  # the record's activations
+    k: int
+    keys: Int[Tensor, "d_mlp places"]  # int64, see order_keys; EMPTY where unused
+    starts: Int[Tensor, "d_mlp places"]  # uint8, the record's first token in its segment
+    hashes: Int[Tensor, "d_mlp places"]  # int64, of the record's 64 token ids
+    windows: Float[Tensor, "d_mlp places record"]  # the record's activations
+    free: Int[Tensor, "d_mlp spare"]  # int16, places that the next candidates take, the last one first
+    n_free: Int[Tensor, "d_mlp"]
+    least: Int[Tensor, "d_mlp"]  # the k-th key when last sorted: a candidate must be above it
 
     @classmethod
     def empty(cls, d_mlp: int, k: int, dtype: torch.dtype, device: torch.device) -> TopK:
+        places = k + SPARE
         return cls(
-            torch.full((d_mlp, k), EMPTY, dtype=torch.int64, device=device),
-            torch.zeros((d_mlp, k), dtype=torch.uint8, device=device),
-            torch.zeros((d_mlp, k), dtype=torch.int64, device=device),
-            torch.zeros((d_mlp, k, RECORD_LENGTH), dtype=dtype, device=device),
+            k,
+            torch.full((d_mlp, places), EMPTY, dtype=torch.int64, device=device),
+            torch.zeros((d_mlp, places), dtype=torch.uint8, device=device),
+            torch.zeros((d_mlp, places), dtype=torch.int64, device=device),
+            torch.zeros((d_mlp, places, RECORD_LENGTH), dtype=dtype, device=device),
+            torch.arange(k, places, dtype=torch.int16, device=device).expand(d_mlp, SPARE).contiguous(),
+            torch.full((d_mlp,), SPARE, dtype=torch.int64, device=device),
+            torch.full((d_mlp,), EMPTY, dtype=torch.int64, device=device),
         )
 
-    def segments(self) -> Int[Tensor, "d_mlp k"]:
-        """Segment numbers, int64; without meaning where unused."""
-        return (1 << _SEGMENT_BITS) - 1 - (self.keys & ((1 << _SEGMENT_BITS) - 1))
+    def make_room(self, neurons: Int[Tensor, "n"]) -> None:
+        """Keep the k best distinct records of these neurons and free all other places."""
+        ranked, order = rank_distinct(self.keys[neurons], self.hashes[neurons])
+        ranked[:, self.k :] = EMPTY
+        self.keys[neurons] = torch.empty_like(ranked).scatter_(1, order, ranked)
+        self.free[neurons] = order[:, self.k :].to(self.free.dtype)
+        self.n_free[neurons] = SPARE
+        self.least[neurons] = ranked[:, self.k - 1]
+
+    def best(self) -> tuple[Int[Tensor, "d_mlp k"], Int[Tensor, "d_mlp k"]]:
+        """(keys, places) of each neuron's k best distinct records, best first; the key is EMPTY where there are fewer."""
+        ranked, order = rank_distinct(self.keys, self.hashes)
+        return ranked[:, : self.k], order[:, : self.k]
+
+
+def segments_of(keys: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """The segment numbers in keys, int64; without meaning in EMPTY ones."""
+    return (1 << _SEGMENT_BITS) - 1 - (keys & ((1 << _SEGMENT_BITS) - 1))
 
 
 def order_keys(activations: Float[Tensor, "*n"], segments: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -70,62 +98,77 @@ def fold_top_k(
 
     A segment's candidate is its largest activation at one of `positions`, the first of equals; `allowed` bars single ones,
     and a segment without any offers nothing. Of records with the same hash only the first in the order is kept. A neuron's
-    candidates below its k-th key are never looked at.
+    candidates that are not above its k-th key are never looked at.
     """
     offered = acts[:, positions.start : positions.stop]
-    if allowed is not None:
-        offered = offered.masked_fill(~allowed[:, :, None], -torch.inf)
-    peaks, at = offered.max(dim=1)  # [batch, d_mlp]
+    peaks = offered.amax(dim=1)  # [batch, d_mlp]
+    if allowed is not None and not bool(allowed.all()):
+        barred = (~allowed).any(dim=1).nonzero()[:, 0]
+        peaks[barred] = offered[barred].masked_fill(~allowed[barred][:, :, None], -torch.inf).amax(dim=1)
     keys = order_keys(peaks, segments[:, None].expand_as(peaks))
     if allowed is not None:
         keys = keys.masked_fill(~allowed.any(dim=1)[:, None], EMPTY)
-    changed = (keys > state.keys[:, -1]).any(dim=0).nonzero()[:, 0]
-    if not len(changed):
-        return
-    starts = (at[:, changed] + (positions.start - PEAK_INDEX)).T  # [changed, batch]
-    batch = torch.arange(len(acts), device=acts.device)
-    new_hashes = hashes[batch, starts]
-    pool_keys = torch.cat([state.keys[changed], keys[:, changed].T], dim=1)  # [changed, k + batch]
-    pool_hashes = torch.cat([state.hashes[changed], new_hashes], dim=1)
-    pool_starts = torch.cat([state.starts[changed], starts.to(torch.uint8)], dim=1)
-    kept_keys, kept = keep_distinct(pool_keys, pool_hashes, state.keys.shape[1])
-    k = state.keys.shape[1]
-    kept_starts = pool_starts.gather(1, kept)
-    old = kept.clamp(max=k - 1)
-    windows = state.windows[changed].gather(1, old[:, :, None].expand(-1, -1, RECORD_LENGTH))
-    row, place = ((kept >= k) & (kept_keys > EMPTY)).nonzero(as_tuple=True)
-    tokens = kept_starts[row, place].long()[:, None] + torch.arange(RECORD_LENGTH, device=acts.device)
-    windows[row, place] = acts[(kept[row, place] - k)[:, None], tokens, changed[row][:, None]].to(windows.dtype)
-    state.keys[changed] = kept_keys
-    state.starts[changed] = kept_starts
-    state.hashes[changed] = pool_hashes.gather(1, kept)
-    state.windows[changed] = windows
+    most = int((keys > state.least).sum(dim=0).max())
+    _, n_tokens, d_mlp = acts.shape
+    flat = acts.reshape(-1)  # take from a flat tensor is twice as fast as three indices
+    at_positions = torch.arange(positions.start, positions.stop, device=acts.device) * d_mlp
+    at_record = torch.arange(RECORD_LENGTH, device=acts.device) * d_mlp
+    # A chunk of SPARE segments always finds room; later on whole batches do.
+    step = len(acts) if most <= SPARE else SPARE
+    for first in range(0, len(acts), step):
+        some = slice(first, first + step)
+        above = keys[some] > state.least
+        crowded = (above.sum(dim=0) > state.n_free).nonzero()[:, 0]
+        if len(crowded):
+            state.make_room(crowded)
+            above &= keys[some] > state.least
+        row, neuron = above.nonzero(as_tuple=True)
+        if not len(row):
+            continue
+        place = state.free[neuron, state.n_free[neuron] - above.cumsum(dim=0)[row, neuron]].long()
+        state.n_free -= above.sum(dim=0)
+        row = row + first
+        column = row * (n_tokens * d_mlp) + neuron  # in flat, of the segment's token 0
+        at_peak = flat.take(column[:, None] + at_positions) == peaks[row, neuron][:, None]  # [n_above, n_positions]
+        if allowed is not None:
+            at_peak &= allowed[row]
+        starts = at_peak.to(torch.uint8).argmax(dim=1) + (positions.start - PEAK_INDEX)
+        state.keys[neuron, place] = keys[row, neuron]
+        state.starts[neuron, place] = starts.to(torch.uint8)
+        state.hashes[neuron, place] = hashes[row, starts]
+        state.windows[neuron, place] = flat.take((column + starts * d_mlp)[:, None] + at_record)
 
 
 def merge_top_k(one: TopK, other: TopK) -> TopK:
     """The top k of two parts that saw different segments: equal to what one pass over both finds."""
-    k = one.keys.shape[1]
-    keys, kept = keep_distinct(torch.cat([one.keys, other.keys], 1), torch.cat([one.hashes, other.hashes], 1), k)
-    pick = kept[:, :, None].expand(-1, -1, RECORD_LENGTH)
-    return TopK(
-        keys,
-        torch.cat([one.starts, other.starts], 1).gather(1, kept),
-        torch.cat([one.hashes, other.hashes], 1).gather(1, kept),
-        torch.cat([one.windows, other.windows], 1).gather(1, pick),
-    )
+    merged = TopK.empty(len(one.keys), one.k, one.windows.dtype, one.windows.device)
+    names = ("keys", "starts", "hashes", "windows")
+    both = {name: torch.cat([getattr(one, name), getattr(other, name)], dim=1) for name in names}
+    ranked, order = rank_distinct(both["keys"], both["hashes"])
+    order = order[:, : one.k]
+    for name in names[1:]:
+        found = both[name]
+        pick = order if found.dim() == 2 else order[:, :, None].expand(-1, -1, RECORD_LENGTH)
+        getattr(merged, name)[:, : one.k] = found.gather(1, pick)
+    merged.keys[:, : one.k] = ranked[:, : one.k]
+    merged.least = ranked[:, one.k - 1].clone()
+    return merged
 
 
-def keep_distinct(
-    keys: Int[Tensor, "n pool"], hashes: Int[Tensor, "n pool"], k: int
-) -> tuple[Int[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k largest keys of each row, of those with equal hashes only the largest: (keys, places in the pool), best first."""
-    order = keys.argsort(dim=1, descending=True)
-    ranked = keys.gather(1, order)
-    by_hash = hashes.gather(1, order).argsort(dim=1, stable=True)  # equal hashes side by side, the best of them first
-    sorted_hashes = hashes.gather(1, order).gather(1, by_hash)
-    repeats = torch.zeros_like(keys, dtype=torch.bool)
+def rank_distinct(
+    keys: Int[Tensor, "n places"], hashes: Int[Tensor, "n places"]
+) -> tuple[Int[Tensor, "n places"], Int[Tensor, "n places"]]:
+    """Each row's keys, best first, and their places; of keys with equal hashes all but the largest count as EMPTY."""
+    ranked, order = keys.sort(dim=1, descending=True)
+    used = ranked > EMPTY
+    ranked_hashes = hashes.gather(1, order)
+    by_hash = ranked_hashes.argsort(dim=1, stable=True)  # equal hashes side by side, the best of them first
+    sorted_hashes = ranked_hashes.gather(1, by_hash)
+    repeats = torch.zeros_like(used)
     repeats[:, 1:] = sorted_hashes[:, 1:] == sorted_hashes[:, :-1]
-    is_repeat = torch.zeros_like(repeats).scatter_(1, by_hash, repeats)
-    ranked = ranked.masked_fill(is_repeat & (ranked > EMPTY), EMPTY)
-    best, places = ranked.topk(k, dim=1)
-    return best, order.gather(1, places)
+    repeats &= used.gather(1, by_hash)
+    if not bool(repeats.any()):
+        return ranked, order
+    ranked = ranked.masked_fill(torch.zeros_like(repeats).scatter_(1, by_hash, repeats), EMPTY)
+    ranked, again = ranked.sort(dim=1, descending=True)
+    return ranked, order.gather(1, again)
