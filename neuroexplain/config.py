@@ -44,6 +44,8 @@ class CollectConfig:
     batch_size: int | None = None  # None: chosen for the device
     device: str = "auto"
     dtype: str = "auto"
+    shard: tuple[int, int] | None = None  # (2, 8): the second of eight parts
+    checkpoint_every: float = 300.0  # seconds
 
     def __post_init__(self) -> None:
         if not self.dataset:
@@ -61,12 +63,26 @@ class CollectConfig:
             raise NeuroexplainError(f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all")
         if self.batch_size is not None and self.batch_size < 1:
             raise NeuroexplainError(f"--batch-size {self.batch_size} is out of range: 1 or more, or auto")
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            raise NeuroexplainError(f"--shard {self.shard[0]}/{self.shard[1]} is no part: write 1/8 to 8/8")
+        if self.shard is not None and self.batch_size is None:
+            raise NeuroexplainError(
+                "The parts of a collection must be read in the same batch shape, which auto may choose differently on each "
+                "machine. Give a number:  --shard 2/8 --batch-size 64"
+            )
+        if self.checkpoint_every <= 0:
+            raise NeuroexplainError(f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0")
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
 
     def as_json(self) -> dict[str, Any]:
-        """The configuration as JSON values, stored with the run."""
-        return asdict(self) | {"layers": list(self.layers) if self.layers is not None else None}
+        """The configuration as JSON values, stored with the run: all that decides what is collected."""
+        values = asdict(self)
+        del values["checkpoint_every"]
+        for name in ("dataset", "layers", "positions"):
+            values[name] = None if values[name] is None else list(values[name])
+        values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}
+        return values
 
 
 EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "tokens")

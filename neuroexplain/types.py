@@ -110,6 +110,11 @@ class ExemplarArrays:
     peaks: NDArray[np.float32]  # [d_mlp, k]
     activations: NDArray[np.float32]  # [d_mlp, k, 64]
 
+    def counts_mask(self) -> NDArray[np.bool_]:
+        """Which places are used, [d_mlp, k]."""
+        found: NDArray[np.bool_] = np.arange(self.segments.shape[1]) < self.counts[:, None]
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class VocabularyArrays:

@@ -18,7 +18,7 @@ import torch
 
 from neuroexplain.corpus.documents import read_documents
 from neuroexplain.corpus.segments import TokenStream, tokenize
-from neuroexplain.pipeline.collect import BATCH_SIZES
+from neuroexplain.pipeline.collect import CPU_BATCH_SIZE
 from neuroexplain.subject.collector import Collector
 from neuroexplain.subject.load import embedded_model, load_subject
 
@@ -36,7 +36,7 @@ parser.add_argument("--json", action="store_true")
 options = parser.parse_args()
 
 subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
-batch_size = options.batch_size or BATCH_SIZES[subject.device.type]
+batch_size = options.batch_size or (CPU_BATCH_SIZE if subject.device.type == "cpu" else 64)
 text = options.dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
 stream = TokenStream(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))
 order = np.random.default_rng(0).permutation(stream.n_segments)

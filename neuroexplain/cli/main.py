@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tomllib
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neuroexplain.cli.interrupt import Interrupted, stopping
 from neuroexplain.cli.progress import clock, draw, say
 from neuroexplain.errors import EngineLost, NeuroexplainError
 
@@ -67,9 +67,11 @@ def collect(
     batch_size: Annotated[str, typer.Option(help="Segments read at once, or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    shard: Annotated[str | None, typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.")] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
     """Read a corpus with a language model and keep each neuron's strongest snippets."""
-    from neuroexplain.cli.selection import parse_layers, parse_positions
+    from neuroexplain.cli.selection import parse_layers, parse_positions, parse_shard
     from neuroexplain.config import CollectConfig
 
     for name, value, known in (
@@ -102,6 +104,8 @@ def collect(
         batch_size=None if batch_size == "auto" else int(batch_size),
         device=device,
         dtype=dtype,
+        shard=parse_shard(shard) if shard is not None else None,
+        checkpoint_every=checkpoint_every,
     )
     from neuroexplain.corpus.documents import find_files
     from neuroexplain.pipeline.collect import find_finished_run, run_collect
@@ -114,7 +118,7 @@ def collect(
         if done is not None:
             say(f"Nothing to do: run {done.id} in {db} was collected with these options.")
             return
-        draw(run_collect(store, config))
+        draw(run_collect(store, config), stopping)
         run = load_run(store)
         counts = count_neurons(store, run.id)
         say(
@@ -325,8 +329,15 @@ def show(
 
 
 @app.command()
-def runs(db: Db = DEFAULT_DB, as_json: AsJson = False) -> None:
+def runs(
+    db: Db = DEFAULT_DB,
+    as_json: AsJson = False,
+    drop: Annotated[int | None, typer.Option(help="Remove this run and all that belongs to it.")] = None,
+) -> None:
     """List what was collected and explained."""
+    if drop is not None:
+        _drop_run(db, drop)
+        return
     from neuroexplain.cli.render import run_json, runs_table
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_explanations, count_neurons, list_runs
@@ -344,6 +355,30 @@ def runs(db: Db = DEFAULT_DB, as_json: AsJson = False) -> None:
         _print(runs_table(found, notes))
     else:
         say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
+
+
+@app.command(epilog="Example:  neuroexplain merge part1.db part2.db --into whole.db")
+def merge(
+    one: Annotated[str, typer.Argument(metavar="A", help="Database with a part that collect --shard made.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Database with another part.")],
+    into: Annotated[str, typer.Option(help="Database that gets the two joined; made where there is none.")],
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Join parts of different batch shapes, dtypes or devices.")
+    ] = False,
+) -> None:
+    """Join two parts of one collection: equal to collecting both at once. Parts of more are joined two by two."""
+    from neuroexplain.pipeline.merge import run_merge
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
+
+    with open_store(one, read_only=True) as a, open_store(other, read_only=True) as b:
+        parts = (a, load_run(a)), (b, load_run(b))
+        with open_store(into, create=True) as target:
+            draw(run_merge(*parts, target, allow_mixed=allow_mixed))
+            run = load_run(target)
+    missing = run.config.get("shard")
+    left = f" {len(missing['parts'])} of {missing['of']} parts are in it." if missing else " It is whole."
+    say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens.{left}")
 
 
 @app.command()
@@ -394,26 +429,18 @@ def demo(
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGINT, _interrupt)
+    stopping.install()
     try:
         app(default_map=_read_defaults())
     except NeuroexplainError as error:
         say(f"Error: {error}")
         sys.exit(1 if isinstance(error, EngineLost) else 2)
-    except _Interrupted:
-        say("Interrupted. What was finished is kept; the same command goes on from there.")
+    except Interrupted:
+        say("Interrupted. What was finished is kept; run the same command again to go on from there.")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C. Not KeyboardInterrupt, which typer would answer without a word."""
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-    raise _Interrupted
 
 
 def _read_defaults() -> dict[str, Any]:
@@ -430,6 +457,20 @@ def _read_defaults() -> dict[str, Any]:
         if name not in names or not isinstance(options, dict):
             raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(names))}.")
     return {name: {key.replace("-", "_"): value for key, value in options.items()} for name, options in tables.items()}
+
+
+def _drop_run(db: str, run_id: int) -> None:
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import list_runs
+    from neuroexplain.store.write import delete_run
+
+    with open_store(db) as store:
+        known = [run.id for run in list_runs(store)]
+        if run_id not in known:
+            raise NeuroexplainError(f"There is no run {run_id} in {db}: it holds {', '.join(map(str, known)) or 'none'}.")
+        delete_run(store, run_id)
+        store.checkpoint_path(run_id).unlink(missing_ok=True)
+    say(f"Run {run_id} and all that belonged to it is gone from {db}.")
 
 
 def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> list[NeuronId]:

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
+from neuroexplain.cli.interrupt import Stopping
 from neuroexplain.cli.render import printable
 from neuroexplain.pipeline.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
-def draw(events: Iterable[Progress]) -> int:
-    """Consume a pipeline and show how far it is. Returns how many failed, in all its stages together."""
+def draw(events: Generator[Progress], stopping: Stopping | None = None) -> int:
+    """Consume a pipeline and show how far it is. Returns how many failed, in all its stages together.
+
+    With `stopping`, Ctrl-C takes effect between two of its steps, and the pipeline is closed there.
+    """
     failed: dict[str, int] = {}
 
     def counted() -> Iterator[Progress]:
         for event in events:
             failed[event.stage] = event.failed
             yield event
+            if stopping is not None:
+                stopping.gently = True  # from the first step on
+                stopping.check()
 
-    (_draw_bars if sys.stderr.isatty() else _draw_lines)(counted())
+    try:
+        (_draw_bars if sys.stderr.isatty() else _draw_lines)(counted())
+    finally:
+        if stopping is not None:
+            stopping.gently = False
+        events.close()
     return sum(failed.values())
 
 

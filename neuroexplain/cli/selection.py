@@ -35,6 +35,14 @@ def parse_positions(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `2/8`. Whether there is such a part is CollectConfig's to say."""
+    match = re.fullmatch(r"\s*(\d{1,6})/(\d{1,6})\s*", text, re.ASCII)
+    if match is None:
+        raise NeuroexplainError(f"Cannot read the part {text!r}: write it like 2/8, the second of eight")
+    return int(match[1]), int(match[2])
+
+
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 

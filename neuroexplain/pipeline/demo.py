@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from importlib import resources
 from typing import Any
@@ -30,7 +30,7 @@ EXPLAINERS: tuple[ExplainerName, ...] = ("excerpts", "tokens")
 SAMPLED_PER_LAYER = 60  # neurons looked at in each layer
 
 
-def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Iterator[Progress]:
+def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Generator[Progress]:
     """Collect, pick, explain with the LLM and with the baseline, score both. Finished parts are not done again.
 
     The LLM is the embedded model unless `engine_config` names another.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -35,7 +35,7 @@ class ExplainTask:
 
 def run_explain(
     store: Store, run: Run, config: ExplainConfig, engine: Engine | None, simulator: Simulator | None
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Explain the neurons, then score what was written, unless `simulator` is None. Finished work is not done again.
 
     `engine` is None where the explainer asks no LLM. Every result is stored as soon as it is there.

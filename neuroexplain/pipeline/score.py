@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -51,7 +51,7 @@ class SimulateTask:
 
 def run_score(
     store: Store, run: Run, explanations: Sequence[Explanation], simulator: Simulator, *, retry_failed: bool = False
-) -> Iterator[Progress]:
+) -> Generator[Progress]:
     """Simulate and score explanations on held-out records, each result stored as soon as it is there.
 
     With `lexical`, another neuron's explanation is simulated on the same records as the null: the next neuron, in the order of

@@ -42,8 +42,6 @@ def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None
     def _pragmas(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout = 30000")
-        if create:
-            cursor.execute("PRAGMA page_size = 16384")
         if not read_only:
             cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")

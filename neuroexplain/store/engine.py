@@ -28,6 +28,17 @@ class Store:
     def dialect(self) -> str:
         return self.engine.dialect.name
 
+    @property
+    def file(self) -> Path | None:
+        """The database's file; None where it is none."""
+        name = self.engine.url.database
+        return Path(name) if self.dialect == "sqlite" and name not in (None, "", ":memory:") else None
+
+    def checkpoint_path(self, run_id: int) -> Path:
+        """Where a collection's checkpoint lies: beside an SQLite file, for a database elsewhere in the working folder."""
+        name = f"run{run_id}.checkpoint"
+        return Path(f"neuroexplain.{name}") if self.file is None else self.file.with_name(f"{self.file.name}.{name}")
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         with self.engine.connect() as connection:

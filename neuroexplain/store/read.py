@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,9 @@ from neuroexplain.types import (
     CROP_LENGTH,
     KINDS,
     RECORD_LENGTH,
+    CollectedLayer,
     Exemplar,
+    ExemplarArrays,
     Explanation,
     Failure,
     Kind,
@@ -28,10 +30,13 @@ from neuroexplain.types import (
     QueryRow,
     Run,
     Score,
+    Segment,
     SimulatedRecord,
     Simulation,
     Stats,
+    StatsArrays,
     StoredScore,
+    VocabularyArrays,
     VocabularyEntry,
 )
 
@@ -123,6 +128,57 @@ def find_token_ids(store: Store, run_id: int, text: str) -> list[int]:
     query = select(t.tokens.c.token_id).where(t.tokens.c.run_id == run_id, t.tokens.c.text.in_([text, " " + text]))
     with store.read() as connection:
         return list(connection.execute(query.order_by(t.tokens.c.token_id)).scalars())
+
+
+def load_vocabulary(store: Store, run_id: int) -> list[VocabularyEntry]:
+    """The subject's whole vocabulary, by token id."""
+    query = select(t.tokens).where(t.tokens.c.run_id == run_id).order_by(t.tokens.c.token_id)
+    with store.read() as connection:
+        return [VocabularyEntry(row.token_id, row.text, row.special) for row in connection.execute(query)]
+
+
+def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[list[Segment]]:
+    """The stored segments in ascending order, some at a time; their documents stand with the exemplars."""
+    last = -1
+    query = select(t.segments.c.segment, t.segments.c.token_ids).where(t.segments.c.run_id == run_id)
+    while True:
+        with store.read() as connection:
+            some = query.where(t.segments.c.segment > last).order_by(t.segments.c.segment).limit(at_once)
+            found = [Segment(number, unpack_token_ids(blob), ()) for number, blob in connection.execute(some)]
+        if not found:
+            return
+        yield found
+        last = found[-1].segment
+
+
+def load_segment_ids(store: Store, run_id: int, segments: set[int]) -> dict[int, Any]:
+    """The token ids [128] of the given segments."""
+    with store.read() as connection:
+        return _load_segments(connection, run_id, segments)
+
+
+def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
+    """A whole layer as it was saved: the inverse of save_collected_layer. Raises NotInStore where the run lacks it."""
+    where = (t.neurons.c.run_id == run.id, t.neurons.c.layer == layer)
+    with store.read() as connection:
+        rows = connection.execute(select(t.neurons).where(*where).order_by(t.neurons.c.neuron)).all()
+        if len(rows) != run.d_mlp:
+            raise NotInStore(f"Run {run.id} of {store.name} holds {len(rows):,} of {run.d_mlp:,} neurons of layer {layer}.")
+        e, v = t.exemplars.c, t.vocabulary_readings.c
+        exemplars = {
+            kind: _exemplar_arrays(connection.execute(select(t.exemplars).where(*_of_kind(run.id, layer, kind))), run)
+            for kind in connection.execute(select(e.kind).where(e.run_id == run.id, e.layer == layer).distinct()).scalars()
+        }
+        readings = connection.execute(
+            select(t.vocabulary_readings).where(v.run_id == run.id, v.layer == layer).order_by(v.neuron)
+        ).all()
+    names = ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")
+    return CollectedLayer(
+        layer=layer,
+        exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
+        stats=StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
+        vocabulary=VocabularyArrays(*(np.stack([getattr(row, name) for row in readings]) for name in names)),
+    )
 
 
 def list_explanations(
@@ -303,6 +359,34 @@ def _load_segments(connection: Connection, run_id: int, wanted: set[int]) -> dic
         for segment, blob in connection.execute(query.where(t.segments.c.run_id == run_id, t.segments.c.segment.in_(some))):
             found[segment] = unpack_token_ids(blob)
     return found
+
+
+def _of_kind(run_id: int, layer: int, kind: str) -> tuple[Any, ...]:
+    e = t.exemplars.c
+    return e.run_id == run_id, e.layer == layer, e.kind == kind
+
+
+def _exemplar_arrays(rows: Iterable[Row[Any]], run: Run) -> ExemplarArrays:
+    found = {row.neuron: row for row in rows}
+    k = max(len(row.segments) for row in found.values())
+    counts = np.array([len(found[n].segments) if n in found else 0 for n in range(run.d_mlp)])
+    arrays = {
+        name: np.full((run.d_mlp, k), fill, dtype)
+        for name, fill, dtype in (
+            ("segments", 0, np.uint32),
+            ("starts", 0, np.uint8),
+            ("documents", -1, np.int32),
+            ("token_offsets", 0, np.int32),
+            ("peaks", 0, np.float32),
+        )
+    }
+    activations = np.zeros((run.d_mlp, k, RECORD_LENGTH), np.float32)
+    for n, row in found.items():
+        for name in ("segments", "starts", "documents", "token_offsets"):
+            arrays[name][n, : counts[n]] = getattr(row, name)
+        arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, run.dtype)
+        activations[n, : counts[n]] = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
+    return ExemplarArrays(counts, **arrays, activations=activations)
 
 
 def _unpack(row: Row[Any], neuron: NeuronId, dtype: str, ids: Mapping[int, Any]) -> Iterable[Exemplar]:

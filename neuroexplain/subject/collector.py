@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from neuroexplain.subject.load import Subject
 from neuroexplain.subject.statistics import RunningStats
 from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records, segments_of
 from neuroexplain.subject.vocabulary import read_vocabulary
-from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, CollectedLayer, ExemplarArrays, Kind
+from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, SEGMENT_LENGTH, CollectedLayer, ExemplarArrays, Kind
 
 Locate = Callable[[int, int, int], tuple[int, int]]  # (segment, position, record start) -> (document, token offset)
 
@@ -65,6 +66,34 @@ class Collector:
                 self.random[layer][place] = acts[row, RANDOM_START:]
 
         capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+
+    def probe(self, batch_size: int) -> None:
+        """Read a batch of so many segments and keep nothing; raises what the device raises where it does not fit."""
+        token_ids = torch.zeros((batch_size, SEGMENT_LENGTH), dtype=torch.int64, device=self.subject.device)
+        hashes = hash_records(token_ids)
+        segments = torch.arange(batch_size, device=self.subject.device)
+
+        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
+            made = TopK.empty(acts.shape[2], next(iter(self.tops[layer].values())).k, acts.dtype, acts.device)
+            fold_top_k(made, acts, segments, hashes, self.positions)
+            RunningStats(acts.shape[2], acts.device).fold(acts[:, RANDOM_START:])
+
+        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+
+    def state(self) -> dict[str, Any]:
+        """All that was kept so far, as tensors and numbers: what a checkpoint holds. It shares memory with the collector."""
+        return {
+            "tops": {layer: {kind: dict(vars(state)) for kind, state in kinds.items()} for layer, kinds in self.tops.items()},
+            "stats": {layer: dict(vars(stats)) for layer, stats in self.stats.items()},
+            "random": self.random,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.tops = {layer: {k: TopK(**found) for k, found in kinds.items()} for layer, kinds in state["tops"].items()}
+        self.random = state["random"]
+        for layer, found in state["stats"].items():
+            vars(self.stats[layer]).update(found)
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""

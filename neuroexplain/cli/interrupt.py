@@ -1,0 +1,35 @@
+"""Ctrl-C: at once, or, where work in progress would be lost, at the next step."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+class Interrupted(BaseException):
+    """Ctrl-C. Not KeyboardInterrupt, which typer would answer without a word."""
+
+
+class Stopping:
+    """What Ctrl-C does. The first one waits for the next step where `gently` is set; a second one never waits."""
+
+    def __init__(self) -> None:
+        self.gently = False
+        self.asked = False
+
+    def install(self) -> None:
+        signal.signal(signal.SIGINT, self._answer)
+
+    def check(self) -> None:
+        """Called between two steps. Raises Interrupted where a stop was asked for."""
+        if self.asked:
+            raise Interrupted
+
+    def _answer(self, signal_number: int, frame: object) -> None:
+        if not self.gently or self.asked:
+            raise Interrupted
+        self.asked = True
+        print("Stopping after this step ... (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+
+
+stopping = Stopping()

@@ -1,0 +1,180 @@
+"""Interrupted, killed, cut into parts: the result is that of one undisturbed run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from neuroexplain.config import CollectConfig
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.pipeline.merge import run_merge
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import list_runs, load_run
+from neuroexplain.subject.load import load_subject
+from tests.fakes import tiny_subject, words
+
+CONTENT = ("tokens", "neurons", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tiny model, a corpus with repeated documents, and the options that all tests here collect with."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_subject(folder / "model")
+    texts = [words(n, seed=n) for n in (150, 400, 90, 700, 800, 900)] + [words(300, seed=9)] * 3
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = {"model": str(folder / "model"), "dataset": (str(folder / "text.jsonl"),), "top_k": 4, "sign": "both"}
+    return folder, options | {"random_records": 5, "batch_size": 2, "checkpoint_every": 1e-6}
+
+
+def content(db: Path):
+    """All that a finished run holds, without ids and times."""
+    store = open_store(str(db))
+    run = load_run(store)
+    found = {}
+    with store.engine.connect() as connection:
+        for table in CONTENT:
+            rows = connection.exec_driver_sql(f"SELECT * FROM {table}").mappings()  # noqa: S608  (our own names)
+            kept = [{k: v for k, v in row.items() if k not in ("id", "run_id")} for row in rows if row["run_id"] == run.id]
+            found[table] = sorted((tuple(row.values()) for row in kept), key=repr)
+    store.close()
+    return found, run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made, tmp_path_factory):
+    db = tmp_path_factory.mktemp("whole") / "x.db"
+    with open_store(str(db), create=True) as store:
+        list(run_collect(store, CollectConfig(**made[1])))
+    return content(db)[0]
+
+
+@pytest.mark.parametrize("stages", [("collecting", 0), ("collecting", 2), ("collecting", 8), ("saving", 1)])
+def test_stopped_anywhere_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, stages):
+    config = CollectConfig(**made[1] | {"checkpoint_every": 1e6})
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        for event in events:
+            if (event.stage, event.done) == stages:
+                events.close()
+        assert [run.status for run in list_runs(store)] == ["running"]
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any("continuing" in note for note in notes) == (stages != ("collecting", 0))
+    assert content(tmp_path / "x.db")[0] == undisturbed
+    assert sorted(file.name for file in tmp_path.glob("*checkpoint*")) == []
+
+
+def test_other_options_than_the_interrupted_runs_are_named(made, tmp_path):
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, CollectConfig(**made[1]))
+        next(event for event in events if event.done == 4)
+        events.close()
+        with pytest.raises(NeuroexplainError, match=r"top_k: 4 then, 5 now[^;]*runs --drop 1"):
+            next(run_collect(store, CollectConfig(**made[1] | {"top_k": 5})))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(made, undisturbed, tmp_path, monkeypatch):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        next(event for event in events if event.done == 4)
+        with monkeypatch.context() as patched:
+            patched.setattr("torch.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(NeuroexplainError, match=r"No space left on device.*intact"):
+                next(events)
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any("continuing: 4 of" in note for note in notes)
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def command(made, db, *more):
+    options = ("--top-k", 4, "--sign", "both", "--random-records", 5, "--batch-size", 2, "--checkpoint-every", 0.000001)
+    names = ("--model", made[1]["model"], "--dataset", made[1]["dataset"][0], "--db", db)
+    return [sys.executable, "-m", "neuroexplain.cli.main", "collect", *map(str, (*names, *options, *more))]
+
+
+def wait_for_checkpoint(running, folder):
+    while not list(folder.glob("*.checkpoint")):
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03, 0.1])
+def test_killed_at_any_moment_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, pause):
+    with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.PIPE) as running:
+        wait_for_checkpoint(running, tmp_path)
+        time.sleep(pause)
+        running.kill()
+    again = subprocess.run(command(made, tmp_path / "x.db"), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(made, undisturbed, tmp_path):
+    with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.PIPE, text=True) as running:
+        wait_for_checkpoint(running, tmp_path)
+        running.send_signal(signal.SIGINT)
+        said = running.stderr.read()
+    assert (running.returncode, "Traceback" in said) == (130, False), said
+    assert "run the same command again" in said
+    again = subprocess.run(command(made, tmp_path / "x.db"), capture_output=True, text=True, check=False)
+    assert "continuing" in again.stderr
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+@pytest.fixture(scope="module")
+def parts(made, tmp_path_factory):
+    """Three parts of the same collection, each in its database."""
+    folder = tmp_path_factory.mktemp("parts")
+    subject = load_subject(made[1]["model"])
+    for n in (1, 2, 3):
+        with open_store(str(folder / f"{n}.db"), create=True) as store:
+            list(run_collect(store, CollectConfig(**made[1], shard=(n, 3)), subject))
+    return folder
+
+
+def merge(one: Path, other: Path, into: Path, **options):
+    with open_store(str(one)) as a, open_store(str(other)) as b, open_store(str(into), create=True) as c:
+        list(run_merge((a, load_run(a)), (b, load_run(b)), c, **{"allow_mixed": False} | options))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (2, 3, 1)])
+def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path, order):
+    merge(parts / f"{order[0]}.db", parts / f"{order[1]}.db", tmp_path / "two.db")
+    merge(tmp_path / "two.db", parts / f"{order[2]}.db", tmp_path / "all.db")
+    found, run = content(tmp_path / "all.db")
+    assert run.config["shard"] is None
+    for table in CONTENT:
+        if table != "neurons":
+            assert found[table] == undisturbed[table], table
+    for mine, whole in zip(found["neurons"], undisturbed["neurons"], strict=True):
+        assert mine[:3] == whole[:3]
+        assert mine[3:] == pytest.approx(whole[3:], rel=1e-6, abs=1e-7)
+
+
+def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
+    with pytest.raises(NeuroexplainError, match="Part 1 of 3 is in both"):
+        merge(parts / "1.db", parts / "1.db", tmp_path / "x.db")
+    for name, more, said in (
+        ("seed", {"seed": 5, "shard": (2, 3)}, "seed: 0 in .*5 in"),
+        ("of", {"shard": (2, 4)}, "a part of 3, the other of 4"),
+        ("whole", {}, "no part of a collection"),
+        ("mixed", {"shard": (2, 3), "batch_size": 4}, "batch_size: 2 and 4"),
+    ):
+        with open_store(str(tmp_path / f"{name}.db"), create=True) as store:
+            list(run_collect(store, CollectConfig(**made[1] | more)))
+        with pytest.raises(NeuroexplainError, match=said):
+            merge(parts / "1.db", tmp_path / f"{name}.db", tmp_path / "x.db")
+    merge(parts / "1.db", tmp_path / "mixed.db", tmp_path / "y.db", allow_mixed=True)
+
+
+def test_a_part_needs_a_batch_size_and_a_number_that_exists(made):
+    with pytest.raises(NeuroexplainError, match="same batch shape"):
+        CollectConfig(**made[1] | {"batch_size": None}, shard=(1, 2))
+    with pytest.raises(NeuroexplainError, match="is no part"):
+        CollectConfig(**made[1], shard=(3, 2))
