@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 from torch import Tensor
 
 from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH
@@ -28,7 +28,7 @@ class TopK:
 
     k: int
     keys: Int[Tensor, "d_mlp places"]  # int64, see order_keys; EMPTY where unused
-    starts: Int[Tensor, "d_mlp places"]  # uint8, the record's first token in its segment
+    starts: UInt[Tensor, "d_mlp places"]  # uint8, the record's first token in its segment
     hashes: Int[Tensor, "d_mlp places"]  # int64, of the record's 64 token ids
     windows: Float[Tensor, "d_mlp places record"]  # the record's activations
     free: Int[Tensor, "d_mlp spare"]  # int16, places that the next candidates take, the last one first
