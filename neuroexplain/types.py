@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
+    import numpy as np
+    from numpy.typing import NDArray
 
 SEGMENT_LENGTH = 128  # tokens that the subject reads at once
 RECORD_LENGTH = 64  # tokens of a record
@@ -112,6 +113,8 @@ class ExemplarArrays:
 
     def counts_mask(self) -> NDArray[np.bool_]:
         """Which places are used, [d_mlp, k]."""
+        import numpy as np
+
         found: NDArray[np.bool_] = np.arange(self.segments.shape[1]) < self.counts[:, None]
         return found
 

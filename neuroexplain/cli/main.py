@@ -1,6 +1,7 @@
-"""The command line: flags -> configurations, errors -> exit codes. Pipelines are imported when their command runs."""
+"""The command line: flags -> configurations, errors -> exit codes. Pipelines are imported when their command runs.
 
-from __future__ import annotations
+Annotations are no strings here: typer would compile each of them at every start.
+"""
 
 import json
 import os
@@ -473,7 +474,7 @@ def _drop_run(db: str, run_id: int) -> None:
     say(f"Run {run_id} and all that belonged to it is gone from {db}.")
 
 
-def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> list[NeuronId]:
+def _select(store: Any, run: "Run", layers: str | None, neurons: str | None) -> "list[NeuronId]":
     """The neurons named; raises NeuroexplainError where the run does not hold one."""
     from neuroexplain.cli.selection import parse_layers, parse_neurons
     from neuroexplain.store.read import list_neuron_ids
@@ -499,7 +500,7 @@ def _select(store: Any, run: Run, layers: str | None, neurons: str | None) -> li
     return list(wanted)
 
 
-def _engine_config(server: str | None, local: str | None, model: str | None, base: str | None = None) -> EngineConfig | None:
+def _engine_config(server: str | None, local: str | None, model: str | None, base: str | None = None) -> "EngineConfig | None":
     """The engine that was named; None where none was. A model alone is one of the server `base`, or of the default one."""
     if server is None and local is None and model is None:
         return None
@@ -508,14 +509,14 @@ def _engine_config(server: str | None, local: str | None, model: str | None, bas
     return replace(_default_engine(), server=server, local=local, model=model)
 
 
-def _default_engine() -> EngineConfig:
+def _default_engine() -> "EngineConfig":
     from neuroexplain.config import EngineConfig
 
     there = {"default_server": os.environ["NEUROEXPLAIN_SERVER"]} if os.environ.get("NEUROEXPLAIN_SERVER") else {}
     return EngineConfig(**there, api_key=os.environ.get("NEUROEXPLAIN_API_KEY") or None)
 
 
-def _estimate_text(estimate: Estimate) -> str:
+def _estimate_text(estimate: "Estimate") -> str:
     finished = f" ({estimate.n_finished:,} are finished)" if estimate.n_finished else ""
     if not estimate.n_neurons:
         return f"Nothing to explain{finished}."

@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
@@ -27,6 +24,8 @@ from neuroexplain.types import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -138,7 +137,7 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     for name, right in (("neuron", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("neuron", "score"))
     for row in rows:
-        by = f"{row.explainer}, {row.model}" if row.explainer != row.model else row.explainer
+        by = f"{row.explainer}, {short_name(row.model)}" if row.explainer != row.model else row.explainer
         cells = (str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
@@ -195,8 +194,15 @@ def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
     for run in runs:
         layers = f"{len(run.layers)} of {run.n_layers}"
         status = run.status if run.finished_at is None else f"finished {run.finished_at[:16].replace('T', ' ')}"
-        subject = run.subject.rsplit("/", 1)[-1] if run.subject.endswith(".gguf") else run.subject
-        cells = (str(run.id), subject, layers, run.activation, f"{run.n_tokens:,}", status, notes.get(run.id, ""))
+        cells = (
+            str(run.id),
+            short_name(run.subject),
+            layers,
+            run.activation,
+            f"{run.n_tokens:,}",
+            status,
+            notes.get(run.id, ""),
+        )
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -209,7 +215,8 @@ def show_text(page: NeuronPage, *, top: int = 5) -> Group:
     neuron, run = page.neuron, page.run
     lines: list[Text] = [
         Text.assemble(
-            (f"neuron {neuron.id}", "bold"), f"  {neuron.status}, run {run.id}, {run.activation}, {printable(run.subject)}"
+            (f"neuron {neuron.id}", "bold"),
+            f"  {neuron.status}, run {run.id}, {run.activation}, {printable(short_name(run.subject))}",
         )
     ]
     lines.append(Text())
@@ -244,7 +251,7 @@ def record_line(page: NeuronPage, x: Exemplar, strongest: float, *, before: int 
     """A record around its peak, its tokens coloured by activation on a log scale; the peak also stands in brackets."""
     from rich.text import Text
 
-    peak = PEAK_INDEX if x.kind != "random" else int(np.argmax(x.activations))
+    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
     line = Text(f"  {x.activation:8.3g}  ", style="dim", no_wrap=True, overflow="ellipsis")
     for at in range(max(0, peak - before), min(len(x.token_ids), peak + after + 1)):
         token = page.tokens[int(x.token_ids[at])]
@@ -267,6 +274,11 @@ def activation_style(value: float, strongest: float) -> str:
     return f"white on rgb(0,{shade},60)" if value > 0 else f"white on rgb({shade},30,30)"
 
 
+def short_name(model: str) -> str:
+    """A model file by its name alone; hub names and folders as they are."""
+    return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model
+
+
 def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -278,11 +290,11 @@ def interval(low: float | None, high: float | None) -> str:
 def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     from rich.text import Text
 
-    by = f"{e.explainer}, {e.provenance.model}" if e.explainer != e.provenance.model else e.explainer
+    by = f"{e.explainer}, {short_name(e.provenance.model)}" if e.explainer != e.provenance.model else e.explainer
     if e.status != "ok":
         return [Text(f"{e.status} ({printable(by)}): {printable(e.reason or '')}", style="dim")]
     lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {printable(by)}", "dim"))]
-    for stored in page.scores:
+    for stored in sorted(page.scores, key=lambda x: (x.simulator, x.simulator_model, SCORE_KINDS.index(x.score.kind))):
         s = stored.score
         if stored.explanation_id == e.id and s.split == "report":
             if s.status != "ok":
@@ -293,15 +305,16 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
                 said += (
                     f", another neuron's explanation {number(s.other_correlation)}" if s.other_correlation is not None else ""
                 )
-            lines.append(Text(f"  {s.kind:15} {said}   {stored.simulator}, {printable(stored.simulator_model)}"))
+            lines.append(Text(f"  {s.kind:15} {said}   {stored.simulator}, {printable(short_name(stored.simulator_model))}"))
     return lines
 
 
 def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord) -> Text:
     """Simulated levels under the true ones: a bar under each token of the crop that was scored."""
+    import numpy as np
     from rich.text import Text
 
-    peak = PEAK_INDEX if x.kind != "random" else int(np.argmax(x.activations))
+    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
     levels = np.nan_to_num(r.expected_levels)
     low, high = float(levels.min()), float(levels.max())
     line = Text("simulated ", style="dim", no_wrap=True, overflow="ellipsis")
@@ -315,6 +328,7 @@ def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord) -> Text:
 
 
 def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
+    import numpy as np
     from rich.text import Text
 
     values = [x.activations for x in exemplars if x.kind == "random"]

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, event, text
-from sqlalchemy.dialects import postgresql, sqlite
 
 from neuroexplain.errors import NeuroexplainError
 
@@ -66,4 +65,10 @@ def explanations_match(dialect_name: str, query: str) -> ColumnElement[bool]:
 
 def upsert(dialect_name: str, table: Any) -> Any:
     """The dialect's INSERT that knows `on_conflict_do_update`."""
-    return sqlite.insert(table) if dialect_name == "sqlite" else postgresql.insert(table)
+    if dialect_name == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import postgresql
+
+    return postgresql.insert(table)

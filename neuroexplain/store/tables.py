@@ -6,10 +6,8 @@ blob per array in rank order: a row per record was measured at 176 bytes and 105
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -28,12 +26,15 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 metadata = MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
 )
 
 
-class PackedArray(TypeDecorator[NDArray[Any]]):
+class PackedArray(TypeDecorator[Any]):
     """A one-dimensional little-endian array in a blob."""
 
     impl = LargeBinary
@@ -44,9 +45,13 @@ class PackedArray(TypeDecorator[NDArray[Any]]):
         self.dtype = dtype
 
     def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
+        import numpy as np
+
         return None if value is None else np.ascontiguousarray(value, dtype=self.dtype).tobytes()
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
+        import numpy as np
+
         return None if value is None else np.frombuffer(value, dtype=self.dtype)
 
 
