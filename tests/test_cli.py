@@ -32,6 +32,10 @@ def made(tmp_path_factory):
         options = ("--db", "x.db", "--neurons", "0:0-5,1:2", "--explainer", explainer, "--local", "model")
         done = run("explain", *options, cwd=folder)
         assert done.returncode in (0, 1), done.stderr  # a random model may well answer nothing that can be used
+    (folder / "empty.txt").write_text("")
+    (folder / "short.txt").write_text("a few words")
+    for name in ("broken.jsonl", "broken.jsonl.gz", "broken.parquet"):
+        (folder / name).write_bytes(b'{"text": "a"\nnothing of the kind')
     return folder
 
 
@@ -115,6 +119,16 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--dtype", "int3"), "not one of"),
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--device", "abacus"), "cannot be used"),
         (("collect", "--model", "./none", "--dataset", "text.jsonl"), "no model folder"),
+        (("collect", "--model", "model", "--dataset", "broken.jsonl"), "Cannot read broken.jsonl"),
+        (("collect", "--model", "model", "--dataset", "broken.jsonl.gz"), "Cannot read broken.jsonl.gz"),
+        (("collect", "--model", "model", "--dataset", "broken.parquet"), "Cannot read broken.parquet"),
+        (("collect", "--model", "model", "--dataset", "empty.txt"), "empty.txt is empty"),
+        (("collect", "--model", "model", "--dataset", "short.txt"), "less than one segment"),
+        (("collect", "--model", "model", "--dataset", "text.jsonl", "--shard", "1/2"), "same batch shape"),
+        (("merge", "x.db", "x.db", "--into", "new.db", "--db"), "No such option"),
+        (("runs", "--drop", "9", "--db", "x.db"), "no run 9"),
+        (("explain", "--db", "x.db", "--layer", "0", "--explainer", "magic"), "not one of pairs"),
+        (("explain", "--db", "x.db", "--layer", "0", "--server", "http://h", "--local", "m"), "Two engines were named"),
         (("score", "0:1", "--text", " ", "--db", "x.db", "--local", "model"), "empty"),
     ],
 )
@@ -124,6 +138,21 @@ def test_a_wrong_command_gets_one_plain_message_and_status_2(made, typed, said):
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert said in done.stderr
     assert done.stdout == ""
+    assert not (made / "new.db").exists()  # nothing half-written
+
+
+def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
+    (tmp_path / "neuroexplain.toml").write_text(f'[query]\ndb = "{made / "x.db"}"\nlimit = 1\njson = true\n')
+    assert len(json.loads(run("query", cwd=tmp_path).stdout)) == 1
+    assert len(json.loads(run("query", "--limit", 2, cwd=tmp_path).stdout)) == 2
+    for wrong, said in (
+        ("[query]\nlimits = 1", "there is no option 'limits'"),
+        ("[quary]", "no command"),
+        ("query", "Cannot read"),
+    ):
+        (tmp_path / "neuroexplain.toml").write_text(wrong)
+        done = run("query", cwd=tmp_path)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 def test_looking_does_not_import_torch_and_starts_quickly(made):

@@ -110,7 +110,7 @@ def collect(
     )
     from neuroexplain.corpus.documents import find_files
     from neuroexplain.pipeline.collect import find_finished_run, run_collect
-    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import count_neurons, load_run
 
     find_files(config.dataset)
@@ -119,7 +119,11 @@ def collect(
         if done is not None:
             say(f"Nothing to do: run {done.id} in {db} was collected with these options.")
             return
-        draw(run_collect(store, config), stopping)
+        try:
+            draw(run_collect(store, config), stopping)
+        except NeuroexplainError:
+            remove_if_unused(store)
+            raise
         run = load_run(store)
         counts = count_neurons(store, run.id)
         say(
@@ -131,8 +135,7 @@ def collect(
 @app.command(epilog="Example:  neuroexplain explain --neurons 15:0-99 --explainer excerpts --local ./model")
 def explain(
     db: Db = DEFAULT_DB,
-    layer: Annotated[str | None, typer.Option(help="One layer.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers, like 3-5.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
     neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
     explainer: Annotated[
         str, typer.Option(help="pairs (tokens with levels), excerpts (marked text) or tokens (a baseline that asks no LLM).")
@@ -164,7 +167,7 @@ def explain(
 
     with open_store(db) as store:
         run = load_run(store, run_id)
-        wanted = tuple(_select(store, run, layer or layers, neurons)[:limit])
+        wanted = tuple(_select(store, run, layer, neurons)[:limit])
         config = ExplainConfig(wanted, explainer, seed, retry_failed)  # type: ignore[arg-type]
         from neuroexplain.pipeline.engines import open_engines
         from neuroexplain.pipeline.estimate import estimate_explain
@@ -369,13 +372,17 @@ def merge(
 ) -> None:
     """Join two parts of one collection: equal to collecting both at once. Parts of more are joined two by two."""
     from neuroexplain.pipeline.merge import run_merge
-    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
 
     with open_store(one, read_only=True) as a, open_store(other, read_only=True) as b:
         parts = (a, load_run(a)), (b, load_run(b))
         with open_store(into, create=True) as target:
-            draw(run_merge(*parts, target, allow_mixed=allow_mixed))
+            try:
+                draw(run_merge(*parts, target, allow_mixed=allow_mixed))
+            except NeuroexplainError:
+                remove_if_unused(target)
+                raise
             run = load_run(target)
     missing = run.config.get("shard")
     left = f" {len(missing['parts'])} of {missing['of']} parts are in it." if missing else " It is whole."
@@ -453,11 +460,17 @@ def _read_defaults() -> dict[str, Any]:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise NeuroexplainError(f"Cannot read {file}: {error}") from error
-    names = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    commands = typer.main.get_group(app).commands
+    defaults: dict[str, Any] = {}
     for name, options in tables.items():
-        if name not in names or not isinstance(options, dict):
-            raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(names))}.")
-    return {name: {key.replace("-", "_"): value for key, value in options.items()} for name, options in tables.items()}
+        if name not in commands or not isinstance(options, dict):
+            raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(commands))}.")
+        known = {flag.lstrip("-"): one.name for one in commands[name].params for flag in one.opts if flag.startswith("--")}
+        for key, value in options.items():
+            if key.replace("_", "-") not in known:
+                raise NeuroexplainError(f"{file}, [{name}]: there is no option {key!r}; there are {', '.join(sorted(known))}.")
+            defaults.setdefault(name, {})[known[key.replace("_", "-")]] = value
+    return defaults
 
 
 def _drop_run(db: str, run_id: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ def read_documents(
     """
     files = find_files(names)
     if files is None:
-        yield from _texts(_open_hub(names[0], config, split, shuffle_seed), names[0], text_column)
+        yield from _texts(partial(_open_hub, names[0], config, split, shuffle_seed), names[0], text_column)
         return
     for file in files:
         if file.suffix == ".txt":
             yield file.read_bytes().decode("utf-8", "replace")
         else:
-            yield from _texts(_open_file(file), str(file), text_column)
+            yield from _texts(partial(_open_file, file), str(file), text_column)
 
 
 def _builder(path: Path) -> str | None:
@@ -85,12 +86,16 @@ def _open_hub(name: str, config: str | None, split: str, shuffle_seed: int | Non
     return found if shuffle_seed is None else found.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
 
 
-def _texts(rows: Any, name: str, text_column: str) -> Iterator[str]:
+def _texts(open_rows: Callable[[], Any], name: str, text_column: str) -> Iterator[str]:
+    import zlib
+
+    import datasets
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
 
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what is wrong is said once, by us
     try:
-        for number, row in enumerate(rows):
+        for number, row in enumerate(open_rows()):
             if text_column not in row:
                 raise NeuroexplainError(
                     f"{name} has no column {text_column!r}; it has {', '.join(map(str, row)) or 'none'}. "
@@ -100,5 +105,5 @@ def _texts(rows: Any, name: str, text_column: str) -> Iterator[str]:
             if not isinstance(text, str):
                 raise NeuroexplainError(f"{name}, row {number}: column {text_column!r} holds {type(text).__name__}, not text.")
             yield text
-    except (DatasetGenerationError, ArrowException, OSError, EOFError, ValueError) as error:
+    except (DatasetGenerationError, ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
         raise NeuroexplainError(f"Cannot read {name}: {error}") from error

@@ -92,6 +92,20 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     return store
 
 
+def remove_if_unused(store: Store) -> None:
+    """Close the database, and delete an SQLite file that holds no run: nothing half-made is left behind."""
+    from sqlalchemy import func, select
+
+    from neuroexplain.store.tables import runs
+
+    with store.read() as connection:
+        is_used = bool(connection.execute(select(func.count()).select_from(runs)).scalar())
+    store.close()
+    if store.file is not None and not is_used:
+        for name in ("", "-wal", "-shm"):
+            store.file.with_name(store.file.name + name).unlink(missing_ok=True)
+
+
 def upgrade_store(where: str) -> tuple[str, str]:
     """Bring a database to this version's schema; returns (revision before, revision after)."""
     url = _url(where)
