@@ -83,6 +83,11 @@ class Exemplar:
     activation: float  # at the peak
     token_ids: NDArray[np.uint32]  # [64]
     activations: NDArray[np.float32]  # [64], raw; bfloat16 is widened without loss
+    stride: int = SEGMENT_LENGTH  # tokens from one segment number to the next; below 128 segments overlap
+
+    def shares_segment(self, other: Exemplar) -> bool:
+        """Whether the two segments have a token of the stream in common."""
+        return abs(self.segment - other.segment) * self.stride < SEGMENT_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +151,8 @@ class CollectedLayer:
 
     layer: int
     exemplars: Mapping[Kind, ExemplarArrays]
-    stats: StatsArrays
-    vocabulary: VocabularyArrays
+    stats: StatsArrays | None  # None where the data was imported without, like the next
+    vocabulary: VocabularyArrays | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,11 @@ class Run:
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
 
+    @property
+    def segment_stride(self) -> int:
+        """Tokens from one segment number to the next: 128 on the grid that collect reads, 1 where segments lie anywhere."""
+        return int(self.config.get("segment_stride", SEGMENT_LENGTH))
+
 
 @dataclass(frozen=True, slots=True)
 class Neuron:
@@ -191,7 +201,7 @@ class Neuron:
 
     id: NeuronId
     status: Literal["ok", "dead"]
-    stats: Stats
+    stats: Stats | None  # None where the data was imported without
     exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
     promoted: tuple[tuple[int, float], ...]  # (token id, logit), strongest first
     suppressed: tuple[tuple[int, float], ...]

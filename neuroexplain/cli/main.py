@@ -389,6 +389,63 @@ def merge(
     say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens.{left}")
 
 
+EXCHANGED = ("llama3-neurons",)
+
+
+@app.command("import", epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B")
+def import_(
+    file_format: Annotated[str, typer.Argument(metavar="FORMAT", help="llama3-neurons: index.npy, act.npy, token.npy.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The folder.")],
+    db: Db = DEFAULT_DB,
+    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="The subject's tokenizer: hub name or folder.")] = "meta-llama/Meta-Llama-3-8B",
+) -> None:
+    """Read data that others published, so that it can be explained without collecting."""
+    from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.exchange.llama3_neurons import import_llama3_neurons
+    from neuroexplain.store.engine import open_store, remove_if_unused
+    from neuroexplain.store.read import load_run
+    from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
+
+    _check_format(file_format)
+    wanted = parse_layers(layers) if layers is not None else None
+    loaded = load_tokenizer(tokenizer)
+    with open_store(db, create=True) as store:
+        sha256, vocabulary = tokenizer_sha256(loaded), vocabulary_entries(loaded)
+        try:
+            draw(
+                import_llama3_neurons(store, source, wanted, subject=tokenizer, tokenizer_sha256=sha256, vocabulary=vocabulary)
+            )
+        except NeuroexplainError:
+            remove_if_unused(store)
+            raise
+        run = load_run(store)
+    say(f"Run {run.id} in {db}: {len(run.layers)} layers.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]}")
+
+
+@app.command(epilog="Example:  neuroexplain export llama3-neurons ./out")
+def export(
+    file_format: Annotated[str, typer.Argument(metavar="FORMAT", help="llama3-neurons.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
+    db: Db = DEFAULT_DB,
+    run_id: RunId = None,
+) -> None:
+    """Write a run for other tools to read."""
+    from neuroexplain.exchange.llama3_neurons import export_llama3_neurons
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
+
+    _check_format(file_format)
+    with open_store(db, read_only=True) as store:
+        draw(export_llama3_neurons(store, load_run(store, run_id), out))
+    say(f"Wrote {out}.")
+
+
+def _check_format(file_format: str) -> None:
+    if file_format not in EXCHANGED:
+        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(EXCHANGED)}.")
+
+
 @app.command()
 def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
     """Recompute every score from what is stored, and look for leaks and orphans."""

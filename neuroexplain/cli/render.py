@@ -20,6 +20,7 @@ from neuroexplain.types import (
     QueryRow,
     Run,
     SimulatedRecord,
+    Stats,
     StoredScore,
 )
 
@@ -50,7 +51,7 @@ def show_json(page: NeuronPage) -> dict[str, Any]:
         "layer": neuron.id.layer,
         "neuron": neuron.id.neuron,
         "status": neuron.status,
-        "stats": asdict(neuron.stats),
+        "stats": dict.fromkeys(Stats.__dataclass_fields__) if neuron.stats is None else asdict(neuron.stats),
         "promoted_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.promoted],
         "suppressed_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.suppressed],
         "exemplars": [
@@ -235,10 +236,9 @@ def show_text(page: NeuronPage, *, top: int = 5) -> Group:
             if (x.kind, x.rank) in simulated:
                 lines.append(_simulated_line(page, x, simulated[x.kind, x.rank]))
     s = neuron.stats
-    lines += [Text(), Text("statistics", style="bold")]
-    lines.append(
-        Text(f"  mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, {s.share_positive:.1%} above 0")
-    )
+    if s is not None:
+        said = f"mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, {s.share_positive:.1%} above 0"
+        lines += [Text(), Text("statistics", style="bold"), Text("  " + said)]
     lines.append(_histogram_line(neuron.exemplars))
     for name, pairs in (("promotes", neuron.promoted), ("suppresses", neuron.suppressed)):
         if pairs:

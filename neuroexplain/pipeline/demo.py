@@ -68,6 +68,7 @@ def pick_neurons(store: Store, run: Run) -> list[NeuronId]:
             peaks = [int(x.token_ids[PEAK_INDEX]) for x in tops]
             favourite, times = max(((p, peaks.count(p)) for p in set(peaks)), key=lambda pair: (pair[1], -pair[0]))
             weakest = min(x.activation for x in tops)
+            assert neuron.stats is not None
             sharp = (weakest - neuron.stats.mean) / (neuron.stats.std or 1.0)
             per_layer.setdefault(layer, []).append((sharp * (0.5 + times / len(tops)), neuron_id, favourite))
     for found in per_layer.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import CROP_LENGTH, KINDS, Exemplar, Kind, NeuronId, Split
+from neuroexplain.types import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Exemplar, Kind, NeuronId, Split
 
 SHARED_TOKENS = 16  # consecutive token ids that two records on different sides may not share
 LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split
@@ -27,11 +27,10 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
 
     for before, afters in (("explain", ("select", "report")), ("select", ("report",))):
         kept = members(before)  # type: ignore[arg-type]
-        segments = {x.segment for x in kept}
         runs = {run for x in kept for run in _token_runs(x)}
         for after in afters:
             for x in members(after):  # type: ignore[arg-type]
-                if x.segment in segments or not runs.isdisjoint(_token_runs(x)):
+                if any(x.shares_segment(y) for y in kept) or not runs.isdisjoint(_token_runs(x)):
                     splits[x.kind, x.rank] = None
     documents = {x.document for x in members("explain")} - {None}
     for split in ("report", "select"):
@@ -64,7 +63,7 @@ def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int
         for seen in exemplars:
             if splits[seen.kind, seen.rank] not in before[mine]:
                 continue
-            if x.segment == seen.segment:
+            if abs(x.segment - seen.segment) * x.stride < SEGMENT_LENGTH:
                 leaks.append(f"{x.kind} {x.rank} and {seen.kind} {seen.rank}, which was seen, are of segment {x.segment}")
             elif windows[x.kind, x.rank] & windows[seen.kind, seen.rank]:
                 leaks.append(f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {seen.kind} {seen.rank}, which was seen")

@@ -97,16 +97,16 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
             )
         packed = connection.execute(select(t.exemplars).where(*_whose(t.exemplars, run.id, neuron))).all()
         wanted = {int(segment) for one in packed for segment in one.segments}
-        ids = _load_segments(connection, run.id, wanted)
+        ids = read_segment_ids(connection, run.id, wanted)
         reading = connection.execute(
             select(t.vocabulary_readings).where(*_whose(t.vocabulary_readings, run.id, neuron))
         ).one_or_none()
     by_kind = {one.kind: one for one in packed}
-    exemplars = [x for kind in KINDS if kind in by_kind for x in _unpack(by_kind[kind], neuron, run.dtype, ids)]
+    exemplars = [x for kind in KINDS if kind in by_kind for x in _unpack(by_kind[kind], neuron, run, ids)]
     return Neuron(
         id=neuron,
         status=row.status,
-        stats=Stats(row.mean, row.std, row.min, row.max, row.share_positive),
+        stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
         promoted=_pairs(reading.promoted_ids, reading.promoted_logits) if reading else (),
         suppressed=_pairs(reading.suppressed_ids, reading.suppressed_logits) if reading else (),
@@ -157,7 +157,7 @@ def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[l
 def load_segment_ids(store: Store, run_id: int, segments: set[int]) -> dict[int, Any]:
     """The token ids [128] of the given segments."""
     with store.read() as connection:
-        return _load_segments(connection, run_id, segments)
+        return read_segment_ids(connection, run_id, segments)
 
 
 def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
@@ -181,8 +181,12 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
     return CollectedLayer(
         layer=layer,
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
-        stats=StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
-        vocabulary=VocabularyArrays(*(np.stack([getattr(row, name) for row in readings]) for name in names)),
+        stats=None
+        if rows[0].mean is None
+        else StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
+        vocabulary=VocabularyArrays(*(np.stack([getattr(row, name) for row in readings]) for name in names))
+        if readings
+        else None,
     )
 
 
@@ -318,6 +322,13 @@ def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
         return {row[0]: row[1] for row in connection.execute(query)}
 
 
+def count_layer_neurons(store: Store, run_id: int, layer: int) -> int:
+    """Neurons of one layer that are stored."""
+    query = select(func.count()).select_from(t.neurons).where(t.neurons.c.run_id == run_id, t.neurons.c.layer == layer)
+    with store.read() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
 def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, int]]:
     """(explainer, model, status, how many), in that order."""
     e = t.explanations.c
@@ -357,7 +368,8 @@ def _whose(table: Any, run_id: int, neuron: NeuronId) -> tuple[Any, ...]:
     return table.c.run_id == run_id, table.c.layer == neuron.layer, table.c.neuron == neuron.neuron
 
 
-def _load_segments(connection: Connection, run_id: int, wanted: set[int]) -> dict[int, Any]:
+def read_segment_ids(connection: Connection, run_id: int, wanted: set[int]) -> dict[int, Any]:
+    """The token ids of the given segments, within a transaction of the caller's."""
     from neuroexplain.store.packing import unpack_token_ids
 
     found = {}
@@ -400,11 +412,11 @@ def _exemplar_arrays(rows: Iterable[Row[Any]], run: Run) -> ExemplarArrays:
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
-def _unpack(row: Row[Any], neuron: NeuronId, dtype: str, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
+def _unpack(row: Row[Any], neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
     from neuroexplain.store.packing import unpack_activations
 
-    peaks = unpack_activations(row.peaks, dtype)
-    activations = unpack_activations(row.activations, dtype).reshape(-1, RECORD_LENGTH)
+    peaks = unpack_activations(row.peaks, run.dtype)
+    activations = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
     for rank, (segment, start) in enumerate(zip(row.segments.tolist(), row.starts.tolist(), strict=True)):
         document = int(row.documents[rank])
         yield Exemplar(
@@ -418,6 +430,7 @@ def _unpack(row: Row[Any], neuron: NeuronId, dtype: str, ids: Mapping[int, Any])
             activation=float(peaks[rank]),
             token_ids=ids[segment][start : start + RECORD_LENGTH],
             activations=activations[rank],
+            stride=run.segment_stride,
         )
 
 

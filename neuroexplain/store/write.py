@@ -17,7 +17,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import WIDTHS, pack_activations, pack_token_ids, unpack_token_ids
+from neuroexplain.store.packing import WIDTHS, pack_activations, pack_token_ids
+from neuroexplain.store.read import read_segment_ids
 from neuroexplain.types import (
     CROP_LENGTH,
     KINDS,
@@ -216,8 +217,9 @@ def _round(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
     top = found.exemplars.get("top")
-    s = found.stats
-    for n in range(len(s.mean)):
+    names = ("mean", "std", "min", "max", "share_positive")
+    columns = {name: None if found.stats is None else getattr(found.stats, name).tolist() for name in names}
+    for n in range(len(next(iter(found.exemplars.values())).counts)):
         strongest = float(top.peaks[n, 0]) if top is not None and top.counts[n] else None
         dead = top is not None and (strongest is None or strongest <= 0)
         yield {
@@ -225,11 +227,7 @@ def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]
             "layer": found.layer,
             "neuron": n,
             "status": "dead" if dead else "ok",
-            "mean": float(s.mean[n]),
-            "std": float(s.std[n]),
-            "min": float(s.min[n]),
-            "max": float(s.max[n]),
-            "share_positive": float(s.share_positive[n]),
+            **{name: None if values is None else values[n] for name, values in columns.items()},
             "max_activation": strongest,
         }
 
@@ -262,12 +260,7 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
     top = found.exemplars.get("top")
     if top is None:
         return []
-    ids: dict[int, Any] = {}
-    stored = connection.execute(select(t.segments.c.segment, t.segments.c.token_ids).where(t.segments.c.run_id == run_id))
-    wanted = set(np.unique(top.segments).tolist())
-    for segment, blob in stored:
-        if segment in wanted:
-            ids[segment] = unpack_token_ids(blob)
+    ids = read_segment_ids(connection, run_id, set(np.unique(top.segments[top.counts_mask()]).tolist()))
     rows = []
     for n, count in enumerate(top.counts.tolist()):
         places = zip(top.segments[n, :count].tolist(), top.starts[n, :count].tolist(), strict=True)
@@ -281,6 +274,8 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
 
 def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
     v = found.vocabulary
+    if v is None:
+        return
     for n in range(len(v.promoted_ids)):
         yield {
             "run_id": run_id,

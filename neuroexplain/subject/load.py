@@ -144,6 +144,19 @@ def load_causal_lm(
     return model.to(where, torch_dtype), tokenizer, getattr(model.config, "_commit_hash", None) or revision
 
 
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a hub name or a folder. Raises NeuroexplainError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NeuroexplainError(
+            f"Cannot load the tokenizer {name}: {first}\nGive a folder or a hub name:  --tokenizer"
+        ) from error
+
+
 def choose_device(device: str) -> torch.device:
     """`auto`: a GPU where there is one. Raises NeuroexplainError for a device that is not there."""
     if device == "auto":

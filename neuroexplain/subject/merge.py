@@ -77,7 +77,9 @@ def _take(arrays: ExemplarArrays, order: NDArray[np.int64], counts: NDArray[np.i
     return ExemplarArrays(counts.astype(np.int64), **{name: pick(getattr(arrays, name)) for name in names})
 
 
-def _merge_stats(one: StatsArrays, other: StatsArrays, n_one: int, n_other: int) -> StatsArrays:
+def _merge_stats(one: StatsArrays | None, other: StatsArrays | None, n_one: int, n_other: int) -> StatsArrays | None:
+    if one is None or other is None:
+        return None
     n = n_one + n_other
     away = other.mean - one.mean
     squares = one.std**2 * n_one + other.std**2 * n_other + away**2 * (n_one * n_other / n)

@@ -1,0 +1,181 @@
+"""The published Llama-3-8B neuron data (2024): index.npy, act.npy, token.npy, memory-mapped, a layer at a time.
+
+index [layer, neuron, k]: the first token, in the token stream, of the 128 that were read; act float32 and token uint32
+[layer, neuron, k, 64]: the last 64 of them, the peak at 32. No documents, no random records, no statistics. The segments
+begin anywhere, so they can overlap: a run of them has `segment_stride` 1, and records of overlapping segments never stand on
+both sides of a split. Ties are put into our order (by place), so what comes out may differ in the order of equal peaks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain import __version__
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.progress import Progress
+from neuroexplain.store.engine import Store
+from neuroexplain.store.read import count_layer_neurons, list_runs, load_collected_layer, load_segment_ids
+from neuroexplain.store.write import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.types import (
+    PEAK_INDEX,
+    RECORD_LENGTH,
+    SEGMENT_LENGTH,
+    CollectedLayer,
+    ExemplarArrays,
+    Run,
+    Segment,
+    VocabularyEntry,
+)
+
+NAME = "llama3-neurons"
+WINDOW_START = SEGMENT_LENGTH - RECORD_LENGTH  # a record's first token in its segment
+NEURONS_AT_ONCE = 2_048  # bounds memory
+UNUSED = -(1 << 62)  # in index, where a neuron has fewer records; -64 is the stream's first window
+
+
+def import_llama3_neurons(
+    store: Store,
+    folder: Path,
+    layers: Sequence[int] | None,
+    *,
+    subject: str,
+    tokenizer_sha256: str,
+    vocabulary: Sequence[VocabularyEntry],
+    n_tokens: int = 0,
+) -> Generator[Progress]:
+    """Store the arrays of a folder as a finished run. An import that was cut off goes on with the layers that are missing.
+
+    Raises NeuroexplainError where arrays are missing, do not fit together or lack a layer.
+    """
+    index, act, token = _open_arrays(folder)
+    n_layers, d_mlp, k = index.shape
+    wanted = tuple(range(n_layers)) if layers is None else tuple(layers)
+    wrong = [layer for layer in wanted if layer >= n_layers]
+    if wrong:
+        raise NeuroexplainError(f"{folder} has no layer {wrong[0]}: it has {n_layers}, counted from 0.")
+    config = {"format": NAME, "folder": str(folder.resolve()), "layers": list(wanted), "segment_stride": 1, "shard": None}
+    run_id = _find_unfinished(store, config)
+    if run_id is None:
+        dtype = "bfloat16" if all(_is_bfloat16(act[layer]) for layer in wanted) else "float32"
+        fields = {"subject": subject, "dtype": dtype, "activation": "act", "layers": list(wanted), "d_mlp": d_mlp}
+        fields |= {"n_layers": n_layers, "top_k": k, "n_random": 0, "seed": 0, "tokenizer_sha256": tokenizer_sha256}
+        run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
+        save_vocabulary(store, run_id, vocabulary)
+    yield Progress("importing", 0, len(wanted), "layers")
+    for done, layer in enumerate(wanted, 1):
+        if count_layer_neurons(store, run_id, layer) < d_mlp:
+            for first in range(0, d_mlp, NEURONS_AT_ONCE):
+                some = slice(first, first + NEURONS_AT_ONCE)
+                save_segments(store, run_id, _segments(np.asarray(index[layer, some], np.int64), token[layer, some]))
+            save_collected_layer(store, run_id, _layer(layer, np.asarray(index[layer], np.int64), act[layer]))
+        yield Progress("importing", done, len(wanted), "layers")
+    finish_run(store, run_id, n_segments=0, n_documents=0, n_tokens=n_tokens)
+
+
+def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Progress]:
+    """Write a run's top records as the three arrays; the folder appears when they are whole.
+
+    The layers are those of the run, in order. Raises NeuroexplainError where the folder exists or cannot be written.
+    """
+    if folder.exists():
+        raise NeuroexplainError(f"{folder} exists already. Name a folder that does not:  neuroexplain export {NAME} FOLDER")
+    partial = folder.with_name(folder.name + ".partial")
+    shape = (len(run.layers), run.d_mlp, run.top_k)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        index = np.lib.format.open_memmap(partial / "index.npy", "w+", np.int64, shape)
+        act = np.lib.format.open_memmap(partial / "act.npy", "w+", np.float32, (*shape, RECORD_LENGTH))
+        token = np.lib.format.open_memmap(partial / "token.npy", "w+", np.uint32, (*shape, RECORD_LENGTH))
+        for place, layer in enumerate(run.layers):
+            top = load_collected_layer(store, run, layer).exemplars["top"]
+            used = top.counts_mask()
+            k = used.shape[1]
+            ids = load_segment_ids(store, run.id, set(top.segments[used].tolist()))
+            starts = top.segments.astype(np.int64) * run.segment_stride + top.starts - WINDOW_START
+            index[place] = UNUSED
+            index[place, :, :k] = np.where(used, starts, UNUSED)
+            act[place, :, :k] = np.where(used[:, :, None], top.activations, 0)
+            for n, r in zip(*used.nonzero(), strict=True):
+                first = int(top.starts[n, r])
+                token[place, n, r] = ids[int(top.segments[n, r])][first : first + RECORD_LENGTH]
+            yield Progress("exporting", place + 1, len(run.layers), "layers")
+        for array in (index, act, token):
+            array.flush()
+        partial.rename(folder)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_arrays(folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    found = []
+    for name in ("index", "act", "token"):
+        file = folder / f"{name}.npy"
+        try:
+            found.append(np.load(file, mmap_mode="r", allow_pickle=False))
+        except FileNotFoundError as error:
+            raise NeuroexplainError(f"There is no {file}: the published data are index.npy, act.npy and token.npy.") from error
+        except (OSError, ValueError) as error:
+            raise NeuroexplainError(f"Cannot read {file}: {error}.") from error
+    index, act, token = found
+    if index.ndim != 3 or act.shape != (*index.shape, RECORD_LENGTH) or token.shape != act.shape:
+        raise NeuroexplainError(
+            f"The arrays of {folder} do not fit together: index {index.shape}, act {act.shape}, token {token.shape}; "
+            "wanted are [layer, neuron, k] and twice [layer, neuron, k, 64]."
+        )
+    kinds = (index.dtype.kind in "iu", act.dtype.kind == "f", token.dtype.kind in "iu")
+    if not all(kinds):
+        raise NeuroexplainError(
+            f"{folder} holds {index.dtype}, {act.dtype} and {token.dtype}; wanted are int, float32, uint32."
+        )
+    return index, act, token
+
+
+def _find_unfinished(store: Store, config: dict[str, Any]) -> int | None:
+    return next((run.id for run in list_runs(store) if run.status == "running" and run.config == config), None)
+
+
+def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> list[Segment]:
+    """Each distinct segment's 64 tokens that are known."""
+    distinct, first = np.unique(index.reshape(-1), return_index=True)
+    flat = token.reshape(-1, RECORD_LENGTH)
+    places = zip(distinct.tolist(), first.tolist(), strict=True)
+    return [Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32), ()) for start, place in places if start != UNUSED]
+
+
+def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any]) -> CollectedLayer:
+    activations = np.asarray(act, np.float32)
+    if not np.isfinite(activations).all():
+        raise NeuroexplainError(f"act.npy, layer {layer}, holds values that are not finite.")
+    used = index != UNUSED
+    peaks = np.where(used, activations[:, :, PEAK_INDEX], -np.inf)
+    order = np.lexsort((index, -peaks), axis=1)  # by activation, ties by place
+    index, peaks = np.take_along_axis(index, order, 1), np.take_along_axis(peaks, order, 1)
+    windows = np.where(index == UNUSED, 0, index + WINDOW_START)  # the segment numbers of the run: where each record begins
+    if windows.size and (windows.max() >= 1 << 32 or windows.min() < 0):
+        raise NeuroexplainError(f"index.npy, layer {layer}, holds places beyond 0 .. 2^32.")
+    counts = used.sum(axis=1)
+    shape = index.shape
+    top = ExemplarArrays(
+        counts=counts,
+        segments=windows.astype(np.uint32),
+        starts=np.zeros(shape, np.uint8),
+        documents=np.full(shape, -1, np.int32),
+        token_offsets=np.zeros(shape, np.int32),
+        peaks=np.where(np.isfinite(peaks), peaks, 0).astype(np.float32),
+        activations=np.take_along_axis(activations, order[:, :, None], 1),
+    )
+    return CollectedLayer(layer, {"top": top}, None, None)
+
+
+def _is_bfloat16(act: NDArray[Any]) -> bool:
+    chunks = (np.ascontiguousarray(act[i : i + NEURONS_AT_ONCE], np.float32) for i in range(0, len(act), NEURONS_AT_ONCE))
+    return not any(np.any(chunk.view(np.uint32) & 0xFFFF) for chunk in chunks)

@@ -1,0 +1,121 @@
+"""The published arrays in, the same arrays out; overlapping windows never on both sides of a split."""
+
+import json
+
+import numpy as np
+import pytest
+
+from neuroexplain.config import CollectConfig
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.exchange.llama3_neurons import export_llama3_neurons, import_llama3_neurons
+from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import list_runs, load_neuron, load_run
+from neuroexplain.types import NeuronId, VocabularyEntry
+from tests.fakes import tiny_subject, words
+
+L, N, K = 3, 40, 32
+FACTS = {
+    "subject": "published",
+    "tokenizer_sha256": "0" * 64,
+    "vocabulary": [VocabularyEntry(i, f" w{i}", False) for i in range(500)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Arrays like the published ones: bfloat16 values, windows of one stream from random places, so that many overlap."""
+    random = np.random.default_rng(0)
+    stream = random.integers(0, 500, 20_000).astype(np.uint32)
+    index = np.stack([random.choice(6_000, K, replace=False) for _ in range(L * N)]).reshape(L, N, K)
+    act = random.normal(size=(L, N, K, 64)).astype(np.float32)
+    act[..., 32] = np.sort(np.abs(act[..., 32]), axis=-1)[..., ::-1] + 3
+    act = (act.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    index = np.take_along_axis(index, np.lexsort((index, -act[..., 32]), axis=-1), -1)  # ties in our order
+    token = stream[index[..., None] + 64 + np.arange(64)]
+    made = tmp_path / "data"
+    made.mkdir()
+    for name, array in (("index", index), ("act", act), ("token", token)):
+        np.save(made / f"{name}.npy", array)
+    return made
+
+
+def imported(folder, db, layers=None):
+    store = open_store(str(db), create=True)
+    list(import_llama3_neurons(store, folder, layers, **FACTS))
+    return store, load_run(store)
+
+
+def test_what_comes_in_goes_out_again(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db")
+    assert (run.dtype, run.layers, run.d_mlp) == ("bfloat16", (0, 1, 2), N)
+    list(export_llama3_neurons(store, run, tmp_path / "out"))
+    for name in ("act", "token", "index"):
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / f"{name}.npy"), np.load(folder / f"{name}.npy"))
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_one_layer_alone(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db", [1])
+    found = load_neuron(store, run, NeuronId(1, 7))
+    assert run.layers == (1,)
+    assert (found.stats, found.status, len(found.exemplars)) == (None, "ok", K)
+    np.testing.assert_array_equal(found.exemplars[4].activations, np.load(folder / "act.npy")[1, 7, 4])
+
+
+def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db")
+    kept = 0
+    for n in range(N):
+        exemplars = load_neuron(store, run, NeuronId(0, n)).exemplars
+        splits = assign_splits(exemplars)
+        by_split = {s: [x.segment for x in exemplars if splits[x.kind, x.rank] == s] for s in ("explain", "select", "report")}
+        for before, after in (("explain", "select"), ("explain", "report"), ("select", "report")):
+            assert all(abs(a - b) >= 128 for a in by_split[before] for b in by_split[after])
+        kept += len(by_split["report"])
+    assert 0 < kept < N * K // 4  # some are dropped, not all
+
+
+def test_an_import_that_was_cut_off_goes_on(folder, tmp_path):
+    store = open_store(str(tmp_path / "x.db"), create=True)
+    events = import_llama3_neurons(store, folder, None, **FACTS)
+    next(event for event in events if event.done == 2)
+    events.close()
+    assert [run.status for run in list_runs(store)] == ["running"]
+    list(import_llama3_neurons(store, folder, None, **FACTS))
+    list(export_llama3_neurons(store, load_run(store), tmp_path / "out"))
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "act.npy"), np.load(folder / "act.npy"))
+
+
+@pytest.mark.parametrize("positions", [(96, 97), (32, 97)])
+def test_a_collected_run_survives_the_way_out_and_in(tmp_path, positions):
+    texts = [words(600, seed=n) for n in range(6)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with open_store(str(tmp_path / "a.db"), create=True) as store:
+        options = {"model": str(tiny_subject(tmp_path / "model")), "dataset": (str(tmp_path / "text.jsonl"),), "top_k": 5}
+        list(run_collect(store, CollectConfig(**options, positions=positions)))
+        run = load_run(store)
+        list(export_llama3_neurons(store, run, tmp_path / "out"))
+        if positions == (96, 97):  # the published rule
+            assert (np.load(tmp_path / "out" / "index.npy") % 128 == 0).all()
+        again, back = imported(tmp_path / "out", tmp_path / "b.db")
+        for n in range(run.d_mlp):
+            before = [x for x in load_neuron(store, run, NeuronId(1, n)).exemplars if x.kind == "top"]
+            after = load_neuron(again, back, NeuronId(1, n)).exemplars
+            for x, y in zip(before, after, strict=True):
+                assert (x.activation, x.segment * 128 + x.start) == (y.activation, y.segment)
+                assert x.token_ids.tolist() == y.token_ids.tolist()
+                np.testing.assert_array_equal(x.activations, y.activations)
+
+
+def test_arrays_that_do_not_fit_are_refused(folder, tmp_path):
+    np.save(folder / "index.npy", np.zeros((L, N, K - 1), np.int64))
+    with pytest.raises(NeuroexplainError, match="do not fit together"):
+        imported(folder, tmp_path / "x.db")
+    (folder / "act.npy").unlink()
+    with pytest.raises(NeuroexplainError, match=r"There is no .*act\.npy"):
+        imported(folder, tmp_path / "x.db")
+    (folder / "index.npy").write_bytes(b"no array")
+    with pytest.raises(NeuroexplainError, match="Cannot read"):
+        imported(folder, tmp_path / "x.db")
