@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.types import VocabularyEntry
+from neuroexplain.types import SEGMENT_LENGTH, VocabularyEntry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,12 +30,19 @@ class Family:
     norm_adds_one: bool = False  # the norm multiplies by 1 + weight
 
 
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "granite", "smollm3", "stablelm")
 FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(),
+    **dict.fromkeys(LLAMA_LIKE, Family()),
+    "gemma": Family(norm_adds_one=True),
+    "gemma2": Family(norm_adds_one=True),
+    "gemma3_text": Family(norm_adds_one=True),
+    "phi3": Family(activation="mlp.activation_fn"),
+    "phi": Family(activation="mlp.activation_fn", down="mlp.fc2", norm="final_layernorm"),
+    "starcoder2": Family(activation="mlp.act", down="mlp.c_proj"),
     "gpt2": Family(layers="h", activation="mlp.act", down="mlp.c_proj", norm="ln_f"),
+    "gpt_neox": Family(activation="mlp.act", down="mlp.dense_4h_to_h", norm="final_layer_norm"),
+    "falcon": Family(layers="h", activation="mlp.act", down="mlp.dense_4h_to_h", norm="ln_f"),
+    "opt": Family(layers="decoder.layers", activation="activation_fn", down="fc2", norm="decoder.final_layer_norm"),
 }
 
 
@@ -73,7 +80,9 @@ class Subject:
 
     def norm_weight(self) -> Tensor:
         """The final norm's factors, [d_model]."""
-        weight: Tensor = _at(self.model, self.family.norm).weight
+        weight: Tensor | None = getattr(_at(self.model, self.family.norm), "weight", None)
+        if weight is None:  # a model without a final norm, or one without factors
+            return torch.ones_like(self.unembedding[0])
         return weight + 1 if self.family.norm_adds_one else weight
 
 
@@ -90,13 +99,12 @@ def load_subject(name: str, dtype: str = "auto", device: str = "auto", revision:
 
     Raises NeuroexplainError where it cannot be loaded, does not fit in memory, or is of a family that is not known.
     """
+    if not name.endswith(".gguf"):
+        config = _find_config(name, revision)
+        if config is not None:
+            _check_family(config, name)  # before the weights are read
     model, tokenizer, found_revision = load_causal_lm(name, dtype, device, revision)
-    family = FAMILIES.get(model.config.model_type)
-    if family is None:
-        raise NeuroexplainError(
-            f"{name} is of the family {model.config.model_type!r}, whose MLP neuroexplain cannot find: it looks for a list of "
-            f"layers with an activation module and a down-projection, and knows {', '.join(FAMILIES)}."
-        )
+    family = _check_family(model.config, name)
     body = model.base_model
     layers = list(_at(body, family.layers))
     try:
@@ -155,6 +163,36 @@ def load_tokenizer(name: str) -> Any:
         raise NeuroexplainError(
             f"Cannot load the tokenizer {name}: {first}\nGive a folder or a hub name:  --tokenizer"
         ) from error
+
+
+def _find_config(name: str, revision: str | None) -> Any:
+    """The model's configuration; None where it cannot be had, which loading will explain."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _check_family(config: Any, name: str) -> Family:
+    """Raises NeuroexplainError for a family whose MLP we do not know, for experts, and for a context below one segment."""
+    found, known = config.model_type, ", ".join(sorted(FAMILIES))
+    experts = [key for key in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, key, None)]
+    if experts:
+        raise NeuroexplainError(
+            f"{name} is a mixture of experts ({found}, {experts[0]} {getattr(config, experts[0])}): its MLP neurons do not see "
+            f"every token, and neuroexplain looks for one MLP a layer. It reads {known}."
+        )
+    if found not in FAMILIES:
+        raise NeuroexplainError(
+            f"{name} is of the family {found!r}, whose MLP neuroexplain cannot find: it looks for a list of layers with an "
+            f"activation module and a down-projection, and knows where {known} have them."
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < SEGMENT_LENGTH:
+        raise NeuroexplainError(f"{name} reads {longest} tokens at once; a segment has {SEGMENT_LENGTH}.")
+    return FAMILIES[found]
 
 
 def choose_device(device: str) -> torch.device:
