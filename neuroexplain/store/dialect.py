@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, event, text
+from sqlalchemy import Engine, TextClause, event, text
 
 from neuroexplain.errors import NeuroexplainError
 
@@ -25,6 +26,8 @@ END""",
 POSTGRESQL_SEARCH_DDL = (
     "CREATE INDEX ix_explanations_text_search ON explanations USING gin (to_tsvector('simple', coalesce(text, '')))",
 )
+
+POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
 
 
 def search_ddl(dialect_name: str) -> tuple[str, ...]:
@@ -48,19 +51,35 @@ def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None
         cursor.close()
 
 
-def explanations_match(dialect_name: str, query: str) -> ColumnElement[bool]:
-    """The condition that an explanation holds every word of `query`: data, never search syntax.
-
-    Raises NeuroexplainError where the query holds no word at all.
-    """
+def search_words(query: str) -> list[str]:
+    """The words of a search: data, never search syntax. Raises NeuroexplainError where there is none."""
     words = re.findall(r"\w+", query)
     if not words:
         raise NeuroexplainError(f"There is no word to search for in {query!r}. Give one or more:  neuroexplain query relief")
+    return words
+
+
+def matching_ids(dialect_name: str, words: Sequence[str], limit: int) -> TextClause:
+    """A query for the ids of explanations (of all runs) that hold every word, `limit` at most."""
     if dialect_name == "sqlite":
-        condition = "explanations.id IN (SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words)"
-        return text(condition).bindparams(words=" ".join(f'"{word}"' for word in words))  # type: ignore[return-value]
-    condition = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
-    return text(condition).bindparams(words=" ".join(words))  # type: ignore[return-value]
+        found = "SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words LIMIT :n"
+    else:
+        found = f"SELECT id FROM explanations WHERE {POSTGRESQL_MATCH} LIMIT :n"  # noqa: S608  (our own text)
+    return text(found).bindparams(words=_as_search(dialect_name, words), n=limit)
+
+
+def explanations_match(dialect_name: str, words: Sequence[str]) -> TextClause:
+    """The condition that one explanation holds every word, looked up row by row: for words that many hold."""
+    if dialect_name == "sqlite":
+        one = "SELECT 1 FROM explanations_fts WHERE rowid = explanations.id AND explanations_fts MATCH :words"
+        condition = f"EXISTS ({one})"
+    else:
+        condition = POSTGRESQL_MATCH
+    return text(condition).bindparams(words=_as_search(dialect_name, words))
+
+
+def _as_search(dialect_name: str, words: Sequence[str]) -> str:
+    return " ".join(f'"{word}"' if dialect_name == "sqlite" else word for word in words)
 
 
 def upsert(dialect_name: str, table: Any) -> Any:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select
+from sqlalchemy import Connection, Row, Select, and_, func, select, tuple_
 
 from neuroexplain.errors import NotInStore
 from neuroexplain.store import tables as t
-from neuroexplain.store.dialect import explanations_match
+from neuroexplain.store.dialect import explanations_match, matching_ids, search_words
 from neuroexplain.store.engine import Store
 from neuroexplain.types import (
     CROP_LENGTH,
@@ -42,6 +42,7 @@ from neuroexplain.types import (
 )
 
 IDS_AT_ONCE = 500  # values in one IN (...): databases limit them
+FEW = 4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
 
 
 def list_runs(store: Store) -> list[Run]:
@@ -253,35 +254,93 @@ def query_explanations(
     Sorted by `score` (highest first, unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
     """
     e, s, n = t.explanations.c, t.scores.c, t.neurons.c
-    headline = and_(s.explanation_id == e.id, s.run_id == run_id, s.split == "report", s.kind == "top_and_random")
-    same_neuron = and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron)
-    filtered = min_score is not None or max_score is not None
-    joined = t.explanations.join(t.scores, headline, isouter=not filtered).join(t.neurons, same_neuron)
-    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
-    query: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation).select_from(joined)
-    query = query.where(e.run_id == run_id, e.status == "ok")
-    if text is not None:
-        query = query.where(explanations_match(store.dialect, text))
+    words = None if text is None else search_words(text)
+    conditions: list[Any] = [e.status == "ok"]
     if layers is not None:
-        query = query.where(e.layer.in_(list(layers)))
-        if filtered:
-            query = query.where(s.layer.in_(list(layers)))
-    if min_score is not None:
-        query = query.where(s.correlation >= min_score)
-    if max_score is not None:
-        query = query.where(s.correlation <= max_score)
+        conditions.append(e.layer.in_(list(layers)))
     if chosen_only:
-        query = query.where(e.chosen)
-    if peak_token_ids is not None:
-        p = t.peak_tokens.c
-        peaking = select(p.layer).where(p.run_id == run_id, p.token_id.in_(list(peak_token_ids)))
-        query = query.where(peaking.where(p.layer == e.layer, p.neuron == e.neuron).exists())
+        conditions.append(e.chosen)
     by_neuron = (e.layer, e.neuron, e.id, s.simulator, s.simulator_model)
-    first = {"score": s.correlation.desc().nulls_last(), "activation": n.max_activation.desc().nulls_last(), "neuron": e.layer}[
-        sort
-    ]
+    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
+    chosen: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation)
+    of_neuron = and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron)
+    headline = and_(s.explanation_id == e.id, s.split == "report", s.kind == "top_and_random")
     with store.read() as connection:
-        rows = connection.execute(query.order_by(first, *by_neuron).limit(limit)).all()
+        ids = _find_few(connection, store.dialect, run_id, words, peak_token_ids)
+        if ids is not None:  # few: fetched by id, and sorted
+            conditions.append(e.id.in_(ids))
+        else:  # many: taken in the order of an index until there are enough
+            if words is not None:
+                conditions.append(explanations_match(store.dialect, words))
+            if peak_token_ids is not None:
+                conditions.append(_peaks_on(run_id, peak_token_ids))
+        rows: list[Row[Any]] = []
+        if (ids is None and sort == "score") or min_score is not None or max_score is not None:
+            scored = and_(s.run_id == run_id, s.split == "report", s.kind == "top_and_random", s.correlation.is_not(None))
+            query = chosen.select_from(t.scores.join(t.explanations, e.id == s.explanation_id).join(t.neurons, of_neuron))
+            query = query.where(scored, *conditions)
+            if layers is not None:
+                query = query.where(s.layer.in_(list(layers)))
+            if min_score is not None:
+                query = query.where(s.correlation >= min_score)
+            if max_score is not None:
+                query = query.where(s.correlation <= max_score)
+            rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
+            if len(rows) == limit or min_score is not None or max_score is not None:
+                return _query_rows(rows)
+            conditions.append(s.correlation.is_(None))  # the rest has no score
+            sort, limit = "neuron", limit - len(rows)
+        if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
+            has_one = select(e.id).where(of_neuron, *conditions).correlate(t.neurons).exists()
+            strongest = select(n.layer, n.neuron).where(n.run_id == run_id, has_one)
+            places = connection.execute(strongest.order_by(n.max_activation.desc().nulls_last()).limit(limit)).all()
+            conditions.append(tuple_(e.layer, e.neuron).in_([tuple(place) for place in places]))
+        conditions.append(e.run_id == run_id)
+        found = t.explanations.join(t.neurons, of_neuron)
+        query = chosen.select_from(found.join(t.scores, headline, isouter=True)).where(*conditions)
+        rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
+    return _query_rows(rows)
+
+
+def _find_few(
+    connection: Connection, dialect_name: str, run_id: int, words: Sequence[str] | None, peak_token_ids: Sequence[int] | None
+) -> list[int] | None:
+    """The ids of explanations that hold the words and whose neurons peak on the tokens; None where FEW do not hold them."""
+    e, p = t.explanations.c, t.peak_tokens.c
+    found: set[int] | None = None
+    if words is not None:
+        ids = list(connection.execute(matching_ids(dialect_name, words, FEW + 1)).scalars())
+        found = set(ids) if len(ids) <= FEW else None
+    if found is None and peak_token_ids is not None:
+        query = select(e.id).join(t.peak_tokens, and_(p.layer == e.layer, p.neuron == e.neuron))
+        query = query.where(e.run_id == run_id, p.run_id == run_id, p.token_id.in_(list(peak_token_ids))).limit(FEW + 1)
+        ids = list(connection.execute(query).scalars())
+        found = set(ids) if len(ids) <= FEW else None
+        if found is not None and words is not None:  # the words are many, the tokens few
+            query = select(e.id).where(e.id.in_(found), explanations_match(dialect_name, words))
+            found = set(connection.execute(query).scalars())
+    elif found is not None and peak_token_ids is not None:
+        query = select(e.id).where(e.id.in_(found), _peaks_on(run_id, peak_token_ids))
+        found = set(connection.execute(query).scalars())
+    return None if found is None else sorted(found)
+
+
+def _peaks_on(run_id: int, token_ids: Sequence[int]) -> Any:
+    e, p = t.explanations.c, t.peak_tokens.c
+    same = (p.run_id == run_id, p.token_id.in_(list(token_ids)), p.layer == e.layer, p.neuron == e.neuron)
+    return select(p.layer).where(*same).correlate(t.explanations).exists()
+
+
+def _order(sort: str, by_neuron: Sequence[Any]) -> tuple[Any, ...]:
+    first = {
+        "score": (t.scores.c.correlation.desc().nulls_last(),),
+        "activation": (t.neurons.c.max_activation.desc().nulls_last(),),
+        "neuron": (),
+    }
+    return (*first[sort], *by_neuron)
+
+
+def _query_rows(rows: Iterable[Row[Any]]) -> list[QueryRow]:
     return [
         QueryRow(
             neuron=NeuronId(row.layer, row.neuron),

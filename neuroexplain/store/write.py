@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
@@ -122,25 +122,42 @@ def request_key(explanation: Explanation) -> str:
 
 
 def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Explanation:
-    """Store an explanation or a failed attempt, in place of an earlier answer to the same request. Returns it with its id."""
-    row = {
-        "run_id": run_id,
-        "layer": explanation.neuron.layer,
-        "neuron": explanation.neuron.neuron,
-        "explainer": explanation.explainer,
-        "candidate": explanation.candidate,
-        "request_key": request_key(explanation),
-        "chosen": explanation.chosen,
-        "status": explanation.status,
-        "text": explanation.text,
-        "reason": explanation.reason,
-        "reply": explanation.reply,
-        **_provenance_row(explanation.provenance),
-    }
+    """Store one explanation: see save_explanations."""
+    return save_explanations(store, run_id, [explanation])[0]
+
+
+def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanation]) -> list[Explanation]:
+    """Store explanations or failed attempts, in place of earlier answers to the same requests. Returns them with their ids."""
+    rows = [
+        {
+            "run_id": run_id,
+            "layer": explanation.neuron.layer,
+            "neuron": explanation.neuron.neuron,
+            "explainer": explanation.explainer,
+            "candidate": explanation.candidate,
+            "request_key": request_key(explanation),
+            "chosen": explanation.chosen,
+            "status": explanation.status,
+            "text": explanation.text,
+            "reason": explanation.reason,
+            "reply": explanation.reply,
+            **_provenance_row(explanation.provenance),
+        }
+        for explanation in explanations
+    ]
     key = ["run_id", "layer", "neuron", "request_key"]
+    found: dict[tuple[int, int, str], int] = {}
+    e = t.explanations.c
     with store.write() as connection:
-        found = _upsert_returning_id(connection, store, t.explanations, row, key)
-    return replace(explanation, id=found)
+        _upsert_many(connection, store, t.explanations, rows, key)
+        for some in _batches(rows):
+            keys = tuple_(e.layer, e.neuron, e.request_key).in_([(r["layer"], r["neuron"], r["request_key"]) for r in some])
+            for row in connection.execute(select(e.layer, e.neuron, e.request_key, e.id).where(e.run_id == run_id, keys)):
+                found[row.layer, row.neuron, row.request_key] = row.id
+    return [
+        replace(explanation, id=found[row["layer"], row["neuron"], row["request_key"]])
+        for explanation, row in zip(explanations, rows, strict=True)
+    ]
 
 
 def as_stored(simulation: Simulation) -> Simulation:
@@ -158,11 +175,35 @@ def as_stored(simulation: Simulation) -> Simulation:
 
 
 def save_simulation(store: Store, run_id: int, simulation: Simulation, scores: Sequence[Score]) -> None:
-    """Store a simulation and its scores together, in place of earlier ones by the same simulator and model."""
+    """Store one simulation and its scores: see save_simulations."""
+    save_simulations(store, run_id, [(simulation, scores)])
+
+
+def save_simulations(store: Store, run_id: int, made: Sequence[tuple[Simulation, Sequence[Score]]]) -> None:
+    """Store simulations, each with its scores, in place of earlier ones by the same simulator and model."""
+    whose = [
+        {"explanation_id": one.explanation_id, "simulator": one.simulator, "simulator_model": one.provenance.model}
+        for one, _ in made
+    ]
+    places = ({"run_id": run_id, "layer": one.neuron.layer, "neuron": one.neuron.neuron} for one, _ in made)
+    scores = [
+        {**place, **mine, **asdict(score)}
+        for place, mine, (_, found) in zip(places, whose, made, strict=True)
+        for score in found
+    ]
+    rows = [_simulation_row(run_id, one) for one, _ in made]
+    old = [{f"b_{name}": value for name, value in mine.items()} for mine in whose]
+    with store.write() as connection:
+        _upsert_many(connection, store, t.simulations, rows, ["explanation_id", "simulator", "model"])
+        connection.execute(delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old)
+        _insert_many(connection, insert(t.scores), scores)
+
+
+def _simulation_row(run_id: int, simulation: Simulation) -> dict[str, Any]:
     records = simulation.records
     masses = [r.digit_mass for r in records if r.digit_mass is not None]
     others = [r.other_levels for r in records if r.other_levels is not None]
-    row = {
+    return {
         "run_id": run_id,
         "explanation_id": simulation.explanation_id,
         "simulator": simulation.simulator,
@@ -178,28 +219,23 @@ def save_simulation(store: Store, run_id: int, simulation: Simulation, scores: S
         "other_explanation_id": simulation.other_explanation_id,
         **_provenance_row(simulation.provenance),
     }
-    whose = {"explanation_id": simulation.explanation_id, "simulator": simulation.simulator}
-    model = simulation.provenance.model
-    place = {"run_id": run_id, "layer": simulation.neuron.layer, "neuron": simulation.neuron.neuron}
-    same = [t.scores.c[name] == value for name, value in (whose | {"simulator_model": model}).items()]
-    with store.write() as connection:
-        _upsert_returning_id(connection, store, t.simulations, row, ["explanation_id", "simulator", "model"])
-        connection.execute(delete(t.scores).where(*same))
-        rows = ({**place, **whose, "simulator_model": model, **asdict(score)} for score in scores)
-        _insert_many(connection, insert(t.scores), rows)
 
 
 def _insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[str, Any]]) -> None:
-    waiting = iter(rows)
-    while batch := list(islice(waiting, ROWS_AT_ONCE)):
+    for batch in _batches(rows):
         connection.execute(statement, batch)
 
 
-def _upsert_returning_id(connection: Connection, store: Store, table: Any, row: Mapping[str, Any], key: list[str]) -> int:
-    statement = upsert(store.dialect, table).values(**row)
-    changed = {name: statement.excluded[name] for name in row if name not in key}
-    statement = statement.on_conflict_do_update(index_elements=key, set_=changed).returning(table.c.id)
-    return int(connection.execute(statement).scalar_one())
+def _upsert_many(connection: Connection, store: Store, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]) -> None:
+    statement = upsert(store.dialect, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    _insert_many(connection, statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+
+
+def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    waiting = iter(rows)
+    while batch := list(islice(waiting, ROWS_AT_ONCE)):
+        yield batch
 
 
 def _provenance_row(provenance: Provenance) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""Write a synthetic database of Llama-3-8B's size through the real writer:  make_full_size_db.py full.db [--json]
+
+458,752 neurons with 32 top and 32 random records in bfloat16, 4 million segments, and an explanation with 16 simulated records
+and its scores for each neuron. Then some neurons are read and some queries asked, as a reader does. --layers 2 makes a
+small one.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from neuroexplain.pipeline.page import load_page
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import load_run, query_explanations
+from neuroexplain.store.write import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_explanations,
+    save_segments,
+    save_simulations,
+    save_vocabulary,
+)
+from neuroexplain.types import (
+    CollectedLayer,
+    ExemplarArrays,
+    Explanation,
+    NeuronId,
+    Provenance,
+    Score,
+    Segment,
+    SimulatedRecord,
+    Simulation,
+    StatsArrays,
+    VocabularyArrays,
+    VocabularyEntry,
+)
+
+K, AT_ONCE, VOCABULARY = 32, 2_000, 128_256
+WORDS = "relief river money travel anger verbs commas numbers names cities law music colour before after start end of".split()
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("db")
+parser.add_argument("--layers", type=int, default=32)
+parser.add_argument("--d-mlp", type=int, default=14_336)
+parser.add_argument("--segments", type=int, default=4_000_000)
+parser.add_argument("--json", action="store_true")
+options = parser.parse_args()
+random = np.random.default_rng(0)
+
+
+def records(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
+    """bfloat16 activations as float32."""
+    values = random.standard_normal(shape, dtype=np.float32)
+    if peaked:
+        values[..., 32] = np.sort(np.abs(values[..., 32]), axis=-1)[..., ::-1] + 4
+    return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def collected(layer: int) -> CollectedLayer:
+    d = options.d_mlp
+    exemplars = {}
+    for kind in ("top", "random"):
+        activations = records((d, K, 64), kind == "top")
+        segments = random.integers(0, options.segments, (d, K) if kind == "top" else (1, K), dtype=np.uint32)
+        exemplars[kind] = ExemplarArrays(
+            counts=np.full(d, K),
+            segments=np.broadcast_to(segments, (d, K)).copy(),
+            starts=random.integers(32, 65, (d, K), dtype=np.uint8) if kind == "top" else np.full((d, K), 64, np.uint8),
+            documents=random.integers(0, 1_000_000, (d, K), dtype=np.int32),
+            token_offsets=random.integers(0, 2_000, (d, K), dtype=np.int32),
+            peaks=activations[..., 32] if kind == "top" else activations.max(axis=-1),
+            activations=activations,
+        )
+    stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
+    ids, logits = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32), random.standard_normal((d, 10)).astype(np.float32)
+    return CollectedLayer(layer, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
+
+
+def explained(layer: int, first: int, last: int) -> list[Explanation]:
+    nobody = Provenance(
+        "server", "vllm 0", "an-explainer", None, None, {"temperature": 0.0, "max_tokens": 40, "seed": 0}, 900, 12, 1.0
+    )
+    texts = random.choice(WORDS, (last - first, 8))
+    return [
+        Explanation(NeuronId(layer, n), "pairs", "ok", " ".join(words), nobody, reply=" ".join(words))
+        for n, words in zip(range(first, last), texts, strict=True)
+    ]
+
+
+def simulated(explanations: list[Explanation]) -> list[tuple[Simulation, list[Score]]]:
+    whom = Provenance("server", "vllm 0", "a-simulator", None, None, {}, 4_000, 16, 2.0)
+    levels = random.random((len(explanations), 16, 32), dtype=np.float32) * 10
+    made = []
+    for e, some in zip(explanations, levels, strict=True):
+        kinds = [("top", 4 * i + 3) for i in range(8)] + [("random", 4 * i + 3) for i in range(8)]
+        shown = tuple(SimulatedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True))
+        correlation = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
+        scores = [
+            Score("report", kind, "ok", correlation, 512, 16, ci_low=correlation - 0.1, ci_high=correlation + 0.1)
+            for kind in ("top_and_random", "top", "random")
+        ]
+        made.append((Simulation(e.id, e.neuron, "digits", "ok", shown, whom), scores))
+    return made
+
+
+def peak_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def quantiles(work, n: int) -> dict[str, float]:
+    took = []
+    for i in range(n):
+        began = time.perf_counter()
+        work(i)
+        took.append(1000 * (time.perf_counter() - began))
+    return {"median": round(statistics.median(took), 1), "p95": round(sorted(took)[int(0.95 * n)], 1)}
+
+
+Path(options.db).unlink(missing_ok=True)
+began = time.perf_counter()
+writing = 0.0
+with open_store(options.db, create=True) as store:
+    fields = {"subject": "synthetic", "dtype": "bfloat16", "activation": "act", "layers": list(range(options.layers))}
+    fields |= {"d_mlp": options.d_mlp, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
+    run_id = create_run(store, {**fields, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}})
+    save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
+    for first in range(0, options.segments, 50_000):
+        ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
+        save_segments(store, run_id, (Segment(first + i, row, ()) for i, row in enumerate(ids)))
+    say(f"segments: {time.perf_counter() - began:.0f} s")
+    for layer in range(options.layers):
+        found = collected(layer)
+        started = time.perf_counter()
+        save_collected_layer(store, run_id, found)
+        writing += time.perf_counter() - started
+        for first in range(0, options.d_mlp, AT_ONCE):
+            written = save_explanations(store, run_id, explained(layer, first, min(first + AT_ONCE, options.d_mlp)))
+            save_simulations(store, run_id, simulated(written))
+        say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
+    finish_run(store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128)
+with open_store(options.db, read_only=True) as store:
+    run = load_run(store)
+    places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()
+    shows = quantiles(lambda i: load_page(store, run, NeuronId(*places[i])), 200)
+    asked = {
+        "text": {"text": "relief"},
+        "text and score": {"text": "relief river", "min_score": 0.5},
+        "layer and score": {"layers": [options.layers // 2], "min_score": 0.5},
+        "score": {"min_score": 0.6},
+        "sorted by activation": {"sort": "activation"},
+        "text sorted by neuron": {"text": "money", "sort": "neuron"},
+        "peak token": {"peak_token_ids": [77, 78]},
+    }
+    queries = {
+        name: quantiles(lambda _, more=more: query_explanations(store, run.id, **more), 20) for name, more in asked.items()
+    }
+n_neurons = options.layers * options.d_mlp
+report = {
+    "neurons": n_neurons,
+    "bytes": Path(options.db).stat().st_size,
+    "seconds": round(time.perf_counter() - began),
+    "exemplars_per_s": round(n_neurons * 2 * K / writing),
+    "peak_memory_bytes": peak_memory(),
+    "show_ms": shows,
+    "query_ms": queries,
+}
+print(json.dumps(report) if options.json else "\n".join(f"{name:20} {value}" for name, value in report.items()))

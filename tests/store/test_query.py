@@ -1,0 +1,93 @@
+"""Every way that a query takes through the indexes gives what filtering and sorting in plain Python gives."""
+
+import itertools
+import random
+
+import pytest
+from sqlalchemy import insert
+
+from neuroexplain.store import tables as t
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import query_explanations
+from neuroexplain.store.write import create_run, save_explanation, save_simulation
+from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
+
+WORDS = ["relief", "river", "money", "AND", "near"]
+FIELDS = {
+    **{"subject": "s", "dtype": "float32", "activation": "act", "layers": [0, 1, 2], "d_mlp": 12, "n_layers": 3},
+    **{"top_k": 4, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """36 neurons; explanations by two explainers, some not chosen, some failed; scores by two simulators, some undefined."""
+    draw = random.Random(5)
+    store = open_store(str(tmp_path_factory.mktemp("q") / "x.db"), create=True)
+    create_run(store, FIELDS)  # another run, whose rows must not be found
+    expected = []
+    for run_id in (1, create_run(store, FIELDS)):
+        for layer, n in itertools.product(range(3), range(12)):
+            strongest = draw.choice([None, 1.0, 2.0, draw.random()])
+            peaks = draw.sample(range(6), 2)
+            with store.write() as connection:
+                neuron = {"run_id": run_id, "layer": layer, "neuron": n, "status": "ok", "max_activation": strongest}
+                connection.execute(insert(t.neurons).values(**neuron))
+                rows = [{"run_id": run_id, "token_id": p, "layer": layer, "neuron": n, "count": 1} for p in peaks]
+                connection.execute(insert(t.peak_tokens), rows)
+            for explainer in draw.sample(["pairs", "excerpts"], draw.choice([0, 1, 2])):
+                text = " ".join(draw.sample(WORDS, 2))
+                status, chosen = draw.choice(["ok", "ok", "ok", "llm_error"]), draw.random() < 0.8
+                by = Provenance("none", None, "m", None, None)
+                e = Explanation(NeuronId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen)
+                e = save_explanation(store, run_id, e)
+                scores = []
+                for simulator in draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ():
+                    r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
+                    one = Score("report", "top_and_random", "ok" if r is not None else "no_records", r, 320, 10)
+                    save_simulation(store, run_id, Simulation(e.id, e.neuron, simulator, "ok", (), by), [one])
+                    scores.append((simulator, r))
+                for simulator, r in scores or [(None, None)]:
+                    if run_id == 2 and status == "ok":
+                        expected.append((layer, n, e.id, text, chosen, simulator, r, strongest, peaks))
+    return store, expected
+
+
+def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, chosen_only, limit):
+    kept = [
+        x
+        for x in expected
+        if (text is None or set(text.lower().split()) <= set(x[3].lower().split()))
+        and (layers is None or x[0] in layers)
+        and (min_score is None or (x[6] is not None and x[6] >= min_score))
+        and (max_score is None or (x[6] is not None and x[6] <= max_score))
+        and (peak_token_ids is None or set(peak_token_ids) & set(x[8]))
+        and (x[4] or not chosen_only)
+    ]
+    value = {"score": 6, "activation": 7, "neuron": None}[sort]
+    place = [(x[0], x[1], x[2], x[5] or "") for x in kept]
+    first = [() if value is None else (x[value] is None, -(x[value] or 0)) for x in kept]
+    order = sorted(range(len(kept)), key=lambda i: (first[i], place[i]))[:limit]
+    return [(kept[i][0], kept[i][1], kept[i][2], kept[i][5], kept[i][6]) for i in order]
+
+
+@pytest.mark.parametrize("few", [4_000, 5, 0])
+@pytest.mark.parametrize("sort", ["score", "activation", "neuron"])
+def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
+    monkeypatch.setattr("neuroexplain.store.read.FEW", few)
+    store, expected = made
+    texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))
+    scores = ((None, None), (0.1, None), (None, 0.2), (-0.5, 0.5))
+    for text, some, peak, (low, high), chosen, limit in itertools.product(texts, layers, peaks, scores, (True, False), (3, 99)):
+        options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
+        options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
+        rows = query_explanations(store, 2, **options)
+        found = [(x.neuron.layer, x.neuron.neuron, x.explanation_id, x.simulator, x.correlation) for x in rows]
+        wanted = plain(expected, **options)
+        if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
+            assert [x[4] for x in found] == [x[4] for x in wanted], options
+        else:
+            assert sorted(found, key=repr) == sorted(wanted, key=repr) if limit == 99 else len(found) == len(wanted), options
+            assert [x[4] for x in found if sort == "score"] == [x[4] for x in wanted if sort == "score"], options
+            if sort == "neuron":
+                assert [x[:3] for x in found] == [x[:3] for x in wanted], options
