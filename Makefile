@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-vllm check clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,13 @@ $(STAMP): pyproject.toml constraints.txt scripts/dependencies.py
 	@touch $(STAMP)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not vllm"
+
+# Against a real vLLM, in an environment of its own (some 3.4 GB).
+test-vllm: setup
+	scripts/setup_vllm.sh
+	test -e .venv-vllm/smollm2/config.json || $(BIN)/python scripts/save_smollm2.py .venv-vllm/smollm2
+	$(BIN)/python -m pytest -m vllm
 
 check: setup
 	$(BIN)/ruff check .

@@ -91,19 +91,22 @@ SIMULATOR_NAMES: tuple[SimulatorName, ...] = ("digits", "lexical")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Which engine answers: at most one of `server` and `local`; with neither, the default server."""
+    """Which engine answers: at most one of `server`, `vllm` and `local`; with none, the default server."""
 
     server: str | None = None  # URL
+    vllm: str | None = None  # model to serve for this run
+    vllm_args: tuple[str, ...] = ()  # more for its command line
+    vllm_command: str | None = None  # what starts vLLM; None: found
     local: str | None = None  # hub name, folder or .gguf file
     model: str | None = None  # of the server; None: the only one it serves
     default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
     api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.server is not None and self.local is not None:
-            raise NeuroexplainError(
-                f"Two engines were named: the server {self.server} and the local model {self.local}. Give one of them."
-            )
+        named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]
+        given = [f"{what} {name}" for what, name in named if name is not None]
+        if len(given) > 1:
+            raise NeuroexplainError(f"Two engines were named: {' and '.join(given)}. Give one of them.")
         if self.local is not None and self.model is not None:
             raise NeuroexplainError(f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one.")
 

@@ -5,6 +5,7 @@ Annotations are no strings here: typer would compile each of them at every start
 
 import json
 import os
+import shlex
 import sys
 import tomllib
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ Db = Annotated[str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Databas
 RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest finished one unless told.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Server = Annotated[str | None, typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.")]
+Vllm = Annotated[str | None, typer.Option("--vllm", help="Start vLLM with this model for this run.")]
+VllmArgs = Annotated[str, typer.Option("--vllm-args", help="More for vLLM's command line, in one string.")]
 Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="Which of the server's models.")]
 SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")]
@@ -142,6 +145,8 @@ def explain(
     ] = "pairs",
     simulator: SimulatorName = "digits",
     server: Server = None,
+    vllm: Vllm = None,
+    vllm_args: VllmArgs = "",
     local: Local = None,
     model: ModelName = None,
     simulator_server: SimulatorServer = None,
@@ -161,7 +166,7 @@ def explain(
 
     own = _engine_config(simulator_server, simulator_local, simulator_model, server)
     score_config = None if no_score else ScoreConfig(simulator, own)  # type: ignore[arg-type]
-    engine_config = _engine_config(server, local, model) or _default_engine()
+    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args) or _default_engine()
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
@@ -194,6 +199,8 @@ def score(
     db: Db = DEFAULT_DB,
     simulator: SimulatorName = "digits",
     server: Server = None,
+    vllm: Vllm = None,
+    vllm_args: VllmArgs = "",
     local: Local = None,
     model: ModelName = None,
     simulator_server: SimulatorServer = None,
@@ -213,7 +220,7 @@ def score(
 
     own = _engine_config(simulator_server, simulator_local, simulator_model, server)
     score_config = ScoreConfig(simulator, own)  # type: ignore[arg-type]
-    engine_config = _engine_config(server, local, model) or _default_engine()
+    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args) or _default_engine()
     with open_store(db) as store:
         run = load_run(store, run_id)
         wanted = _select(store, run, None, neurons)
@@ -570,20 +577,31 @@ def _select(store: Any, run: "Run", layers: str | None, neurons: str | None) -> 
     return list(wanted)
 
 
-def _engine_config(server: str | None, local: str | None, model: str | None, base: str | None = None) -> "EngineConfig | None":
+def _engine_config(
+    server: str | None,
+    local: str | None,
+    model: str | None,
+    base: str | None = None,
+    *,
+    vllm: str | None = None,
+    vllm_args: str = "",
+) -> "EngineConfig | None":
     """The engine that was named; None where none was. A model alone is one of the server `base`, or of the default one."""
-    if server is None and local is None and model is None:
-        return None
-    if server is None and local is None:
+    if server is None and local is None and vllm is None:
+        if model is None:
+            return None
         server = base
-    return replace(_default_engine(), server=server, local=local, model=model)
+    more = shlex.split(vllm_args)
+    return replace(_default_engine(), server=server, vllm=vllm, vllm_args=tuple(more), local=local, model=model)
 
 
 def _default_engine() -> "EngineConfig":
     from neuroexplain.config import EngineConfig
 
-    there = {"default_server": os.environ["NEUROEXPLAIN_SERVER"]} if os.environ.get("NEUROEXPLAIN_SERVER") else {}
-    return EngineConfig(**there, api_key=os.environ.get("NEUROEXPLAIN_API_KEY") or None)
+    secret, command = os.environ.get("NEUROEXPLAIN_API_KEY") or None, os.environ.get("NEUROEXPLAIN_VLLM")
+    config = EngineConfig(api_key=secret, vllm_command=command)
+    url = os.environ.get("NEUROEXPLAIN_SERVER")
+    return replace(config, default_server=url) if url else config
 
 
 def _estimate_text(estimate: "Estimate") -> str:

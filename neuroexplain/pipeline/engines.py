@@ -10,6 +10,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
+from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.types import Run
 
 Tell = Callable[[str], None]
@@ -47,7 +48,10 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
         tell(f"Loading {config.local} ...")
         engine = LocalEngine(config.local)
     else:
-        engine = ServerEngine(config.server or config.default_server, config.model, api_key=config.api_key)
+        url = config.server or config.default_server
+        if config.vllm is not None:
+            url = stack.enter_context(serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell))
+        engine = ServerEngine(url, config.model, api_key=config.api_key)
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
     stack.callback(engine.close)
     return engine

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select, tuple_
+from sqlalchemy import Connection, Row, Select, and_, func, select
 
 from neuroexplain.errors import NotInStore
 from neuroexplain.store import tables as t
@@ -115,10 +115,10 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
 
 
 def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
-    """How the given tokens of the subject's vocabulary are shown."""
-    found = {}
+    """How the given tokens of the subject's vocabulary are shown; an id that its tokenizer does not know gets U+FFFD."""
+    found = {token_id: VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
     with store.read() as connection:
-        for some in _chunks(sorted(set(token_ids))):
+        for some in _chunks(sorted(found)):
             query = select(t.tokens).where(t.tokens.c.run_id == run_id, t.tokens.c.token_id.in_(some))
             for row in connection.execute(query):
                 found[row.token_id] = VocabularyEntry(row.token_id, row.text, row.special)
@@ -293,9 +293,13 @@ def query_explanations(
         if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
             has_one = select(e.id).where(of_neuron, *conditions).correlate(t.neurons).exists()
             strongest = select(n.layer, n.neuron).where(n.run_id == run_id, has_one)
-            places = connection.execute(strongest.order_by(n.max_activation.desc().nulls_last()).limit(limit)).all()
-            conditions.append(tuple_(e.layer, e.neuron).in_([tuple(place) for place in places]))
-        conditions.append(e.run_id == run_id)
+            ids = []
+            for place in connection.execute(strongest.order_by(n.max_activation.desc().nulls_last()).limit(limit)).all():
+                here = (e.run_id == run_id, e.layer == place.layer, e.neuron == place.neuron)
+                ids += connection.execute(select(e.id).where(*here)).scalars().all()
+            conditions.append(e.id.in_(ids))
+        # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
+        conditions.append(e.run_id == run_id if ids is None else e.run_id + 0 == run_id)
         found = t.explanations.join(t.neurons, of_neuron)
         query = chosen.select_from(found.join(t.scores, headline, isouter=True)).where(*conditions)
         rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()

@@ -97,6 +97,8 @@ class Collector:
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""
+        n_known = max(self.subject.tokenizer.get_vocab().values()) + 1  # a model may have rows beyond, for padding
+        known_tokens = self.subject.unembedding[:n_known]
         for layer in self.layers:
             stats = self.stats[layer].finish()
             if not (np.isfinite(stats.min).all() and np.isfinite(stats.max).all() and np.isfinite(stats.mean).all()):
@@ -109,9 +111,7 @@ class Collector:
             }
             if self.random_place:
                 exemplars["random"] = _random(self.random[layer], list(self.random_place), locate)
-            vocabulary = read_vocabulary(
-                self.subject.output_vectors(layer), self.subject.norm_weight(), self.subject.unembedding
-            )
+            vocabulary = read_vocabulary(self.subject.output_vectors(layer), self.subject.norm_weight(), known_tokens)
             yield CollectedLayer(layer, exemplars, stats, vocabulary)
 
 

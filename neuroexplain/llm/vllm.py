@@ -1,0 +1,118 @@
+"""Start a vLLM server for one run, and stop it at the end. vLLM itself may live in another environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+import httpx
+
+from neuroexplain.errors import EngineError
+
+START_WITHIN = 1800.0  # seconds: large models load for a long time
+STOP_WITHIN = 20.0
+LOG_LINES = 40  # shown when it fails
+
+
+@contextmanager
+def serve_vllm(model: str, arguments: Sequence[str], command: str | None, tell: Callable[[str], None]) -> Iterator[str]:
+    """Serve `model` on a free port of this machine; gives the server's URL once it is healthy.
+
+    `command` is what starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of the server's log, where it does not
+    come up. Whatever ends the run stops the server and its children.
+    """
+    port = _free_port()
+    typed = [*find_command(command, model), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    tell(f"Starting {shlex.join(typed)} ...")
+    with tempfile.TemporaryFile() as log:
+        try:
+            running = subprocess.Popen(typed, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as error:
+            raise EngineError(
+                f"Cannot start {typed[0]}: {error.strerror}. Set NEUROEXPLAIN_VLLM to what starts vLLM."
+            ) from error
+        try:
+            _wait_until_healthy(running, port, log, tell)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            _stop(running)
+
+
+def find_command(command: str | None, model: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What starts vLLM on a model: the given command, else `vllm` on the PATH, else this Python's module."""
+    if command is not None:
+        words = shlex.split(command)
+        if not words:
+            raise EngineError("NEUROEXPLAIN_VLLM is empty. Set it to what starts vLLM, like  vllm serve")
+        if words[-1] == "serve":
+            return [*words, model]
+        return [*words, "serve", model] if words[-1].rsplit("/", 1)[-1] == "vllm" else [*words, "--model", model]
+    found = shutil.which("vllm", path=environment.get("PATH"))
+    if found is not None:
+        return [found, "serve", model]
+    if importlib.util.find_spec("vllm") is not None:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    raise EngineError(
+        "There is no vLLM to start: no NEUROEXPLAIN_VLLM, no vllm on the PATH, none in this Python.\n"
+        "Install it:  pip install 'neuroexplain[vllm]'\n"
+        "Or in an environment of its own, and name what starts it:  export NEUROEXPLAIN_VLLM='ENVIRONMENT/bin/vllm serve'"
+    )
+
+
+def _wait_until_healthy(running: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]) -> None:
+    began = told = time.monotonic()
+    with httpx.Client(timeout=5.0) as client:
+        while True:
+            if running.poll() is not None:
+                raise EngineError(f"vLLM ended with status {running.returncode}. The end of its log:\n{_tail(log)}")
+            try:
+                if client.get(f"http://127.0.0.1:{port}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            now = time.monotonic()
+            if now - began > START_WITHIN:
+                raise EngineError(f"vLLM was not ready after {START_WITHIN:.0f} seconds. The end of its log:\n{_tail(log)}")
+            if now - told > 30:
+                told = now
+                tell(f"vLLM is starting ({now - began:.0f} s) ...")
+            time.sleep(0.5)
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 20_000))
+    return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:])
+
+
+def _stop(running: subprocess.Popen[bytes]) -> None:
+    """End the server and all that it started: they are one process group."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(running.pid, how)
+        except ProcessLookupError:
+            break
+        try:
+            running.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            continue
+        if how == signal.SIGTERM:
+            time.sleep(0.5)  # its children have the same signal; what is left of them is killed
+    running.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port: int = opened.getsockname()[1]
+        return port
