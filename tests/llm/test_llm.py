@@ -68,6 +68,42 @@ def test_without_a_token_for_ten_the_scale_ends_at_nine(engine):
     assert [len(level) > 0 for level in find_level_tokens(engine.tokenizer)] == [True] * 10
 
 
+def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp_path):
+    import torch
+
+    folder = tiny_subject(tmp_path)
+    tokenizer = LocalEngine(str(folder)).tokenizer
+    tokenizer.add_tokens(["10", " 1"])  # both within the model's 330 rows
+    tokenizer.save_pretrained(folder)
+    engine = LocalEngine(str(folder))
+    digits = DigitsSimulator(engine)
+    assert len(digits.level_token_ids) == 11
+    assert [len(ids) for ids in digits.level_token_ids[:3]] == [1, 2, 1]  # "1" and " 1"
+    vocabulary = entries(["river", " ran"])
+    ids, rows = digits.build_prompt("rivers", [0, 1], vocabulary)
+    assert "from 0 (silent) to 10 (strongest)" in tokenizer.decode(ids)
+    with torch.inference_mode():
+        probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
+    by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
+    found = digits.simulate("rivers", [0, 1], vocabulary)
+    np.testing.assert_allclose(found.levels, by_level @ np.arange(11) / by_level.sum(1), rtol=1e-4)
+
+
+def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
+    texts = [f" w{i}" for i in range(63)] + ["tab\there"]
+    ids = np.arange(64, dtype=np.uint32)
+    acts = np.where(ids == 32, 2.0, np.where(ids == 5, 0.5, -1.0)).astype(np.float32)
+    record = Exemplar(NeuronId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, acts)
+    explainer = EXPLAINERS["pairs"]
+    prompt = explainer.load_prompt()
+    turns = explainer.messages(prompt, [record], entries(texts))
+    assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * len(prompt.examples), "user"]
+    lines = turns[-1].content.splitlines()
+    assert lines[1:] == [f" w{i}\t{ {32: 10, 5: 2}.get(i, 0) }" for i in range(63)] + ["tab\\there\t0"]
+    peaks = [max(range(len(r)), key=lambda i, r=r: r[i][1]) for x in prompt.examples for r in x.records]
+    assert len(set(peaks)) > 3  # worked neurons peak anywhere
+
+
 def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
     texts = ["river", " ", "\n", "\ufffd", "</s>"]
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
