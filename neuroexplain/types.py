@@ -60,14 +60,6 @@ class Segment:
     token_ids: NDArray[np.uint32]  # [128]
     spans: tuple[DocumentSpan, ...]  # in order; the first starts at 0
 
-    def locate(self, position: int, record_start: int) -> tuple[int, int]:
-        """The document of token `position`, and the offset in that document of token `record_start`.
-
-        The offset is negative where the record begins in the document before.
-        """
-        span = next(span for span in reversed(self.spans) if span.start <= position)
-        return span.document, span.offset + record_start - span.start
-
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
@@ -115,6 +107,7 @@ class ExemplarArrays:
     token_offsets: NDArray[np.int32]  # [d_mlp, k]
     peaks: NDArray[np.float32]  # [d_mlp, k]
     activations: NDArray[np.float32]  # [d_mlp, k, 64]
+    peak_token_ids: NDArray[np.uint32] | None = None  # [d_mlp, k]; None: read from the stored segments when needed
 
     def counts_mask(self) -> NDArray[np.bool_]:
         """Which places are used, [d_mlp, k]."""

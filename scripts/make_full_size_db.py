@@ -77,6 +77,7 @@ def collected(layer: int) -> CollectedLayer:
             token_offsets=random.integers(0, 2_000, (d, K), dtype=np.int32),
             peaks=activations[..., 32] if kind == "top" else activations.max(axis=-1),
             activations=activations,
+            peak_token_ids=random.integers(0, VOCABULARY, (d, K), dtype=np.uint32),
         )
     stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
     ids, logits = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32), random.standard_normal((d, 10)).astype(np.float32)

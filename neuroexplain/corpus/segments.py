@@ -79,6 +79,18 @@ class TokenStream:
                 spans.append(DocumentSpan(max(start - begin, 0), document, max(begin - start, 0)))
         return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32), tuple(spans))
 
+    def locate(
+        self, segments: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
+        """For tokens at `positions` of `segments`: their documents, where in those the token at `starts` lies, their ids.
+
+        All arrays have one shape. The offset is negative where the record begins in the document before.
+        """
+        begins = segments.astype(np.int64) * SEGMENT_LENGTH
+        documents = np.searchsorted(self._starts, begins + positions, "right") - 1
+        ids = self._ids[begins + positions].astype(np.uint32)
+        return documents, begins + starts - self._starts[documents], ids
+
 
 def visiting_order(n_segments: int, sampling: str, seed: int, wanted: int | None) -> NDArray[np.int64]:
     """Which grid cells are visited, in order: all or the first `wanted` of a seeded permutation or of the stream."""

@@ -116,7 +116,7 @@ def run_collect(store: Store, config: CollectConfig, subject: Subject | None = N
             f"The device ran out of memory after {done:,} of {len(order):,} segments; the last checkpoint is intact. "
             "Free memory and run the same command again; a smaller --batch-size is another run."
         ) from error
-    for done_layers, found in enumerate(collector.finish(lambda s, at, start: stream.segment(s).locate(at, start)), 1):
+    for done_layers, found in enumerate(collector.finish(stream.locate), 1):
         save_collected_layer(store, run_id, found)
         yield Progress("saving", done_layers, len(layers), "layers")
     finish_run(store, run_id, n_segments=len(order), n_documents=stream.n_documents, n_tokens=len(order) * SEGMENT_LENGTH)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -296,16 +295,22 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
     top = found.exemplars.get("top")
     if top is None:
         return []
-    ids = read_segment_ids(connection, run_id, set(np.unique(top.segments[top.counts_mask()]).tolist()))
-    rows = []
-    for n, count in enumerate(top.counts.tolist()):
-        places = zip(top.segments[n, :count].tolist(), top.starts[n, :count].tolist(), strict=True)
-        counted = Counter(int(ids[segment][start + PEAK_INDEX]) for segment, start in places)
-        rows += [
-            {"run_id": run_id, "token_id": token, "layer": found.layer, "neuron": n, "count": times}
-            for token, times in counted.items()
-        ]
-    return rows
+    used = top.counts_mask()
+    neurons = used.nonzero()[0]
+    peaks = top.peak_token_ids
+    if peaks is None:
+        segments, back = np.unique(top.segments[used], return_inverse=True)
+        ids = read_segment_ids(connection, run_id, set(segments.tolist()))
+        table = np.stack([ids[int(segment)] for segment in segments]) if len(segments) else np.zeros((0, 128), np.uint32)
+        tokens = table[back.reshape(-1), top.starts[used].astype(np.int64) + PEAK_INDEX]
+    else:
+        tokens = peaks[used]
+    # By token, as the table is ordered: neighbours go to the same page.
+    pairs, counts = np.unique(np.stack([tokens.astype(np.int64), neurons]), axis=1, return_counts=True)
+    return [
+        {"run_id": run_id, "token_id": token, "layer": found.layer, "neuron": n, "count": times}
+        for token, n, times in zip(*pairs.tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:

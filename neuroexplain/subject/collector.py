@@ -18,7 +18,8 @@ from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records, seg
 from neuroexplain.subject.vocabulary import read_vocabulary
 from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, SEGMENT_LENGTH, CollectedLayer, ExemplarArrays, Kind
 
-Locate = Callable[[int, int, int], tuple[int, int]]  # (segment, position, record start) -> (document, token offset)
+# (segments, positions, record starts) -> (documents of the positions, offsets there of the records' first tokens, token ids)
+Locate = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Collector:
@@ -122,9 +123,19 @@ def _top(state: TopK, kind: Kind, locate: Locate) -> ExemplarArrays:
     starts = state.starts.gather(1, places).cpu().numpy()
     windows = state.windows.gather(1, places[:, :, None].expand(-1, -1, RECORD_LENGTH)).float().cpu().numpy()
     windows = windows if kind == "top" else -windows
-    documents, offsets = _places(segments, starts, starts.astype(np.int64) + PEAK_INDEX, used, locate)
+    documents, offsets, tokens = (
+        np.where(used, found, unused)
+        for found, unused in zip(locate(segments, starts.astype(np.int64) + PEAK_INDEX, starts), (-1, 0, 0), strict=True)
+    )
     return ExemplarArrays(
-        used.sum(axis=1), segments.astype(np.uint32), starts, documents, offsets, windows[:, :, PEAK_INDEX].copy(), windows
+        counts=used.sum(axis=1),
+        segments=segments.astype(np.uint32),
+        starts=starts,
+        documents=documents.astype(np.int32),
+        token_offsets=offsets.astype(np.int32),
+        peaks=windows[:, :, PEAK_INDEX].copy(),
+        activations=windows,
+        peak_token_ids=tokens.astype(np.uint32),
     )
 
 
@@ -133,19 +144,16 @@ def _random(acts: Tensor, segments: list[int], locate: Locate) -> ExemplarArrays
     d_mlp, n, _ = windows.shape
     # Every neuron peaks somewhere else in a random record; it belongs to the document of its own peak.
     peaks_at = windows.argmax(axis=2) + RANDOM_START
-    all_segments = np.broadcast_to(np.array(segments, np.uint32), (d_mlp, n))
+    everywhere = np.tile(np.array(segments, np.int64), (d_mlp, 1))
     starts = np.full((d_mlp, n), RANDOM_START, np.uint8)
-    documents, offsets = _places(all_segments, starts, peaks_at, np.ones((d_mlp, n), bool), locate)
-    return ExemplarArrays(np.full(d_mlp, n), all_segments.copy(), starts, documents, offsets, windows.max(axis=2), windows)
-
-
-def _places(
-    segments: np.ndarray, starts: np.ndarray, peaks_at: np.ndarray, used: np.ndarray, locate: Locate
-) -> tuple[np.ndarray, np.ndarray]:
-    """Document and token offset of each used record; each distinct place is looked up once."""
-    asked = np.stack([segments[used], peaks_at[used], starts[used]], axis=1).astype(np.int64)
-    distinct, back = np.unique(asked, axis=0, return_inverse=True)
-    found = np.array([locate(*map(int, place)) for place in distinct], np.int32).reshape(-1, 2)[back.reshape(-1)]
-    documents, offsets = np.full(segments.shape, -1, np.int32), np.zeros(segments.shape, np.int32)
-    documents[used], offsets[used] = found[:, 0], found[:, 1]
-    return documents, offsets
+    documents, offsets, tokens = locate(everywhere, peaks_at, starts)
+    return ExemplarArrays(
+        counts=np.full(d_mlp, n),
+        segments=everywhere.astype(np.uint32),
+        starts=starts,
+        documents=documents.astype(np.int32),
+        token_offsets=offsets.astype(np.int32),
+        peaks=windows.max(axis=2),
+        activations=windows,
+        peak_token_ids=tokens.astype(np.uint32),
+    )

@@ -28,6 +28,6 @@ def test_rows_without_a_token_are_not_read(tmp_path):
     options = {"activation": "act", "sign": "positive", "top_k": 2, "positions": range(64, 97), "special_peaks": True}
     collector = Collector(subject, (0,), **options, random_segments=[0])
     collector.read(torch.randint(2, n_tokens, (2, 128)), torch.arange(2))
-    (layer,) = collector.finish(lambda segment, at, start: (0, 0))
+    (layer,) = collector.finish(lambda segments, positions, starts: (segments, positions, segments))
     assert layer.vocabulary is not None
     assert layer.vocabulary.promoted_ids.max() < n_tokens
