@@ -44,21 +44,11 @@ class NeuronId:
 
 
 @dataclass(frozen=True, slots=True)
-class DocumentSpan:
-    """The part of a segment that one document fills: from token `start` of the segment up to the next span."""
-
-    start: int  # token of the segment
-    document: int  # number of the document in the corpus, from 0
-    offset: int  # which token of the document stands at `start`
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
-    """128 consecutive token ids of the stream, and the documents that they come from."""
+    """128 consecutive token ids of the stream."""
 
     segment: int  # number of the grid cell in the token stream
     token_ids: NDArray[np.uint32]  # [128]
-    spans: tuple[DocumentSpan, ...]  # in order; the first starts at 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ with open_store(options.db, create=True) as store:
     save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
     for first in range(0, options.segments, 50_000):
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
-        save_segments(store, run_id, (Segment(first + i, row, ()) for i, row in enumerate(ids)))
+        save_segments(store, run_id, (Segment(first + i, row) for i, row in enumerate(ids)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
     for layer in range(options.layers):
         found = collected(layer)

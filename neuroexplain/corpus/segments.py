@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.types import SEGMENT_LENGTH, DocumentSpan, Segment
+from neuroexplain.types import SEGMENT_LENGTH, Segment
 
 DOCUMENTS_AT_ONCE = 64  # tokenized together: fast tokenizers use the cores
 
@@ -32,26 +32,11 @@ def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.ui
     yield from flush()
 
 
-def cut_segments(token_ids: Iterable[NDArray[np.uint32]]) -> Iterator[Segment]:
-    """Join the documents' tokens and cut every 128; a last, incomplete segment is dropped. Documents count from 0."""
-    waiting: list[NDArray[np.uint32]] = []
-    spans: list[DocumentSpan] = []
-    filled = number = 0
-    for document, ids in enumerate(token_ids):
-        offset = 0
-        while offset < len(ids):
-            take = min(SEGMENT_LENGTH - filled, len(ids) - offset)
-            spans.append(DocumentSpan(filled, document, offset))
-            waiting.append(ids[offset : offset + take])
-            filled += take
-            offset += take
-            if filled == SEGMENT_LENGTH:
-                yield Segment(number, np.concatenate(waiting), tuple(spans))
-                waiting, spans, filled, number = [], [], 0, number + 1
-
-
 class TokenStream:
-    """A whole corpus as tokens in a temporary file, so that memory does not grow with it: any segment can be visited."""
+    """A whole corpus as tokens in a temporary file, so that memory does not grow with it: any segment can be visited.
+
+    The documents' tokens are joined and cut every 128; a last, incomplete segment is dropped. Documents count from 0.
+    """
 
     def __init__(self, token_ids: Iterable[NDArray[np.uint32]]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the stream is)
@@ -67,17 +52,9 @@ class TokenStream:
         self._ids = np.memmap(self._file, "<u4", "r") if self.n_tokens else np.zeros(0, "<u4")
 
     def segment(self, number: int) -> Segment:
-        """Grid cell `number`: the same as `cut_segments` yields at that place."""
+        """Grid cell `number`."""
         begin = number * SEGMENT_LENGTH
-        first = int(np.searchsorted(self._starts, begin, "right")) - 1
-        spans = []
-        for document in range(first, self.n_documents):
-            start = int(self._starts[document])
-            if start >= begin + SEGMENT_LENGTH:
-                break
-            if self._starts[document + 1] > max(start, begin):
-                spans.append(DocumentSpan(max(start - begin, 0), document, max(begin - start, 0)))
-        return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32), tuple(spans))
+        return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32))
 
     def locate(
         self, segments: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.uint8]

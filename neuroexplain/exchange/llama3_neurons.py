@@ -148,7 +148,7 @@ def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> list[Segment]:
     distinct, first = np.unique(index.reshape(-1), return_index=True)
     flat = token.reshape(-1, RECORD_LENGTH)
     places = zip(distinct.tolist(), first.tolist(), strict=True)
-    return [Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32), ()) for start, place in places if start != UNUSED]
+    return [Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32)) for start, place in places if start != UNUSED]
 
 
 def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any]) -> CollectedLayer:

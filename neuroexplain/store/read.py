@@ -148,7 +148,7 @@ def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[l
     while True:
         with store.read() as connection:
             some = query.where(t.segments.c.segment > last).order_by(t.segments.c.segment).limit(at_once)
-            found = [Segment(number, unpack_token_ids(blob), ()) for number, blob in connection.execute(some)]
+            found = [Segment(number, unpack_token_ids(blob)) for number, blob in connection.execute(some)]
         if not found:
             return
         yield found
