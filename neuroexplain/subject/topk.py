@@ -139,22 +139,6 @@ def fold_top_k(
         state.windows[neuron, place] = flat.take((column + starts * d_mlp)[:, None] + at_record)
 
 
-def merge_top_k(one: TopK, other: TopK) -> TopK:
-    """The top k of two parts that saw different segments: equal to what one pass over both finds."""
-    merged = TopK.empty(len(one.keys), one.k, one.windows.dtype, one.windows.device)
-    names = ("keys", "starts", "hashes", "windows")
-    both = {name: torch.cat([getattr(one, name), getattr(other, name)], dim=1) for name in names}
-    ranked, order = rank_distinct(both["keys"], both["hashes"])
-    order = order[:, : one.k]
-    for name in names[1:]:
-        found = both[name]
-        pick = order if found.dim() == 2 else order[:, :, None].expand(-1, -1, RECORD_LENGTH)
-        getattr(merged, name)[:, : one.k] = found.gather(1, pick)
-    merged.keys[:, : one.k] = ranked[:, : one.k]
-    merged.least = ranked[:, one.k - 1].clone()
-    return merged
-
-
 def rank_distinct(
     keys: Int[Tensor, "n places"], hashes: Int[Tensor, "n places"]
 ) -> tuple[Int[Tensor, "n places"], Int[Tensor, "n places"]]:

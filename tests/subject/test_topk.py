@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuroexplain.subject.statistics import RunningStats
-from neuroexplain.subject.topk import EMPTY, SPARE, TopK, fold_top_k, hash_records, merge_top_k, segments_of
+from neuroexplain.subject.topk import EMPTY, SPARE, TopK, fold_top_k, hash_records, segments_of
 
 POSITIONS = range(64, 97)
 N, D, K = 150, 7, 5
@@ -75,24 +75,6 @@ def test_windows_are_those_of_the_records(seen):
             row = (segments == segments_of(key)).nonzero()[0, 0]
             start = int(state.starts[neuron, place])
             assert torch.equal(state.windows[neuron, place], acts[row, start : start + 64, neuron])
-
-
-@pytest.mark.parametrize("cuts", [(10, 20), (3, 149), (75, 76)])
-def test_parts_merge_to_the_whole_in_any_order(seen, cuts):
-    parts = [fold(seen, range(a, b), 16) for a, b in zip((0, *cuts), (*cuts, N), strict=True)]
-    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
-        merged = merge_top_k(merge_top_k(parts[order[0]], parts[order[1]]), parts[order[2]])
-        for neuron in range(D):
-            assert read_out(merged, neuron) == brute_force(*seen, neuron)
-
-
-def test_a_merged_state_goes_on_folding(seen):
-    acts, ids, allowed, segments = seen
-    state = merge_top_k(fold(seen, range(50), 16), fold(seen, range(50, 100), 16))
-    rest = slice(100, N)
-    fold_top_k(state, acts[rest], segments[rest], hash_records(ids[rest]), POSITIONS, allowed[rest])
-    for neuron in range(D):
-        assert read_out(state, neuron) == brute_force(*seen, neuron)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
