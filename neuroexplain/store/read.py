@@ -119,9 +119,10 @@ def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int
     found = {token_id: VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
     with store.read() as connection:
         for some in _chunks(sorted(found)):
-            query = select(t.tokens).where(t.tokens.c.run_id == run_id, t.tokens.c.token_id.in_(some))
-            for row in connection.execute(query):
-                found[row.token_id] = VocabularyEntry(row.token_id, row.text, row.special)
+            v = t.tokens.c
+            query = select(v.token_id, v.text, v.special).where(v.run_id == run_id, v.token_id.in_(some))
+            for token_id, text, special in connection.execute(query):
+                found[token_id] = VocabularyEntry(token_id, text, special)
     return found
 
 
