@@ -34,6 +34,10 @@ def made(tmp_path_factory):
         assert done.returncode in (0, 1), done.stderr  # a random model may well answer nothing that can be used
     (folder / "empty.txt").write_text("")
     (folder / "short.txt").write_text("a few words")
+    (folder / "huge").mkdir()
+    for file in (folder / "model").iterdir():
+        (folder / "huge" / file.name).write_bytes(file.read_bytes())
+    os.truncate(folder / "huge" / "model.safetensors", 2**43)  # a hole of 8 TiB: no disk is used
     for name in ("broken.jsonl", "broken.jsonl.gz", "broken.parquet"):
         (folder / name).write_bytes(b'{"text": "a"\nnothing of the kind')
     return folder
@@ -118,6 +122,8 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--text-column", "body"), "it has text"),
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--dtype", "int3"), "not one of"),
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--device", "abacus"), "cannot be used"),
+        (("collect", "--model", "huge", "--dataset", "text.jsonl"), "huge does not fit: its weights take about 8192.0 GiB"),
+        (("explain", "--db", "x.db", "--layer", "0", "--local", "huge"), "huge does not fit"),
         (("collect", "--model", "./none", "--dataset", "text.jsonl"), "no model folder"),
         (("collect", "--model", "model", "--dataset", "broken.jsonl"), "Cannot read broken.jsonl"),
         (("collect", "--model", "model", "--dataset", "broken.jsonl.gz"), "Cannot read broken.jsonl.gz"),
