@@ -16,6 +16,7 @@ import os
 import shlex
 import sys
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -219,8 +220,9 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
-    from neuroexplain.cli.render import scores_json, scores_text
+    from neuroexplain.cli.render import scores_text
     from neuroexplain.config import ScoreConfig
+    from neuroexplain.present import scores_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explanations, list_scores, load_run
     from neuroexplain.store.write import save_explanation
@@ -277,8 +279,9 @@ def query(
     run_id: RunId = None,
 ) -> None:
     """Find explanations by text, layer, score or peak token, best first."""
-    from neuroexplain.cli.render import failures_table, query_csv, query_json, query_table
+    from neuroexplain.cli.render import failures_table, query_table
     from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.present import query_csv, query_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import find_token_ids, list_failures, load_run, query_explanations
 
@@ -330,8 +333,9 @@ def show(
 ) -> None:
     """Show one neuron: explanations and scores, snippets, statistics, promoted tokens."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads are started to draw one page
-    from neuroexplain.cli.render import show_json, show_text
+    from neuroexplain.cli.render import show_text
     from neuroexplain.pipeline.page import load_page
+    from neuroexplain.present import show_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
     from neuroexplain.types import NeuronId
@@ -348,6 +352,45 @@ def show(
         _print(show_text(page, top=top))
 
 
+@app.command(epilog="Example:  neuroexplain serve --db demo.db, then open http://127.0.0.1:8080")
+def serve(
+    db: Db = DEFAULT_DB,
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8080,
+    model: Annotated[str | None, typer.Option(help="The subject, to try texts of your own: hub name, folder or .gguf.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="What every reader must bring.")] = None,
+) -> None:
+    """Read neurons in the browser: pages, search and a JSON API over one database, which is never written to."""
+    import socket
+
+    import uvicorn
+
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
+
+    if host not in ("127.0.0.1", "localhost", "::1") and not token:
+        raise NeuroexplainError(
+            f"--host {host} lets other machines in, and no token is set. Set one:  NEUROEXPLAIN_TOKEN=$(openssl rand -hex 16)"
+        )
+    with open_store(db, read_only=True) as store:
+        load_run(store)
+        from neuroexplain.pipeline.probe import Probe
+        from neuroexplain.web.app import make_app
+
+        probe = Probe(model) if model is not None else None
+        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            raise NeuroexplainError(f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0") from error
+        shown = f"[{host}]" if ":" in host else host
+        say(f"{db} is at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it)")
+        config = uvicorn.Config(make_app(store, probe=probe, token=token), log_level="warning", access_log=False)
+        with suppress(Interrupted, KeyboardInterrupt):  # Ctrl-C is how it ends
+            uvicorn.Server(config).run(sockets=[listening])
+
+
 @app.command()
 def runs(
     db: Db = DEFAULT_DB,
@@ -358,7 +401,8 @@ def runs(
     if drop is not None:
         _drop_run(db, drop)
         return
-    from neuroexplain.cli.render import run_json, runs_table
+    from neuroexplain.cli.render import runs_table
+    from neuroexplain.present import run_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_explanations, count_neurons, list_runs
 

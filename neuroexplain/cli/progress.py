@@ -7,8 +7,8 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 
 from neuroexplain.cli.interrupt import Stopping
-from neuroexplain.cli.render import printable
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.present import printable
 
 LINE_EVERY = 10.0  # seconds between plain lines
 

@@ -1,15 +1,11 @@
-"""Objects -> terminal text, CSV or JSON values (pure). All text of a corpus or an LLM passes through `printable`."""
+"""Objects -> terminal text (pure). All text of a corpus or an LLM passes through `printable`."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from neuroexplain.present import interval, number, printable, short_name, strength
 from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
@@ -20,113 +16,15 @@ from neuroexplain.types import (
     QueryRow,
     Run,
     SimulatedRecord,
-    Stats,
     StoredScore,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-_SHOWN = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidirectional and zero-width marks, surrogates, separators
 BARS = " ▁▂▃▄▅▆▇█"
-
-
-def printable(text: str) -> str:
-    """The text on one line with nothing in it that a terminal would act on or hide: white space shown, controls as U+XXXX."""
-    return "".join(_SHOWN.get(c) or (f"<U+{ord(c):04X}>" if unicodedata.category(c) in _HIDDEN else c) for c in text)
-
-
-def show_json(page: NeuronPage) -> dict[str, Any]:
-    """One neuron as `show --json` prints it and the API answers."""
-    neuron, run = page.neuron, page.run
-    scores = {e.id: [s for s in page.scores if s.explanation_id == e.id] for e in page.explanations}
-    simulations = {e.id: [s for s in page.simulations if s.explanation_id == e.id] for e in page.explanations}
-    return {
-        "run": run_json(run),
-        "layer": neuron.id.layer,
-        "neuron": neuron.id.neuron,
-        "status": neuron.status,
-        "stats": dict.fromkeys(Stats.__dataclass_fields__) if neuron.stats is None else asdict(neuron.stats),
-        "promoted_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.promoted],
-        "suppressed_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.suppressed],
-        "exemplars": [
-            {
-                "kind": x.kind,
-                "rank": x.rank,
-                "split": page.splits[x.kind, x.rank],
-                "segment": x.segment,
-                "start": x.start,
-                "document": x.document,
-                "token_offset": x.token_offset,
-                "activation": x.activation,
-                "token_ids": x.token_ids.tolist(),
-                "tokens": [page.tokens[i].text for i in x.token_ids.tolist()],
-                "activations": x.activations.tolist(),
-            }
-            for x in neuron.exemplars
-        ],
-        "explanations": [
-            {
-                "id": e.id,
-                "text": e.text,
-                "explainer": e.explainer,
-                "model": e.provenance.model,
-                "prompt_sha256": e.provenance.prompt_sha256,
-                "status": e.status,
-                "reason": e.reason,
-                "chosen": e.chosen,
-                "scores": [
-                    {"simulator": s.simulator, "simulator_model": s.simulator_model, **asdict(s.score)} for s in scores[e.id]
-                ],
-                "simulations": [
-                    {
-                        "simulator": s.simulator,
-                        "simulator_model": s.provenance.model,
-                        "kind": r.kind,
-                        "rank": r.rank,
-                        "scored": [r.first, r.first + CROP_LENGTH],
-                        "expected_levels": _without_nan(r.expected_levels),
-                        "digit_mass": None if r.digit_mass is None else r.digit_mass.tolist(),
-                        "other_levels": None if r.other_levels is None else _without_nan(r.other_levels),
-                    }
-                    for s in simulations[e.id]
-                    for r in s.records
-                ],
-            }
-            for e in page.explanations
-        ],
-    }
-
-
-def run_json(run: Run) -> dict[str, Any]:
-    return {**asdict(run), "layers": list(run.layers)}
-
-
-def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
-    """`query --json`: one object a row, best first."""
-    names = ("explanation", "explanation_id", "correlation", "ci_low", "ci_high", "explainer", "model", "simulator")
-    more = ("simulator_model", "max_activation")
-    return [
-        {"layer": row.neuron.layer, "neuron": row.neuron.neuron} | {name: getattr(row, name) for name in (*names, *more)}
-        for row in rows
-    ]
-
-
-def query_csv(rows: Sequence[QueryRow]) -> str:
-    """`query --csv`: a header and one line a row; a cell that a spreadsheet would run as a formula gets an apostrophe."""
-    out = io.StringIO()
-    objects = query_json(rows)
-    names = list(objects[0]) if objects else ["layer", "neuron", "explanation", "correlation"]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    for one in objects:
-        writer.writerow({name: _defused(value) if isinstance(value, str) else value for name, value in one.items()})
-    return out.getvalue()
 
 
 def query_table(rows: Sequence[QueryRow]) -> Table:
@@ -156,21 +54,6 @@ def failures_table(failures: Sequence[Failure]) -> Table:
         cells = (str(one.neuron), one.what, one.status, one.reason or "", (one.reply or "")[:200])
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
-
-
-def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
-    """`score --json`: one object a score."""
-    return [
-        {
-            "layer": s.neuron.layer,
-            "neuron": s.neuron.neuron,
-            "explanation_id": s.explanation_id,
-            "simulator": s.simulator,
-            "simulator_model": s.simulator_model,
-            **asdict(s.score),
-        }
-        for s in scores
-    ]
 
 
 def scores_text(scores: Sequence[StoredScore]) -> str:
@@ -263,28 +146,12 @@ def record_line(page: NeuronPage, x: Exemplar, strongest: float, *, before: int 
 
 
 def activation_style(value: float, strongest: float) -> str:
-    """A background from the log scale `0.05 + 0.95 * log10(1 + 9 r)`: green for positive values, red for negative ones."""
-    if strongest <= 0 or not value:
+    """A background by the value's strength: green for positive values, red for negative ones."""
+    found = strength(value, strongest)
+    if found < 0.2:
         return ""
-    share = min(1.0, abs(value) / strongest)
-    strength = 0.05 + 0.95 * math.log10(1 + 9 * share)
-    if strength < 0.2:
-        return ""
-    shade = int(40 + 130 * strength)
+    shade = int(40 + 130 * found)
     return f"white on rgb(0,{shade},60)" if value > 0 else f"white on rgb({shade},30,30)"
-
-
-def short_name(model: str) -> str:
-    """A model file by its name alone; hub names and folders as they are."""
-    return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
 
 
 def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
@@ -337,11 +204,3 @@ def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
     counts, edges = np.histogram(np.concatenate(values), bins=32)
     heights = np.ceil(8 * np.log1p(counts) / np.log1p(counts.max())).astype(int)
     return Text(f"  {edges[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {edges[-1]:.3g}  (random records, log counts)")
-
-
-def _without_nan(values: NDArray[np.float32]) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def _defused(text: str) -> str:
-    return "'" + text if text[:1] in "=+-@\t\r" and text else text

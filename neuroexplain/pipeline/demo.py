@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroexplain.cli.render import interval, number, printable, record_line
+from neuroexplain.cli.render import record_line
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ExplainerName
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.simulator import LexicalSimulator
@@ -19,6 +19,7 @@ from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.present import interval, number, printable
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_explanations, list_neuron_ids, list_scores, load_neuron, load_run, query_explanations
 from neuroexplain.subject.load import embedded_model

@@ -247,15 +247,20 @@ def query_explanations(
     max_score: float | None = None,
     sort: str = "score",
     peak_token_ids: Sequence[int] | None = None,
+    simulator: str | None = None,
     chosen_only: bool = True,
     limit: int = 20,
+    offset: int = 0,
 ) -> list[QueryRow]:
     """Explanations with their headline score (`report`, `top_and_random`), one row per explanation, simulator and model.
 
-    Sorted by `score` (highest first, unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
+    With bounds of the score, or a simulator, those without such a score are left out. Sorted by `score` (highest first,
+    unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
     """
     e, s, n = t.explanations.c, t.scores.c, t.neurons.c
     words = None if text is None else search_words(text)
+    limit += offset
+    scored_only = min_score is not None or max_score is not None or simulator is not None
     conditions: list[Any] = [e.status == "ok"]
     if layers is not None:
         conditions.append(e.layer.in_(list(layers)))
@@ -276,19 +281,21 @@ def query_explanations(
             if peak_token_ids is not None:
                 conditions.append(_peaks_on(run_id, peak_token_ids))
         rows: list[Row[Any]] = []
-        if (ids is None and sort == "score") or min_score is not None or max_score is not None:
+        if (ids is None and sort == "score") or scored_only:
             scored = and_(s.run_id == run_id, s.split == "report", s.kind == "top_and_random", s.correlation.is_not(None))
             query = chosen.select_from(t.scores.join(t.explanations, e.id == s.explanation_id).join(t.neurons, of_neuron))
             query = query.where(scored, *conditions)
             if layers is not None:
                 query = query.where(s.layer.in_(list(layers)))
+            if simulator is not None:
+                query = query.where(s.simulator == simulator)
             if min_score is not None:
                 query = query.where(s.correlation >= min_score)
             if max_score is not None:
                 query = query.where(s.correlation <= max_score)
             rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
-            if len(rows) == limit or min_score is not None or max_score is not None:
-                return _query_rows(rows)
+            if len(rows) == limit or scored_only:
+                return _query_rows(rows)[offset:]
             conditions.append(s.correlation.is_(None))  # the rest has no score
             sort, limit = "neuron", limit - len(rows)
         if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
@@ -304,7 +311,39 @@ def query_explanations(
         found = t.explanations.join(t.neurons, of_neuron)
         query = chosen.select_from(found.join(t.scores, headline, isouter=True)).where(*conditions)
         rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
-    return _query_rows(rows)
+    return _query_rows(rows)[offset:]
+
+
+def list_headline_scores(store: Store, run_id: int) -> list[tuple[int, str, str, float]]:
+    """(layer, explainer, simulator, correlation) of every headline score there is, chosen explanations only."""
+    e, s = t.explanations.c, t.scores.c
+    query = select(s.layer, e.explainer, s.simulator, s.correlation).join(t.explanations, e.id == s.explanation_id)
+    query = query.where(
+        s.run_id == run_id, s.split == "report", s.kind == "top_and_random", s.correlation.is_not(None), e.chosen
+    )
+    with store.read() as connection:
+        return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+
+
+def list_best(store: Store, run_id: int, neurons: Sequence[NeuronId]) -> dict[NeuronId, QueryRow]:
+    """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
+    e, s, n = t.explanations.c, t.scores.c, t.neurons.c
+    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
+    query: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation)
+    headline = and_(s.explanation_id == e.id, s.split == "report", s.kind == "top_and_random")
+    joined = t.explanations.join(t.neurons, and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron))
+    query = query.select_from(joined.join(t.scores, headline, isouter=True)).where(
+        e.run_id == run_id, e.status == "ok", e.chosen
+    )
+    found: dict[NeuronId, QueryRow] = {}
+    with store.read() as connection:
+        for one in dict.fromkeys(neurons):
+            here = (
+                query.where(e.layer == one.layer, e.neuron == one.neuron).order_by(s.correlation.desc().nulls_last()).limit(1)
+            )
+            for row in _query_rows(connection.execute(here)):
+                found[one] = row
+    return found
 
 
 def _find_few(
@@ -384,6 +423,14 @@ def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
     query = select(t.neurons.c.status, func.count()).where(t.neurons.c.run_id == run_id).group_by(t.neurons.c.status)
     with store.read() as connection:
         return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:
+    """Every neuron's greatest stored activation, by (layer, neuron)."""
+    n = t.neurons.c
+    with store.read() as connection:
+        rows = connection.execute(select(n.layer, n.neuron, n.max_activation).where(n.run_id == run_id))
+        return {(row[0], row[1]): row[2] for row in rows}
 
 
 def count_layer_neurons(store: Store, run_id: int, layer: int) -> int:

@@ -42,5 +42,5 @@ def test_a_data_set_without_the_split_or_the_column_says_so(data_set, monkeypatc
 
 def test_a_name_that_is_no_file_is_a_data_set_of_the_hub():
     assert find_files(["HuggingFaceFW/fineweb-edu"]) is None
-    with pytest.raises(NeuroexplainError, match="no file texts.txt"):
+    with pytest.raises(NeuroexplainError, match=r"no file texts\.txt"):
         find_files(["texts.txt"])

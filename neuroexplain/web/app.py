@@ -1,0 +1,404 @@
+"""Routes: addresses -> objects from the store -> pages or JSON. Reads only; what a page shows is decided in views.py."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from neuroexplain.cli.selection import parse_layers
+from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.pipeline.page import load_page
+from neuroexplain.pipeline.probe import Probe
+from neuroexplain.present import number, query_json, run_json, show_json
+from neuroexplain.store.engine import Store
+from neuroexplain.store.read import (
+    count_explanations,
+    count_neurons,
+    find_token_ids,
+    list_headline_scores,
+    list_runs,
+    load_prompt,
+    load_run,
+    query_explanations,
+)
+from neuroexplain.types import NeuronId, QueryRow, Run
+from neuroexplain.web import views
+from neuroexplain.web.views import Links
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "form-action 'self'; base-uri 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP + "; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PAGE_SIZE = 50
+SUMMARY_SECONDS = 60.0  # the start page's charts are drawn anew this often at most
+BIG = 2**31 - 1
+
+Number = Annotated[int, Path(ge=0, le=BIG)]
+RunId = Annotated[int | None, Query(ge=1, le=BIG, description="Which run; the latest finished one unless told.")]
+Words = Annotated[str | None, Query(max_length=500)]
+Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
+
+
+class QueryResult(BaseModel):
+    """One explanation with its headline score."""
+
+    layer: int
+    neuron: int
+    explanation: str
+    explanation_id: int
+    correlation: float | None
+    ci_low: float | None
+    ci_high: float | None
+    explainer: str
+    model: str
+    simulator: str | None
+    simulator_model: str | None
+    max_activation: float | None
+
+
+class QueryResults(BaseModel):
+    """One page of results, best first."""
+
+    results: list[QueryResult]
+    page: int
+    next_page: int | None
+
+
+class Problem(BaseModel):
+    """What was wrong with a request."""
+
+    error: str
+    reason: str
+
+
+class ActivationRequest(BaseModel):
+    """A text, and a neuron or a token's place."""
+
+    text: str = Field(min_length=1, max_length=2000)
+    layer: int | None = Field(None, ge=0, le=BIG)
+    neuron: int | None = Field(None, ge=0, le=BIG)
+    position: int | None = Field(None, ge=0, le=BIG, description="A token's place: which neurons fire most there?")
+
+
+def make_app(
+    store: Store, *, probe: Probe | None = None, token: str | None = None, hosts: tuple[str, ...] = LOOPBACK
+) -> FastAPI:
+    """The viewer over an open store. `probe` reads texts with the subject; with a `token` every request must bring it.
+
+    Without a token only requests that name one of `hosts` are answered, so that a foreign page cannot reach it by a name of
+    its own (DNS rebinding).
+    """
+    app = FastAPI(title="neuroexplain", docs_url=None, redoc_url=None, description="Neurons, explanations and scores.")
+    if token is None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, "[::1]", "testserver"])
+    app.mount("/static", StaticFiles(directory=views.HERE / "static"), name="static")
+    problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 422)}
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if token is not None and not _is_known(request, token):
+            answer: Response = JSONResponse(
+                {"error": "unauthorized", "reason": "Give the token: /?token=... or a Bearer header."}, 401
+            )
+        elif token is not None and "token" in request.query_params and request.url.path == "/":
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie("neuroexplain", token, httponly=True, samesite="strict")
+        else:
+            answer = await call_next(request)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+    def told(request: Request, status: int, title: str, reason: str) -> Response:
+        if request.url.path.startswith("/api"):
+            return JSONResponse({"error": title, "reason": reason}, status)
+        html = views.render("message.html", title=title, text=views.printable_lines(reason), links=Links())
+        return HTMLResponse(html, status)
+
+    @app.exception_handler(NeuroexplainError)
+    async def wrong(request: Request, error: NeuroexplainError) -> Response:
+        status = 404 if isinstance(error, NotInStore) else 400
+        return told(request, status, "not found" if status == 404 else "bad request", str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        reason = "; ".join(f"{'.'.join(str(p) for p in one['loc'])}: {one['msg']}" for one in error.errors())
+        return told(request, 422, "bad request", reason)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return told(request, error.status_code, "not found" if error.status_code == 404 else "refused", str(error.detail))
+
+    def page(name: str, **values: Any) -> HTMLResponse:
+        return HTMLResponse(views.render(name, can_try=probe is not None, **values))
+
+    @lru_cache(maxsize=8)
+    def charts(run_id: int, at: int) -> Any:
+        return (
+            views.score_charts(list_headline_scores(store, run_id)),
+            count_explanations(store, run_id),
+            count_neurons(store, run_id),
+        )
+
+    def search(
+        run: Run, q: str | None, token_text: str | None, layer: str | None, page: int, **more: Any
+    ) -> tuple[list[QueryRow], bool]:
+        peaks = find_token_ids(store, run.id, token_text) if token_text else None
+        if peaks == []:
+            raise NeuroexplainError(f"{token_text!r} is not one token of the subject's vocabulary. Try a shorter word.")
+        layers = parse_layers(layer) if layer and layer.strip() else None
+        found = query_explanations(
+            store,
+            run.id,
+            text=q or None,
+            layers=layers,
+            peak_token_ids=peaks,
+            limit=PAGE_SIZE + 1,
+            offset=page * PAGE_SIZE,
+            **more,
+        )
+        return found[:PAGE_SIZE], len(found) > PAGE_SIZE
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def start(run: RunId = None) -> Response:
+        found = load_run(store, run)
+        drawn, counts, neurons = charts(found.id, int(time.monotonic() / SUMMARY_SECONDS))
+        best = [views.row_view(row) for row in query_explanations(store, found.id, limit=12)]
+        finished = [one for one in list_runs(store) if one.status == "finished"]
+        return page(
+            "start.html",
+            run=found,
+            links=Links(run),
+            charts=drawn,
+            counts=counts,
+            n_neurons=sum(neurons.values()),
+            best=best,
+            runs=finished,
+            corpus=views.corpus_name(found),
+        )
+
+    @app.get("/random", include_in_schema=False)
+    def random_neuron(run: RunId = None) -> Response:
+        found = load_run(store, run)
+        rows = query_explanations(store, found.id, sort="neuron", limit=1, offset=random.randrange(1))
+        if rows and random.random() < 0.5:
+            explained = query_explanations(store, found.id, limit=500)
+            neuron = random.choice(explained).neuron
+        else:
+            neuron = NeuronId(random.choice(found.layers), random.randrange(found.d_mlp))
+        return RedirectResponse(Links(run).neuron(neuron), 303)
+
+    @app.get("/jump", include_in_schema=False)
+    def jump(at: Annotated[str, Query(max_length=50)], run: RunId = None) -> Response:
+        return RedirectResponse(Links(run).neuron(_neuron(at)), 303)
+
+    @app.get("/search", response_class=HTMLResponse, include_in_schema=False)
+    def search_page(
+        q: Words = None,
+        token: Annotated[str | None, Query(max_length=100)] = None,
+        layer: Annotated[str | None, Query(max_length=100)] = None,
+        min_score: Annotated[str | None, Query(max_length=20)] = None,
+        max_score: Annotated[str | None, Query(max_length=20)] = None,
+        simulator: Annotated[str | None, Query(max_length=32)] = None,
+        sort: Annotated[str, Query(max_length=20)] = "score",
+        page_number: Annotated[int, Query(alias="page", ge=0, le=1000)] = 0,
+        run: RunId = None,
+    ) -> Response:
+        state = {
+            "q": q or "",
+            "token": token or "",
+            "layer": layer or "",
+            "min_score": min_score or "",
+            "max_score": max_score or "",
+        }
+        state |= {"simulator": simulator or "", "sort": sort}
+        links, problem, more = Links(run), "", False
+        rows: list[QueryRow] = []
+        found = load_run(store, run)
+        try:
+            bounds = {"min_score": _score(min_score), "max_score": _score(max_score)}
+            if sort not in ("score", "activation", "neuron"):
+                raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is score, activation, neuron.")
+            rows, more = search(found, q, token, layer, page_number, sort=sort, simulator=simulator or None, **bounds)
+        except NeuroexplainError as error:
+            problem = str(error)
+        html = views.render(
+            "search.html",
+            can_try=probe is not None,
+            links=links,
+            q=q or "",
+            state=state,
+            problem=views.printable_lines(problem),
+            rows=[views.row_view(row) for row in rows],
+            previous=links.search(**state, page=page_number - 1 or None) if page_number else None,
+            next=links.search(**state, page=page_number + 1) if more else None,
+        )
+        return HTMLResponse(html, 400 if problem else 200)
+
+    @app.get("/prompts/{sha256}", response_class=HTMLResponse, include_in_schema=False)
+    def prompt(sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> Response:
+        name, text = load_prompt(store, sha256)
+        return page("message.html", title=f"Prompt {name}", text=views.printable_lines(text), links=Links())
+
+    @app.get("/try", response_class=HTMLResponse, include_in_schema=False)
+    def try_text(
+        text: Annotated[str | None, Query(max_length=2000)] = None,
+        at: Annotated[str | None, Query(max_length=50)] = None,
+        position: Annotated[int | None, Query(ge=0, le=BIG)] = None,
+        run: RunId = None,
+    ) -> Response:
+        values: dict[str, Any] = {
+            "text": text or "",
+            "at": at or "",
+            "links": Links(run),
+            "problem": "",
+            "boxes": (),
+            "tokens": (),
+        }
+        values |= {"strongest": (), "position": position, "neuron": None}
+        if probe is None:
+            values["problem"] = "No model is loaded. Start the viewer with one:  neuroexplain serve --model MODEL"
+        elif text:
+            found = load_run(store, run)
+            if at and at.strip():
+                neuron = _neuron(at)
+                shown = load_page(store, found, neuron).neuron
+                tokens, acts = probe.activations(text, found, neuron)
+                strongest = max((abs(x.activation) for x in shown.exemplars), default=0.0)
+                values |= {"neuron": neuron, "boxes": views.activation_boxes(tokens, acts, strongest)}
+            tokens = probe.tokens(text)
+            values["tokens"] = [
+                {"text": views.visible(one), "link": Links(run)._with("/try", {"text": text, "at": at, "position": i})}
+                for i, one in enumerate(tokens)
+            ]
+            if position is not None:
+                values["strongest"] = [
+                    {
+                        "neuron": s.neuron,
+                        "activation": f"{s.activation:.3g}",
+                        "share": f"{s.share:.0%}",
+                        "explanation": views.printable_lines(s.row.explanation) if s.row else "not explained",
+                        "score": number(s.row.correlation) if s.row else "",
+                    }
+                    for s in probe.strongest(store, text, found, position)
+                ]
+        return page("try.html", **values)
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def docs() -> Response:
+        return HTMLResponse(views.render("docs.html"))
+
+    @app.get("/api/runs", responses=problems)
+    def api_runs() -> list[dict[str, Any]]:
+        """All runs, oldest first."""
+        return [run_json(run) for run in list_runs(store)]
+
+    @app.get("/api/neurons/{layer}/{neuron}", responses=problems)
+    def api_neuron(layer: Number, neuron: Number, run: RunId = None) -> Response:
+        """One neuron: exemplars, explanations, simulations and scores, as `neuroexplain show --json` prints it."""
+        return JSONResponse(show_json(load_page(store, load_run(store, run), NeuronId(layer, neuron))))
+
+    @app.get("/api/query", responses=problems)
+    def api_query(
+        q: Words = None,
+        token: Annotated[str | None, Query(max_length=100)] = None,
+        layer: Annotated[str | None, Query(max_length=100, description="15 or 3-5")] = None,
+        min_score: Bound = None,
+        max_score: Bound = None,
+        simulator: Annotated[str | None, Query(max_length=32)] = None,
+        sort: Annotated[str, Query(pattern="^(score|activation|neuron)$")] = "score",
+        page_number: Annotated[int, Query(alias="page", ge=0, le=1000)] = 0,
+        run: RunId = None,
+    ) -> QueryResults:
+        """Explanations by text, peak token, layer, score and simulator, best first, 50 a page."""
+        found = load_run(store, run)
+        rows, more = search(
+            found, q, token, layer, page_number, min_score=min_score, max_score=max_score, simulator=simulator, sort=sort
+        )
+        results = [QueryResult(**one) for one in query_json(rows)]
+        return QueryResults(results=results, page=page_number, next_page=page_number + 1 if more else None)
+
+    @app.post("/api/activations", responses=problems)
+    def api_activations(asked: ActivationRequest, run: RunId = None) -> dict[str, Any]:
+        """A neuron's activation on each token of a text, or the neurons that fire most on one token. Needs `serve --model`."""
+        if probe is None:
+            raise HTTPException(409, "No model is loaded: start the viewer with  neuroexplain serve --model MODEL")
+        found = load_run(store, run)
+        if asked.position is not None:
+            strongest = probe.strongest(store, asked.text, found, asked.position)
+            return {
+                "tokens": probe.tokens(asked.text),
+                "position": asked.position,
+                "neurons": [
+                    {
+                        "layer": s.neuron.layer,
+                        "neuron": s.neuron.neuron,
+                        "activation": s.activation,
+                        "share_of_max": s.share,
+                        "explanation": s.row.explanation if s.row else None,
+                        "correlation": s.row.correlation if s.row else None,
+                    }
+                    for s in strongest
+                ],
+            }
+        if asked.layer is None or asked.neuron is None:
+            raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
+        tokens, acts = probe.activations(asked.text, found, NeuronId(asked.layer, asked.neuron))
+        return {"layer": asked.layer, "neuron": asked.neuron, "tokens": tokens, "activations": acts}
+
+    @app.get("/{layer}/{neuron}", response_class=HTMLResponse, include_in_schema=False)
+    def neuron_page(
+        layer: Number, neuron: Number, run: RunId = None, simulation: Annotated[int | None, Query(ge=1, le=BIG)] = None
+    ) -> Response:
+        found = load_page(store, load_run(store, run), NeuronId(layer, neuron))
+        links = Links(run)
+        return page("neuron.html", n=views.neuron_view(found, links, simulation), links=links)
+
+    return app
+
+
+def _is_known(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    candidates = (given, request.query_params.get("token", ""), request.cookies.get("neuroexplain", ""))
+    return any(secrets.compare_digest(one.encode(), token.encode()) for one in candidates)
+
+
+def _neuron(text: str) -> NeuronId:
+    try:
+        found = NeuronId.parse(text.replace("/", ":"))
+    except ValueError as error:
+        raise NeuroexplainError(str(error)) from error
+    if max(found.layer, found.neuron) > BIG:
+        raise NotInStore(f"There is no neuron {found}.")
+    return found
+
+
+def _score(text: str | None) -> float | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError as error:
+        raise NeuroexplainError(f"A score is a number from -1 to 1; found {text!r}.") from error
+    if not -1 <= value <= 1:
+        raise NeuroexplainError(f"A score is a number from -1 to 1; found {text!r}.")
+    return value

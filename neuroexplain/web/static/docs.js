@@ -1,0 +1,1 @@
+window.addEventListener("DOMContentLoaded", () => SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", validatorUrl: null }));
