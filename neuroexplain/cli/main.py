@@ -323,11 +323,15 @@ def query(
         say("No explanation fits. See what there is:  neuroexplain runs --db " + db)
 
 
-@app.command(epilog="Example:  neuroexplain show 15:16")
+@app.command(epilog='Example:  neuroexplain show 15:16   |   neuroexplain show 15:16 --text "a river" --model ./llama')
 def show(
     neuron: Annotated[str, typer.Argument(help="LAYER:NEURON, both from 0.")],
     db: Db = DEFAULT_DB,
     top: Annotated[int, typer.Option(min=1, help="Top records to show.")] = 8,
+    text: Annotated[str | None, typer.Option(help="A text of yours: what the neuron does on each of its tokens.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --text: the subject to read it with; the run's own unless told.")
+    ] = None,
     as_json: AsJson = False,
     run_id: RunId = None,
 ) -> None:
@@ -345,7 +349,19 @@ def show(
     except ValueError as error:
         raise NeuroexplainError(str(error)) from error
     with open_store(db, read_only=True) as store:
-        page = load_page(store, load_run(store, run_id), wanted)
+        run = load_run(store, run_id)
+        page = load_page(store, run, wanted)
+    if text is not None:
+        from neuroexplain.cli.render import text_line
+        from neuroexplain.pipeline.probe import Probe
+
+        tokens, acts = Probe(model or run.subject, run.dtype).activations(text, run, wanted)
+        if as_json:
+            said = {"layer": wanted.layer, "neuron": wanted.neuron, "tokens": tokens, "activations": acts}
+            _print_json(said)
+        else:
+            _print(text_line(page, tokens, acts))
+        return
     if as_json:
         _print_json(show_json(page))
     else:
@@ -449,33 +465,42 @@ def merge(
     say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens.{left}")
 
 
-EXCHANGED = ("llama3-neurons",)
+IMPORTED = ("llama3-neurons", "parquet")
+EXPORTED = ("llama3-neurons", "parquet", "jsonl", "neuronpedia")
 
 
 @app.command("import", epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B")
 def import_(
-    file_format: Annotated[str, typer.Argument(metavar="FORMAT", help="llama3-neurons: index.npy, act.npy, token.npy.")],
+    file_format: Annotated[
+        str,
+        typer.Argument(metavar="FORMAT", help="llama3-neurons (index.npy, act.npy, token.npy) or parquet (our own export)."),
+    ],
     source: Annotated[Path, typer.Argument(metavar="IN", help="The folder.")],
     db: Db = DEFAULT_DB,
-    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers.")] = None,
-    tokenizer: Annotated[str, typer.Option(help="The subject's tokenizer: hub name or folder.")] = "meta-llama/Meta-Llama-3-8B",
+    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers (llama3-neurons).")] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="The subject's tokenizer (llama3-neurons): hub name or folder.")
+    ] = "meta-llama/Meta-Llama-3-8B",
 ) -> None:
-    """Read data that others published, so that it can be explained without collecting."""
+    """Read data that others published, so that it can be explained without collecting; or a run that was exported."""
     from neuroexplain.cli.selection import parse_layers
     from neuroexplain.exchange.llama3_neurons import import_llama3_neurons
+    from neuroexplain.exchange.parquet import import_parquet
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
-    from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
 
-    _check_format(file_format)
+    _check_format(file_format, IMPORTED)
     wanted = parse_layers(layers) if layers is not None else None
-    loaded = load_tokenizer(tokenizer)
-    with open_store(db, create=True) as store:
+    more: dict[str, Any] = {}
+    if file_format == "llama3-neurons":
+        from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
+
+        loaded = load_tokenizer(tokenizer)
         sha256, vocabulary = tokenizer_sha256(loaded), vocabulary_entries(loaded)
+        more = {"subject": tokenizer, "tokenizer_sha256": sha256, "vocabulary": vocabulary}
+    with open_store(db, create=True) as store:
         try:
-            draw(
-                import_llama3_neurons(store, source, wanted, subject=tokenizer, tokenizer_sha256=sha256, vocabulary=vocabulary)
-            )
+            draw(import_llama3_neurons(store, source, wanted, **more) if more else import_parquet(store, source))
         except NeuroexplainError:
             remove_if_unused(store)
             raise
@@ -483,27 +508,88 @@ def import_(
     say(f"Run {run.id} in {db}: {len(run.layers)} layers.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]}")
 
 
-@app.command(epilog="Example:  neuroexplain export llama3-neurons ./out")
+@app.command(epilog="Example:  neuroexplain export parquet ./out --db demo.db")
 def export(
-    file_format: Annotated[str, typer.Argument(metavar="FORMAT", help="llama3-neurons.")],
+    file_format: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="parquet (a Hugging Face data set), jsonl (a line a neuron), neuronpedia, or llama3-neurons (arrays).",
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
     db: Db = DEFAULT_DB,
+    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers (jsonl, neuronpedia).")] = None,
+    every: Annotated[bool, typer.Option("--every", help="Neurons without an explanation too (jsonl, neuronpedia).")] = False,
     run_id: RunId = None,
 ) -> None:
-    """Write a run for other tools to read."""
+    """Write a run for others to read. parquet and llama3-neurons hold all of it; the rest the neurons that are explained."""
+    from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.exchange.jsonl import export_jsonl
     from neuroexplain.exchange.llama3_neurons import export_llama3_neurons
+    from neuroexplain.exchange.neuronpedia import export_neuronpedia
+    from neuroexplain.exchange.parquet import export_parquet
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.read import list_explained_ids, list_neuron_ids, load_run
 
-    _check_format(file_format)
+    _check_format(file_format, EXPORTED)
     with open_store(db, read_only=True) as store:
-        draw(export_llama3_neurons(store, load_run(store, run_id), out))
+        run = load_run(store, run_id)
+        wanted = parse_layers(layers) if layers is not None else None
+        if file_format in ("llama3-neurons", "parquet"):
+            if wanted is not None:
+                raise NeuroexplainError(f"{file_format} holds all layers of a run; leave out --layers.")
+            draw((export_parquet if file_format == "parquet" else export_llama3_neurons)(store, run, out))
+        else:
+            neurons = list_neuron_ids(store, run.id, wanted) if every else list_explained_ids(store, run.id, wanted)
+            if not neurons:
+                raise NeuroexplainError("No neuron of these is explained yet. To export them all the same:  --every")
+            draw((export_jsonl if file_format == "jsonl" else export_neuronpedia)(store, run, neurons, out))
     say(f"Wrote {out}.")
 
 
-def _check_format(file_format: str) -> None:
-    if file_format not in EXCHANGED:
-        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(EXCHANGED)}.")
+def _check_format(file_format: str, known: tuple[str, ...]) -> None:
+    if file_format not in known:
+        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(known)}.")
+
+
+@app.command(epilog="Example:  neuroexplain plot distribution --db demo.db   |   neuroexplain plot 15:16 --out act")
+def plot(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="layers, distribution, above, or a neuron like 15:16 for its activations.")
+    ],
+    db: Db = DEFAULT_DB,
+    out: Annotated[Path | None, typer.Option(help="Where to write: OUT.svg and OUT.png; named after WHAT unless told.")] = None,
+    run_id: RunId = None,
+) -> None:
+    """Draw scores by layer, their distribution, the share of neurons above each score, or a neuron's activations."""
+    from functools import partial
+
+    from neuroexplain import plots
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import list_headline_scores, load_neuron, load_run
+    from neuroexplain.types import NeuronId
+
+    drawn = {"layers": plots.scores_by_layer, "distribution": plots.score_distribution, "above": plots.share_above}
+    with open_store(db, read_only=True) as store:
+        run = load_run(store, run_id)
+        if what in drawn:
+            scores = list_headline_scores(store, run.id)
+            if not scores:
+                raise NeuroexplainError(f"{db} holds no score yet. Make some:  neuroexplain explain --db {db} --layer 0")
+            chosen = partial(drawn[what], scores=scores)
+        else:
+            try:
+                neuron = NeuronId.parse(what)
+            except ValueError as error:
+                raise NeuroexplainError(f"{what!r} is none of {', '.join(drawn)}; and {error}.") from error
+            chosen = partial(plots.activation_histogram, neuron=load_neuron(store, run, neuron))
+    target = out if out is not None else Path(what.replace(":", "-"))
+    try:
+        files = plots.save_figure(chosen, target)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot write {target}: {error.strerror}.") from error
+    say(f"Wrote {', '.join(map(str, files))}.")
 
 
 @app.command()

@@ -145,6 +145,22 @@ def record_line(page: NeuronPage, x: Exemplar, strongest: float, *, before: int 
     return line
 
 
+def text_line(page: NeuronPage, tokens: Sequence[str], acts: Sequence[float]) -> Group:
+    """A person's own text: its tokens coloured relative to the neuron's strongest record, and the activation on each."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    strongest = max((abs(x.activation) for x in page.neuron.exemplars), default=0.0)
+    line, table = Text(), Table(box=None, pad_edge=False, show_header=False)
+    for token, value in zip(tokens, acts, strict=True):
+        style = activation_style(value, strongest)
+        line.append(printable(token), style=style)
+        table.add_row(Text(f"{value:.4g}", justify="right"), Text(printable(token), style=style))
+    head = Text(f"neuron {page.neuron.id}, its strongest activation is {strongest:.4g}", style="bold")
+    return Group(head, Text(), line, Text(), table)
+
+
 def activation_style(value: float, strongest: float) -> str:
     """A background by the value's strength: green for positive values, red for negative ones."""
     found = strength(value, strongest)

@@ -8,7 +8,6 @@ both sides of a split. Ties are put into our order (by place), so what comes out
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from neuroexplain import __version__
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import count_layer_neurons, list_runs, load_collected_layer, load_segment_ids
@@ -83,13 +83,8 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
 
     The layers are those of the run, in order. Raises NeuroexplainError where the folder exists or cannot be written.
     """
-    if folder.exists():
-        raise NeuroexplainError(f"{folder} exists already. Name a folder that does not:  neuroexplain export {NAME} FOLDER")
-    partial = folder.with_name(folder.name + ".partial")
     shape = (len(run.layers), run.d_mlp, run.top_k)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    with whole_folder(folder) as partial:
         index = np.lib.format.open_memmap(partial / "index.npy", "w+", np.int64, shape)
         act = np.lib.format.open_memmap(partial / "act.npy", "w+", np.float32, (*shape, RECORD_LENGTH))
         token = np.lib.format.open_memmap(partial / "token.npy", "w+", np.uint32, (*shape, RECORD_LENGTH))
@@ -108,11 +103,6 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
             yield Progress("exporting", place + 1, len(run.layers), "layers")
         for array in (index, act, token):
             array.flush()
-        partial.rename(folder)
-    except OSError as error:
-        raise NeuroexplainError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _open_arrays(folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -85,6 +85,16 @@ def list_neuron_ids(
         return [NeuronId(*row) for row in connection.execute(query.order_by(t.neurons.c.layer, t.neurons.c.neuron))]
 
 
+def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None = None) -> list[NeuronId]:
+    """The run's neurons that have an explanation, in ascending order."""
+    e = t.explanations.c
+    query = select(e.layer, e.neuron).where(e.run_id == run_id, e.status == "ok").distinct()
+    if layers is not None:
+        query = query.where(e.layer.in_(list(layers)))
+    with store.read() as connection:
+        return [NeuronId(*row) for row in connection.execute(query.order_by(e.layer, e.neuron))]
+
+
 def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
     """One neuron with its exemplars and vocabulary reading. Raises NotInStore, saying what the run holds."""
     with store.read() as connection:
@@ -197,6 +207,7 @@ def list_explanations(
     run_id: int,
     neuron: NeuronId | None = None,
     *,
+    layer: int | None = None,
     explainer: str | None = None,
     model: str | None = None,
     status: str | None = None,
@@ -206,7 +217,7 @@ def list_explanations(
     query = select(t.explanations).where(e.run_id == run_id)
     if neuron is not None:
         query = query.where(e.layer == neuron.layer, e.neuron == neuron.neuron)
-    for column, value in ((e.explainer, explainer), (e.model, model), (e.status, status)):
+    for column, value in ((e.layer, layer), (e.explainer, explainer), (e.model, model), (e.status, status)):
         if value is not None:
             query = query.where(column == value)
     with store.read() as connection:

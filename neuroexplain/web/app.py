@@ -365,7 +365,7 @@ def make_app(
         tokens, acts = probe.activations(asked.text, found, NeuronId(asked.layer, asked.neuron))
         return {"layer": asked.layer, "neuron": asked.neuron, "tokens": tokens, "activations": acts}
 
-    @app.get("/{layer}/{neuron}", response_class=HTMLResponse, include_in_schema=False)
+    @app.get("/{layer:int}/{neuron:int}", response_class=HTMLResponse, include_in_schema=False)
     def neuron_page(
         layer: Number, neuron: Number, run: RunId = None, simulation: Annotated[int | None, Query(ge=1, le=BIG)] = None
     ) -> Response:

@@ -407,3 +407,15 @@ def corpus_name(run: Run) -> str:
     named = run.config.get("dataset") or run.config.get("folder") or ""
     names = [named] if isinstance(named, str) else list(named)
     return ", ".join(Path(str(name)).name if str(name).startswith("/") else str(name) for name in names[:3])
+
+
+def notebook_neuron(page: NeuronPage, top: int = 8) -> str:
+    """A neuron for a notebook: its explanations and strongest records, drawn as in the viewer, with the style along."""
+    n = neuron_view(page, Links())
+    css = (HERE / "static" / "tokens.css").read_text(encoding="utf-8")
+    return render("notebook_neuron.html", n=n, records=n.records.get("top", ())[:top], css=Markup(css))
+
+
+def notebook_rows(rows: Sequence[QueryRow]) -> str:
+    """Search results for a notebook."""
+    return render("notebook_rows.html", rows=[row_view(row) for row in rows])

@@ -1,0 +1,24 @@
+"""One JSON object a line and neuron, as `show --json` prints it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.pipeline.page import load_page
+from neuroexplain.pipeline.progress import Progress
+from neuroexplain.present import show_json
+from neuroexplain.store.engine import Store
+from neuroexplain.types import NeuronId, Run
+
+
+def export_jsonl(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Path) -> Generator[Progress]:
+    """Write folder/neurons.jsonl.gz, a line a neuron, in order. The folder appears when it is whole."""
+    with whole_folder(folder) as partial, gzip.open(partial / "neurons.jsonl.gz", "wb", compresslevel=5) as file:
+        for done, neuron in enumerate(neurons, 1):
+            line = json.dumps(show_json(load_page(store, run, neuron)), ensure_ascii=True, allow_nan=False)
+            file.write(line.encode() + b"\n")
+            yield Progress("exporting", done, len(neurons), "neurons")

@@ -1,0 +1,42 @@
+"""What several test files look at: one small database made by the real pipeline from hostile text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from neuroexplain.cli.progress import draw
+from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ScoreConfig
+from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.pipeline.engines import open_engines
+from neuroexplain.pipeline.explain import run_explain
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import load_run
+from neuroexplain.store.write import save_explanation
+from neuroexplain.types import Explanation, NeuronId, Provenance
+from tests.fakes import tiny_subject, words
+
+ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
+HOSTILE_TEXT = f" {ATTACK} javascript:alert(1) \x00\x1b[31m \u202eevil\u202c {'x' * 400} {{{{7*7}}}} \" ' OR 1=1 -- "
+HOSTILE_EXPLANATION = f'=HYPERLINK("http://x") "quotes" OR NEAR(a b) {ATTACK} \u202e'
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """A folder with a tiny model, `model`, and `x.db`: two layers of 24 neurons, 20 of them explained and scored."""
+    folder = tmp_path_factory.mktemp("hostile")
+    tiny_subject(folder / "model")
+    texts = [words(500, seed=n) + HOSTILE_TEXT * 3 for n in range(12)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    model = str(folder / "model")
+    with open_store(str(folder / "x.db"), create=True) as store:
+        draw(run_collect(store, CollectConfig(model=model, dataset=(str(folder / "text.jsonl"),))))
+        run = load_run(store)
+        neurons = tuple(NeuronId(layer, n) for layer in (0, 1) for n in range(10))
+        engine = EngineConfig(local=model)
+        with open_engines(run, engine, ScoreConfig("lexical", None), explains=False, tell=lambda line: None) as engines:
+            draw(run_explain(store, run, ExplainConfig(neurons, "tokens", 0, False), *engines))
+        mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
+        save_explanation(store, run.id, Explanation(NeuronId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
+    return folder
