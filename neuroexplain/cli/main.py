@@ -466,7 +466,7 @@ def merge(
 
 
 IMPORTED = ("llama3-neurons", "parquet")
-EXPORTED = ("llama3-neurons", "parquet", "jsonl", "neuronpedia")
+EXPORTED = ("llama3-neurons", "parquet", "site", "jsonl", "neuronpedia")
 
 
 @app.command("import", epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B")
@@ -514,13 +514,17 @@ def export(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="parquet (a Hugging Face data set), jsonl (a line a neuron), neuronpedia, or llama3-neurons (arrays).",
+            help="site (the viewer as static files), parquet (a Hugging Face data set), jsonl, neuronpedia or llama3-neurons.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
     db: Db = DEFAULT_DB,
-    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers (jsonl, neuronpedia).")] = None,
-    every: Annotated[bool, typer.Option("--every", help="Neurons without an explanation too (jsonl, neuronpedia).")] = False,
+    layers: Annotated[
+        str | None, typer.Option("--layers", "--layer", help="Only these layers (site, jsonl, neuronpedia).")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--every", help="Neurons without an explanation too (site, jsonl, neuronpedia).")
+    ] = False,
     run_id: RunId = None,
 ) -> None:
     """Write a run for others to read. parquet and llama3-neurons hold all of it; the rest the neurons that are explained."""
@@ -529,6 +533,7 @@ def export(
     from neuroexplain.exchange.llama3_neurons import export_llama3_neurons
     from neuroexplain.exchange.neuronpedia import export_neuronpedia
     from neuroexplain.exchange.parquet import export_parquet
+    from neuroexplain.exchange.site import export_site
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explained_ids, list_neuron_ids, load_run
 
@@ -544,7 +549,8 @@ def export(
             neurons = list_neuron_ids(store, run.id, wanted) if every else list_explained_ids(store, run.id, wanted)
             if not neurons:
                 raise NeuroexplainError("No neuron of these is explained yet. To export them all the same:  --every")
-            draw((export_jsonl if file_format == "jsonl" else export_neuronpedia)(store, run, neurons, out))
+            by_format = {"jsonl": export_jsonl, "neuronpedia": export_neuronpedia, "site": export_site}
+            draw(by_format[file_format](store, run, neurons, out))
     say(f"Wrote {out}.")
 
 

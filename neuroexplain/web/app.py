@@ -37,12 +37,8 @@ from neuroexplain.types import NeuronId, QueryRow, Run
 from neuroexplain.web import views
 from neuroexplain.web.views import Links
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
-    "form-action 'self'; base-uri 'none'"
-)
 HEADERS = {
-    "Content-Security-Policy": CSP + "; frame-ancestors 'none'",
+    "Content-Security-Policy": views.CSP + "; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",

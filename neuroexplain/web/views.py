@@ -32,6 +32,11 @@ from neuroexplain.types import (
 
 HERE = Path(__file__).resolve().parent
 SHADES = 20  # steps of a colour; each has a class, since the Content-Security-Policy allows no style attribute
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "form-action 'self'; base-uri 'none'"
+)
+EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "simulator"), "") | {"sort": "score"}
 BINS = 40  # of the histogram of scores, over -1..1
 
 
@@ -204,8 +209,18 @@ class NeuronView:
     links: Links = field(default_factory=Links)
 
 
-def neuron_view(page: NeuronPage, links: Links, simulation_id: int | None = None) -> NeuronView:
-    """What a neuron's page shows; without a simulation's id, the best explanation's first one stands under the true values."""
+def neuron_view(
+    page: NeuronPage,
+    links: Links,
+    simulation_id: int | None = None,
+    *,
+    neighbours: Sequence[NeuronId] | None = None,
+    place: int = 0,
+) -> NeuronView:
+    """What a neuron's page shows; without a simulation's id, the best explanation's first one stands under the true values.
+
+    Previous and next are the layer's neighbours, or those in `neighbours`, where the neuron is at `place`.
+    """
     neuron = page.neuron
     strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
     usable = [s for s in page.simulations if s.records]
@@ -235,6 +250,11 @@ def neuron_view(page: NeuronPage, links: Links, simulation_id: int | None = None
         )
     )
     here, last = neuron.id, page.run.d_mlp - 1
+    before = NeuronId(here.layer, here.neuron - 1) if here.neuron else None
+    after = NeuronId(here.layer, here.neuron + 1) if here.neuron < last else None
+    if neighbours is not None:
+        before = neighbours[place - 1] if place else None
+        after = neighbours[place + 1] if place + 1 < len(neighbours) else None
     return NeuronView(
         id=here,
         run=page.run,
@@ -245,8 +265,8 @@ def neuron_view(page: NeuronPage, links: Links, simulation_id: int | None = None
         histogram=_histogram(neuron.exemplars),
         promoted=tuple((visible(page.tokens[i].text), f"{logit:+.2f}") for i, logit in neuron.promoted),
         suppressed=tuple((visible(page.tokens[i].text), f"{logit:+.2f}") for i, logit in neuron.suppressed),
-        previous=NeuronId(here.layer, here.neuron - 1) if here.neuron else None,
-        next=NeuronId(here.layer, here.neuron + 1) if here.neuron < last else None,
+        previous=before,
+        next=after,
         simulated_by="" if chosen is None else f"{chosen.simulator}, {short_name(chosen.provenance.model)}",
         links=links,
     )

@@ -1,0 +1,167 @@
+"""A real Chromium over the viewer and the static site. scripts/install_chromium.sh installs Debian's."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+CHROMIUM = os.environ.get("NEUROEXPLAIN_CHROMIUM") or shutil.which("chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: scripts/install_chromium.sh installs it"),
+    pytest.mark.xdist_group("browser"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def live(hostile):
+    """The address of `neuroexplain serve` with the subject loaded."""
+    words = ["serve", "--db", "x.db", "--port", "0", "--model", "model"]
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *words]
+    with subprocess.Popen(command, cwd=hostile, stderr=subprocess.PIPE, text=True) as server:
+        address = None
+        for line in server.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                address = found[0]
+                break
+        yield address
+        server.send_signal(2)
+        assert server.wait(30) == 0
+
+
+@pytest.fixture(scope="module")
+def site(hostile):
+    """The static site behind a plain file server."""
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "export", "site", "site", "--db", "x.db"]
+    subprocess.run(command, cwd=hostile, check=True, capture_output=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(hostile / "site"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that fails the test on any script error, violated policy or hostile script that ran."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900})
+    opened, wrong = context.new_page(), []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    yield opened
+    assert opened.evaluate("window.pwned") is None
+    assert wrong == []
+    context.close()
+
+
+def test_search_open_and_go_on_by_keyboard(page, live):
+    page.goto(live)
+    assert page.locator("canvas").count() == 2
+    page.keyboard.press("/")
+    page.keyboard.type("quotes")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"/search\?q=quotes"))
+    link = page.url
+    page.get_by_role("link", name="0:1", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:1")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:2")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:1")
+    page.keyboard.press("g")
+    page.keyboard.type("1:3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 1:3")
+    page.goto(link)  # a link shows what I saw
+    expect(page.locator("table.results tbody tr")).to_have_count(1)
+
+
+def test_hostile_text_is_shown_and_does_not_run(page, live):
+    page.goto(live + "/0/1")
+    expect(page.locator(".explanations")).to_contain_text("<script>window.pwned=1</script>")
+    assert page.locator("main script, main img").count() == 0
+    for kind in page.locator("details.kind summary").all()[1:]:
+        kind.click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_tooltip_tells_the_value(page, live):
+    page.goto(live + "/0/1")
+    peak = page.locator(".t.peak").first
+    peak.hover()
+    shown = peak.evaluate("e => getComputedStyle(e, '::after').content")
+    assert re.match(r'"-?\d', shown)
+    colour = peak.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert colour not in ("rgba(0, 0, 0, 0)", "transparent")
+
+
+def test_true_over_simulated_marks_the_crop_on_demand(page, live):
+    page.goto(live + "/0/1")
+    simulated = page.locator(".t.crop > i").first
+    expect(simulated).to_be_hidden()
+    page.keyboard.press("s")
+    expect(simulated).to_be_visible()
+    first = page.locator(".record", has=page.locator(".t.crop")).first
+    assert first.locator(".t.crop").count() == 32
+    assert first.locator(".t").count() == 64
+
+
+@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river"])
+def test_a_phone_in_the_dark_needs_no_scrolling_sideways(browser, live, path):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = context.new_page()
+    page.goto(live + path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", back))) < 60
+    context.close()
+
+
+def test_a_text_of_ones_own(page, live):
+    page.goto(live + "/0/1")
+    page.fill(".try input[name=text]", "the river ran past")
+    page.click(".try button")
+    expect(page.get_by_role("heading", name="Activations of 0:1")).to_be_visible()
+    page.locator("a.t").nth(2).click()
+    expect(page.locator("table.results tbody tr").first).to_be_visible()
+
+
+def test_the_api_documents_itself_without_the_internet(page, live):
+    page.goto(live + "/docs")
+    expect(page.get_by_text("/api/neurons/{layer}/{neuron}")).to_be_visible()
+
+
+def test_the_static_site_needs_only_a_file_server(page, site):
+    page.goto(site)
+    assert page.locator("canvas").count() == 2
+    page.keyboard.press("/")
+    page.keyboard.type("Quotes")
+    page.keyboard.press("Enter")
+    expect(page.locator("table.results a").first).to_have_text("0:1")
+    assert page.locator("table.results tr").count() == 2
+    page.locator("table.results a").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:1")
+    expect(page.locator(".explanations")).to_contain_text("<script>window.pwned=1</script>")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:2")
+    page.keyboard.press("r")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Neuron")
+    page.goto(site + "neuron.html?at=9:9")
+    expect(page.get_by_role("heading", level=1)).to_have_text("not found")
+    page.goto(site + "search.html?layer=1&sort=neuron")
+    expect(page.locator("table.results a").first).to_have_text("1:0")
