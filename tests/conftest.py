@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from neuroexplain.cli.progress import draw
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ScoreConfig
@@ -40,3 +43,35 @@ def hostile(tmp_path_factory):
         mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
         save_explanation(store, run.id, Explanation(NeuronId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
     return folder
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    """Where a new database can be made: a file, and where scripts/with_postgresql.sh started one, a PostgreSQL URL."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "x.db")
+        return
+    yield from new_postgresql()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
+def shared_database(request, tmp_path_factory):
+    """As `database`, one for all tests of a file."""
+    if request.param == "sqlite":
+        yield str(tmp_path_factory.mktemp("shared") / "x.db")
+        return
+    yield from new_postgresql()
+
+
+def new_postgresql():
+    url = os.environ.get("NEUROEXPLAIN_TEST_POSTGRESQL")
+    if url is None:
+        pytest.skip("no PostgreSQL: run with scripts/with_postgresql.sh")
+    name = f"test_{secrets.token_hex(6)}"
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield url.rsplit("/", 1)[0] + "/" + name
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()

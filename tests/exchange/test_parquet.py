@@ -33,10 +33,10 @@ def without_ids(value):
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
-def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path):
+def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, database):
     run = load_run(store)
     list(export_parquet(store, run, tmp_path / "out"))
-    with open_store(str(tmp_path / "y.db"), create=True) as back:
+    with open_store(database, create=True) as back:
         list(import_parquet(back, tmp_path / "out"))
         again = load_run(back)
         same = {"id": 0, "started_at": "", "finished_at": ""}
@@ -46,7 +46,7 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path):
                 show_json(load_page(store, run, neuron))
             )
         token = nx.open(str(store.file)).query(peak_token="river")
-        assert [r.neuron for r in token] == [r.neuron for r in nx.open(str(tmp_path / "y.db")).query(peak_token="river")]
+        assert [r.neuron for r in token] == [r.neuron for r in nx.open(database).query(peak_token="river")]
     exemplars = datasets.load_dataset(str(tmp_path / "out"), "exemplars", split="train", cache_dir=str(tmp_path / "cache"))
     first = load_page(store, run, list_neuron_ids(store, run.id)[0]).neuron.exemplars[0]
     assert exemplars[0]["activations"] == first.activations.tolist()

@@ -20,10 +20,10 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(shared_database):
     """36 neurons; explanations by two explainers, some not chosen, some failed; scores by two simulators, some undefined."""
     draw = random.Random(5)
-    store = open_store(str(tmp_path_factory.mktemp("q") / "x.db"), create=True)
+    store = open_store(shared_database, create=True)
     create_run(store, FIELDS)  # another run, whose rows must not be found
     expected = []
     for run_id in (1, create_run(store, FIELDS)):

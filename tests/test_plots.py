@@ -1,0 +1,35 @@
+"""Figures come out as SVG and PNG, whatever their labels say."""
+
+import subprocess
+import sys
+
+import pytest
+
+from neuroexplain import plots
+
+
+@pytest.mark.parametrize("draw", [plots.scores_by_layer, plots.score_distribution, plots.share_above])
+def test_a_figure_is_written_twice_with_hostile_labels(draw, tmp_path):
+    scores = [(0, "pairs$\\frac{", "digits<script>", 0.5), (1, "tokens", "lexical", -0.1), (1, "tokens", "lexical", 0.3)]
+    svg, png = plots.save_figure(lambda axes: draw(axes, scores), tmp_path / "out")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<script>" not in svg.read_text()
+
+
+def test_the_share_above_a_score_falls_from_all_to_none():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plots.share_above(axes, [(0, "pairs", "digits", r) for r in (0.1, 0.2, 0.3, 0.4)])
+    assert axes.lines[0].get_ydata().tolist() == [0.75, 0.5, 0.25, 0.0]
+
+
+def test_plot_names_what_it_wrote_and_refuses_what_it_cannot_draw(hostile):
+    def plot(*words):
+        command = [sys.executable, "-m", "neuroexplain.cli.main", "plot", *words, "--db", "x.db"]
+        return subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=False)
+
+    assert plot("0:1").returncode == 0
+    assert (hostile / "0-1.svg").exists()
+    wrong = plot("colours")
+    assert (wrong.returncode, "none of layers" in wrong.stderr) == (2, True)
