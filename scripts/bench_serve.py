@@ -1,7 +1,7 @@
 """How long readers wait while explanations are written into the same file:  bench_serve.py full.db [--json]
 
 Starts `neuroexplain serve`, and 50 readers, each of whom opens a neuron or searches and then reads for --think seconds; a
-writer saves explanations all the while (removed at the end). Prints medians and 95th percentiles in milliseconds, and all errors.
+writer saves explanations all the while (removed at the end). Prints medians and 95th percentiles in milliseconds, and errors.
 """
 
 import argparse
@@ -71,7 +71,8 @@ command = [sys.executable, "-m", "neuroexplain.cli.main", "serve", "--db", optio
 with open_store(options.db) as store, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
     run = load_run(store)
     address = re.search(r"http://\S+", server.stderr.readline())[0]
-    httpx.get(address, timeout=60)  # the start page's charts are drawn once a minute
+    for path in ("/", f"/{run.layers[0]}/0"):  # the start page's charts and the vocabulary are read once
+        httpx.get(address.rstrip("/") + path, timeout=60)
     counted: list[int] = []
     threads = [threading.Thread(target=read, args=(address, run, seed)) for seed in range(options.readers)]
     threads.append(threading.Thread(target=lambda: counted.append(write(store, run))))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens
-from neuroexplain.types import NeuronId, NeuronPage, Run
+from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens, tokens_of
+from neuroexplain.types import NeuronId, NeuronPage, Run, VocabularyEntry
 
 
-def load_page(store: Store, run: Run, neuron_id: NeuronId) -> NeuronPage:
-    """A neuron with its explanations, best headline score first. Raises NotInStore where the run does not hold it."""
+def load_page(
+    store: Store, run: Run, neuron_id: NeuronId, vocabulary: Mapping[int, VocabularyEntry] | None = None
+) -> NeuronPage:
+    """A neuron with its explanations, best headline score first. Raises NotInStore where the run does not hold it.
+
+    Who reads many neurons brings the run's whole vocabulary, so that it is not looked up for each.
+    """
     neuron = load_neuron(store, run, neuron_id)
     explanations = list_explanations(store, run.id, neuron_id)
     ids = [e.id for e in explanations if e.id is not None]
@@ -25,7 +32,7 @@ def load_page(store: Store, run: Run, neuron_id: NeuronId) -> NeuronPage:
         run=run,
         neuron=neuron,
         splits=assign_splits(neuron.exemplars),
-        tokens=load_tokens(store, run.id, shown),
+        tokens=load_tokens(store, run.id, shown) if vocabulary is None else tokens_of(vocabulary, shown),
         explanations=tuple(explanations),
         simulations=tuple(simulations),
         scores=tuple(scores),

@@ -124,16 +124,22 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
     )
 
 
+def tokens_of(vocabulary: Mapping[int, VocabularyEntry], token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
+    """How the given tokens are shown; an id that the vocabulary does not have gets U+FFFD."""
+    return {token_id: vocabulary.get(token_id) or VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
+
+
 def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
     """How the given tokens of the subject's vocabulary are shown; an id that its tokenizer does not know gets U+FFFD."""
-    found = {token_id: VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
+    found: dict[int, VocabularyEntry] = {}
+    wanted = sorted(set(token_ids))
     with store.read() as connection:
-        for some in _chunks(sorted(found)):
+        for some in _chunks(wanted):
             v = t.tokens.c
             query = select(v.token_id, v.text, v.special).where(v.run_id == run_id, v.token_id.in_(some))
             for token_id, text, special in connection.execute(query):
                 found[token_id] = VocabularyEntry(token_id, text, special)
-    return found
+    return tokens_of(found, wanted)
 
 
 def find_token_ids(store: Store, run_id: int, text: str) -> list[int]:

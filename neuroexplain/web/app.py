@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 import secrets
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import lru_cache, wraps
 from typing import Annotated, Any
 
+import numpy as np
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -31,9 +35,10 @@ from neuroexplain.store.read import (
     list_runs,
     load_prompt,
     load_run,
+    load_vocabulary,
     query_explanations,
 )
-from neuroexplain.types import NeuronId, QueryRow, Run
+from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, VocabularyEntry
 from neuroexplain.web import views
 from neuroexplain.web.views import Links
 
@@ -45,6 +50,7 @@ HEADERS = {
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE_SIZE = 50
+THREADS = 2  # pages drawn at once: more would only wait for the interpreter, and each other
 SUMMARY_SECONDS = 60.0  # the start page's charts are drawn anew this often at most
 BIG = 2**31 - 1
 
@@ -103,7 +109,19 @@ def make_app(
     Without a token only requests that name one of `hosts` are answered, so that a foreign page cannot reach it by a name of
     its own (DNS rebinding).
     """
-    app = FastAPI(title="neuroexplain", docs_url=None, redoc_url=None, description="Neurons, explanations and scores.")
+
+    @asynccontextmanager
+    async def few_threads(_: FastAPI) -> AsyncIterator[None]:
+        current_default_thread_limiter().total_tokens = THREADS
+        yield
+
+    app = FastAPI(
+        lifespan=few_threads,
+        title="neuroexplain",
+        docs_url=None,
+        redoc_url=None,
+        description="Neurons, explanations and scores.",
+    )
     if token is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, "[::1]", "testserver"])
     app.mount("/static", StaticFiles(directory=views.HERE / "static"), name="static")
@@ -144,9 +162,19 @@ def make_app(
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
         return told(request, error.status_code, "not found" if error.status_code == 404 else "refused", str(error.detail))
 
+    @one_at_a_time
+    @lru_cache(maxsize=2)
+    def vocabulary(run_id: int) -> dict[int, VocabularyEntry]:
+        return {entry.token_id: entry for entry in load_vocabulary(store, run_id)}
+
+    def neuron_page_of(run: RunId, layer: int, neuron: int) -> NeuronPage:
+        found = load_run(store, run)
+        return load_page(store, found, NeuronId(layer, neuron), vocabulary(found.id))
+
     def page(name: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(views.render(name, can_try=probe is not None, **values))
 
+    @one_at_a_time
     @lru_cache(maxsize=8)
     def charts(run_id: int, at: int) -> Any:
         return (
@@ -267,7 +295,7 @@ def make_app(
             "at": at or "",
             "links": Links(run),
             "problem": "",
-            "boxes": (),
+            "drawn": None,
             "tokens": (),
         }
         values |= {"strongest": (), "position": position, "neuron": None}
@@ -280,7 +308,10 @@ def make_app(
                 shown = load_page(store, found, neuron).neuron
                 tokens, acts = probe.activations(text, found, neuron)
                 strongest = max((abs(x.activation) for x in shown.exemplars), default=0.0)
-                values |= {"neuron": neuron, "boxes": views.activation_boxes(tokens, acts, strongest)}
+                values |= {
+                    "neuron": neuron,
+                    "drawn": views.draw_tokens(tokens, np.array(acts), max(strongest, *map(abs, acts))),
+                }
             tokens = probe.tokens(text)
             values["tokens"] = [
                 {"text": views.visible(one), "link": Links(run)._with("/try", {"text": text, "at": at, "position": i})}
@@ -311,7 +342,7 @@ def make_app(
     @app.get("/api/neurons/{layer}/{neuron}", responses=problems)
     def api_neuron(layer: Number, neuron: Number, run: RunId = None) -> Response:
         """One neuron: exemplars, explanations, simulations and scores, as `neuroexplain show --json` prints it."""
-        return JSONResponse(show_json(load_page(store, load_run(store, run), NeuronId(layer, neuron))))
+        return JSONResponse(show_json(neuron_page_of(run, layer, neuron)))
 
     @app.get("/api/query", responses=problems)
     def api_query(
@@ -365,11 +396,23 @@ def make_app(
     def neuron_page(
         layer: Number, neuron: Number, run: RunId = None, simulation: Annotated[int | None, Query(ge=1, le=BIG)] = None
     ) -> Response:
-        found = load_page(store, load_run(store, run), NeuronId(layer, neuron))
+        found = neuron_page_of(run, layer, neuron)
         links = Links(run)
         return page("neuron.html", n=views.neuron_view(found, links, simulation), links=links)
 
     return app
+
+
+def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under a lock: readers who ask for the same thing at once wait for one answer."""
+    lock = threading.Lock()
+
+    @wraps(function)
+    def locked(*asked: Any) -> Any:
+        with lock:
+            return function(*asked)
+
+    return locked
 
 
 def _is_known(request: Request, token: str) -> bool:

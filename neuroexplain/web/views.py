@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from urllib.parse import urlencode
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
-from neuroexplain.present import interval, number, printable, short_name, strength
+from neuroexplain.present import interval, number, printable, short_name
 from neuroexplain.types import (
     CROP_LENGTH,
-    PEAK_INDEX,
     SCORE_KINDS,
     Exemplar,
     Explanation,
@@ -41,20 +42,6 @@ BINS = 40  # of the histogram of scores, over -1..1
 
 
 @dataclass(frozen=True, slots=True)
-class TokenBox:
-    """One token as a box: its text made harmless, the class of its colour, and what its tooltip says."""
-
-    text: str
-    shade: str  # p0..p20 for positive values, n0..n20 for negative ones
-    value: str
-    is_peak: bool = False
-    is_special: bool = False
-    in_crop: bool = False
-    simulated_shade: str = ""
-    simulated: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class RecordView:
     """One record as a page draws it."""
 
@@ -63,7 +50,7 @@ class RecordView:
     activation: str
     split: str
     where: str  # document and place
-    boxes: tuple[TokenBox, ...]
+    tokens: Markup  # drawn by draw_tokens
     is_simulated: bool
 
 
@@ -118,45 +105,83 @@ def render(name: str, **values: Any) -> str:
     return templates().get_template(name).render(**values)
 
 
-def shade(value: float, strongest: float) -> str:
-    """The class of a value's colour: `p` positive, `n` negative, and 0..20 by its strength."""
-    return ("n" if value < 0 else "p") + str(round(strength(value, strongest) * SHADES))
-
-
 def visible(text: str) -> str:
     """A token's text with white space shown and nothing in it that a browser would act on or hide."""
     shown = printable(text)
     return "␣" * len(shown) if shown and not shown.strip() else shown
 
 
+@lru_cache(maxsize=200_000)
+def _escaped(text: str) -> str:
+    return str(escape(visible(text)))
+
+
+def shades(values: NDArray[Any], strongest: float) -> list[int]:
+    """Each value's step of colour, 0..20 on a log scale; negative values have negative steps. See present.strength."""
+    if strongest <= 0:
+        return [0] * len(values)
+    share = np.minimum(np.abs(values) / strongest, 1.0)
+    steps = np.where(values == 0, 0, np.rint((0.05 + 0.95 * np.log10(1 + 9 * share)) * SHADES)).astype(int)
+    found: list[int] = np.where(values < 0, -steps, steps).tolist()
+    return found
+
+
+def draw_tokens(
+    texts: Sequence[str],
+    values: NDArray[Any],
+    strongest: float,
+    *,
+    special: Sequence[bool] | None = None,
+    simulated: SimulatedRecord | None = None,
+    top_level: float = 0.0,
+) -> Markup:
+    """A line of boxes, one a token, coloured by activation: the one way in which a record is drawn.
+
+    The largest value is outlined. Under the crop that was scored stand the simulated levels, coloured relative to `top_level`;
+    the style shows them on demand. Colours are classes: p and n for positive and negative values, s for simulated ones.
+    """
+    peak = int(values.argmax()) if len(values) else -1
+    under = [""] * len(texts)
+    said = [""] * len(texts)
+    crop = range(0)
+    if simulated is not None:
+        crop = range(simulated.first, min(simulated.first + CROP_LENGTH, len(texts)))
+        levels = simulated.expected_levels
+        for at, step, level in zip(
+            crop, shades(np.maximum(np.nan_to_num(levels), 0), top_level), levels.tolist(), strict=False
+        ):
+            number = "" if math.isnan(level) else f"{level:.2f}"
+            under[at] = f'<i class="s{step}">{number}</i>'
+            said[at] = f" · simulated {number}" if number else ""
+    boxes = []
+    for at, (text, value, step) in enumerate(zip(texts, values.tolist(), shades(values, strongest), strict=True)):
+        classes = f"t {'n' if step < 0 else 'p'}{abs(step)}"
+        if at == peak:
+            classes += " peak"
+        if special is not None and special[at]:
+            classes += " special"
+        if at in crop:
+            classes += " crop"
+        boxes.append(f'<span class="{classes}" data-v="{value:.4g}{said[at]}">{_escaped(text)}{under[at]}</span>')
+    return Markup("".join(boxes))
+
+
 def record_view(
     page: NeuronPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None, top_level: float
 ) -> RecordView:
     """One record; `top_level` is the level that gets the simulated row's strongest colour."""
-    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
-    levels: dict[int, float] = {}
-    if simulated is not None:
-        levels = {simulated.first + i: float(v) for i, v in enumerate(simulated.expected_levels) if not np.isnan(v)}
-    crop = range(0) if simulated is None else range(simulated.first, simulated.first + CROP_LENGTH)
-    boxes = []
-    for at, (token_id, value) in enumerate(zip(x.token_ids.tolist(), x.activations.tolist(), strict=True)):
-        token = page.tokens[token_id]
-        level = levels.get(at)
-        boxes.append(
-            TokenBox(
-                text=visible(token.text),
-                shade=shade(value, strongest),
-                value=f"{value:.4g}",
-                is_peak=at == peak,
-                is_special=token.special,
-                in_crop=at in crop,
-                simulated_shade="" if level is None else "s" + shade(max(level, 0.0), top_level)[1:],
-                simulated="" if level is None else f"{level:.2f}",
-            )
-        )
+    tokens = [page.tokens[i] for i in x.token_ids.tolist()]
     place = f"segment {x.segment}" if x.document is None else f"document {x.document}, token {x.token_offset}"
     split = page.splits[x.kind, x.rank] or "in no split"
-    return RecordView(x.kind, x.rank, f"{x.activation:.4g}", split, place, tuple(boxes), simulated is not None)
+    drawn = draw_tokens(
+        [t.text for t in tokens],
+        x.activations,
+        strongest,
+        special=[t.special for t in tokens],
+        simulated=simulated,
+        top_level=top_level,
+    )
+    return RecordView(x.kind, x.rank, f"{x.activation:.4g}", split, place, drawn, simulated is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,21 +424,6 @@ def row_view(row: QueryRow) -> RowView:
         by=printable(by),
         simulator=printable(f"{row.simulator}, {short_name(row.simulator_model or '')}") if row.simulator else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",
-    )
-
-
-def record_html(boxes: Sequence[TokenBox]) -> Markup:
-    """A line of token boxes: the one way in which a record is drawn."""
-    return Markup(render("_record.html", boxes=boxes))
-
-
-def activation_boxes(tokens: Sequence[str], values: Sequence[float], strongest: float) -> tuple[TokenBox, ...]:
-    """A text's tokens coloured by one neuron's activations; `strongest` is what the neuron reached in its corpus."""
-    peak = max(range(len(values)), key=lambda i: values[i], default=-1)
-    scale = max([strongest, *(abs(v) for v in values)], default=0.0)
-    return tuple(
-        TokenBox(visible(text), shade(value, scale), f"{value:.4g}", is_peak=i == peak)
-        for i, (text, value) in enumerate(zip(tokens, values, strict=True))
     )
 
 
