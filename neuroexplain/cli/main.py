@@ -402,7 +402,9 @@ def serve(
             raise NeuroexplainError(f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0") from error
         shown = f"[{host}]" if ":" in host else host
         say(f"{db} is at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it)")
-        config = uvicorn.Config(make_app(store, probe=probe, token=token), log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            make_app(store, probe=probe, token=token), log_level="warning", access_log=False, timeout_graceful_shutdown=3
+        )
         with suppress(Interrupted, KeyboardInterrupt):  # Ctrl-C is how it ends
             uvicorn.Server(config).run(sockets=[listening])
 
