@@ -40,7 +40,7 @@ CREATE TABLE explanations (
 	prompt_tokens INTEGER NOT NULL, 
 	completion_tokens INTEGER NOT NULL, 
 	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, covers JSON, parts JSON, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
@@ -158,6 +158,24 @@ CREATE TABLE segments (
  WITHOUT ROWID
 
 ;
+CREATE TABLE sessions (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	started_at VARCHAR(32) NOT NULL, 
+	seconds FLOAT NOT NULL, 
+	explainer VARCHAR(32), 
+	model TEXT, 
+	simulator VARCHAR(32), 
+	simulator_model TEXT, 
+	n_neurons INTEGER NOT NULL, 
+	n_failed INTEGER NOT NULL, 
+	prompt_tokens INTEGER NOT NULL, 
+	completion_tokens INTEGER NOT NULL, 
+	simulator_prompt_tokens INTEGER NOT NULL, 
+	scored_tokens INTEGER NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+);
 CREATE TABLE simulations (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 

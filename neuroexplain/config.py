@@ -17,7 +17,7 @@ LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak need
 Activation = Literal["act", "post"]
 Sign = Literal["positive", "negative", "both"]
 Sampling = Literal["random", "sequential"]
-ExplainerName = Literal["pairs", "excerpts", "tokens"]
+ExplainerName = Literal["pairs", "excerpts", "meanings", "tokens"]
 SimulatorName = Literal["digits", "lexical"]
 
 
@@ -85,7 +85,9 @@ class CollectConfig:
         return values
 
 
-EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "tokens")
+EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "meanings", "tokens")
+ONE_HYPOTHESIS: tuple[ExplainerName, ...] = ("pairs", "excerpts")  # explainers whose answers can be compared and revised
+MOST_CANDIDATES, MOST_REVISIONS = 100, 10
 SIMULATOR_NAMES: tuple[SimulatorName, ...] = ("digits", "lexical")
 
 
@@ -131,8 +133,18 @@ class ExplainConfig:
     explainer: ExplainerName = "pairs"
     seed: int = 0
     retry_failed: bool = False
+    candidates: int = 1  # explanations of each neuron, of which `select` chooses one
+    revise: int = 0  # times that the chosen one is given back with what it got wrong
 
     def __post_init__(self) -> None:
+        if not 1 <= self.candidates <= MOST_CANDIDATES:
+            raise NeuroexplainError(f"--candidates {self.candidates} is out of range: 1 to {MOST_CANDIDATES}")
+        if not 0 <= self.revise <= MOST_REVISIONS:
+            raise NeuroexplainError(f"--revise {self.revise} is out of range: 0 to {MOST_REVISIONS}")
+        if (self.candidates > 1 or self.revise) and self.explainer not in ONE_HYPOTHESIS:
+            raise NeuroexplainError(
+                f"--candidates and --revise go with the explainers {' and '.join(ONE_HYPOTHESIS)}, not with {self.explainer}."
+            )
         if not self.neurons:
             raise NeuroexplainError(
                 "No neuron was named. Give a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.types import CROP_LENGTH, NeuronPage, QueryRow, Run, Stats, StoredScore
+from neuroexplain.types import CROP_LENGTH, NeuronPage, QueryRow, Run, Session, Stats, StoredScore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,10 @@ def show_json(page: NeuronPage) -> dict[str, Any]:
                 "prompt_sha256": e.provenance.prompt_sha256,
                 "status": e.status,
                 "reason": e.reason,
+                "candidate": e.candidate,
                 "chosen": e.chosen,
+                "covers": None if e.covers is None else list(e.covers),
+                "parts": None if e.parts is None else list(e.parts),
                 "scores": [
                     {"simulator": s.simulator, "simulator_model": s.simulator_model, **asdict(s.score)} for s in scores[e.id]
                 ],
@@ -133,6 +136,18 @@ def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
         }
         for s in scores
     ]
+
+
+def session_text(session: Session) -> str:
+    """What a command that explained or scored did and cost, in a line."""
+    minutes = session.seconds / 60
+    said = f"{session.n_neurons:,} neurons in {minutes:.1f} minutes"
+    if minutes > 0:
+        said += f", {session.n_neurons / minutes:,.1f} a minute"
+    said += f"; {session.prompt_tokens:,} prompt and {session.completion_tokens:,} completion tokens"
+    if session.simulator_prompt_tokens and session.scored_tokens:
+        said += f", {session.simulator_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
+    return said + (f"; {session.n_failed:,} failed" if session.n_failed else "") + "."
 
 
 def short_name(model: str) -> str:

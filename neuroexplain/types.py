@@ -218,7 +218,14 @@ class Explanation:
     chosen: bool = True
     reason: str | None = None
     reply: str | None = None  # the raw answer, kept for looking where it could not be used
+    covers: tuple[int, ...] | None = None  # `meanings`: ranks of the top records that this hypothesis is said to cover
+    parts: tuple[str, ...] | None = None  # of a union: its hypotheses; the greatest of their simulated levels is its own
     id: int | None = None  # set by the store
+
+    @property
+    def hypotheses(self) -> tuple[str, ...]:
+        """What is simulated: the text, or each part of a union."""
+        return self.parts or (self.text or "",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +276,34 @@ class Score:
     r_squared: float | None = None
     absolute_deviation_explained: float | None = None
     calibration_reason: str | None = None  # why the two before are None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One explanation with what was found out about it: what is stored together."""
+
+    explanation: Explanation
+    simulation: Simulation | None = None  # None: nothing new was simulated
+    scores: tuple[Score, ...] = ()
+    replaces: Simulation | None = None  # the stored simulation that this one goes on from
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one `explain` or `score` command did and cost."""
+
+    started_at: str  # ISO 8601, UTC
+    seconds: float
+    explainer: str | None  # None for `score`
+    model: str | None
+    simulator: str | None  # None where nothing was simulated
+    simulator_model: str | None
+    n_neurons: int
+    n_failed: int
+    prompt_tokens: int  # sent to explainer and simulator
+    completion_tokens: int
+    simulator_prompt_tokens: int  # the simulator's share of them
+    scored_tokens: int  # simulated, whether their score could be had or not
 
 
 @dataclass(frozen=True, slots=True)

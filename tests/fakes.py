@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from neuroexplain.llm.engine import Message, Reply
 
 WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
 
@@ -53,3 +57,18 @@ def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Pa
     model.save_pretrained(folder)  # type: ignore[operator]
     tiny_tokenizer(bos=bos).save_pretrained(folder)
     return folder
+
+
+class ScriptedLlm:
+    """An explainer's engine that answers by a function of the request, and remembers the requests."""
+
+    engine, version, model, revision, in_flight = "local", "scripted", "scripted", None, 1
+    prompt_tokens = 7  # of every request
+
+    def __init__(self, answer: Callable[[list[Message], dict[str, Any]], str]) -> None:
+        self._answer = answer
+        self.requests: list[tuple[list[Message], dict[str, Any]]] = []
+
+    def generate(self, messages: list[Message], **sampling: Any) -> Reply:
+        self.requests.append((messages, sampling))
+        return Reply(self._answer(messages, sampling), self.prompt_tokens, 3, 0.0)

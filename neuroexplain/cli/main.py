@@ -53,6 +53,9 @@ SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="W
 SimulatorName = Annotated[
     str, typer.Option("--simulator", help="digits (Bills et al. 2023; a capable model) or lexical (any model, no context).")
 ]
+WithNull = Annotated[
+    bool, typer.Option("--null", help="Score another neuron's explanation on the same records too (lexical always does).")
+]
 DEFAULT_DB = "neuroexplain.db"
 
 
@@ -150,9 +153,14 @@ def explain(
     layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
     neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
     explainer: Annotated[
-        str, typer.Option(help="pairs (tokens with levels), excerpts (marked text) or tokens (a baseline that asks no LLM).")
+        str,
+        typer.Option(
+            help="pairs (tokens with levels), excerpts (marked text), meanings (up to three hypotheses), tokens (asks no LLM)."
+        ),
     ] = "pairs",
     simulator: SimulatorName = "digits",
+    candidates: Annotated[int, typer.Option(help="Explanations of each neuron; the best on the select records is chosen.")] = 1,
+    revise: Annotated[int, typer.Option(help="Times that the explainer is shown its mistakes and may answer again.")] = 0,
     server: Server = None,
     vllm: Vllm = None,
     vllm_args: VllmArgs = "",
@@ -168,6 +176,7 @@ def explain(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Of the LLM's sampling.")] = 0,
+    null: WithNull = False,
     run_id: RunId = None,
 ) -> None:
     """Let an LLM write a hypothesis for each neuron, and score it on snippets that it has not seen."""
@@ -182,7 +191,9 @@ def explain(
     with open_store(db) as store:
         run = load_run(store, run_id)
         wanted = tuple(_select(store, run, layer, neurons)[:limit])
-        config = ExplainConfig(wanted, explainer, seed, retry_failed)  # type: ignore[arg-type]
+        config = ExplainConfig(wanted, explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
+        if no_score and (candidates > 1 or revise):
+            raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
         from neuroexplain.pipeline.engines import open_engines
         from neuroexplain.pipeline.estimate import estimate_explain
         from neuroexplain.pipeline.explain import run_explain
@@ -191,7 +202,7 @@ def explain(
             if dry_run:
                 say(_estimate_text(estimate_explain(store, run, config, engine, simulating)))
                 return
-            failed = draw(run_explain(store, run, config, engine, simulating))
+            failed = draw(run_explain(store, run, config, engine, simulating, with_null=null))
     say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
     if failed:
         say(
@@ -216,6 +227,7 @@ def score(
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a request failed.")] = False,
+    null: WithNull = False,
     run_id: RunId = None,
     as_json: AsJson = False,
 ) -> None:
@@ -249,7 +261,7 @@ def score(
             if text is not None:
                 mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
                 asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
-            failed = draw(run_score(store, run, asked, simulating, retry_failed=retry_failed))
+            failed = draw(run_score(store, run, asked, simulating, with_null=null, retry_failed=retry_failed))
             name = simulating.name, simulating.engine.model
         found = list_scores(store, [e.id for e in asked if e.id is not None])
         found = [s for s in found if s.score.split == "report" and (s.simulator, s.simulator_model) == name]

@@ -65,10 +65,15 @@ def _line(event: Progress, done: int, seconds: float) -> str:
     of = f" of {event.total:,}" if event.total is not None else ""
     text = f"{event.stage}: {event.done:,}{of} {event.unit}".rstrip()
     if done and seconds > 0:
-        text += f", {done / seconds:,.1f}/s"
+        text += f", {_rate(event, done, seconds)}"
         if event.total is not None and event.done < event.total:
             text += f", {clock(seconds * (event.total - event.done) / done)} left"
     return text + (f", {event.failed:,} failed" if event.failed else "")
+
+
+def _rate(event: Progress, done: int, seconds: float) -> str:
+    tokens = f", {event.tokens / seconds:,.0f} prompt tokens/s" if event.tokens else ""
+    return f"{done / seconds:,.1f}/s{tokens}"
 
 
 def clock(seconds: float) -> str:
@@ -108,6 +113,6 @@ def _draw_bars(events: Iterable[Progress]) -> None:
                 tasks[event.stage],
                 completed=event.done,
                 total=event.total,
-                rate=f"{done / seconds:,.1f}/s" if done and seconds > 0.1 else "",
+                rate=_rate(event, done, seconds) if done and seconds > 0.1 else "",
                 failed=f", {event.failed:,} failed" if event.failed else "",
             )

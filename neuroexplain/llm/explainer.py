@@ -1,7 +1,8 @@
-"""Exemplars -> messages, and a reply -> the text of an explanation (pure). EXPLAINERS lists all there are."""
+"""Exemplars -> messages, and a reply -> hypotheses (pure). EXPLAINERS lists all there are."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,44 @@ from neuroexplain.types import PEAK_INDEX, Exemplar, VocabularyEntry
 
 Tokens = Mapping[int, VocabularyEntry]
 MARKED_FROM = 4  # the level from which `excerpts` marks a token
+MOST_MEANINGS = 3
 LONGEST_REPLY = 400  # characters: more is rambling, not a hypothesis
 _REFUSALS = ("i cannot", "i can't", "i'm sorry", "i am sorry", "as an ai", "i'm unable", "i am unable")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What an LLM's answer says of a neuron, or one of the several things that it says."""
+
+    text: str
+    covers: tuple[int, ...] | None = None  # ranks of the shown records; None where the explainer does not ask for them
+
+
+def parse_single(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
+    """The one hypothesis of an answer. Raises LlmReplyError (`parse_error`) where there is none."""
+    return [Hypothesis(parse_reply(text))]
+
+
+def parse_meanings(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
+    """Up to three hypotheses, a line each: `words | 1, 4, 5`, the numbers those of the excerpts that it covers.
+
+    Raises LlmReplyError (`parse_error`) where no line is of that form, or one names an excerpt that was not shown.
+    """
+    answer = _without_reasoning(text)
+    found = []
+    for line in answer.splitlines():
+        match = re.fullmatch(
+            r"\s*(?:[-*]|\d+[.)])?\s*(?P<text>[^|]+?)\s*\|\s*(?P<numbers>\d+(?:\s*,\s*\d+)*)\s*", line, re.ASCII
+        )
+        if match is None:
+            continue
+        numbers = sorted({int(one) for one in match["numbers"].split(",")})
+        if not 1 <= numbers[0] <= numbers[-1] <= len(records):
+            raise LlmReplyError("parse_error", f"an excerpt outside 1 to {len(records)} is named", text)
+        found.append(Hypothesis(_tidied(match["text"], text), tuple(records[n - 1].rank for n in numbers)))
+    if not found:
+        raise LlmReplyError("parse_error", "no line is of the form: words | numbers of excerpts", text)
+    return found[:MOST_MEANINGS]
 
 
 @dataclass(frozen=True)
@@ -27,6 +64,8 @@ class Explainer:
     prompt: str | None  # its file in prompts/; None where no LLM is asked
     render: Callable[[Sequence[Exemplar], Tokens], str]  # records -> the prompt's blank, or without an LLM the text itself
     max_tokens: int = 40
+    parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
+    can_revise: bool = False  # whether its answer can be given back to it with what it got wrong
 
     def load_prompt(self) -> Prompt | None:
         return None if self.prompt is None else load_prompt(self.prompt)
@@ -41,14 +80,33 @@ class Explainer:
         ]
         return [*before, *worked, asked]
 
+    def revision_messages(
+        self, prompt: Prompt, revision: Prompt, records: Sequence[Exemplar], tokens: Tokens, before: str, mistakes: str
+    ) -> list[Message]:
+        """The turns of the first request, the answer that was given, and what was wrong with it."""
+        asked = self.messages(prompt, records, tokens)
+        return [*asked, Message("assistant", before), *revision.fill({"mistakes": mistakes})]
+
 
 def parse_reply(text: str) -> str:
     """The hypothesis in an LLM's answer: its first line, tidied. Raises LlmReplyError (`parse_error`) where there is none."""
+    answer = _without_reasoning(text)
+    return _tidied(answer.splitlines()[0] if answer else "", text)
+
+
+def union_text(hypotheses: Sequence[str]) -> str:
+    """The text of a union of several hypotheses."""
+    return "; or ".join(hypotheses)
+
+
+def _without_reasoning(text: str) -> str:
     if "<think>" in text and "</think>" not in text:
         raise LlmReplyError("parse_error", "the answer is reasoning that was cut off", text)
-    answer = text.split("</think>")[-1].strip()
-    first = answer.splitlines()[0].strip() if answer else ""
-    tidy = first.replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
+    return text.split("</think>")[-1].strip()
+
+
+def _tidied(line: str, text: str) -> str:
+    tidy = line.strip().replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
     if not any(c.isalnum() for c in tidy):
         raise LlmReplyError("parse_error", "the answer is empty", text)
     if tidy.lower().startswith(_REFUSALS):
@@ -85,6 +143,24 @@ def render_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
     return "\n".join(lines)
 
 
+def render_numbered_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
+    """As render_excerpts, each line with its number."""
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(render_excerpts(records, tokens).split("\n"), 1))
+
+
+def render_mistakes(crops: Sequence[tuple[Exemplar, int, Sequence[int], Sequence[int]]], tokens: Tokens) -> str:
+    """Crops of records with true and predicted levels: one line a token, `text<tab>true<tab>predicted`.
+
+    Each crop is (record, its first token there, true levels, predicted levels), the levels both 0..10.
+    """
+
+    def lines(record: Exemplar, first: int, true: Sequence[int], predicted: Sequence[int]) -> str:
+        shown = zip(_texts(record, tokens)[first : first + len(true)], true, predicted, strict=True)
+        return "\n".join(f"{displayed(text)}\t{fired}\t{said}" for text, fired, said in shown)
+
+    return _numbered(lines(*crop) for crop in crops)
+
+
 def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """The tokens that the records peak on, most frequent first: the baseline that an LLM must beat."""
     peaks = [displayed(tokens[int(x.token_ids[PEAK_INDEX])].text).strip() for x in records]
@@ -105,8 +181,9 @@ def _numbered(excerpts: Iterable[str]) -> str:
 EXPLAINERS: Mapping[str, Explainer] = {
     one.name: one
     for one in (
-        Explainer("pairs", 5, "explain/pairs", render_pairs),
-        Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
+        Explainer("pairs", 5, "explain/pairs", render_pairs, can_revise=True),
+        Explainer("excerpts", 10, "explain/excerpts", render_excerpts, can_revise=True),
+        Explainer("meanings", 10, "explain/meanings", render_numbered_excerpts, 120, parse_meanings),
         Explainer("tokens", 10, None, list_peak_tokens),
     )
 }

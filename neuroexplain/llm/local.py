@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ class LocalEngine:
 
     def __init__(self, name: str, dtype: str = "auto", device: str = "auto") -> None:
         self._model, self.tokenizer, self.revision = load_causal_lm(name, dtype, device)
+        self._one = threading.Lock()  # one forward pass at a time, whoever asks
         self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
         self.version = f"transformers {transformers.__version__}"
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
@@ -34,10 +36,10 @@ class LocalEngine:
         self._check_length(len(ids) + max_tokens)
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
-            torch.manual_seed(seed)
             sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         prompt = torch.tensor([ids], device=self._model.device)
-        with torch.inference_mode():
+        with self._one, torch.inference_mode():
+            torch.manual_seed(seed)
             out = self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -53,7 +55,7 @@ class LocalEngine:
         self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
-        with torch.inference_mode():
+        with self._one, torch.inference_mode():
             hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
             logits = self._model.get_output_embeddings()(hidden[0, list(rows)]).double()
         probabilities = logits.softmax(dim=-1).cpu().numpy()
@@ -61,7 +63,7 @@ class LocalEngine:
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
-        with torch.inference_mode():
+        with self._one, torch.inference_mode():
             hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
             logits = self._model.get_output_embeddings()(hidden[0, -1]).double()
         found: NDArray[np.float64] = logits.log_softmax(dim=-1).cpu().numpy()

@@ -40,6 +40,7 @@ class Simulator(Protocol):
     name: str
     engine: Any
     prompt: Prompt | None
+    asks_per_record: bool  # whether each record is a request; else an explanation's first record costs all
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction: ...
 
@@ -52,6 +53,7 @@ class DigitsSimulator:
     """
 
     name = "digits"
+    asks_per_record = True
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -118,6 +120,7 @@ class LexicalSimulator:
     """
 
     name = "lexical"
+    asks_per_record = False
     prompt: Prompt | None = None
 
     def __init__(self, engine: VocabularyEngine, subject_tokenizer_sha256: str) -> None:

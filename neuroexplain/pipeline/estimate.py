@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from neuroexplain.config import ExplainConfig
 from neuroexplain.llm.engine import Engine, chat_token_ids
-from neuroexplain.llm.explainer import EXPLAINERS
+from neuroexplain.llm.explainer import MOST_MEANINGS
 from neuroexplain.llm.simulator import DigitsSimulator, Simulator
-from neuroexplain.pipeline.explain import ask_for, explain_neuron, find_answers, plan_explanation
-from neuroexplain.pipeline.score import plan_simulation
+from neuroexplain.pipeline.explain import find_answers, is_finished, plan_neuron
+from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, ask, shown_records
+from neuroexplain.pipeline.score import find_simulations
+from neuroexplain.pipeline.simulate import Crop, cut_crops
 from neuroexplain.store.engine import Store
-from neuroexplain.types import Run
+from neuroexplain.types import Exemplar, Run
 
 SAMPLED = 16  # neurons whose prompts are built
 STAND_IN = "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
@@ -34,43 +37,60 @@ def estimate_explain(
     store: Store, run: Run, config: ExplainConfig, engine: Engine | None, simulator: Simulator | None
 ) -> Estimate:
     """Build the prompts of some neurons, spread over the selection, and time one request of each sort."""
-    explainer = EXPLAINERS[config.explainer]
-    prompt = explainer.load_prompt()
-    asked = {neuron: ask_for(neuron, explainer, engine, prompt, config.seed) for neuron in config.neurons}
-    finished = find_answers(store, run, asked, retry_failed=config.retry_failed)
-    pending = [neuron for neuron in config.neurons if neuron not in finished]
+    asking = Asking.of(config, engine)
+    answers = find_answers(store, run, asking, config)
+    stored = [e for of_neuron in answers.values() for e in of_neuron.values()]
+    simulations = find_simulations(store, stored, simulator, retry_failed=config.retry_failed)
+    pending = [n for n in config.neurons if not is_finished(asking, answers[n], simulations, simulator)]
+    n_finished = len(config.neurons) - len(pending)
     if not pending:
-        return Estimate(0, len(finished), 0, 0, 0.0, 1)
+        return Estimate(0, n_finished, 0, 0, 0.0, 1)
     sample = pending[:: -(-len(pending) // SAMPLED)]
     requests = tokens = 0
     seconds = 0.0
-    timed: set[str] = set()
-    one: dict[str, float] = {}
-    for neuron in sample:
-        task = plan_explanation(store, run, asked[neuron], explainer)
-        if task.tokens is None:
+    each: dict[str, float] = {}  # seconds of one request of each sort
+    for neuron_id in sample:
+        task = plan_neuron(store, run, neuron_id, answers[neuron_id], simulations)
+        shown = shown_records(task.neuron, asking.explainer)
+        if task.neuron.status == "dead" or not shown:
             continue
-        if prompt is not None and engine is not None:
-            requests += 1
-            tokens += len(chat_token_ids(engine.tokenizer, explainer.messages(prompt, task.shown, task.tokens)))
-            if "explain" not in timed:
-                timed.add("explain")
+        if asking.prompt is not None and asking.engine is not None:
+            n = asking.candidates + asking.revise
+            requests += n
+            tokens += n * _explaining_tokens(asking, task, shown)
+            if "explain" not in each:
                 began = time.perf_counter()
-                explain_neuron(task, explainer=explainer, prompt=prompt, engine=engine)
-                one["explain"] = time.perf_counter() - began
-            seconds += one["explain"]
-        if simulator is not None:
-            simulated = plan_simulation(store, run, replace(asked[neuron], text=STAND_IN, id=0), None, simulator)
-            for *_, ids in simulated.crops:
-                if isinstance(simulator, DigitsSimulator):
-                    requests += 1
-                    tokens += len(simulator.build_prompt(STAND_IN, ids, simulated.tokens)[0])
-                if "simulate" not in timed:
-                    timed.add("simulate")
-                    began = time.perf_counter()
-                    simulator.simulate(STAND_IN, ids, simulated.tokens)
-                    one["simulate"] = time.perf_counter() - began
-                seconds += one["simulate"] if isinstance(simulator, DigitsSimulator) else one["simulate"] / len(simulated.crops)
+                ask(task, asking, asking.request(neuron_id, 0), shown)
+                each["explain"] = time.perf_counter() - began
+            seconds += n * each["explain"]
+        if simulator is not None and (crops := _crops(asking, simulator, cut_crops(task.neuron, run.seed))):
+            if "simulate" not in each:
+                began = time.perf_counter()
+                simulator.simulate(STAND_IN, crops[0].token_ids, task.tokens)
+                each["simulate"] = time.perf_counter() - began
+            if simulator.asks_per_record:
+                requests += len(crops)
+                seconds += len(crops) * each["simulate"]
+            else:
+                seconds += each["simulate"]
+            if isinstance(simulator, DigitsSimulator):
+                tokens += sum(len(simulator.build_prompt(STAND_IN, crop.token_ids, task.tokens)[0]) for crop in crops)
     scale = len(pending) / len(sample)
     in_flight = max(engine.in_flight if engine else 1, simulator.engine.in_flight if simulator else 1)
-    return Estimate(len(pending), len(finished), round(requests * scale), round(tokens * scale), seconds * scale, in_flight)
+    return Estimate(len(pending), n_finished, round(requests * scale), round(tokens * scale), seconds * scale, in_flight)
+
+
+def _explaining_tokens(asking: Asking, task: ExplainTask, shown: Sequence[Exemplar]) -> int:
+    assert asking.prompt is not None
+    assert asking.engine is not None
+    return len(chat_token_ids(asking.engine.tokenizer, asking.explainer.messages(asking.prompt, shown, task.tokens)))
+
+
+def _crops(asking: Asking, simulator: Simulator, crops: Sequence[Crop]) -> list[Crop]:
+    """Every crop as often as it is simulated: `report` for the chosen explanation, `select` for each that may be chosen."""
+    report = [crop for crop in crops if crop.split == "report" or not simulator.asks_per_record]
+    if not asking.chooses or not simulator.asks_per_record:
+        return report
+    several = MOST_MEANINGS if asking.says_several else asking.candidates + asking.revise
+    reported = report * (MOST_MEANINGS if asking.says_several else 1)  # a union is simulated by its parts
+    return reported + several * [crop for crop in crops if crop.split == "select"]

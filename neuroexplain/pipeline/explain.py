@@ -1,123 +1,115 @@
-"""Explain: exemplars -> explanations, each stored as soon as it is there; then their scores."""
+"""Explain: exemplars -> explanations, simulations and scores, each neuron stored as soon as it is complete."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping
 from functools import partial
 
 from neuroexplain.config import ExplainConfig
-from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Engine
-from neuroexplain.llm.explainer import EXPLAINERS, Explainer, parse_reply
-from neuroexplain.llm.prompts import Prompt
 from neuroexplain.llm.simulator import Simulator
+from neuroexplain.pipeline.hypothesize import NOTHING_TO_ASK, Asking, ExplainTask, explain_neuron
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.pipeline.progress import Progress
-from neuroexplain.pipeline.score import run_score
-from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.pipeline.score import compare_with_others, find_simulations
+from neuroexplain.pipeline.session import Saving
+from neuroexplain.pipeline.simulate import neurons_at_once
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_explanations, load_neuron, load_tokens
-from neuroexplain.store.write import request_key, save_explanation, save_prompt
-from neuroexplain.types import Exemplar, Explanation, NeuronId, Provenance, Run, VocabularyEntry
+from neuroexplain.store.write import request_key, save_prompt
+from neuroexplain.types import Explanation, NeuronId, Run, Simulation
 
 FINISHED = ("ok", "dead")  # statuses that --retry-failed leaves alone
 
 
-@dataclass(frozen=True)
-class ExplainTask:
-    """What one explanation needs, read from the store beforehand."""
-
-    asked: Explanation  # the request; a status other than ok is already the answer
-    shown: Sequence[Exemplar] = ()  # strongest first
-    tokens: Mapping[int, VocabularyEntry] | None = None
-
-
 def run_explain(
-    store: Store, run: Run, config: ExplainConfig, engine: Engine | None, simulator: Simulator | None
+    store: Store,
+    run: Run,
+    config: ExplainConfig,
+    engine: Engine | None,
+    simulator: Simulator | None,
+    *,
+    with_null: bool = False,
 ) -> Generator[Progress]:
-    """Explain the neurons, then score what was written, unless `simulator` is None. Finished work is not done again.
+    """Explain the neurons and score what is written, unless `simulator` is None. Finished neurons are not done again.
 
-    `engine` is None where the explainer asks no LLM. Every result is stored as soon as it is there.
+    `engine` is None where the explainer asks no LLM. Many neurons are in work at once, each asked, simulated and chosen from
+    start to end; those that are complete are stored together every second. When all are, another neuron's explanation is
+    simulated on each one's records, as the null: always where that costs no request a record, else `with_null`.
     """
-    explainer = EXPLAINERS[config.explainer]
-    prompt = explainer.load_prompt()
-    if prompt is not None:
-        save_prompt(store, prompt.name, prompt.text)
-    asked = {neuron: ask_for(neuron, explainer, engine, prompt, config.seed) for neuron in config.neurons}
-    done = find_answers(store, run, asked, retry_failed=config.retry_failed)
-    tasks = (plan_explanation(store, run, asked[n], explainer) for n in config.neurons if n not in done)
-    work = partial(explain_neuron, explainer=explainer, prompt=prompt, engine=engine)
-    yield _progress(done, len(asked))
-    for _, made in map_in_flight(work, tasks, engine.in_flight if engine is not None else 1):
-        done[made.neuron] = save_explanation(store, run.id, made)
-        yield _progress(done, len(asked))
-    if simulator is not None:
-        written = [done[neuron] for neuron in config.neurons if done[neuron].status == "ok"]
-        yield from run_score(store, run, written, simulator, retry_failed=config.retry_failed)
+    asking = Asking.of(config, engine)
+    for prompt in (asking.prompt, asking.revising, simulator.prompt if simulator is not None else None):
+        if prompt is not None:
+            save_prompt(store, prompt.name, prompt.text)
+    answers = find_answers(store, run, asking, config)
+    found = [e for of_neuron in answers.values() for e in of_neuron.values()]
+    simulations = find_simulations(store, found, simulator, retry_failed=config.retry_failed)
+    pending = [n for n in config.neurons if not is_finished(asking, answers[n], simulations, simulator)]
+    n_neurons, n_crops = neurons_at_once(simulator, engine.in_flight if engine is not None else 1, len(pending))
+    work = partial(explain_neuron, asking=asking, simulator=simulator, seed=run.seed, at_once=n_crops)
+    tasks = (plan_neuron(store, run, n, answers[n], simulations) for n in pending)
+    before = len(config.neurons) - len(pending)
+    failed = sum(e.status not in FINISHED for e in found) + sum(s.status != "ok" for s in simulations.values())
+    with Saving(store, run, asking.explainer.name, engine, simulator) as saving:
+        yield Progress("explaining", before, len(config.neurons), "neurons", failed)
+        for _, made in map_in_flight(work, tasks, n_neurons):
+            saving.add(made)
+            done = before + saving.n_neurons
+            yield Progress(
+                "explaining", done, len(config.neurons), "neurons", failed + saving.n_failed, tokens=saving.prompt_tokens
+            )
+        saving.flush()
+        if simulator is not None:
+            wanted = set(config.neurons)
+            stored = find_answers(store, run, asking, config)
+            chosen = [e for n, of in stored.items() if n in wanted for e in of.values() if e.chosen and e.status == "ok"]
+            yield from compare_with_others(
+                store, run, chosen, simulator, saving, with_null=with_null, retry_failed=config.retry_failed
+            )
+    total, failed = len(config.neurons), failed + saving.n_failed
+    yield Progress("explaining", total, total, "neurons", failed, note=saving.summary(), tokens=saving.prompt_tokens)
 
 
-def ask_for(neuron: NeuronId, explainer: Explainer, engine: Engine | None, prompt: Prompt | None, seed: int) -> Explanation:
-    """The request as an explanation without text: what is asked, of whom, by which prompt."""
-    if prompt is None or engine is None:
-        nobody = Provenance("none", None, explainer.name, None, None)
-        return Explanation(neuron, explainer.name, "ok", None, nobody)
-    sampling = {"temperature": 0.0, "max_tokens": explainer.max_tokens, "seed": seed}
-    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt.sha256, sampling)
-    return Explanation(neuron, explainer.name, "ok", None, whom)
+def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) -> dict[NeuronId, dict[int, Explanation]]:
+    """The stored answers to what this command asks, by neuron and candidate, without those that are to be asked again."""
+    answers: dict[NeuronId, dict[int, Explanation]] = {neuron: {} for neuron in config.neurons}
+    keys: dict[str, int] = {request_key(one): one.candidate for one in asking.possible(config.neurons[0])}
+    model = asking.request(config.neurons[0], 0).provenance.model
+    for found in list_explanations(store, run.id, explainer=asking.explainer.name, model=model):
+        if found.neuron in answers and (found.status in FINISHED or not config.retry_failed):
+            candidate = keys.get(request_key(found))
+            if candidate is not None:
+                answers[found.neuron][candidate] = found
+    return answers
 
 
-def find_answers(
-    store: Store, run: Run, asked: Mapping[NeuronId, Explanation], *, retry_failed: bool
-) -> dict[NeuronId, Explanation]:
-    """The stored answers to these requests, without those that are to be asked again."""
-    one = next(iter(asked.values()))
-    stored = list_explanations(store, run.id, explainer=one.explainer, model=one.provenance.model)
-    return {
-        found.neuron: found
-        for found in stored
-        if found.neuron in asked
-        and request_key(found) == request_key(asked[found.neuron])
-        and (found.status in FINISHED or not retry_failed)
-    }
+def is_finished(
+    asking: Asking,
+    found: Mapping[int, Explanation],
+    simulations: Mapping[int, Simulation],
+    simulator: Simulator | None,
+) -> bool:
+    """Whether the store holds all that the command would find out about a neuron, but for the null."""
+    if 0 not in found:
+        return False
+    usable = [e for e in found.values() if e.status == "ok"]
+    wanted = set(range(asking.candidates)) | set(range(asking.candidates, asking.candidates + asking.revise))
+    if found[0].status in NOTHING_TO_ASK:
+        return True
+    if not asking.says_several and not wanted <= set(found):
+        return not usable and set(range(asking.candidates)) <= set(found)  # nothing that could be revised
+    return simulator is None or all((e.id or 0) in simulations for e in usable)
 
 
-def plan_explanation(store: Store, run: Run, asked: Explanation, explainer: Explainer) -> ExplainTask:
-    """Read what the explainer is shown: the strongest top records of the split `explain`."""
-    neuron = load_neuron(store, run, asked.neuron)
-    if neuron.status == "dead":
-        return ExplainTask(replace(asked, status="dead", reason="its strongest record is not above 0"))
-    splits = assign_splits(neuron.exemplars)
-    shown = [x for x in neuron.exemplars if x.kind == "top" and splits[x.kind, x.rank] == "explain"][: explainer.n_records]
-    if not shown:
-        return ExplainTask(replace(asked, status="no_records", reason="there is no top record to show"))
-    return ExplainTask(asked, shown, load_tokens(store, run.id, {int(i) for x in shown for i in x.token_ids}))
-
-
-def explain_neuron(task: ExplainTask, *, explainer: Explainer, prompt: Prompt | None, engine: Engine | None) -> Explanation:
-    """Ask for one explanation. A request that fails or a reply that is none becomes a failed attempt with its reason."""
-    asked = task.asked
-    if asked.status != "ok" or task.tokens is None:
-        return asked
-    try:
-        if prompt is None or engine is None:
-            return replace(asked, text=explainer.render(task.shown, task.tokens))
-        sampling = asked.provenance.sampling
-        reply = engine.generate(explainer.messages(prompt, task.shown, task.tokens), **sampling)
-    except LlmReplyError as error:
-        return replace(asked, status=error.status, reason=error.reason, reply=error.reply)
-    cost = replace(
-        asked.provenance,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        seconds=reply.seconds,
-    )
-    try:
-        return replace(asked, text=parse_reply(reply.text), provenance=cost, reply=reply.text)
-    except LlmReplyError as error:
-        return replace(asked, status=error.status, reason=error.reason, reply=error.reply, provenance=cost)
-
-
-def _progress(done: Mapping[NeuronId, Explanation], total: int) -> Progress:
-    failed = sum(one.status not in FINISHED for one in done.values())
-    return Progress("explaining", len(done), total, "neurons", failed)
+def plan_neuron(
+    store: Store,
+    run: Run,
+    neuron_id: NeuronId,
+    found: Mapping[int, Explanation],
+    simulations: Mapping[int, Simulation],
+) -> ExplainTask:
+    """Read what a neuron's explanations need from the store."""
+    neuron = load_neuron(store, run, neuron_id)
+    tokens = load_tokens(store, run.id, {int(i) for x in neuron.exemplars for i in x.token_ids})
+    mine = {e.id: simulations[e.id] for e in found.values() if e.id is not None and e.id in simulations}
+    return ExplainTask(neuron, tokens, found, mine)

@@ -15,3 +15,4 @@ class Progress:
     unit: str = ""  # segments, neurons, ...
     failed: int = 0
     note: str | None = None
+    tokens: int = 0  # prompt tokens that LLMs have read so far

@@ -1,167 +1,190 @@
-"""Score: explanations -> simulations of held-out records -> scores; and the check that stored scores follow from them."""
+"""Score: stored explanations -> simulations of held-out records -> scores; the null; and the check that scores follow."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
-import numpy as np
-
-from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.simulator import Simulator
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.pipeline.progress import Progress
-from neuroexplain.scoring.correlation import ScoredRecord, score_records
-from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks
+from neuroexplain.pipeline.session import Saving
+from neuroexplain.pipeline.simulate import (
+    HELD_OUT,
+    Simulating,
+    begin_simulation,
+    cut_crops,
+    neurons_at_once,
+    score_simulation,
+)
+from neuroexplain.scoring.splits import find_leaks, split_by_rank
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens
-from neuroexplain.store.write import as_stored, save_prompt, save_simulation
-from neuroexplain.types import (
-    CROP_LENGTH,
-    SCORE_KINDS,
-    Explanation,
-    Kind,
-    Neuron,
-    NeuronId,
-    Provenance,
-    Run,
-    Score,
-    SimulatedRecord,
-    Simulation,
-    Split,
-    VocabularyEntry,
-)
-
-SCORED_SPLITS: tuple[Split, ...] = ("select", "report")
+from neuroexplain.store.write import as_stored, save_prompt
+from neuroexplain.types import Explained, Explanation, Neuron, NeuronId, Run, Simulation, Split, VocabularyEntry
 
 
 @dataclass(frozen=True)
 class SimulateTask:
-    """What the simulation of one explanation needs, read from the store beforehand."""
+    """What one explanation's simulation, or its comparison with another's, needs; read from the store beforehand."""
 
     explanation: Explanation
     other: Explanation | None  # simulated on the same records, as the null
     neuron: Neuron
-    crops: Sequence[tuple[Kind, int, int, list[int]]]  # kind, rank, first token of the crop, its token ids
     tokens: Mapping[int, VocabularyEntry]
+    simulation: Simulation | None  # the stored one
 
 
 def run_score(
-    store: Store, run: Run, explanations: Sequence[Explanation], simulator: Simulator, *, retry_failed: bool = False
+    store: Store,
+    run: Run,
+    explanations: Sequence[Explanation],
+    simulator: Simulator,
+    *,
+    with_null: bool = False,
+    retry_failed: bool = False,
 ) -> Generator[Progress]:
-    """Simulate and score explanations on held-out records, each result stored as soon as it is there.
+    """Simulate and score stored explanations on held-out records, then compare with other neurons' explanations.
 
-    With `lexical`, another neuron's explanation is simulated on the same records as the null: the next neuron, in the order of
-    a stable hash, among these explanations; of the same layer if there is one. With `digits` that would double the requests.
+    A simulator that asks per record reads `report` alone; else `select` too, for calibration.
     """
     if simulator.prompt is not None:
         save_prompt(store, simulator.prompt.name, simulator.prompt.text)
-    with_null = simulator.name != "digits"
-    others = {e.id: find_other(e, explanations) if with_null else None for e in explanations}
-    finished = {
+    finished = find_simulations(store, explanations, simulator, retry_failed=retry_failed)
+    splits: tuple[Split, ...] = ("report",) if simulator.asks_per_record else HELD_OUT
+    pending = [e for e in explanations if not _is_scored(finished.get(e.id or 0))]
+    n_neurons, n_crops = neurons_at_once(simulator, 1, len(pending))
+
+    def work(task: SimulateTask) -> Explained:
+        e, before = task.explanation, task.simulation or begin_simulation(task.explanation, simulator)
+        simulating = Simulating(simulator, cut_crops(task.neuron, run.seed), task.tokens, n_crops)
+        made = as_stored(simulating.extend(before, e.hypotheses, splits))
+        return Explained(e, made, tuple(score_simulation(task.neuron, made)), replaces=task.simulation)
+
+    before = len(explanations) - len(pending)
+    failed = sum(s.status != "ok" for s in finished.values())
+    with Saving(store, run, None, None, simulator) as saving:
+        yield Progress("scoring", before, len(explanations), "explanations", failed)
+        tasks = (plan_simulation(store, run, e, None, finished.get(e.id or 0)) for e in pending)
+        for _, made in map_in_flight(work, tasks, n_neurons):
+            saving.add([made])
+            yield Progress(
+                "scoring",
+                before + saving.n_neurons,
+                len(explanations),
+                "explanations",
+                failed + saving.n_failed,
+                tokens=saving.prompt_tokens,
+            )
+        saving.flush()
+        yield from compare_with_others(
+            store, run, explanations, simulator, saving, with_null=with_null, retry_failed=retry_failed
+        )
+
+
+def compare_with_others(
+    store: Store,
+    run: Run,
+    explanations: Sequence[Explanation],
+    simulator: Simulator,
+    saving: Saving,
+    *,
+    with_null: bool,
+    retry_failed: bool,
+) -> Generator[Progress]:
+    """The null: each explanation's records scored with the explanation of another neuron.
+
+    It is that of the next neuron, in the order of a stable hash, among these explanations; of the same layer if there is one.
+    Where every record costs a request it is left out unless `with_null`. A person's own hypothesis is compared with none: on
+    every neuron it is the same.
+    """
+    if simulator.asks_per_record and not with_null:
+        return
+    others = find_others([e for e in explanations if e.explainer != "human"])
+    simulations = find_simulations(store, explanations, simulator, retry_failed=False)
+    pending = [
+        e
+        for e in explanations
+        if e.id in others
+        and (s := simulations.get(e.id or 0)) is not None
+        and s.status == "ok"
+        and s.other_explanation_id is None
+        and (s.reason is None or retry_failed)
+    ]
+    n_neurons, n_crops = neurons_at_once(simulator, 1, len(pending))
+
+    def work(task: SimulateTask) -> Explained:
+        assert task.other is not None
+        assert task.simulation is not None
+        simulating = Simulating(simulator, cut_crops(task.neuron, run.seed), task.tokens, n_crops)
+        made = as_stored(simulating.compare(task.simulation, task.other))
+        return Explained(task.explanation, made, tuple(score_simulation(task.neuron, made)), replaces=task.simulation)
+
+    failed = 0
+    done = len(explanations) - len(pending)
+    yield Progress("comparing", done, len(explanations), "explanations")
+    tasks = (plan_simulation(store, run, e, others[e.id or 0], simulations.get(e.id or 0)) for e in pending)
+    for _, made in map_in_flight(work, tasks, n_neurons):
+        saving.add([made], counts=False)
+        failed += made.simulation is not None and made.simulation.other_explanation_id is None
+        done += 1
+        yield Progress("comparing", done, len(explanations), "explanations", failed, tokens=saving.prompt_tokens)
+
+
+def find_simulations(
+    store: Store, explanations: Sequence[Explanation], simulator: Simulator | None, *, retry_failed: bool
+) -> dict[int, Simulation]:
+    """The stored simulations by this simulator, model and prompt, by explanation; failed ones unless they are asked again."""
+    if simulator is None:
+        return {}
+    prompt = simulator.prompt.sha256 if simulator.prompt is not None else None
+    mine = (simulator.name, simulator.engine.model, prompt)
+    return {
         s.explanation_id: s
         for s in list_simulations(store, [e.id for e in explanations if e.id is not None])
-        if _is_same(s, simulator)
-        and (s.status == "ok" or not retry_failed)
-        and (s.other_explanation_id is not None or others[s.explanation_id] is None or s.status != "ok")
+        if (s.simulator, s.provenance.model, s.provenance.prompt_sha256) == mine and (s.status == "ok" or not retry_failed)
     }
-    failed = sum(s.status != "ok" for s in finished.values())
-    done = len(finished)
-    yield Progress("scoring", done, len(explanations), "explanations", failed)
-    tasks = (plan_simulation(store, run, e, others[e.id], simulator) for e in explanations if e.id not in finished)
-    work = partial(simulate_explanation, simulator=simulator)
-    for task, made in map_in_flight(work, tasks, simulator.engine.in_flight):
-        simulation = as_stored(made)
-        save_simulation(store, run.id, simulation, score_simulation(task.neuron, simulation))
-        done += 1
-        failed += made.status != "ok"
-        yield Progress("scoring", done, len(explanations), "explanations", failed)
 
 
 def plan_simulation(
-    store: Store, run: Run, explanation: Explanation, other: Explanation | None, simulator: Simulator
+    store: Store, run: Run, explanation: Explanation, other: Explanation | None, simulation: Simulation | None
 ) -> SimulateTask:
-    """Read the crops of the held-out records.
-
-    `digits` costs a request a record, so it reads `report` alone; `lexical` reads `select` too, for calibration.
-    """
+    """Read what is needed of the neuron."""
     neuron = load_neuron(store, run, explanation.neuron)
-    splits = assign_splits(neuron.exemplars)
-    wanted = ("report",) if simulator.name == "digits" else SCORED_SPLITS
-    crops = []
-    for x in neuron.exemplars:
-        if splits[x.kind, x.rank] in wanted and x.kind != "bottom":
-            first = crop_first(run.seed, neuron.id, x.kind, x.rank)
-            crops.append((x.kind, x.rank, first, x.token_ids[first : first + CROP_LENGTH].tolist()))
-    tokens = load_tokens(store, run.id, {i for *_, ids in crops for i in ids})
-    return SimulateTask(explanation, other, neuron, crops, tokens)
+    tokens = load_tokens(store, run.id, {int(i) for x in neuron.exemplars for i in x.token_ids})
+    return SimulateTask(explanation, other, neuron, tokens, simulation)
 
 
-def simulate_explanation(task: SimulateTask, *, simulator: Simulator) -> Simulation:
-    """Predict every crop from the explanation. A request that fails makes the whole simulation a failed attempt."""
-    explanation, other, engine = task.explanation, task.other, simulator.engine
-    assert explanation.text is not None
-    assert explanation.id is not None
-    began = time.perf_counter()
-    prompt = simulator.prompt.sha256 if simulator.prompt is not None else None
-    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt)
-    made = Simulation(explanation.id, task.neuron.id, simulator.name, "ok", (), whom)
-    records, prompt_tokens = [], 0
-    try:
-        for kind, rank, first, ids in task.crops:
-            mine = simulator.simulate(explanation.text, ids, task.tokens)
-            prompt_tokens += mine.prompt_tokens
-            others = None
-            if other is not None and other.text is not None:
-                others = simulator.simulate(other.text, ids, task.tokens).levels
-            records.append(SimulatedRecord(kind, rank, first, mine.levels, mine.digit_mass, others))
-    except LlmReplyError as error:
-        return replace(made, status=error.status, reason=error.reason, reply=error.reply)
-    return replace(
-        made,
-        records=tuple(records),
-        other_explanation_id=other.id if other is not None else None,
-        provenance=replace(whom, prompt_tokens=prompt_tokens, seconds=time.perf_counter() - began),
+def find_others(explanations: Sequence[Explanation]) -> dict[int, Explanation]:
+    """For each explanation, by id, that of another neuron which is its null; those without one are left out.
+
+    It is the next neuron's by the same explainer and model, in the order of a stable hash, around the end to the first; of the
+    same layer if there is one. A neuron with several is represented by its chosen one.
+    """
+    alike: dict[tuple[str, str], dict[NeuronId, Explanation]] = {}
+    for e in sorted(explanations, key=lambda e: (not e.chosen, e.id or 0)):
+        alike.setdefault((e.explainer, e.provenance.model), {}).setdefault(e.neuron, e)
+    following = {}
+    for by, of_neuron in alike.items():
+        ring = sorted(of_neuron.values(), key=lambda e: (stable_hash(e.neuron.layer, e.neuron.neuron), e.neuron))
+        layers = {e.neuron.layer for e in ring}
+        following[by] = _following(ring)
+        for layer in layers:
+            following[by] |= _following([e for e in ring if e.neuron.layer == layer])
+    found = ((e.id, following[e.explainer, e.provenance.model].get(e.neuron)) for e in explanations)
+    return {own: other for own, other in found if own is not None and other is not None}
+
+
+def _following(ring: Sequence[Explanation]) -> dict[NeuronId, Explanation]:
+    return {e.neuron: after for e, after in zip(ring, (*ring[1:], *ring[:1]), strict=True) if after is not e}
+
+
+def _is_scored(simulation: Simulation | None) -> bool:
+    """Whether nothing is left to simulate: it failed, or it has more than the `select` records of a candidate."""
+    return simulation is not None and (
+        simulation.status != "ok" or any(split_by_rank(r.rank) == "report" for r in simulation.records)
     )
-
-
-def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
-    """The scores of a stored simulation on both splits: what `verify` computes again."""
-    splits = assign_splits(neuron.exemplars)
-    by_place = {(x.kind, x.rank): x for x in neuron.exemplars}
-    joined: dict[Split, list[ScoredRecord]] = {split: [] for split in SCORED_SPLITS}
-    for r in simulation.records:
-        split = splits[r.kind, r.rank]
-        if split in joined:
-            true = by_place[r.kind, r.rank].activations[r.first : r.first + CROP_LENGTH].astype(np.float64)
-            other = None if r.other_levels is None else r.other_levels.astype(np.float64)
-            joined[split].append(ScoredRecord(r.kind, r.expected_levels.astype(np.float64), true, other, r.digit_mass))
-    if simulation.status != "ok":
-        failed = (simulation.status, None, 0, 0, simulation.reason)
-        return [Score("report", kind, *failed) for kind in SCORE_KINDS]
-    why: str | None = "not asked for" if simulation.simulator == "digits" else "no other explanation in this command"
-    why = None if simulation.other_explanation_id is not None else why
-    return [
-        score
-        for split in SCORED_SPLITS
-        if split == "report" or joined[split]
-        for score in score_records(split, joined[split], joined["select"], simulation.other_explanation_id, why)
-    ]
-
-
-def find_other(explanation: Explanation, among: Sequence[Explanation]) -> Explanation | None:
-    """The next neuron's explanation in the order of a stable hash, of the same layer if there is one; None if it is alone."""
-    here = [x for x in among if x.neuron != explanation.neuron]
-    same_layer = [x for x in here if x.neuron.layer == explanation.neuron.layer]
-
-    def place(x: Explanation) -> tuple[int, NeuronId]:
-        return stable_hash(x.neuron.layer, x.neuron.neuron), x.neuron
-
-    candidates = sorted(same_layer or here, key=place)
-    return next((x for x in candidates if place(x) > place(explanation)), candidates[0] if candidates else None)
 
 
 def verify_run(store: Store, run: Run) -> Iterator[str]:
@@ -184,9 +207,3 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
             yield f"{what}: a leak: {leak}"
     for explanation_id, simulator, model, split, kind in stored:
         yield f"explanation {explanation_id}: a score by {simulator}, {model} on {split}, {kind} without its simulation"
-
-
-def _is_same(simulation: Simulation, simulator: Simulator) -> bool:
-    p = simulation.provenance
-    prompt = simulator.prompt.sha256 if simulator.prompt is not None else None
-    return (simulation.simulator, p.model, p.prompt_sha256) == (simulator.name, simulator.engine.model, prompt)

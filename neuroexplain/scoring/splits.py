@@ -13,6 +13,11 @@ LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split
 _BY_RANK: tuple[Split, ...] = ("explain", "explain", "select", "report")
 
 
+def split_by_rank(rank: int) -> Split:
+    """The split of a record that shares nothing with others: by rank modulo 4 explain, explain, select, report."""
+    return _BY_RANK[rank % 4]
+
+
 def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Split | None]:
     """Each exemplar's split by (kind, rank); None for a record that would leak.
 
@@ -20,7 +25,7 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
     `explain` record of any kind has none; likewise a `report` record with a `select` record. Then, per kind, from the last
     rank up, a `report` or `select` record whose document holds an `explain` record is dropped while more than 5 remain.
     """
-    splits: dict[tuple[Kind, int], Split | None] = {(x.kind, x.rank): _BY_RANK[x.rank % 4] for x in exemplars}
+    splits: dict[tuple[Kind, int], Split | None] = {(x.kind, x.rank): split_by_rank(x.rank) for x in exemplars}
 
     def members(split: Split) -> list[Exemplar]:
         return [x for x in exemplars if splits[x.kind, x.rank] == split]
@@ -42,6 +47,24 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
                     splits[x.kind, x.rank] = None
                     remain -= 1
     return splits
+
+
+def halve_select(
+    exemplars: Sequence[Exemplar], splits: Mapping[tuple[Kind, int], Split | None]
+) -> tuple[set[tuple[Kind, int]], set[tuple[Kind, int]]]:
+    """(shown, held) of the `select` records: a revision is shown those of ranks 2 mod 8 and judged on those of ranks 6 mod 8.
+
+    A held record that shares a segment or 16 consecutive token ids with a shown one is in neither.
+    """
+    chosen = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind != "bottom"]
+    shown = [x for x in chosen if x.rank % 8 == 2]
+    runs = {run for x in shown for run in _token_runs(x)}
+    held = {
+        (x.kind, x.rank)
+        for x in chosen
+        if x.rank % 8 == 6 and not any(x.shares_segment(y) for y in shown) and runs.isdisjoint(_token_runs(x))
+    }
+    return {(x.kind, x.rank) for x in shown}, held
 
 
 def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int]]) -> list[str]:

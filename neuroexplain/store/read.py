@@ -32,6 +32,7 @@ from neuroexplain.types import (
     Run,
     Score,
     Segment,
+    Session,
     SimulatedRecord,
     Simulation,
     Stats,
@@ -466,6 +467,17 @@ def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, i
         return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
 
 
+def list_sessions(store: Store, run_id: int) -> list[Session]:
+    """What the commands that explained and scored this run did, oldest first."""
+    query = select(t.sessions).where(t.sessions.c.run_id == run_id).order_by(t.sessions.c.id)
+    names = Session.__dataclass_fields__
+    with store.read() as connection:
+        return [
+            Session(**{name: value for name, value in row._mapping.items() if name in names})
+            for row in connection.execute(query)
+        ]
+
+
 def count_orphans(store: Store) -> int:
     """Simulations and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
     orphans = 0
@@ -577,6 +589,8 @@ def _explanation(row: Row[Any]) -> Explanation:
         chosen=row.chosen,
         reason=row.reason,
         reply=row.reply,
+        covers=None if row.covers is None else tuple(row.covers),
+        parts=None if row.parts is None else tuple(row.parts),
         id=row.id,
     )
 

@@ -231,6 +231,8 @@ explanations = Table(
     Column("reason", SafeText),
     Column("reply", SafeText),
     *_provenance(),
+    Column("covers", JSON(none_as_null=True)),
+    Column("parts", JSON(none_as_null=True)),
     UniqueConstraint("run_id", "layer", "neuron", "request_key"),
 )
 
@@ -284,4 +286,23 @@ scores = Table(
     UniqueConstraint("explanation_id", "simulator", "simulator_model", "split", "kind"),
     Index("ix_scores_headline", "run_id", "split", "kind", "correlation"),
     Index("ix_scores_headline_layer", "run_id", "layer", "split", "kind", "correlation"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _run(),
+    Column("started_at", String(32), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("explainer", String(32)),
+    Column("model", SafeText),
+    Column("simulator", String(32)),
+    Column("simulator_model", SafeText),
+    Column("n_neurons", Integer, nullable=False),
+    Column("n_failed", Integer, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("simulator_prompt_tokens", Integer, nullable=False),
+    Column("scored_tokens", Integer, nullable=False),
 )

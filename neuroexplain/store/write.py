@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
@@ -23,15 +23,18 @@ from neuroexplain.types import (
     KINDS,
     PEAK_INDEX,
     CollectedLayer,
+    Explained,
     Explanation,
     Provenance,
     Score,
     Segment,
+    Session,
     Simulation,
     VocabularyEntry,
 )
 
 ROWS_AT_ONCE = 5_000
+Row = TypeVar("Row")
 
 
 def now() -> str:
@@ -127,6 +130,47 @@ def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Exp
 
 def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanation]) -> list[Explanation]:
     """Store explanations or failed attempts, in place of earlier answers to the same requests. Returns them with their ids."""
+    with store.write() as connection:
+        return _save_explanations(connection, store, run_id, explanations)
+
+
+def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list[Explained]:
+    """Store explanations with their simulations and scores, all of them or none. Returns them with their ids.
+
+    Of an explanation that is stored already only `chosen` is written.
+    """
+    stored = [one.explanation for one in made if one.explanation.id is not None]
+    with store.write() as connection:
+        for chosen in (True, False):
+            ids = [e.id for e in stored if e.chosen == chosen]
+            for some in _batches(ids):
+                is_one = t.explanations.c.id.in_(some), t.explanations.c.chosen != chosen
+                connection.execute(update(t.explanations).where(*is_one).values(chosen=chosen))
+        new = iter(_save_explanations(connection, store, run_id, [e for one in made if (e := one.explanation).id is None]))
+        found = []
+        for one in made:
+            explanation = one.explanation if one.explanation.id is not None else next(new)
+            simulation = one.simulation
+            if simulation is not None and explanation.id is not None:
+                simulation = replace(simulation, explanation_id=explanation.id)
+            found.append(replace(one, explanation=explanation, simulation=simulation))
+        _save_simulations(connection, store, run_id, [(x.simulation, x.scores) for x in found if x.simulation is not None])
+    return found
+
+
+def save_session(store: Store, run_id: int, session: Session, session_id: int | None) -> int:
+    """Store what a command has done so far, or bring it up to date; returns its id."""
+    values = {"run_id": run_id, **asdict(session)}
+    with store.write() as connection:
+        if session_id is None:
+            return int(connection.execute(insert(t.sessions).values(**values).returning(t.sessions.c.id)).scalar_one())
+        connection.execute(update(t.sessions).where(t.sessions.c.id == session_id).values(**values))
+    return session_id
+
+
+def _save_explanations(
+    connection: Connection, store: Store, run_id: int, explanations: Sequence[Explanation]
+) -> list[Explanation]:
     rows = [
         {
             "run_id": run_id,
@@ -140,6 +184,8 @@ def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanat
             "text": explanation.text,
             "reason": explanation.reason,
             "reply": explanation.reply,
+            "covers": None if explanation.covers is None else list(explanation.covers),
+            "parts": None if explanation.parts is None else list(explanation.parts),
             **_provenance_row(explanation.provenance),
         }
         for explanation in explanations
@@ -147,12 +193,12 @@ def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanat
     key = ["run_id", "layer", "neuron", "request_key"]
     found: dict[tuple[int, int, str], int] = {}
     e = t.explanations.c
-    with store.write() as connection:
+    if rows:
         _upsert_many(connection, store, t.explanations, rows, key)
-        for some in _batches(rows):
-            keys = tuple_(e.layer, e.neuron, e.request_key).in_([(r["layer"], r["neuron"], r["request_key"]) for r in some])
-            for row in connection.execute(select(e.layer, e.neuron, e.request_key, e.id).where(e.run_id == run_id, keys)):
-                found[row.layer, row.neuron, row.request_key] = row.id
+    for some in _batches(rows):
+        keys = tuple_(e.layer, e.neuron, e.request_key).in_([(r["layer"], r["neuron"], r["request_key"]) for r in some])
+        for row in connection.execute(select(e.layer, e.neuron, e.request_key, e.id).where(e.run_id == run_id, keys)):
+            found[row.layer, row.neuron, row.request_key] = row.id
     return [
         replace(explanation, id=found[row["layer"], row["neuron"], row["request_key"]])
         for explanation, row in zip(explanations, rows, strict=True)
@@ -180,6 +226,15 @@ def save_simulation(store: Store, run_id: int, simulation: Simulation, scores: S
 
 def save_simulations(store: Store, run_id: int, made: Sequence[tuple[Simulation, Sequence[Score]]]) -> None:
     """Store simulations, each with its scores, in place of earlier ones by the same simulator and model."""
+    with store.write() as connection:
+        _save_simulations(connection, store, run_id, made)
+
+
+def _save_simulations(
+    connection: Connection, store: Store, run_id: int, made: Sequence[tuple[Simulation, Sequence[Score]]]
+) -> None:
+    if not made:
+        return
     whose = [
         {"explanation_id": one.explanation_id, "simulator": one.simulator, "simulator_model": one.provenance.model}
         for one, _ in made
@@ -192,10 +247,9 @@ def save_simulations(store: Store, run_id: int, made: Sequence[tuple[Simulation,
     ]
     rows = [_simulation_row(run_id, one) for one, _ in made]
     old = [{f"b_{name}": value for name, value in mine.items()} for mine in whose]
-    with store.write() as connection:
-        _upsert_many(connection, store, t.simulations, rows, ["explanation_id", "simulator", "model"])
-        connection.execute(delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old)
-        _insert_many(connection, insert(t.scores), scores)
+    _upsert_many(connection, store, t.simulations, rows, ["explanation_id", "simulator", "model"])
+    connection.execute(delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old)
+    _insert_many(connection, insert(t.scores), scores)
 
 
 def _simulation_row(run_id: int, simulation: Simulation) -> dict[str, Any]:
@@ -231,7 +285,7 @@ def _upsert_many(connection: Connection, store: Store, table: Any, rows: Sequenc
     _insert_many(connection, statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
 
 
-def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     waiting = iter(rows)
     while batch := list(islice(waiting, ROWS_AT_ONCE)):
         yield batch

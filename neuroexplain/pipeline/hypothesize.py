@@ -1,0 +1,285 @@
+"""One neuron -> its explanations: candidates asked for, simulated, the best chosen, revised. Nothing is stored here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain.config import ExplainConfig
+from neuroexplain.errors import LlmReplyError
+from neuroexplain.llm.engine import Engine, Message
+from neuroexplain.llm.explainer import EXPLAINERS, MOST_MEANINGS, Explainer, parse_meanings, render_mistakes, union_text
+from neuroexplain.llm.prompts import Prompt, load_prompt
+from neuroexplain.llm.simulator import Simulator
+from neuroexplain.pipeline.simulate import (
+    HELD_OUT,
+    Simulating,
+    begin_simulation,
+    cut_crops,
+    score_simulation,
+    select_correlation,
+)
+from neuroexplain.scoring.levels import to_levels
+from neuroexplain.scoring.splits import assign_splits, halve_select
+from neuroexplain.store.write import as_stored
+from neuroexplain.types import (
+    CROP_LENGTH,
+    Exemplar,
+    Explained,
+    Explanation,
+    Neuron,
+    NeuronId,
+    Provenance,
+    Simulation,
+    Split,
+    VocabularyEntry,
+)
+
+CANDIDATE_TEMPERATURE = 0.8  # of the candidates after the first, which is the likeliest answer
+NOTHING_TO_ASK = ("dead", "no_records")  # statuses of neurons that no LLM is asked about
+MOST_MISTAKES = 3  # records that a revision is shown
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How every neuron of a command is explained."""
+
+    explainer: Explainer
+    engine: Engine | None  # None where the explainer asks no LLM, like the prompt
+    prompt: Prompt | None
+    revision: Prompt | None  # what a revision adds to the first request
+    candidates: int = 1
+    revise: int = 0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: ExplainConfig, engine: Engine | None) -> Asking:
+        explainer = EXPLAINERS[config.explainer]
+        revision = load_prompt("explain/revise") if config.revise else None
+        prompt = explainer.load_prompt()
+        return cls(explainer, engine, prompt, revision, config.candidates, config.revise, config.seed)
+
+    @property
+    def revising(self) -> Prompt | None:
+        """All that an LLM is told for a revision: both prompt files."""
+        if self.prompt is None or self.revision is None:
+            return None
+        return Prompt(f"{self.prompt.name}+revise", f"{self.prompt.text}### revision\n{self.revision.text}")
+
+    @property
+    def says_several(self) -> bool:
+        """Whether one answer may hold several hypotheses."""
+        return self.explainer.parse is parse_meanings
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a neuron may get several explanations, of which one is chosen on `select`."""
+        return self.candidates > 1 or self.revise > 0 or self.says_several
+
+    def request(self, neuron: NeuronId, candidate: int) -> Explanation:
+        """The request as an explanation without text: what is asked, of whom, by which prompt.
+
+        Candidates from `candidates` on are revisions; of an explainer that answers several things at once, the first
+        candidate is the request, and the others are the rest of its answer.
+        """
+        if self.prompt is None or self.engine is None:
+            return Explanation(
+                neuron, self.explainer.name, "ok", None, Provenance("none", None, self.explainer.name, None, None)
+            )
+        revises = self.revising is not None and candidate >= self.candidates
+        prompt = self.revising if revises and self.revising is not None else self.prompt
+        samples = 0 < candidate < self.candidates
+        sampling = {
+            "temperature": CANDIDATE_TEMPERATURE if samples else 0.0,
+            "max_tokens": self.explainer.max_tokens,
+            "seed": self.seed + (candidate if samples else 0),
+        }
+        e = self.engine
+        whom = Provenance(e.engine, e.version, e.model, e.revision, prompt.sha256, sampling)
+        return Explanation(neuron, self.explainer.name, "ok", None, whom, candidate)
+
+    def possible(self, neuron: NeuronId) -> Iterator[Explanation]:
+        """Every request whose answer this command may store."""
+        several = MOST_MEANINGS + 1 if self.says_several else 0
+        for candidate in range(max(self.candidates + self.revise, several)):
+            yield self.request(neuron, candidate)
+
+
+@dataclass(frozen=True)
+class ExplainTask:
+    """What a neuron's explanations need, read from the store beforehand."""
+
+    neuron: Neuron
+    tokens: Mapping[int, VocabularyEntry]
+    found: Mapping[int, Explanation]  # stored answers, by candidate
+    simulated: Mapping[int, Simulation]  # stored simulations by this simulator, by explanation
+
+
+def explain_neuron(
+    task: ExplainTask, *, asking: Asking, simulator: Simulator | None, seed: int, at_once: int
+) -> list[Explained]:
+    """Everything that the command wants of one neuron: each explanation, and what was newly simulated of it.
+
+    What the store holds is not asked again. Candidates are compared on `select`, and `report` is simulated for the chosen one
+    alone where every record costs a request.
+    """
+    shown = shown_records(task.neuron, asking.explainer)
+    explanations = list(_answers(task, asking, shown))
+    usable = [e for e in explanations if e.status == "ok"]
+    if simulator is None or not usable:
+        chosen = _without_scores(explanations)
+        return [Explained(replace(e, chosen=e is chosen)) for e in explanations]
+    simulating = Simulating(simulator, cut_crops(task.neuron, seed), task.tokens, at_once)
+    made: dict[int, Simulation] = {}
+
+    def simulate(e: Explanation, *splits: Split) -> None:
+        before = made.get(e.candidate) or task.simulated.get(e.id or 0) or begin_simulation(e, simulator)
+        after = simulating.extend(before, e.hypotheses, splits)
+        made[e.candidate] = before if after is before else as_stored(after)
+
+    everything: tuple[Split, ...] = HELD_OUT
+    first: tuple[Split, ...] = everything if not simulator.asks_per_record else ("select",) if asking.chooses else ("report",)
+    for e in usable:
+        simulate(e, *first)
+    best = usable[0]
+    if asking.chooses:
+        best = max(usable, key=lambda e: _or_least(select_correlation(task.neuron, made[e.candidate])))  # first of equals
+    for number in range(asking.candidates, asking.candidates + asking.revise):
+        revised = task.found.get(number) or _revise(task, asking, shown, best, made[best.candidate], number)
+        explanations.append(revised)
+        if revised.status == "ok":
+            simulate(revised, *first)
+            if _is_better(task.neuron, made[revised.candidate], made[best.candidate]):
+                best = revised
+    simulate(best, *(everything if asking.chooses else first))
+    explained = []
+    for e in explanations:
+        new = made.get(e.candidate)
+        new = None if new is None or new is task.simulated.get(e.id or 0) else new
+        scores = () if new is None else tuple(score_simulation(task.neuron, new))
+        explained.append(Explained(replace(e, chosen=e is best), new, scores, task.simulated.get(e.id or 0)))
+    return explained
+
+
+def shown_records(neuron: Neuron, explainer: Explainer) -> list[Exemplar]:
+    """What the explainer is shown: the strongest top records of the split `explain`, strongest first."""
+    splits = assign_splits(neuron.exemplars)
+    return [x for x in neuron.exemplars if x.kind == "top" and splits[x.kind, x.rank] == "explain"][: explainer.n_records]
+
+
+def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> Iterator[Explanation]:
+    """The candidates, without revisions: those that are stored, and new ones."""
+    if asking.says_several and task.found:
+        yield from (task.found[candidate] for candidate in sorted(task.found))
+        return
+    for candidate in range(asking.candidates):
+        if candidate in task.found:
+            yield task.found[candidate]
+            if task.found[candidate].status in NOTHING_TO_ASK:
+                return
+            continue
+        asked = asking.request(task.neuron.id, candidate)
+        if task.neuron.status == "dead":
+            yield replace(asked, status="dead", reason="its strongest record is not above 0")
+            return
+        if not shown:
+            yield replace(asked, status="no_records", reason="there is no top record to show")
+            return
+        yield from ask(task, asking, asked, shown)
+
+
+def ask(task: ExplainTask, asking: Asking, asked: Explanation, shown: Sequence[Exemplar]) -> list[Explanation]:
+    """The answer to one request. A request that fails or a reply that is no hypothesis is a failed attempt with its reason."""
+    try:
+        if asking.prompt is None or asking.engine is None:
+            return [replace(asked, text=asking.explainer.render(shown, task.tokens))]
+    except LlmReplyError as error:
+        return [replace(asked, status=error.status, reason=error.reason, reply=error.reply)]
+    return _generate(asking, asked, asking.explainer.messages(asking.prompt, shown, task.tokens), shown)
+
+
+def _generate(asking: Asking, asked: Explanation, messages: list[Message], shown: Sequence[Exemplar]) -> list[Explanation]:
+    assert asking.engine is not None
+    try:
+        reply = asking.engine.generate(messages, **asked.provenance.sampling)
+    except LlmReplyError as error:
+        return [replace(asked, status=error.status, reason=error.reason, reply=error.reply)]
+    cost = replace(
+        asked.provenance,
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+        seconds=reply.seconds,
+    )
+    asked = replace(asked, provenance=cost, reply=reply.text)
+    try:
+        found = asking.explainer.parse(reply.text, shown)
+    except LlmReplyError as error:
+        return [replace(asked, status=error.status, reason=error.reason, reply=error.reply)]
+    answers = [replace(asked, text=found[0].text, covers=found[0].covers)]
+    free = replace(asked.provenance, prompt_tokens=0, completion_tokens=0, seconds=0.0)  # one request is paid for once
+    for candidate, more in enumerate(found[1:], asked.candidate + 1):
+        answers.append(replace(asked, text=more.text, covers=more.covers, candidate=candidate, provenance=free, reply=None))
+    if len(found) > 1:
+        texts = tuple(one.text for one in found)
+        covered = tuple(sorted({rank for one in found for rank in one.covers or ()}))
+        union = replace(answers[-1], text=union_text(texts), covers=covered, parts=texts, candidate=MOST_MEANINGS)
+        answers.append(union)
+    return answers
+
+
+def _revise(
+    task: ExplainTask, asking: Asking, shown: Sequence[Exemplar], best: Explanation, simulation: Simulation, number: int
+) -> Explanation:
+    """Ask again, showing where the simulation was most wrong on the `select` records of ranks 2 mod 8."""
+    asked = asking.request(task.neuron.id, number)
+    mistakes = find_mistakes(task.neuron, simulation)
+    if not mistakes:
+        return replace(asked, status="no_records", reason="there is no simulated select record of a rank 2 mod 8 to show")
+    assert asking.prompt is not None
+    assert asking.revision is not None
+    said = render_mistakes(mistakes, task.tokens)
+    before = best.text or ""
+    messages = asking.explainer.revision_messages(asking.prompt, asking.revision, shown, task.tokens, before, said)
+    return _generate(asking, asked, messages, shown)[0]
+
+
+def find_mistakes(neuron: Neuron, simulation: Simulation) -> list[tuple[Exemplar, int, list[int], list[int]]]:
+    """The shown `select` records that were predicted worst: (record, first token of its crop, true levels, predicted levels).
+
+    Both are on 0..10, each scaled by its own greatest value over these records; worst is the greatest sum of squares.
+    """
+    places, _ = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
+    by_place = {(x.kind, x.rank): x for x in neuron.exemplars}
+    records = [(by_place[r.kind, r.rank], r) for r in simulation.records if (r.kind, r.rank) in places]
+    if not records:
+        return []
+    true = [x.activations[r.first : r.first + CROP_LENGTH] for x, r in records]
+    said = [r.expected_levels for _, r in records]
+    most, most_said = max(float(one.max()) for one in true), max(float(_known(one).max()) for one in said)
+    levels = [(to_levels(a, most), to_levels(_known(b), most_said)) for a, b in zip(true, said, strict=True)]
+    order = sorted(range(len(records)), key=lambda i: -int(((levels[i][0] - levels[i][1]) ** 2).sum()))
+    return [(records[i][0], records[i][1].first, levels[i][0].tolist(), levels[i][1].tolist()) for i in order[:MOST_MISTAKES]]
+
+
+def _known(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.nan_to_num(levels)  # a token without a prediction is shown as silent
+
+
+def _is_better(neuron: Neuron, revised: Simulation, best: Simulation) -> bool:
+    """Whether the revision is better on the `select` records that it was not shown."""
+    _, held = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
+    return _or_least(select_correlation(neuron, revised, held)) > _or_least(select_correlation(neuron, best, held))
+
+
+def _or_least(correlation: float | None) -> float:
+    """For comparing only: what has no score is below all that have one."""
+    return -2.0 if correlation is None else correlation
+
+
+def _without_scores(explanations: Sequence[Explanation]) -> Explanation:
+    """Chosen where nothing was scored: the union where there is one, else the first that can be used, else the first."""
+    usable = [e for e in explanations if e.status == "ok"] or list(explanations)
+    return next((e for e in usable if e.parts), usable[0])

@@ -1,0 +1,91 @@
+"""What one command finds out goes to the store in batches, with an account of what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from neuroexplain.llm.engine import Engine
+from neuroexplain.llm.simulator import Simulator
+from neuroexplain.present import session_text
+from neuroexplain.store.engine import Store
+from neuroexplain.store.write import now, save_explained, save_session
+from neuroexplain.types import CROP_LENGTH, Explained, Run, Session
+
+FLUSH_EVERY = 1.0  # seconds
+FINE = ("ok", "dead")
+
+
+class Saving:
+    """Complete results wait here for up to a second and are stored together. Whatever ends the command, they are stored."""
+
+    def __init__(
+        self, store: Store, run: Run, explainer: str | None, engine: Engine | None, simulator: Simulator | None
+    ) -> None:
+        self._store, self._run = store, run
+        self._explainer, self._model = explainer, engine.model if engine is not None else None
+        self._simulator: str | None = None if simulator is None else simulator.name
+        self._simulator_model: str | None = None if simulator is None else simulator.engine.model
+        self._waiting: list[Explained] = []
+        self._began = self._flushed = time.monotonic()
+        self._started_at = now()
+        self._id: int | None = None
+        self.n_neurons = self.n_failed = 0
+        self.prompt_tokens = self.completion_tokens = self.simulator_prompt_tokens = self.scored_tokens = 0
+
+    def add(self, made: Sequence[Explained], *, counts: bool = True) -> None:
+        """One neuron's results, complete; without `counts` the neuron was counted before."""
+        self._waiting += made
+        self.n_neurons += counts
+        for one in made:
+            new = one.explanation.id is None
+            self.n_failed += new and one.explanation.status not in FINE
+            if new:
+                self.prompt_tokens += one.explanation.provenance.prompt_tokens
+                self.completion_tokens += one.explanation.provenance.completion_tokens
+            if one.simulation is not None:
+                sent, n_records = one.simulation.provenance.prompt_tokens, len(one.simulation.records)
+                if one.replaces is not None:
+                    sent, n_records = sent - one.replaces.provenance.prompt_tokens, n_records - len(one.replaces.records)
+                self.n_failed += one.simulation.status != "ok"
+                self.prompt_tokens += sent
+                self.simulator_prompt_tokens += sent
+                self.scored_tokens += CROP_LENGTH * n_records
+        if time.monotonic() - self._flushed >= FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Store what waits."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            save_explained(self._store, self._run.id, waiting)
+            self._id = save_session(self._store, self._run.id, self._session(), self._id)
+        self._flushed = time.monotonic()
+
+    def summary(self) -> str | None:
+        """What was done and what it cost, in a sentence; None where nothing was."""
+        return session_text(self._session()) if self.n_neurons else None
+
+    def _session(self) -> Session:
+        return Session(
+            started_at=self._started_at,
+            seconds=time.monotonic() - self._began,
+            explainer=self._explainer,
+            model=self._model,
+            simulator=self._simulator,
+            simulator_model=self._simulator_model,
+            n_neurons=self.n_neurons,
+            n_failed=self.n_failed,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            simulator_prompt_tokens=self.simulator_prompt_tokens,
+            scored_tokens=self.scored_tokens,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.flush()
