@@ -6,8 +6,8 @@ import csv
 import io
 import math
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.types import CROP_LENGTH, NeuronPage, QueryRow, Run, Session, Stats, StoredScore
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SUMMED = (
+    "seconds",
+    "n_neurons",
+    "n_failed",
+    "prompt_tokens",
+    "completion_tokens",
+    "simulator_prompt_tokens",
+    "scored_tokens",
+)
 _SHOWN = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidirectional and zero-width marks, surrogates, separators
 
@@ -148,6 +157,17 @@ def session_text(session: Session) -> str:
     if session.simulator_prompt_tokens and session.scored_tokens:
         said += f", {session.simulator_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
     return said + (f"; {session.n_failed:,} failed" if session.n_failed else "") + "."
+
+
+def join_sessions(sessions: Iterable[Session]) -> list[Session]:
+    """The sessions of the same explainer, simulator and models added up, in the order of the first."""
+    joined: dict[tuple[str | None, ...], Session] = {}
+    for one in sessions:
+        by = (one.explainer, one.model, one.simulator, one.simulator_model)
+        before = joined.get(by)
+        sums = {} if before is None else {name: getattr(before, name) + getattr(one, name) for name in SUMMED}
+        joined[by] = one if before is None else replace(before, **sums)
+    return list(joined.values())
 
 
 def short_name(model: str) -> str:

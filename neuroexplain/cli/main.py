@@ -432,21 +432,28 @@ def runs(
         _drop_run(db, drop)
         return
     from neuroexplain.cli.render import runs_table
-    from neuroexplain.present import run_json
+    from neuroexplain.present import join_sessions, printable, run_json, session_text
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import count_explanations, count_neurons, list_runs
+    from neuroexplain.store.read import count_explanations, count_neurons, list_runs, list_sessions
 
     with open_store(db, read_only=True) as store:
         found = list_runs(store)
         notes = {}
+        sessions = {run.id: list_sessions(store, run.id) for run in found}
         for run in found:
             parts = [f"{n:,} neurons {status}" for status, n in count_neurons(store, run.id).items()]
             parts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
             notes[run.id] = ", ".join(parts)
     if as_json:
-        _print_json([run_json(run) | {"holds": notes[run.id]} for run in found])
+        _print_json(
+            [run_json(run) | {"holds": notes[run.id], "sessions": [asdict(s) for s in sessions[run.id]]} for run in found]
+        )
     elif found:
         _print(runs_table(found, notes))
+        for run in found:
+            for one in join_sessions(sessions[run.id]):
+                by = ", ".join(filter(None, (one.explainer, one.model, one.simulator, one.simulator_model)))
+                print(printable(f"run {run.id}, {by}: {session_text(one)}"))
     else:
         say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
 
