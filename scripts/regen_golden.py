@@ -1,16 +1,10 @@
-"""Rewrite the files that tests compare with; review reads the diff. Now: db/schema.sql."""
+"""Rewrite the files that tests compare with; review reads the diff: db/schema.sql, filled prompts and every command's help."""
 
-import sqlite3
-import tempfile
 from pathlib import Path
 
-from neuroexplain.store.engine import open_store
+from tests.golden_files import golden_files
 
-with tempfile.TemporaryDirectory() as folder:
-    file = str(Path(folder) / "new.db")
-    open_store(file, create=True).close()
-    rows = sqlite3.connect(file).execute(
-        "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'explanations_fts_%' "
-        "OR type = 'trigger' ORDER BY name"
-    )
-    (Path(__file__).parent.parent / "db" / "schema.sql").write_text("".join(f"{sql};\n" for (sql,) in rows))
+for path, text in golden_files().items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

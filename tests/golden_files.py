@@ -1,0 +1,99 @@
+"""What the golden files should hold, made anew: the schema, prompts filled for one neuron, and every command's help."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from neuroexplain.cli.main import app
+from neuroexplain.llm.engine import Message
+from neuroexplain.llm.explainer import EXPLAINERS, render_mistakes
+from neuroexplain.llm.prompts import load_prompt
+from neuroexplain.llm.simulator import DigitsSimulator
+from neuroexplain.store.engine import open_store
+from neuroexplain.types import Exemplar, NeuronId, VocabularyEntry
+from tests.fakes import WORDS, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+TOKENS = {i: VocabularyEntry(i, f" {word}", False) for i, word in enumerate(WORDS)}
+
+
+class TokenizerOnly:
+    """What building a prompt needs of an engine."""
+
+    tokenizer = tiny_tokenizer()
+
+
+def golden_files() -> dict[Path, str]:
+    """Every golden file with the text that it should hold."""
+    files = {ROOT / "db" / "schema.sql": schema()}
+    for name, text in filled_prompts().items():
+        files[GOLDEN / "prompts" / f"{name}.txt"] = text
+    for name, text in helps().items():
+        files[GOLDEN / "help" / f"{name}.txt"] = text
+    return files
+
+
+def schema() -> str:
+    """The statements that the migrations add up to on SQLite."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "new.db")
+        open_store(file, create=True).close()
+        rows = sqlite3.connect(file).execute(
+            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'explanations_fts_%' "
+            "OR type = 'trigger' ORDER BY name"
+        )
+        return "".join(f"{sql};\n" for (sql,) in rows)
+
+
+def record(rank: int) -> Exemplar:
+    """64 words of which `geese` fires, and the peak, token 32, most."""
+    ids = np.array([(3 * rank + 5 * i) % len(WORDS) for i in range(64)], np.uint32)
+    ids[32] = WORDS.index("geese")
+    acts = np.where(ids == WORDS.index("geese"), 1.0 - rank / 20, -0.1).astype(np.float32)
+    acts[32] = 2.0 - rank / 10
+    return Exemplar(NeuronId(3, 17), "top", rank, rank, 0, 0, 0, float(acts[32]), ids, acts)
+
+
+def filled_prompts() -> dict[str, str]:
+    """Every prompt as an LLM reads it."""
+    records = [record(rank) for rank in (0, 1, 4)]
+    found = {}
+    for explainer in EXPLAINERS.values():
+        prompt = explainer.load_prompt()
+        found[explainer.name] = (
+            explainer.render(records, TOKENS) if prompt is None else shown(explainer.messages(prompt, records, TOKENS))
+        )
+    said = render_mistakes([(record(2), 20, [0, 3, 10, 0], [0, 10, 1, 0])], TOKENS)
+    pairs = EXPLAINERS["pairs"]
+    prompt, revision = pairs.load_prompt(), load_prompt("explain/revise")
+    assert prompt is not None
+    found["revise"] = shown(pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", said)[-2:])
+    digits = DigitsSimulator(TokenizerOnly())  # type: ignore[arg-type]
+    ids, _ = digits.build_prompt("geese", record(3).token_ids[8:16].tolist(), TOKENS)
+    found["digits"] = TokenizerOnly.tokenizer.decode(ids)
+    return found
+
+
+def shown(messages: list[Message]) -> str:
+    return "\n".join(f"### {m.role}\n{m.content}" for m in messages) + "\n"
+
+
+def helps() -> dict[str, str]:
+    """`--help` of every command, 100 columns wide, without colours."""
+    runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
+    os.environ.pop("NEUROEXPLAIN_DB", None)
+    found = {}
+    for name in ("", *sorted(get_command(app).commands)):  # type: ignore[attr-defined]
+        text = runner.invoke(app, [name, "--help"] if name else ["--help"], prog_name="neuroexplain").output
+        text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+        found[name or "neuroexplain"] = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    return found
