@@ -316,7 +316,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(collected, tmp_path
     """The real command with a real, if tiny, model as explainer and as simulator."""
 
     def command(db):
-        options = ("--layers", "0-1", "--limit", "30", "--explainer", "excerpts", "--candidates", "2", "--simulator", "lexical")
+        options = ("--layers", "0-1", "--limit", "8", "--explainer", "excerpts", "--candidates", "2", "--simulator", "lexical")
         named = ("--local", str(collected / "model"), "--db", str(db))
         return [sys.executable, "-m", "neuroexplain.cli.main", "explain", *options, *named]
 
