@@ -69,6 +69,8 @@ def _miscount(answer: Any) -> None:
 
 def _say(text: str) -> Callable[[Any], None]:
     def say(answer: Any) -> None:
+        if any(choice.get("logprobs") or choice.get("prompt_logprobs") for choice in answer["choices"]):
+            raise KeyError("text is not what was asked for")
         for choice in answer["choices"]:
             choice["text"] = text
 
@@ -143,7 +145,7 @@ class Proxy(ThreadingHTTPServer):
             new = key not in self._seen
             self._seen.add(key)
             if new and self._faults and reply[0] == 200 and len(self._seen) % self._every == 0:
-                for name in self._faults:
+                for name in tuple(self._faults):
                     if (changed := FAULTS[name](reply)) != reply:
                         self._faults.remove(name)
                         self.injected[name] += 1
