@@ -169,10 +169,11 @@ CREATE TABLE sessions (
 	simulator_model TEXT, 
 	n_neurons INTEGER NOT NULL, 
 	n_failed INTEGER NOT NULL, 
-	prompt_tokens INTEGER NOT NULL, 
-	completion_tokens INTEGER NOT NULL, 
-	simulator_prompt_tokens INTEGER NOT NULL, 
-	scored_tokens INTEGER NOT NULL, 
+	prompt_tokens BIGINT NOT NULL, 
+	cached_tokens BIGINT, 
+	completion_tokens BIGINT NOT NULL, 
+	simulator_prompt_tokens BIGINT NOT NULL, 
+	scored_tokens BIGINT NOT NULL, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 );

@@ -103,8 +103,14 @@ class EngineConfig:
     model: str | None = None  # of the server; None: the only one it serves
     default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
     api_key: str | None = field(default=None, repr=False)
+    max_wait: float = 600.0  # seconds without any answer until a server is given up
+    in_flight: int = 64  # requests at a time at most
 
     def __post_init__(self) -> None:
+        if self.max_wait < 0:
+            raise NeuroexplainError(f"--max-wait {self.max_wait:g} is out of range: seconds, from 0")
+        if self.in_flight < 1:
+            raise NeuroexplainError(f"--in-flight {self.in_flight} is out of range: 1 or more")
         named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]
         given = [f"{what} {name}" for what, name in named if name is not None]
         if len(given) > 1:

@@ -153,8 +153,9 @@ def session_text(session: Session) -> str:
     said = f"{session.n_neurons:,} neurons in {minutes:.1f} minutes"
     if minutes > 0:
         said += f", {session.n_neurons / minutes:,.1f} a minute"
-    said += f"; {session.prompt_tokens:,} prompt and {session.completion_tokens:,} completion tokens"
-    if session.simulator_prompt_tokens and session.scored_tokens:
+    cached = "" if session.cached_tokens is None else f" ({session.cached_tokens:,} of them cached)"
+    said += f"; {session.prompt_tokens:,} prompt{cached} and {session.completion_tokens:,} completion tokens"
+    if session.scored_tokens and session.simulator_prompt_tokens >= 0.05 * session.scored_tokens:
         said += f", {session.simulator_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
     return said + (f"; {session.n_failed:,} failed" if session.n_failed else "") + "."
 
@@ -165,8 +166,12 @@ def join_sessions(sessions: Iterable[Session]) -> list[Session]:
     for one in sessions:
         by = (one.explainer, one.model, one.simulator, one.simulator_model)
         before = joined.get(by)
-        sums = {} if before is None else {name: getattr(before, name) + getattr(one, name) for name in SUMMED}
-        joined[by] = one if before is None else replace(before, **sums)
+        if before is None:
+            joined[by] = one
+            continue
+        sums = {name: getattr(before, name) + getattr(one, name) for name in SUMMED}
+        known = [s.cached_tokens for s in (before, one) if s.cached_tokens is not None]
+        joined[by] = replace(before, **sums, cached_tokens=sum(known) if known else None)
     return list(joined.values())
 
 

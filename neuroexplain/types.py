@@ -301,8 +301,9 @@ class Session:
     n_neurons: int
     n_failed: int
     prompt_tokens: int  # sent to explainer and simulator
+    cached_tokens: int | None  # of these, what a server's prefix cache held; None where nobody says
     completion_tokens: int
-    simulator_prompt_tokens: int  # the simulator's share of them
+    simulator_prompt_tokens: int  # the simulator's share of prompt_tokens
     scored_tokens: int  # simulated, whether their score could be had or not
 
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from neuroexplain.llm.engine import Message, Reply
+from neuroexplain.llm.engine import Message, Reply, Usage
 
 WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
 
@@ -68,7 +68,9 @@ class ScriptedLlm:
     def __init__(self, answer: Callable[[list[Message], dict[str, Any]], str]) -> None:
         self._answer = answer
         self.requests: list[tuple[list[Message], dict[str, Any]]] = []
+        self.used = Usage()
 
     def generate(self, messages: list[Message], **sampling: Any) -> Reply:
         self.requests.append((messages, sampling))
+        self.used.add(self.prompt_tokens, None, 3)
         return Reply(self._answer(messages, sampling), self.prompt_tokens, 3, 0.0)

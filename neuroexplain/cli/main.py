@@ -47,6 +47,8 @@ Vllm = Annotated[str | None, typer.Option("--vllm", help="Start vLLM with this m
 VllmArgs = Annotated[str, typer.Option("--vllm-args", help="More for vLLM's command line, in one string.")]
 Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="Which of the server's models.")]
+MaxWait = Annotated[float, typer.Option("--max-wait", help="Seconds without any answer until a server is given up.")]
+InFlight = Annotated[int, typer.Option("--in-flight", help="Requests to a server at a time, at most.")]
 SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")]
 SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")]
 SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")]
@@ -169,6 +171,8 @@ def explain(
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
+    max_wait: MaxWait = 600.0,
+    in_flight: InFlight = 64,
     no_score: Annotated[bool, typer.Option("--no-score", help="Do not score what is written.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N neurons of the selection.")] = None,
     retry_failed: Annotated[
@@ -182,9 +186,10 @@ def explain(
     """Let an LLM write a hypothesis for each neuron, and score it on snippets that it has not seen."""
     from neuroexplain.config import ExplainConfig, ScoreConfig
 
-    own = _engine_config(simulator_server, simulator_local, simulator_model, server)
+    default = _default_engine(max_wait, in_flight)
+    own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
     score_config = None if no_score else ScoreConfig(simulator, own)  # type: ignore[arg-type]
-    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args) or _default_engine()
+    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
@@ -226,6 +231,8 @@ def score(
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
+    max_wait: MaxWait = 600.0,
+    in_flight: InFlight = 64,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a request failed.")] = False,
     null: WithNull = False,
     run_id: RunId = None,
@@ -240,9 +247,10 @@ def score(
     from neuroexplain.store.write import save_explanation
     from neuroexplain.types import Explanation, Provenance
 
-    own = _engine_config(simulator_server, simulator_local, simulator_model, server)
+    default = _default_engine(max_wait, in_flight)
+    own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
     score_config = ScoreConfig(simulator, own)  # type: ignore[arg-type]
-    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args) or _default_engine()
+    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     with open_store(db) as store:
         run = load_run(store, run_id)
         wanted = _select(store, run, None, neurons)
@@ -751,6 +759,7 @@ def _engine_config(
     *,
     vllm: str | None = None,
     vllm_args: str = "",
+    default: "EngineConfig | None" = None,
 ) -> "EngineConfig | None":
     """The engine that was named; None where none was. A model alone is one of the server `base`, or of the default one."""
     if server is None and local is None and vllm is None:
@@ -758,14 +767,15 @@ def _engine_config(
             return None
         server = base
     more = shlex.split(vllm_args)
-    return replace(_default_engine(), server=server, vllm=vllm, vllm_args=tuple(more), local=local, model=model)
+    default = default or _default_engine()
+    return replace(default, server=server, vllm=vllm, vllm_args=tuple(more), local=local, model=model)
 
 
-def _default_engine() -> "EngineConfig":
+def _default_engine(max_wait: float = 600.0, in_flight: int = 64) -> "EngineConfig":
     from neuroexplain.config import EngineConfig
 
     secret, command = os.environ.get("NEUROEXPLAIN_API_KEY") or None, os.environ.get("NEUROEXPLAIN_VLLM")
-    config = EngineConfig(api_key=secret, vllm_command=command)
+    config = EngineConfig(api_key=secret, vllm_command=command, max_wait=max_wait, in_flight=in_flight)
     url = os.environ.get("NEUROEXPLAIN_SERVER")
     return replace(config, default_server=url) if url else config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,14 +29,35 @@ class Reply:
     seconds: float
 
 
+class Usage:
+    """What an engine was sent and gave since it was opened. Safe to add to from many threads."""
+
+    def __init__(self) -> None:
+        self.requests = self.prompt_tokens = self.completion_tokens = 0
+        self.cached_tokens: int | None = None  # prompt tokens that cost nothing; None where nobody says
+        self._lock = threading.Lock()
+
+    def add(self, prompt_tokens: int, cached_tokens: int | None, completion_tokens: int | None) -> None:
+        """Count one request."""
+        with self._lock:
+            self.requests += 1
+            self.prompt_tokens += prompt_tokens
+            self.completion_tokens += completion_tokens or 0
+            if cached_tokens is not None:
+                self.cached_tokens = (self.cached_tokens or 0) + cached_tokens
+
+
 class Engine(Protocol):
     """An LLM. A request that fails raises LlmReplyError, never a value; an engine that is gone raises EngineLost."""
 
     engine: str  # local, server
-    version: str
     model: str
     revision: str | None
     in_flight: int  # requests that may wait at once; above 1 the methods are called from several threads
+    used: Usage
+
+    @property
+    def version(self) -> str: ...
 
     @property
     def tokenizer(self) -> Any:
@@ -78,3 +100,9 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer("\n\n".join(m.content for m in messages)).input_ids)
+
+
+def opened_thought(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
+    """`<think>` where a chat template opened the thought in the prompt, so that the answer shows that it begins inside it."""
+    end: str = tokenizer.decode(list(prompt_ids)[-16:])
+    return "<think>" if end.rstrip().endswith("<think>") else ""

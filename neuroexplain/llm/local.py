@@ -13,7 +13,7 @@ import transformers
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.engine import Message, Reply, chat_token_ids
+from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
 
 
@@ -28,6 +28,7 @@ class LocalEngine:
         self._one = threading.Lock()  # one forward pass at a time, whoever asks
         self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
         self.version = f"transformers {transformers.__version__}"
+        self.used = Usage()
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
     def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
@@ -48,13 +49,15 @@ class LocalEngine:
                 **sampling,
             )
         answer = out[0, len(ids) :].tolist()
-        text = self.tokenizer.decode(answer, skip_special_tokens=True)
+        self.used.add(len(ids), None, len(answer))
+        text = opened_thought(self.tokenizer, ids) + self.tokenizer.decode(answer, skip_special_tokens=True)
         return Reply(text, len(ids), len(answer), time.perf_counter() - began)
 
     def level_distributions(
         self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
+        self.used.add(len(token_ids), None, 0)
         with self._one, torch.inference_mode():
             hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
             logits = self._model.get_output_embeddings()(hidden[0, list(rows)]).double()
@@ -63,6 +66,7 @@ class LocalEngine:
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
+        self.used.add(len(token_ids), None, 0)
         with self._one, torch.inference_mode():
             hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
             logits = self._model.get_output_embeddings()(hidden[0, -1]).double()

@@ -1,30 +1,49 @@
-"""An OpenAI-compatible vLLM server over HTTP: what it serves, requests with retries, answers checked before use."""
+"""An OpenAI-compatible vLLM server over HTTP: what it serves, and its answers, checked before use."""
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
-from neuroexplain.llm.engine import Message, Reply, chat_token_ids
+from neuroexplain.errors import EngineError, LlmReplyError
+from neuroexplain.llm.distributions import BY_PREFERENCE, NEUTRAL, AtNext, AtRows, Question, Spent, TopOfPrompt, Way
+from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
+from neuroexplain.llm.gate import FIRST_PAUSE
+from neuroexplain.llm.transport import FAULTS, Refused, Transport, unusable
 
-DEFAULT_SERVER = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
 THREE_WAYS = (
     "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
 )
-TOP_LOGPROBS = 20  # what a server gives of each distribution unless it was started with more
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # statuses worth another try
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between tries
+PROBES = 3  # of a way that answers what cannot be true, before it counts as not offered
+NEAR = 0.05  # by how much two ways may differ in a probability: in bfloat16 a server repeats itself to 0.01 or so
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    text: str
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class TextAnswer(msgspec.Struct, frozen=True):
+    choices: list[TextChoice]
+    usage: Spent | None = None
+
+
+_TEXT: msgspec.json.Decoder[TextAnswer] = msgspec.json.Decoder(TextAnswer)
+Answer = TypeVar("Answer")
 
 
 class ServerEngine:
@@ -39,31 +58,36 @@ class ServerEngine:
         *,
         api_key: str | None = None,
         max_wait: float = 600.0,
-        timeout: float = 600.0,
-        in_flight: int = 32,
+        in_flight: int = 64,
     ) -> None:
         """Connect, and find out what is served.
 
-        max_wait: seconds that a request goes on trying while the server is away or busy. Raises EngineError where nothing
-        lists models at the URL, or the model asked for is not among them.
+        max_wait: seconds that a run goes on trying while the server is away or busy. in_flight: requests at a time at most;
+        how many there are is found out on the way. Raises EngineError where nothing lists models at the URL, or the model
+        asked for is not among them.
         """
         self.url = _base_url(url)
         self.in_flight = in_flight
-        self._max_wait = max_wait
-        self._closing = threading.Event()
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        limits = httpx.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=10.0), limits=limits)
+        self.used = Usage()
+        root = self.url.removesuffix("/v1")
+        self._transport = Transport(root, api_key=api_key, max_wait=max_wait, in_flight=in_flight)
+        self._finding = threading.Lock()
+        self._way: Way | None = None
         try:
             card = self._choose(self._list_models(), model)
         except BaseException:
-            self._client.close()
+            self._transport.close()
             raise
         self.model: str = card["id"]
         self.revision: str | None = None
-        self.version = self._find_version()
+        self._server_version = self._find_version()
         self.context_length: int | None = card.get("max_model_len")
         self._root = card.get("root")
+
+    @property
+    def version(self) -> str:
+        """The server's, and once it is found out the way in which it gives distributions."""
+        return self._server_version if self._way is None else f"{self._server_version}, {self._way.name}"
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -84,31 +108,111 @@ class ServerEngine:
         began = time.perf_counter()
         ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
-        asked = {"prompt": ids, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        answer = self._post("completions", asked)
-        text, used = _choice(answer).get("text"), answer.get("usage")
-        if not isinstance(text, str):
-            raise LlmReplyError("llm_error", "the answer holds no text", json.dumps(answer)[:2000])
-        completion = used.get("completion_tokens", 0) if isinstance(used, dict) else 0
-        return Reply(text, len(ids), completion if isinstance(completion, int) else 0, time.perf_counter() - began)
+        asked = {"prompt": ids, "max_tokens": max_tokens, **NEUTRAL, "temperature": temperature, "seed": seed}
+        answer, raw = self._post("/v1/completions", asked, _TEXT, len(ids))
+        if len(answer.choices) != 1:
+            raise unusable(f"{len(answer.choices)} choices for one prompt", raw)
+        choice = answer.choices[0]
+        completion = answer.usage.completion_tokens if answer.usage is not None else None
+        if completion is not None and not 0 <= completion <= max_tokens:
+            raise unusable(f"{completion} tokens were generated, and at most {max_tokens} asked for", raw)
+        if not choice.text.strip():
+            thought = choice.reasoning or choice.reasoning_content
+            why = "holds only reasoning" if thought else "is empty"
+            cut = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
+            raise LlmReplyError("parse_error", f"the answer {why}{cut}", raw.decode("utf-8", "replace"))
+        text = opened_thought(self.tokenizer, ids) + choice.text
+        return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
 
     def level_distributions(
         self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
     ) -> NDArray[np.float64]:
         self._check_length(len(token_ids) + 1)
-        ids = [int(i) for i in token_ids]
-        answer = self._post(
-            "completions", {"prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": TOP_LOGPROBS}
-        )
-        return read_prompt_logprobs(_choice(answer).get("prompt_logprobs"), ids, rows, level_token_ids)
+        if len(rows) == 0:
+            return np.zeros((0, len(level_token_ids)))
+        return self._ask(self.find_way(token_ids, rows, level_token_ids), Question(token_ids, rows, level_token_ids))
+
+    def find_way(self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]) -> Way:
+        """The best way in which this server gives distributions, found out once with a short piece of this prompt.
+
+        A way must answer what is possible, and must agree with the most likely tokens where the server gives those. Exact
+        ways go first, but for cut prompts where the server's cache has such large blocks that it would compute more than
+        the whole prompt. Raises EngineError where no way works.
+        """
+        with self._finding:
+            if self._way is None:
+                self._way = self._probe(_short_question(token_ids, rows, level_token_ids), len(rows), len(token_ids))
+            return self._way
 
     def close(self) -> None:
-        self._closing.set()
-        self._client.close()
+        self._transport.close()
+
+    def _ask(self, way: Way, question: Question) -> NDArray[np.float64]:
+        answer, raw = self._post(way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question))
+        if isinstance(way, AtRows) and answer.prompt_token_id_logprobs is None:  # the rows themselves were cached
+            way = AtRows(cached=False)
+            answer, raw = self._post(way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question))
+        try:
+            return way.read(answer, question)
+        except ValueError as error:
+            raise unusable(str(error), raw) from error
+
+    def _post(
+        self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer], n_prompt_tokens: int
+    ) -> tuple[Answer, bytes]:
+        """An answer to exactly the tokens that were sent, and the answer as it came."""
+        answer, raw = self._transport.post(path, {"model": self.model, **asked}, decoder)
+        spent = getattr(answer, "usage", None) or Spent()
+        self.used.add(n_prompt_tokens, spent.cached_tokens, spent.completion_tokens)
+        if spent.prompt_tokens is not None and spent.prompt_tokens != n_prompt_tokens:
+            raise unusable(f"the server read {spent.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent", raw)
+        return answer, raw
+
+    def _probe(self, question: Question, n_rows: int, n_tokens: int) -> Way:
+        refused: dict[str, str] = {}
+        top = next((found for k in (20, 5) if (found := self._try(TopOfPrompt(k), question, refused)) is not None), None)
+        ways = list(BY_PREFERENCE)
+        block = self._cache_block()
+        if top is not None and block is not None and n_rows * (block + 1) / 2 > n_tokens:
+            ways.sort(key=lambda way: isinstance(way, AtNext))  # to compute more than the whole prompt: the last resort
+        for way in ways:
+            found = self._try(way, question, refused)
+            if found is not None and (top is None or _agree(found, top)):
+                return way
+            refused.setdefault(way.name, "its answers differ from the most likely tokens")
+        said = "".join(f"\n  {name}: {why}" for name, why in refused.items())
+        raise EngineError(
+            f"The server at {self.url} gives no probabilities of chosen tokens, which --simulator digits needs:{said}\n"
+            "Start vLLM 0.32 or newer (with a GPU best with --enable-scale-out), give another server for the simulation with "
+            "--simulator-server, or take --simulator lexical."
+        )
+
+    def _cache_block(self) -> float | None:
+        """Tokens in a block of the server's prefix cache, infinite without a cache; None where it does not say."""
+        try:
+            said = self._get("/metrics").text
+        except httpx.HTTPError:
+            return None
+        labels = re.search(r"^vllm:cache_config_info\{(.*)\}", said, re.MULTILINE)
+        block = re.search(r'\bblock_size="(\d+)"', labels[1]) if labels is not None else None
+        if labels is None or block is None:
+            return None
+        return float(block[1]) if 'enable_prefix_caching="True"' in labels[1] else math.inf
+
+    def _try(self, way: Way, question: Question, refused: dict[str, str]) -> NDArray[np.float64] | None:
+        """The way's answer; None, and why in `refused`, where the server does not give it."""
+        for _ in range(PROBES):
+            try:
+                return self._ask(way, question)
+            except LlmReplyError as error:
+                refused[way.name] = error.reason
+                if isinstance(error, Refused):
+                    break
+        return None
 
     def _list_models(self) -> list[dict[str, Any]]:
         try:
-            answer = self._client.get(f"{self.url}/models")
+            answer = self._get("/v1/models")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineError(f"There is no server at {self.url}: {error}.\n{THREE_WAYS}") from error
         if answer.status_code in (401, 403):
@@ -120,6 +224,17 @@ class ServerEngine:
         except (ValueError, KeyError, TypeError):
             pass
         raise EngineError(f"What answers at {self.url} lists no models (status {answer.status_code}).\n{THREE_WAYS}")
+
+    def _get(self, path: str) -> httpx.Response:
+        """A page of the server; asked for again where it is there but busy. Raises httpx.HTTPError, httpx.InvalidURL."""
+        url = self.url.removesuffix("/v1") + path
+        for _ in range(PROBES - 1):
+            with suppress(httpx.ReadError, httpx.RemoteProtocolError):
+                answer = self._transport.client.get(url)
+                if answer.status_code not in FAULTS:
+                    return answer
+            time.sleep(FIRST_PAUSE)
+        return self._transport.client.get(url)
 
     def _choose(self, models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
         names = [card["id"] for card in models]
@@ -133,70 +248,28 @@ class ServerEngine:
 
     def _find_version(self) -> str:
         try:
-            answer = self._client.get(self.url.removesuffix("/v1") + "/version")
+            answer = self._get("/version")
             return f"vllm {answer.json()['version']}" if answer.is_success else "unknown"
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return "unknown"
-
-    def _post(self, path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """One request; tried again while the server is away, restarting or busy, not when the request itself is at fault."""
-        deadline = time.monotonic() + self._max_wait
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                answer = self._client.post(f"{self.url}/{path}", json={"model": self.model, **asked})
-            except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
-                if self._closing.is_set():
-                    raise EngineLost("The run was stopped.") from error
-                why = str(error) or type(error).__name__
-            else:
-                if answer.is_success:
-                    return _json_object(answer)
-                if answer.status_code not in TRANSIENT:
-                    raise LlmReplyError(*_refusal(answer))
-                why = f"status {answer.status_code}"
-            if time.monotonic() + pause > deadline:
-                raise EngineLost(
-                    f"The server at {self.url} did not answer for {self._max_wait:.0f} seconds ({why}). "
-                    "What was finished is kept; run the same command again when it is back."
-                )
-            if self._closing.wait(pause):
-                raise EngineLost("The run was stopped.")
-            pause = min(pause * 2, LONGEST_PAUSE)
 
     def _check_length(self, n_tokens: int) -> None:
         if self.context_length is not None and n_tokens > self.context_length:
             raise LlmReplyError("context_too_long", f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}")
 
 
-def read_prompt_logprobs(
-    found: Any, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
-) -> NDArray[np.float64]:
-    """The probability of each level after each row, [rows, n_levels], from vLLM's `prompt_logprobs`; 0 for what was cut.
-
-    Entry i is the distribution before token i, with that token always in it, which shows a shift. Raises LlmReplyError for
-    other lengths, missing entries, a shift and values that are no log-probabilities.
-    """
-    if not isinstance(found, list) or len(found) != len(token_ids):
-        what = f"{len(found)} entries" if isinstance(found, list) else type(found).__name__
-        raise LlmReplyError("llm_error", f"prompt_logprobs: {what} for {len(token_ids)} tokens")
-    probabilities = np.zeros((len(rows), len(level_token_ids)))
-    for place, row in enumerate(rows):
-        entry = found[row + 1]
-        if not isinstance(entry, dict) or str(token_ids[row + 1]) not in entry:
-            raise LlmReplyError("llm_error", f"prompt_logprobs: entry {row + 1} does not hold the prompt's token: shifted?")
-        for level, ids in enumerate(level_token_ids):
-            for token_id in ids:
-                if (one := entry.get(str(token_id))) is not None:
-                    probabilities[place, level] += _probability(one)
-    return probabilities
+def _short_question(token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]) -> Question:
+    """A piece of a prompt around its first rows; each chosen token, and what follows the rows, by itself."""
+    first, last = max(0, rows[0] - 32), min(rows[:3][-1] + 2, len(token_ids))
+    shown = rows[:3]
+    following = {token_ids[row + 1] for row in shown}
+    chosen = sorted(following | {token_id for ids in level_token_ids for token_id in ids})
+    return Question(token_ids[first:last], [row - first for row in shown], [[token_id] for token_id in chosen])
 
 
-def _probability(entry: Any) -> float:
-    logprob = entry.get("logprob") if isinstance(entry, dict) else None
-    if not isinstance(logprob, int | float) or math.isnan(logprob) or logprob > 1e-3:
-        raise LlmReplyError("llm_error", f"{logprob!r} is no log-probability")
-    return math.exp(min(0.0, logprob))
+def _agree(found: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
+    """Whether probabilities of the same tokens agree wherever the token is among the most likely."""
+    return bool((np.abs(found - top)[top > 0] < NEAR).all())
 
 
 def _base_url(url: str) -> str:
@@ -204,32 +277,3 @@ def _base_url(url: str) -> str:
     if "://" not in url:
         url = f"http://{url}"
     return url if url.endswith("/v1") else f"{url}/v1"
-
-
-def _json_object(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        found = answer.json()
-    except ValueError as error:
-        raise LlmReplyError("llm_error", f"the answer is no JSON: {error}", answer.text[:2000]) from error
-    if not isinstance(found, dict):
-        raise LlmReplyError("llm_error", "the answer is no JSON object", answer.text[:2000])
-    return found
-
-
-def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise LlmReplyError("llm_error", "the answer does not hold one choice", json.dumps(answer)[:2000])
-    return choices[0]
-
-
-def _refusal(answer: httpx.Response) -> tuple[str, str, str]:
-    """Status, reason and reply of a request that the server will not answer."""
-    try:
-        said = answer.json()
-        said = said.get("error", said) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
-    except ValueError:
-        said = answer.text
-    too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
-    return "context_too_long" if too_long else "llm_error", f"{answer.status_code}: {str(said)[:500]}", answer.text[:2000]

@@ -59,12 +59,26 @@ class DigitsSimulator:
         self.engine = engine
         self.prompt: Prompt | None = load_prompt("simulate/digits")
         self.level_token_ids = find_level_tokens(engine.tokenizer)
+        self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
+        self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
         self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", UNKNOWN, "\n"))
 
     def build_prompt(
         self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]
     ) -> tuple[list[int], list[int]]:
         """(token ids, rows): the level of token i is read at the distribution after `rows[i]`, the end of its tab."""
+        ids = list(self._head(displayed(explanation)))
+        rows = []
+        for token_id in token_ids:
+            ids += self._piece(displayed(vocabulary[int(token_id)].text))
+            ids += self._tab
+            rows.append(len(ids) - 1)
+            ids += self._mark
+            ids += self._newline
+        return ids, rows
+
+    def _encode_head(self, explanation: str) -> list[int]:
+        """What is the same for all records of an explanation."""
         assert self.prompt is not None
         top = len(self.level_token_ids) - 1
         worked = (
@@ -72,14 +86,8 @@ class DigitsSimulator:
             for neuron in self.prompt.examples
             for record in neuron.records
         )
-        blanks = {"scale": str(top), "examples": "\n".join(worked), "explanation": displayed(explanation)}
-        ids = list(self.engine.tokenizer(self.prompt.fill(blanks)[0].content + "\n").input_ids)
-        rows = []
-        for token_id in token_ids:
-            ids += self._encode(displayed(vocabulary[int(token_id)].text)) + self._tab
-            rows.append(len(ids) - 1)
-            ids += self._mark + self._newline
-        return ids, rows
+        blanks = {"scale": str(top), "examples": "\n".join(worked), "explanation": explanation}
+        return list(self.engine.tokenizer(self.prompt.fill(blanks)[0].content + "\n").input_ids)
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
         ids, rows = self.build_prompt(explanation, token_ids, vocabulary)

@@ -23,6 +23,7 @@ from neuroexplain.errors import EngineError
 START_WITHIN = 1800.0  # seconds: large models load for a long time
 STOP_WITHIN = 20.0
 LOG_LINES = 40  # shown when it fails
+OFFERS = "--enable-scale-out"  # vLLM 0.32 gives distributions at chosen rows only with it
 
 
 @contextmanager
@@ -34,19 +35,27 @@ def serve_vllm(model: str, arguments: Sequence[str], command: str | None, tell: 
     """
     port = _free_port()
     typed = [*find_command(command, model), "--host", "127.0.0.1", "--port", str(port), *arguments]
-    tell(f"Starting {shlex.join(typed)} ...")
     with tempfile.TemporaryFile() as log:
+        running = _launch([*typed, OFFERS], log, tell)
         try:
-            running = subprocess.Popen(typed, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        except OSError as error:
-            raise EngineError(
-                f"Cannot start {typed[0]}: {error.strerror}. Set NEUROEXPLAIN_VLLM to what starts vLLM."
-            ) from error
-        try:
-            _wait_until_healthy(running, port, log, tell)
+            try:
+                _wait_until_healthy(running, port, log, tell)
+            except EngineError as error:
+                if f"unrecognized arguments: {OFFERS}" not in str(error):
+                    raise
+                running = _launch(typed, log, tell)  # an older vLLM
+                _wait_until_healthy(running, port, log, tell)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             _stop(running)
+
+
+def _launch(typed: Sequence[str], log: IO[bytes], tell: Callable[[str], None]) -> subprocess.Popen[bytes]:
+    tell(f"Starting {shlex.join(typed)} ...")
+    try:
+        return subprocess.Popen(typed, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    except OSError as error:
+        raise EngineError(f"Cannot start {typed[0]}: {error.strerror}. Set NEUROEXPLAIN_VLLM to what starts vLLM.") from error
 
 
 def find_command(command: str | None, model: str, environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -11,7 +11,7 @@ from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
 from neuroexplain.llm.vllm import serve_vllm
-from neuroexplain.types import Run
+from neuroexplain.types import CROP_LENGTH, Run, VocabularyEntry
 
 Tell = Callable[[str], None]
 
@@ -34,7 +34,10 @@ def open_engines(
         elif score.simulator == "digits":
             chosen = engine if own is None else open_engine(own, stack, tell)
             assert chosen is not None
-            yield engine if explains else None, DigitsSimulator(chosen)
+            simulator = DigitsSimulator(chosen)
+            if isinstance(chosen, ServerEngine):
+                tell(f"Reading distributions by {_find_way(chosen, simulator)}.")
+            yield engine if explains else None, simulator
         else:
             yield engine, _open_lexical(run, config, own, engine, tell)
 
@@ -51,10 +54,16 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
         url = config.server or config.default_server
         if config.vllm is not None:
             url = stack.enter_context(serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell))
-        engine = ServerEngine(url, config.model, api_key=config.api_key)
+        engine = ServerEngine(url, config.model, api_key=config.api_key, max_wait=config.max_wait, in_flight=config.in_flight)
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
     stack.callback(engine.close)
     return engine
+
+
+def _find_way(engine: ServerEngine, simulator: DigitsSimulator) -> str:
+    """Find out by a prompt of the usual size how the server gives distributions: before the run, not at its first score."""
+    ids, rows = simulator.build_prompt("words", [0] * CROP_LENGTH, {0: VocabularyEntry(0, " word", False)})
+    return engine.find_way(ids, rows, simulator.level_token_ids).name
 
 
 def _open_lexical(run: Run, config: EngineConfig, own: EngineConfig | None, engine: Engine | None, tell: Tell) -> Simulator:

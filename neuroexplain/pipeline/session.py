@@ -28,31 +28,32 @@ class Saving:
         self._explainer, self._model = explainer, engine.model if engine is not None else None
         self._simulator: str | None = None if simulator is None else simulator.name
         self._simulator_model: str | None = None if simulator is None else simulator.engine.model
+        self._engines = list({id(e): e for e in (engine, simulator.engine if simulator else None) if e is not None}.values())
+        self._before = [(e.used.prompt_tokens, e.used.completion_tokens, e.used.cached_tokens or 0) for e in self._engines]
         self._waiting: list[Explained] = []
         self._began = self._flushed = time.monotonic()
         self._started_at = now()
         self._id: int | None = None
-        self.n_neurons = self.n_failed = 0
-        self.prompt_tokens = self.completion_tokens = self.simulator_prompt_tokens = self.scored_tokens = 0
+        self._asked = 0  # prompt tokens of new explanations
+        self.n_neurons = self.n_failed = self.scored_tokens = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What the engines were sent since this began."""
+        return sum(e.used.prompt_tokens - before[0] for e, before in zip(self._engines, self._before, strict=True))
 
     def add(self, made: Sequence[Explained], *, counts: bool = True) -> None:
         """One neuron's results, complete; without `counts` the neuron was counted before."""
         self._waiting += made
         self.n_neurons += counts
         for one in made:
-            new = one.explanation.id is None
-            self.n_failed += new and one.explanation.status not in FINE
-            if new:
-                self.prompt_tokens += one.explanation.provenance.prompt_tokens
-                self.completion_tokens += one.explanation.provenance.completion_tokens
+            if one.explanation.id is None:
+                self.n_failed += one.explanation.status not in FINE
+                self._asked += one.explanation.provenance.prompt_tokens
             if one.simulation is not None:
-                sent, n_records = one.simulation.provenance.prompt_tokens, len(one.simulation.records)
-                if one.replaces is not None:
-                    sent, n_records = sent - one.replaces.provenance.prompt_tokens, n_records - len(one.replaces.records)
                 self.n_failed += one.simulation.status != "ok"
-                self.prompt_tokens += sent
-                self.simulator_prompt_tokens += sent
-                self.scored_tokens += CROP_LENGTH * n_records
+                before = 0 if one.replaces is None else len(one.replaces.records)
+                self.scored_tokens += CROP_LENGTH * max(0, len(one.simulation.records) - before)
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
@@ -69,6 +70,10 @@ class Saving:
         return session_text(self._session()) if self.n_neurons else None
 
     def _session(self) -> Session:
+        cached = [e.used.cached_tokens for e in self._engines]
+        known = [
+            now_cached - before[2] for now_cached, before in zip(cached, self._before, strict=True) if now_cached is not None
+        ]
         return Session(
             started_at=self._started_at,
             seconds=time.monotonic() - self._began,
@@ -79,8 +84,11 @@ class Saving:
             n_neurons=self.n_neurons,
             n_failed=self.n_failed,
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            simulator_prompt_tokens=self.simulator_prompt_tokens,
+            cached_tokens=sum(known) if known else None,
+            completion_tokens=sum(
+                e.used.completion_tokens - before[1] for e, before in zip(self._engines, self._before, strict=True)
+            ),
+            simulator_prompt_tokens=0 if self._simulator is None else self.prompt_tokens - self._asked,
             scored_tokens=self.scored_tokens,
         )
 

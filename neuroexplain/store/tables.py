@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -301,8 +302,9 @@ sessions = Table(
     Column("simulator_model", SafeText),
     Column("n_neurons", Integer, nullable=False),
     Column("n_failed", Integer, nullable=False),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("completion_tokens", Integer, nullable=False),
-    Column("simulator_prompt_tokens", Integer, nullable=False),
-    Column("scored_tokens", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("simulator_prompt_tokens", BigInteger, nullable=False),
+    Column("scored_tokens", BigInteger, nullable=False),
 )

@@ -1,62 +1,339 @@
-"""A real vLLM serving SmolLM2. `make test-vllm` sets both up; without them these tests are left out of `make test`."""
+"""A real vLLM serving SmolLM2. `make test-vllm` sets both up; without them these tests are left out of `make test`.
+
+SmolLM2's tokenizer adds no BOS, so all of this is also without one.
+"""
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
-from neuroexplain.errors import EngineError
+from neuroexplain.errors import EngineError, LlmReplyError
+from neuroexplain.llm.distributions import NEUTRAL, AtNext, AtRows, TopOfPrompt
 from neuroexplain.llm.engine import Message
+from neuroexplain.llm.explainer import parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.simulator import DigitsSimulator
+from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.types import VocabularyEntry
 from tests.fakes import tiny_subject, words
+from tests.llm.test_llm import HOSTILE
+from tests.proxy import FAULTS, PASSING, Proxy
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 ENVIRONMENT = Path(__file__).parent.parent.parent / ".venv-vllm"
 COMMAND = f"{ENVIRONMENT}/bin/python -m vllm.entrypoints.openai.api_server"
 MODEL = str(ENVIRONMENT / "smollm2")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096")
+# Eager mode starts in half the time; small blocks of the prefix cache make cut prompts worth it.
+ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager", "--block-size", "32")
+SERVED = (*ARGUMENTS, "--enable-scale-out")
+ASKED = [Message("user", "Name the capital of France in one word.")]
+VOCABULARY = {i: VocabularyEntry(i, text, False) for i, text in enumerate([" she", " bought", " two", *HOSTILE])}
+
+
+class Served:
+    """vLLM on a port of its own, which can be killed and started again."""
+
+    def __init__(self):
+        with socket.socket() as opened:
+            opened.bind(("127.0.0.1", 0))
+            self.port = opened.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+        self.wait()
+
+    def start(self):
+        typed = [*COMMAND.split(), "--model", MODEL, "--host", "127.0.0.1", "--port", str(self.port), *SERVED]
+        self.process = subprocess.Popen(typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def wait(self):
+        while self.process.poll() is None:
+            try:
+                if httpx.get(f"{self.url}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.5)
+        raise AssertionError(f"vLLM ended with status {self.process.returncode}")
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 @pytest.fixture(scope="module")
-def url():
-    with serve_vllm(MODEL, ARGUMENTS, COMMAND, print) as found:
-        yield found
+def served():
+    one = Served()
+    yield one
+    one.kill()
 
 
-def test_the_server_answers_as_the_local_engine_does(url):
-    server, local = ServerEngine(url), LocalEngine(MODEL, dtype="float32")
-    asked = [Message("user", "Name the capital of France in one word.")]
-    assert server.generate(asked, max_tokens=8, temperature=0.0, seed=0).text == (
-        local.generate(asked, max_tokens=8, temperature=0.0, seed=0).text
+@pytest.fixture(scope="module")
+def url(served):
+    return served.url
+
+
+@pytest.fixture(scope="module")
+def local():
+    return LocalEngine(MODEL, dtype="float32")
+
+
+def test_the_server_answers_as_the_local_engine_does(url, local):
+    server = ServerEngine(url)
+    assert server.generate(ASKED, max_tokens=8, temperature=0.0, seed=0).text == (
+        local.generate(ASKED, max_tokens=8, temperature=0.0, seed=0).text
     )
 
 
-def test_levels_from_the_server_are_the_exact_ones_but_for_the_cut(url):
-    vocabulary = {i: VocabularyEntry(i, text, False) for i, text in enumerate([" she", " bought", "\t", " two", "<start>"])}
-    served = DigitsSimulator(ServerEngine(url)).simulate("buying and selling", range(5), vocabulary)
-    exact = DigitsSimulator(LocalEngine(MODEL, dtype="float32")).simulate("buying and selling", range(5), vocabulary)
-    assert served.digit_mass is not None
-    assert exact.digit_mass is not None
-    assert np.all(served.digit_mass <= exact.digit_mass + 1e-3)
-    for level, mass, true, whole in zip(served.levels, served.digit_mass, exact.levels, exact.digit_mass, strict=True):
-        if mass > whole - 1e-3:  # nothing was cut
-            assert level == pytest.approx(true, abs=0.02)
+def test_exact_ways_give_the_local_engine_s_distributions_on_hostile_tokens(url, local):
+    server = ServerEngine(url)
+    digits = DigitsSimulator(local)
+    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
+    true = local.level_distributions(ids, rows, digits.level_token_ids)
+    assert server.find_way(ids, rows, digits.level_token_ids).name == "logprob_token_ids"
+    assert server.version.endswith(", logprob_token_ids")
+    found = server.level_distributions(ids, rows, digits.level_token_ids)
+    np.testing.assert_allclose(found, true, atol=0.005)
+    assert server.used.prompt_tokens > sum(rows)
+
+
+def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
+    server = ServerEngine(url)
+    server._way = TopOfPrompt(20)
+    digits = DigitsSimulator(local)
+    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
+    true = local.level_distributions(ids, rows, digits.level_token_ids)
+    found = server.level_distributions(ids, rows, digits.level_token_ids)
+    seen = found > 0
+    assert seen.any()
+    assert ((found < true + 0.005) & (seen | (true < 0.05))).all()
+    single = np.array([len(spelled) == 1 for spelled in digits.level_token_ids])  # of two spellings one may be cut
+    np.testing.assert_allclose(found[seen & single], true[seen & single], atol=0.005)
+
+
+def test_scored_rows_are_refused_without_a_gpu(url):
+    server = ServerEngine(url)
+    server._way = AtRows()
+    with pytest.raises(Refused, match="V2 model runner"):
+        server.level_distributions([1, 2, 3], [0], [[5]])
+
+
+def test_sampling_options_do_not_reach_the_log_probabilities(url):
+    """Whether the server gives true log-probabilities or processed ones: what we send leaves both the same."""
+    ids, chosen = list(range(100, 140)), [47, 198, 260]
+
+    def ask(**options):
+        asked = {"model": MODEL, "prompt": ids, "max_tokens": 1, "logprobs": 1, "logprob_token_ids": chosen, **options}
+        answer = httpx.post(f"{url}/v1/completions", json={**asked, "return_tokens_as_token_ids": True}, timeout=60).json()
+        top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        return [top[f"token_id:{i}"] for i in chosen]
+
+    neutral = ask(**NEUTRAL)
+    np.testing.assert_allclose(ask(temperature=0.0), neutral, atol=1e-3)
+    np.testing.assert_allclose(ask(temperature=2.0, top_k=1), neutral, atol=1e-3)
 
 
 def test_a_wrong_name_lists_what_is_served(url):
     with pytest.raises(EngineError, match=r"it serves .*smollm2"):
-        ServerEngine(url, "gpt-none")
+        ServerEngine(url, "gpt-4")
+
+
+def test_what_does_not_fit_is_refused_by_the_server_too(url):
+    server = ServerEngine(url)
+    server.context_length = None
+    with pytest.raises(LlmReplyError) as failed:
+        server.generate([Message("user", "river " * 5000)], max_tokens=5, temperature=0.0, seed=0)
+    assert failed.value.status == "context_too_long"
+
+
+@pytest.mark.parametrize("way", [AtNext(), TopOfPrompt(20)], ids=lambda way: way.name)
+def test_no_fault_becomes_a_value(url, way, monkeypatch):
+    """Each fault once on a text and once on a distribution: after it the same answer, or a failed attempt with its reply."""
+    monkeypatch.setattr("neuroexplain.llm.gate.FIRST_PAUSE", 0.01)
+    proxy = start_proxy(url)
+    server = ServerEngine(proxy.url)
+    server._way = way
+    ids, rows = DigitsSimulator(server).build_prompt("buying", [0, 1, 2], VOCABULARY)
+    levels = DigitsSimulator(server).level_token_ids
+
+    def ask(kind):
+        if kind == "text":
+            return parse_reply(server.generate(ASKED, max_tokens=8, temperature=0.0, seed=0).text)
+        return server.level_distributions(ids, rows, levels).tolist()
+
+    clean = {kind: ask(kind) for kind in ("text", "levels")}
+    for name in FAULTS:
+        for kind in clean:
+            proxy.inject([name])
+            failed = None
+            try:
+                assert ask(kind) == clean[kind], name
+            except LlmReplyError as error:
+                failed = error
+            if name in PASSING or not proxy.injected[name]:
+                assert failed is None, (name, kind)
+            else:
+                assert failed is not None, (name, kind)
+                assert failed.reply, (name, kind)
+            proxy.injected.clear()
+    proxy.inject([])
+    assert {kind: ask(kind) for kind in clean} == clean
+    server.close()
+    proxy.shutdown()
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """A folder with `x.db`: the neurons of a tiny subject."""
+    folder = tmp_path_factory.mktemp("collected")
+    tiny_subject(folder / "model")
+    texts = [words(600, seed=n) for n in range(12)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = run(folder / "x.db", "collect", "--model", "model", "--dataset", "text.jsonl")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def start(db, *typed):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *typed, "--db", str(db)]
+    environment = {**os.environ, "NEUROEXPLAIN_VLLM": COMMAND}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=db.parent, env=environment)
+
+
+def run(db, *typed):
+    process = start(db, *typed)
+    out, err = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(typed, process.returncode, out, err)
+
+
+def start_proxy(url):
+    proxy = Proxy(url)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    return proxy
+
+
+def copy_of(collected, name):
+    (collected / name).write_bytes((collected / "x.db").read_bytes())
+    return collected / name
+
+
+NEURONS = ("0:3", "0:4", "1:5")
+EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts")
+
+
+def read_results(db):
+    """What each neuron's page says, without ids and times."""
+    found = {}
+    for neuron in NEURONS:
+        page = json.loads(run(db, "show", neuron, "--json").stdout)
+        found[neuron] = [without_ids(one) for one in page["explanations"]]
+    return found
+
+
+def without_ids(value):
+    if isinstance(value, dict):
+        return {key: without_ids(one) for key, one in value.items() if key not in ("id", "seconds", "other_explanation_id")}
+    return [without_ids(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def clean(collected, url):
+    """The proxy that has recorded a run without faults, and what the run found."""
+    proxy = start_proxy(url)
+    db = copy_of(collected, "clean.db")
+    done = run(db, *EXPLAIN, "--server", proxy.url)
+    assert done.returncode == 0, done.stderr
+    assert run(db, "verify").returncode == 0
+    return proxy, read_results(db)
+
+
+def test_explain_and_score_end_to_end(clean):
+    _, found = clean
+    for explanation in (one for of_neuron in found.values() for one in of_neuron):
+        assert (explanation["explainer"], explanation["status"]) == ("excerpts", "ok")
+        assert {s["simulator"] for s in explanation["scores"]} == {"digits"}
+        assert all(len(s["digit_mass"]) == 32 for s in explanation["simulations"])
+
+
+@pytest.mark.parametrize("faults", [list(PASSING), [*list(PASSING), "shifted", "positive", "miscounted", "empty"]])
+def test_a_run_with_faults_finds_the_same_but_for_what_is_marked_failed(collected, clean, faults):
+    proxy, expected = clean
+    proxy.inject(faults, every=2)
+    db = copy_of(collected, f"faults{len(faults)}.db")
+    done = run(db, *EXPLAIN, "--server", proxy.url)
+    assert len(proxy.injected) >= len(PASSING) - 1
+    proxy.injected.clear()
+    lasting = len(faults) > len(PASSING)
+    assert (done.returncode == 0) is not lasting, done.stderr
+    found, equal = read_results(db), 0
+    for neuron in NEURONS:
+        for one, true in zip(found[neuron], expected[neuron], strict=True):
+            scored = one["status"] == "ok" and all(s["status"] not in ("llm_error", "parse_error") for s in one["scores"])
+            assert scored or lasting
+            if scored:
+                assert one == true
+                equal += 1
+            elif one["status"] == "ok":
+                assert one["text"] == true["text"]
+                assert all(s["correlation"] is None and s["reason"] for s in one["scores"])
+            else:
+                assert one["text"] is None
+    assert equal or lasting
+    assert run(db, "verify").returncode == 0
+    proxy.inject([])
+    again = run(db, *EXPLAIN, "--server", proxy.url, "--retry-failed")
+    assert again.returncode == 0, again.stderr
+    assert read_results(db) == expected
+
+
+def test_a_client_killed_half_way_goes_on(collected, clean):
+    proxy, expected = clean
+    proxy.inject([])
+    proxy.slow = 0.5
+    db = copy_of(collected, "killed.db")
+    process = start(db, *EXPLAIN, "--server", proxy.url, "--in-flight", "2")
+    time.sleep(15)
+    process.kill()
+    process.communicate()
+    proxy.slow = 0.0
+    done = run(db, *EXPLAIN, "--server", proxy.url, "--in-flight", "2")
+    assert done.returncode == 0, done.stderr
+    assert read_results(db) == expected
+    assert run(db, "verify").returncode == 0
+
+
+def test_a_server_killed_half_way_costs_time_and_nothing_else(collected, served, clean):
+    _, expected = clean
+    db = copy_of(collected, "server.db")
+    process = start(db, *EXPLAIN, "--server", served.url)
+    time.sleep(12)
+    served.kill()
+    time.sleep(3)
+    assert process.poll() is None, process.communicate()
+    served.start()
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    assert run(db, "verify").returncode == 0
+    found = read_results(db)
+    assert [one["text"] for n in NEURONS for one in found[n]] == [one["text"] for n in NEURONS for one in expected[n]]
+    served.kill()
+    lost = run(copy_of(collected, "lost.db"), *EXPLAIN, "--server", served.url, "--max-wait", "5")
+    assert (lost.returncode, "There is no server" in lost.stderr) == (2, True)
+    served.start()
+    served.wait()
 
 
 def test_a_server_that_does_not_come_up_shows_its_log(tmp_path):
@@ -67,24 +344,11 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path):
         pass
 
 
-def test_explain_with_vllm_is_one_command(tmp_path):
-    tiny_subject(tmp_path / "model")
-    texts = [words(600, seed=n) for n in range(12)]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-    def run(*typed):
-        command = [sys.executable, "-m", "neuroexplain.cli.main", *typed, "--db", "x.db"]
-        environment = {**os.environ, "NEUROEXPLAIN_VLLM": COMMAND}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-
-    assert run("collect", "--model", "model", "--dataset", "text.jsonl").returncode == 0
-    done = run("explain", "--neurons", "0:3", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS))
+def test_explain_with_vllm_is_one_command(collected):
+    db = copy_of(collected, "vllm.db")
+    done = run(db, "explain", "--neurons", "0:3", "--no-score", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS))
     assert done.returncode == 0, done.stderr
-    page = json.loads(run("show", "0:3", "--json").stdout)
-    explanation = page["explanations"][0]
-    assert (explanation["explainer"], explanation["status"]) == ("pairs", "ok")
-    assert {s["simulator"] for s in explanation["scores"]} == {"digits"}
-    assert all(len(s["digit_mass"]) == 32 for s in explanation["simulations"])
-    assert run("verify").returncode == 0
-    left = subprocess.run(["pgrep", "-f", f"api_server --model {MODEL}.*{tmp_path.name}"], capture_output=True, check=False)
+    page = json.loads(run(db, "show", "0:3", "--json").stdout)
+    assert (page["explanations"][0]["explainer"], page["explanations"][0]["status"]) == ("pairs", "ok")
+    left = subprocess.run(["pgrep", "-f", f"api_server --model {MODEL}.*{db.parent.name}"], capture_output=True, check=False)
     assert left.stdout == b""

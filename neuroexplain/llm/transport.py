@@ -1,0 +1,162 @@
+"""Requests to one server until they are answered, refused or not worth another try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from neuroexplain.errors import EngineLost, LlmReplyError
+from neuroexplain.llm.gate import Gate
+
+TRIES = 5  # of a request that is itself at fault, for all that one can tell
+KEPT = 20_000  # characters of a reply that are kept with a failed attempt
+SHORTEST_TIMEOUT = 30.0  # seconds
+STOPPED = "The run was stopped."
+
+Answer = TypeVar("Answer")
+
+
+class Refused(LlmReplyError):
+    """The server's last word on a request: asking again would bring the same."""
+
+
+class Fault(Enum):
+    """Why a request got no answer, by what that says of the request itself."""
+
+    AWAY = auto()  # nobody there, or somebody who says that the server is not: nothing
+    BUSY = auto()  # too many requests: nothing
+    FAILED = auto()  # taken, and then an error or nothing: something, if others are answered meanwhile
+    BROKEN = auto()  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
+
+
+FAULTS = {
+    408: Fault.FAILED,
+    425: Fault.BUSY,
+    429: Fault.BUSY,
+    500: Fault.FAILED,
+    502: Fault.AWAY,
+    503: Fault.AWAY,
+    504: Fault.AWAY,
+}  # other statuses are the server's last word
+
+
+class Transport:
+    """POSTs to one server. May be used from many threads: its gate bounds how many requests are under way."""
+
+    def __init__(self, root: str, *, api_key: str | None, max_wait: float, in_flight: int) -> None:
+        """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost."""
+        self.root = root
+        self.gate = Gate(in_flight)
+        self._max_wait = max_wait
+        headers = {"Content-Type": "application/json"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
+        timeout = httpx.Timeout(max(max_wait, SHORTEST_TIMEOUT), connect=10.0)
+        self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+
+    def post(self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]) -> tuple[Answer, bytes]:
+        """The answer to the request `asked`, decoded, and as it came.
+
+        Tried again while the server is away, restarting or busy. Raises EngineLost where nobody was answered for
+        `max_wait` seconds, or the transport was closed. Raises LlmReplyError where the server refuses the request, where
+        the answer is JSON of another shape, and where this request fails again and again.
+        """
+        body = msgspec.json.encode(asked)
+        failures, seen = 0, self.gate.n_answers
+        while True:
+            began = self.gate.enter()
+            if began is None:
+                raise EngineLost(STOPPED)
+            found = self._send(self.root + path, body, decoder)
+            if not isinstance(found, _Failure):
+                self.gate.answered()
+                if isinstance(found, LlmReplyError):
+                    raise found
+                return found
+            away = self.gate.failed(began, away=found.fault is Fault.AWAY, wait=found.wait)
+            if self.gate.closed:
+                raise EngineLost(STOPPED)
+            others = self.gate.n_answers > seen
+            seen = self.gate.n_answers
+            failures += found.fault is Fault.BROKEN or (found.fault is Fault.FAILED and others)
+            if failures == TRIES:
+                raise LlmReplyError("llm_error", f"{found.why}, {TRIES} times", found.reply)
+            if away > self._max_wait:
+                raise EngineLost(
+                    f"The server at {self.root} did not answer for {self._max_wait:g} seconds ({found.why}). "
+                    "What was finished is kept; run the same command again when it is back."
+                )
+
+    def close(self) -> None:
+        """Requests that wait fail at once."""
+        self.gate.close()
+        self.client.close()
+
+    def _send(
+        self, url: str, body: bytes, decoder: msgspec.json.Decoder[Answer]
+    ) -> tuple[Answer, bytes] | LlmReplyError | _Failure:
+        """One try."""
+        try:
+            with self.client.stream("POST", url, content=body) as answer:
+                try:
+                    raw = answer.read()
+                except httpx.HTTPError as error:
+                    return _Failure(Fault.BROKEN, f"the answer broke off: {error}")
+        except httpx.TimeoutException as error:
+            away = isinstance(error, httpx.ConnectTimeout)
+            return _Failure(Fault.AWAY if away else Fault.FAILED, "it took too long")
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+            refused = isinstance(error, httpx.ConnectError | RuntimeError)
+            return _Failure(Fault.AWAY if refused else Fault.FAILED, str(error) or type(error).__name__)
+        if answer.status_code in FAULTS:
+            said = raw.decode("utf-8", "replace")
+            return _Failure(FAULTS[answer.status_code], f"status {answer.status_code}", _retry_after(answer), said[:KEPT])
+        if not answer.is_success:
+            return refusal(answer.status_code, raw)
+        try:
+            return decoder.decode(raw), raw
+        except msgspec.ValidationError as error:
+            return unusable(f"the answer has another shape: {error}", raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=raw.decode("utf-8", "replace")[:KEPT])
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    fault: Fault
+    why: str
+    wait: float = 0.0  # seconds that the server asked for
+    reply: str | None = None
+
+
+def unusable(reason: str, raw: bytes) -> LlmReplyError:
+    """A failed attempt whose answer is kept to be looked at."""
+    return LlmReplyError("llm_error", reason, raw.decode("utf-8", "replace")[:KEPT])
+
+
+def refusal(status: int, raw: bytes) -> Refused:
+    """A request that the server will not answer, with what it said."""
+    text = raw.decode("utf-8", "replace")
+    try:
+        said = msgspec.json.decode(raw)
+        said = said.get("error", said) if isinstance(said, dict) else said
+        said = said.get("message", said) if isinstance(said, dict) else said
+    except msgspec.DecodeError:
+        said = text
+    too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
+    return Refused("context_too_long" if too_long else "llm_error", f"{status}: {str(said)[:500]}", text[:KEPT])
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds, from a number or a date; 0 where there is neither."""
+    said = answer.headers.get("Retry-After", "")
+    if said.strip().isdecimal():
+        return float(said)
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without its zone
+        return 0.0
