@@ -12,7 +12,6 @@ import pytest
 import neuroexplain as nx
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.jsonl import export_jsonl
-from neuroexplain.exchange.neuronpedia import export_neuronpedia
 from neuroexplain.exchange.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.present import query_csv, show_json
@@ -73,25 +72,6 @@ def test_jsonl_is_what_show_prints(store, tmp_path):
     list(export_jsonl(store, run, neurons, tmp_path / "out"))
     lines = gzip.decompress((tmp_path / "out" / "neurons.jsonl.gz").read_bytes()).splitlines()
     assert [json.loads(line) for line in lines] == [show_json(load_page(store, run, n)) for n in neurons]
-
-
-def test_neuronpedia_rows_have_its_columns(store, tmp_path):
-    run = load_run(store)
-    neurons = list_explained_ids(store, run.id)
-    list(export_neuronpedia(store, run, neurons, tmp_path / "out"))
-
-    def lines(name):
-        packed = (tmp_path / "out" / name / "batch-0.jsonl.gz").read_bytes()
-        return [json.loads(one) for one in gzip.decompress(packed).splitlines()]
-
-    rows = {name: lines(name) for name in ("features", "activations", "explanations")}
-    assert len(rows["features"]) == len(neurons)
-    for one in rows["activations"]:
-        assert len(one["tokens"]) == len(one["values"]) == 64
-        assert one["values"][one["maxValueTokenIndex"]] == one["maxValue"]
-    assert {tuple(one) for one in rows["explanations"]} == {
-        ("id", "modelId", "layer", "index", "authorId", "description", "typeName", "explanationModelName")
-    }
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_text(store):
