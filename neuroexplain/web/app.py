@@ -17,7 +17,6 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -41,6 +40,17 @@ from neuroexplain.store.read import (
 )
 from neuroexplain.types import Kind, NeuronId, NeuronPage, QueryRow, Run
 from neuroexplain.web import views
+from neuroexplain.web.answers import (
+    BIG,
+    ActivationRequest,
+    Activations,
+    NeuronAnswer,
+    Problem,
+    QueryResult,
+    QueryResults,
+    RunAnswer,
+    StrongNeuron,
+)
 from neuroexplain.web.views import Links
 
 HEADERS = {
@@ -53,53 +63,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE_SIZE = 50
 THREADS = 2  # pages drawn at once: more would only wait for the interpreter, and each other
 SUMMARY_SECONDS = 60.0  # the start page's charts are drawn anew this often at most
-BIG = 2**31 - 1
 
 Number = Annotated[int, Path(ge=0, le=BIG)]
 RunId = Annotated[int | None, Query(ge=1, le=BIG, description="Which run; the latest finished one unless told.")]
 Words = Annotated[str | None, Query(max_length=500)]
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
-
-
-class QueryResult(BaseModel):
-    """One explanation with its headline score."""
-
-    layer: int
-    neuron: int
-    explanation: str
-    explanation_id: int
-    correlation: float | None
-    ci_low: float | None
-    ci_high: float | None
-    explainer: str
-    model: str
-    simulator: str | None
-    simulator_model: str | None
-    max_activation: float | None
-
-
-class QueryResults(BaseModel):
-    """One page of results, best first."""
-
-    results: list[QueryResult]
-    page: int
-    next_page: int | None
-
-
-class Problem(BaseModel):
-    """What was wrong with a request."""
-
-    error: str
-    reason: str
-
-
-class ActivationRequest(BaseModel):
-    """A text, and a neuron or a token's place."""
-
-    text: str = Field(min_length=1, max_length=2000)
-    layer: int | None = Field(None, ge=0, le=BIG)
-    neuron: int | None = Field(None, ge=0, le=BIG)
-    position: int | None = Field(None, ge=0, le=BIG, description="A token's place: which neurons fire most there?")
 
 
 def make_app(
@@ -307,11 +275,11 @@ def make_app(
         return HTMLResponse(views.render("docs.html"))
 
     @app.get("/api/runs", responses=problems)
-    def api_runs() -> list[dict[str, Any]]:
+    def api_runs() -> list[RunAnswer]:
         """All runs, oldest first."""
-        return [run_json(run) for run in list_runs(store)]
+        return [RunAnswer(**run_json(run)) for run in list_runs(store)]
 
-    @app.get("/api/neurons/{layer}/{neuron}", responses=problems)
+    @app.get("/api/neurons/{layer}/{neuron}", responses={**problems, 200: {"model": NeuronAnswer}})
     def api_neuron(layer: Number, neuron: Number, run: RunId = None) -> Response:
         """One neuron: exemplars, explanations, simulations and scores, as `neuroexplain show --json` prints it."""
         return JSONResponse(show_json(neuron_page_of(run, layer, neuron)))
@@ -336,33 +304,29 @@ def make_app(
         results = [QueryResult(**one) for one in query_json(rows)]
         return QueryResults(results=results, page=page_number, next_page=page_number + 1 if more else None)
 
-    @app.post("/api/activations", responses=problems)
-    def api_activations(asked: ActivationRequest, run: RunId = None) -> dict[str, Any]:
+    @app.post("/api/activations", responses=problems, response_model_exclude_unset=True)
+    def api_activations(asked: ActivationRequest, run: RunId = None) -> Activations:
         """A neuron's activation on each token of a text, or the neurons that fire most on one token. Needs `serve --model`."""
         if probe is None:
             raise HTTPException(409, "No model is loaded: start the viewer with  neuroexplain serve --model MODEL")
         found = load_run(store, run)
         if asked.position is not None:
-            strongest = probe.strongest(store, asked.text, found, asked.position)
-            return {
-                "tokens": probe.tokens(asked.text),
-                "position": asked.position,
-                "neurons": [
-                    {
-                        "layer": s.neuron.layer,
-                        "neuron": s.neuron.neuron,
-                        "activation": s.activation,
-                        "share_of_max": s.share,
-                        "explanation": s.row.explanation if s.row else None,
-                        "correlation": s.row.correlation if s.row else None,
-                    }
-                    for s in strongest
-                ],
-            }
+            strongest = [
+                StrongNeuron(
+                    layer=s.neuron.layer,
+                    neuron=s.neuron.neuron,
+                    activation=s.activation,
+                    share_of_max=s.share,
+                    explanation=s.row.explanation if s.row else None,
+                    correlation=s.row.correlation if s.row else None,
+                )
+                for s in probe.strongest(store, asked.text, found, asked.position)
+            ]
+            return Activations(tokens=probe.tokens(asked.text), position=asked.position, neurons=strongest)
         if asked.layer is None or asked.neuron is None:
             raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
         tokens, acts = probe.activations(asked.text, found, NeuronId(asked.layer, asked.neuron))
-        return {"layer": asked.layer, "neuron": asked.neuron, "tokens": tokens, "activations": acts}
+        return Activations(tokens=tokens, layer=asked.layer, neuron=asked.neuron, activations=acts)
 
     @app.get("/{layer:int}/{neuron:int}", response_class=HTMLResponse, include_in_schema=False)
     def neuron_page(

@@ -115,7 +115,7 @@ async function showResults(into) {
     first.append(element("a", at, { href: `neuron.html?at=${at}` }));
     explained.append(element("a", row.explanation, { href: `neuron.html?at=${at}` }));
     line.append(first, element("td", two(row.correlation), { class: "num" }), element("td", row.ci_low === null ? "" : `${two(row.ci_low)} to ${two(row.ci_high)}`, { class: "num" }),
-      explained, element("td", row.explainer), element("td", row.simulator || ""), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
+      explained, element("td", row.explainer, { class: "by" }), element("td", row.simulator || "", { class: "by" }), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
     table.append(line);
   }
   into.replaceChildren(found.length ? table : element("p", "No explanation fits."));
