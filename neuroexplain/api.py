@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.errors import NeuroexplainError
-from neuroexplain.pipeline.page import load_page
+from neuroexplain.pipeline.page import find_explanations, load_page
 from neuroexplain.present import number, printable, query_json, show_json
 from neuroexplain.store.engine import Store, open_store
-from neuroexplain.store.read import find_token_ids, list_runs, load_run, query_explanations
+from neuroexplain.store.read import list_runs, load_run
 from neuroexplain.types import Exemplar, Explanation, NeuronId, NeuronPage, QueryRow, Run, StoredScore
 
 if TYPE_CHECKING:
@@ -112,22 +111,16 @@ class Database:
         run: int | None = None,
     ) -> QueryRows:
         """Explanations by words, layers, score, simulator and peak token, best first."""
-        if sort not in ("score", "activation", "neuron"):
-            raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is score, activation, neuron.")
-        found = load_run(self._store, run)
-        peaks: Sequence[int] | None = None
-        if peak_token is not None and not (peaks := find_token_ids(self._store, found.id, peak_token)):
-            raise NeuroexplainError(f"{peak_token!r} is not one token of the subject's vocabulary.")
-        rows = query_explanations(
+        rows = find_explanations(
             self._store,
-            found.id,
+            load_run(self._store, run),
             text=text,
             layers=layers,
             min_score=min_score,
             max_score=max_score,
             simulator=simulator,
             sort=sort,
-            peak_token_ids=peaks,
+            peak_token=peak_token,
             chosen_only=chosen_only,
             limit=limit,
         )

@@ -8,9 +8,10 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.types import CROP_LENGTH, NeuronPage, QueryRow, Run, Session, Stats, StoredScore
+from neuroexplain.types import CROP_LENGTH, Exemplar, NeuronPage, QueryRow, Run, Session, Stats, StoredScore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidirectional and ze
 
 def printable(text: str) -> str:
     """The text on one line with nothing in it that a terminal would act on or hide: white space shown, controls as U+XXXX."""
+    if text.isprintable():  # none of those categories
+        return text
     return "".join(_SHOWN.get(c) or (f"<U+{ord(c):04X}>" if unicodedata.category(c) in _HIDDEN else c) for c in text)
 
 
@@ -175,9 +178,32 @@ def join_sessions(sessions: Iterable[Session]) -> list[Session]:
     return list(joined.values())
 
 
+def random_histogram(exemplars: Sequence[Exemplar], bins: int = 40) -> tuple[list[int], list[float]]:
+    """How many tokens of the random records lie in each bin of activations, and the bins' middles; both empty without them."""
+    import numpy as np
+
+    values = [x.activations for x in exemplars if x.kind == "random"]
+    if not values:
+        return [], []
+    counts, edges = np.histogram(np.concatenate(values), bins=bins)
+    return counts.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
+
+
+def corpus_name(run: Run) -> str:
+    """What the run read, in a few words."""
+    named = run.config.get("dataset") or run.config.get("folder") or ""
+    names = [named] if isinstance(named, str) else list(named)
+    return ", ".join(Path(str(name)).name if str(name).startswith("/") else str(name) for name in names[:3])
+
+
 def short_name(model: str) -> str:
     """A model file by its name alone; hub names and folders as they are."""
     return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model
+
+
+def explained_by(explainer: str, model: str) -> str:
+    """An explainer and its model, harmless; the baseline and people have no model of another name."""
+    return printable(f"{explainer}, {short_name(model)}" if explainer != model else explainer)
 
 
 def number(value: float | None) -> str:

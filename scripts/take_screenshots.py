@@ -23,5 +23,6 @@ with sync_playwright() as playwright:
         page.goto(address + path)
         if key:
             page.keyboard.press(key)
+            page.wait_for_selector(".record .crop")
         page.screenshot(path=out / f"{name}.png")
     browser.close()

@@ -21,13 +21,17 @@ from neuroexplain.types import Explanation, NeuronId, Provenance
 from tests.fakes import tiny_subject, words
 
 ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
-HOSTILE_TEXT = f" {ATTACK} javascript:alert(1) \x00\x1b[31m \u202eevil\u202c {'x' * 400} {{{{7*7}}}} \" ' OR 1=1 -- "
+MARKUP = "</script></pre> <svg/onload=alert(1)> &lt;b&gt; <!-- ]]> javascript:alert(1)"
+HOSTILE_TEXT = f" {ATTACK} {MARKUP} \x00\x1b[31m \u202eevil\u202c {'x' * 400} {{{{7*7}}}} \" ' OR 1=1 -- "
 HOSTILE_EXPLANATION = f'=HYPERLINK("http://x") "quotes" OR NEAR(a b) {ATTACK} \u202e'
 
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
-    """A folder with a tiny model, `model`, and `x.db`: two layers of 24 neurons, 20 of them explained and scored."""
+    """A folder with a tiny model, `model`, and `x.db`: two layers of 24 neurons, 20 of them explained and scored.
+
+    Neuron 0:1 has a hostile explanation, 0:2 one that was not chosen.
+    """
     folder = tmp_path_factory.mktemp("hostile")
     tiny_subject(folder / "model")
     texts = [words(500, seed=n) + HOSTILE_TEXT * 3 for n in range(12)]
@@ -42,6 +46,8 @@ def hostile(tmp_path_factory):
             draw(run_explain(store, run, ExplainConfig(neurons, "tokens", 0, False), *engines))
         mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
         save_explanation(store, run.id, Explanation(NeuronId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
+        other = Explanation(NeuronId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False)
+        save_explanation(store, run.id, other)
     return folder
 
 

@@ -18,14 +18,15 @@ class Stopping:
         self.asked = False
 
     def install(self) -> None:
-        signal.signal(signal.SIGINT, self._answer)
+        signal.signal(signal.SIGINT, self.answer)
 
     def check(self) -> None:
         """Called between two steps. Raises Interrupted where a stop was asked for."""
         if self.asked:
             raise Interrupted
 
-    def _answer(self, signal_number: int, frame: object) -> None:
+    def answer(self, signal_number: int, frame: object) -> None:
+        """A signal's handler."""
         if not self.gently or self.asked:
             raise Interrupted
         self.asked = True

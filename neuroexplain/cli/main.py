@@ -16,7 +16,6 @@ import os
 import shlex
 import sys
 import tomllib
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -301,12 +300,11 @@ def query(
     """Find explanations by text, layer, score or peak token, best first."""
     from neuroexplain.cli.render import failures_table, query_table
     from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.pipeline.page import find_explanations
     from neuroexplain.present import query_csv, query_json
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import find_token_ids, list_failures, load_run, query_explanations
+    from neuroexplain.store.read import list_failures, load_run
 
-    if sort not in ("score", "activation", "neuron"):
-        raise NeuroexplainError(f"--sort {sort!r} is not one of score, activation, neuron.")
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         if failed:
@@ -318,18 +316,15 @@ def query(
             else:
                 say("Nothing failed.")
             return
-        peaks = None if peak_token is None else find_token_ids(store, run.id, peak_token)
-        if peaks == []:
-            raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
-        rows = query_explanations(
+        rows = find_explanations(
             store,
-            run.id,
+            run,
             text=text,
             layers=parse_layers(layer) if layer is not None else None,
             min_score=min_score,
             max_score=max_score,
             sort=sort,
-            peak_token_ids=peaks,
+            peak_token=peak_token,
             chosen_only=not show_all,
             limit=limit,
         )
@@ -397,10 +392,6 @@ def serve(
     token: Annotated[str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="What every reader must bring.")] = None,
 ) -> None:
     """Read neurons in the browser: pages, search and a JSON API over one database, which is never written to."""
-    import socket
-
-    import uvicorn
-
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
@@ -412,21 +403,12 @@ def serve(
         load_run(store)
         from neuroexplain.pipeline.probe import Probe
         from neuroexplain.web.app import make_app
+        from neuroexplain.web.serving import listen, serve_until_stopped
 
-        probe = Probe(model) if model is not None else None
-        listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, port))
-        except OSError as error:
-            raise NeuroexplainError(f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0") from error
-        shown = f"[{host}]" if ":" in host else host
-        say(f"{db} is at http://{shown}:{listening.getsockname()[1]}/  (Ctrl-C ends it)")
-        config = uvicorn.Config(
-            make_app(store, probe=probe, token=token), log_level="warning", access_log=False, timeout_graceful_shutdown=3
-        )
-        with suppress(Interrupted, KeyboardInterrupt):  # Ctrl-C is how it ends
-            uvicorn.Server(config).run(sockets=[listening])
+        made = make_app(store, probe=Probe(model) if model is not None else None, token=token)
+        listening, address = listen(host, port)
+        say(f"{db} is at {address}  (Ctrl-C ends it)")
+        serve_until_stopped(made, listening)
 
 
 @app.command()

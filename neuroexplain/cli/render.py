@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.present import interval, number, printable, short_name, strength
+from neuroexplain.present import explained_by, interval, number, printable, random_histogram, short_name, strength
 from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
@@ -36,7 +36,7 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     for name, right in (("neuron", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("neuron", "score"))
     for row in rows:
-        by = f"{row.explainer}, {short_name(row.model)}" if row.explainer != row.model else row.explainer
+        by = explained_by(row.explainer, row.model)
         cells = (str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
@@ -173,10 +173,10 @@ def activation_style(value: float, strongest: float) -> str:
 def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     from rich.text import Text
 
-    by = f"{e.explainer}, {short_name(e.provenance.model)}" if e.explainer != e.provenance.model else e.explainer
+    by = explained_by(e.explainer, e.provenance.model)
     if e.status != "ok":
-        return [Text(f"{e.status} ({printable(by)}): {printable(e.reason or '')}", style="dim")]
-    lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {printable(by)}", "dim"))]
+        return [Text(f"{e.status} ({by}): {printable(e.reason or '')}", style="dim")]
+    lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {by}", "dim"))]
     for stored in sorted(page.scores, key=lambda x: (x.simulator, x.simulator_model, SCORE_KINDS.index(x.score.kind))):
         s = stored.score
         if stored.explanation_id == e.id and s.split == "report":
@@ -214,9 +214,10 @@ def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
     import numpy as np
     from rich.text import Text
 
-    values = [x.activations for x in exemplars if x.kind == "random"]
-    if not values:
+    counts, middles = random_histogram(exemplars, bins=32)
+    if not counts:
         return Text()
-    counts, edges = np.histogram(np.concatenate(values), bins=32)
-    heights = np.ceil(8 * np.log1p(counts) / np.log1p(counts.max())).astype(int)
-    return Text(f"  {edges[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {edges[-1]:.3g}  (random records, log counts)")
+    heights = np.ceil(8 * np.log1p(counts) / np.log1p(max(counts))).astype(int)
+    return Text(
+        f"  {middles[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {middles[-1]:.3g}  (random records, log counts)"
+    )

@@ -7,10 +7,12 @@ of the database that was exported; importing gives new ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +61,7 @@ from neuroexplain.types import (
     Simulation,
     Stats,
     StatsArrays,
+    StoredScore,
     VocabularyArrays,
     VocabularyEntry,
 )
@@ -67,6 +70,15 @@ VERSION = 1
 TABLES = ("neurons", "exemplars", "explanations", "scores", "simulations", "segments", "vocabulary", "prompts")
 READINGS = ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
+AT_ONCE = 500  # rows of a table that are in memory
+SCALARS: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+SCALARS |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[str, ...]: pa.list_(pa.string())}
+RECORDS = pa.list_(
+    pa.struct(
+        [("kind", pa.string()), ("rank", pa.int64()), ("first", pa.int64())]
+        + [(name, pa.list_(pa.float32())) for name in ("expected_levels", "digit_mass", "other_levels")]
+    )
+)
 NOT_KEPT = {"id", "status", "started_at", "finished_at", "n_segments", "n_documents", "n_tokens"}
 
 
@@ -76,35 +88,42 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
         for name in TABLES:
             (partial / name).mkdir()
         (partial / "run.json").write_text(json.dumps({"format": VERSION, **run_json(run)}, indent=1))
-        entries = {entry.token_id: entry for entry in load_vocabulary(store, run.id)}
-        _write(partial, "vocabulary", "all", [asdict(entry) for entry in entries.values()])
+        entries = load_vocabulary(store, run.id)
+        _write(partial, "vocabulary", "all", [asdict(entry) for entry in entries])
+        texts = _texts(entries)
         for number, segments in enumerate(list_segments(store, run.id)):
             rows = [{"segment": s.segment, "token_ids": s.token_ids.tolist()} for s in segments]
             _write(partial, "segments", f"{number:05}", rows)
-        prompts: set[str] = set()
+        prompts: set[str | None] = set()
         for done, layer in enumerate(run.layers, 1):
             name = f"layer-{layer:03}"
             found = load_collected_layer(store, run, layer)
-            pq.write_table(_neurons_table(found, run.d_mlp), partial / "neurons" / f"{name}.parquet", compression="zstd")
-            pq.write_table(
-                _exemplars_table(store, run, found, entries), partial / "exemplars" / f"{name}.parquet", compression="zstd"
-            )
+            for table, made in (
+                ("neurons", _neurons_table(found, run.d_mlp)),
+                ("exemplars", _exemplars_table(store, run, found, texts)),
+            ):
+                pq.write_table(made, partial / table / f"{name}.parquet", compression="zstd")
             explanations = list_explanations(store, run.id, layer=layer)
+            _write(partial, "explanations", name, map(_flat, explanations))
+            prompts |= {e.provenance.prompt_sha256 for e in explanations}
             ids = [e.id for e in explanations if e.id is not None]
-            simulations = list_simulations(store, ids)
-            _write(partial, "explanations", name, [_flat(e) for e in explanations])
-            _write(partial, "simulations", name, [_simulation_row(s) for s in simulations])
-            scores = list_scores(store, ids)
-            _write(partial, "scores", name, [_neuron(s.neuron) | {**asdict(s.score), **_scored_by(s)} for s in scores])
-            sources = [e.provenance for e in explanations] + [s.provenance for s in simulations]
-            prompts |= {p.prompt_sha256 for p in sources if p.prompt_sha256 is not None}
+            _write(partial, "simulations", name, _simulation_rows(store, ids, prompts))
+            _write(partial, "scores", name, (_score_row(one) for some in _some(ids) for one in list_scores(store, some)))
             yield Progress("exporting", done, len(run.layers), "layers")
-        texts = [(sha256, *load_prompt(store, sha256)) for sha256 in sorted(prompts)]
-        _write(partial, "prompts", "all", [{"sha256": sha256, "name": name, "text": text} for sha256, name, text in texts])
+        told = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
+        _write(partial, "prompts", "all", ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in told))
         held = [name for name in TABLES if any((partial / name).iterdir())]
         for name in set(TABLES) - set(held):
             (partial / name).rmdir()
         (partial / "README.md").write_text(_card(run, held), encoding="utf-8")
+
+
+def _simulation_rows(store: Store, explanation_ids: Sequence[int], prompts: set[str | None]) -> Iterator[dict[str, Any]]:
+    """The simulations of explanations, some at a time; their prompts are added to `prompts`."""
+    for some in _some(explanation_ids):
+        for one in list_simulations(store, some):
+            prompts.add(one.provenance.prompt_sha256)
+            yield _simulation_row(one)
 
 
 def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
@@ -128,42 +147,92 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     for row in _rows(folder, "prompts"):
         save_prompt(store, row["name"], row["text"])
     layers, d_mlp = told["layers"], told["d_mlp"]
-    new_ids: dict[int, int] = {}  # of explanations
-    waiting = []
+    new_ids = _NewIds()
     for done, layer in enumerate(layers, 1):
         name = f"layer-{layer:03}"
         if count_layer_neurons(store, run_id, layer) < d_mlp:
             save_collected_layer(store, run_id, _read_layer(folder, layer, d_mlp))
-        asked = [_explanation(row) for row in _rows(folder, "explanations", name)]
-        stored = save_explanations(store, run_id, asked)
-        new_ids |= {old.id: new.id for old, new in zip(asked, stored, strict=True) if old.id is not None and new.id is not None}
-        scores: dict[tuple[int, str, str], list[Score]] = {}
-        for row in _rows(folder, "scores", name):
-            key = (row["explanation_id"], row["simulator"], row["simulator_model"])
-            scores.setdefault(key, []).append(Score(**{f: row[f] for f in Score.__dataclass_fields__}))
-        for row in _rows(folder, "simulations", name):
-            made = _simulation(row)
-            waiting.append((made, scores.get((made.explanation_id, made.simulator, made.provenance.model), [])))
+        for rows in _batches(folder, "explanations", name):
+            asked = [_explanation(row) for row in rows]
+            new_ids.add(asked, save_explanations(store, run_id, asked))
         yield Progress("importing", done, len(layers), "layers")
-    if waiting:
-        save_simulations(store, run_id, [_with_new_ids(made, found, new_ids) for made, found in waiting])
+    for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
+        _import_simulations(store, run_id, folder, f"layer-{layer:03}", new_ids)
+        yield Progress("importing scores", done, len(layers), "layers")
     finish_run(store, run_id, **{name: told[name] for name in ("n_segments", "n_documents", "n_tokens")})
 
 
-def _with_new_ids(made: Simulation, scores: Sequence[Score], new_ids: Mapping[int, int]) -> tuple[Simulation, list[Score]]:
-    def new(old: int | None) -> int | None:
-        return None if old is None else new_ids.get(old)
+def _import_simulations(store: Store, run_id: int, folder: Path, name: str, new_ids: _NewIds) -> None:
+    """One layer's simulations with their scores. Both files are in the order of explanations and are read side by side."""
+    by_explanation = groupby(
+        (row for rows in _batches(folder, "scores", name) for row in rows), key=lambda row: row["explanation_id"]
+    )
+    at, own = next(by_explanation, (None, iter(())))
+    scores: dict[tuple[str, str], list[Score]] = {}
+    held: int | None = None  # whose scores these are
+    for rows in _batches(folder, "simulations", name):
+        made = []
+        for simulation in map(_simulation, rows):
+            if simulation.explanation_id != held:
+                held, scores = simulation.explanation_id, {}
+                while at is not None and at < held:
+                    at, own = next(by_explanation, (None, iter(())))
+                if at == held:
+                    for row in own:
+                        score = Score(**{f: row[f] for f in Score.__dataclass_fields__})
+                        scores.setdefault((row["simulator"], row["simulator_model"]), []).append(score)
+                    at, own = next(by_explanation, (None, iter(())))
+            found = scores.get((simulation.simulator, simulation.provenance.model), [])
+            made.append(_with_new_ids(simulation, found, new_ids))
+        save_simulations(store, run_id, made)
 
-    moved = replace(made, explanation_id=new_ids[made.explanation_id], other_explanation_id=new(made.other_explanation_id))
-    return moved, [replace(score, other_explanation_id=new(score.other_explanation_id)) for score in scores]
+
+class _NewIds:
+    """The explanations' ids here by those of the database that was exported; 16 bytes each."""
+
+    def __init__(self) -> None:
+        self._pairs = array("q"), array("q")
+        self._sorted: tuple[Any, Any] | None = None
+
+    def add(self, asked: Iterable[Explanation], stored: Iterable[Explanation]) -> None:
+        for old, new in zip(asked, stored, strict=True):
+            for ids, one in zip(self._pairs, (old, new), strict=True):
+                ids.append(one.id or 0)
+
+    def find(self, old: int | None) -> int | None:
+        """None where it was not exported, as for an explanation that was removed."""
+        if self._sorted is None:
+            olds, news = (np.array(ids, np.int64) for ids in self._pairs)
+            order = olds.argsort()
+            self._sorted = olds[order], news[order]
+        olds, news = self._sorted
+        at = 0 if old is None else int(np.searchsorted(olds, old))
+        return int(news[at]) if at < len(olds) and olds[at] == old else None
+
+
+def _with_new_ids(made: Simulation, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Simulation, list[Score]]:
+    own = new_ids.find(made.explanation_id)
+    if own is None:
+        raise NeuroexplainError(
+            f"A simulation of {made.neuron} belongs to explanation {made.explanation_id}, which is missing."
+        )
+    moved = replace(made, explanation_id=own, other_explanation_id=new_ids.find(made.other_explanation_id))
+    return moved, [replace(score, other_explanation_id=new_ids.find(score.other_explanation_id)) for score in scores]
+
+
+def _some(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Ids in ascending order, some at a time: so are the rows that belong to them."""
+    ids = sorted(ids)
+    return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))
 
 
 def _neuron(neuron: NeuronId) -> dict[str, int]:
     return {"layer": neuron.layer, "neuron": neuron.neuron}
 
 
-def _scored_by(stored: Any) -> dict[str, Any]:
-    return {name: getattr(stored, name) for name in ("explanation_id", "simulator", "simulator_model")}
+def _score_row(stored: StoredScore) -> dict[str, Any]:
+    whose = {name: getattr(stored, name) for name in ("explanation_id", "simulator", "simulator_model")}
+    return _neuron(stored.neuron) | asdict(stored.score) | whose
 
 
 def _flat(one: Any) -> dict[str, Any]:
@@ -191,7 +260,7 @@ def _provenance(row: Mapping[str, Any]) -> Provenance:
 
 def _explanation(row: Mapping[str, Any]) -> Explanation:
     names = set(Explanation.__dataclass_fields__) - {"neuron", "provenance"}
-    values = {name: row[name] for name in names}
+    values = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
     return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row), **values)
 
 
@@ -219,7 +288,7 @@ def _neurons_table(found: CollectedLayer, d_mlp: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _exemplars_table(store: Store, run: Run, found: CollectedLayer, entries: Mapping[int, VocabularyEntry]) -> pa.Table:
+def _exemplars_table(store: Store, run: Run, found: CollectedLayer, texts: pa.Array) -> pa.Table:
     parts = []
     for kind, x in found.exemplars.items():
         neuron, rank = x.counts_mask().nonzero()
@@ -227,14 +296,12 @@ def _exemplars_table(store: Store, run: Run, found: CollectedLayer, entries: Map
             continue
         segments, starts = x.segments[neuron, rank], x.starts[neuron, rank]
         ids = load_segment_ids(store, run.id, set(segments.tolist()))
-        tokens = [ids[s][a : a + RECORD_LENGTH] for s, a in zip(segments.tolist(), starts.tolist(), strict=True)]
-        flat = [entries[i].text if i in entries else "\ufffd" for row in tokens for i in row.tolist()]
+        tokens = np.stack([ids[s][a : a + RECORD_LENGTH] for s, a in zip(segments.tolist(), starts.tolist(), strict=True)])
+        shown = pa.DictionaryArray.from_arrays(np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32), texts)
         columns: dict[str, Any] = {"layer": np.full(len(neuron), found.layer, np.int32), "neuron": neuron.astype(np.int32)}
         columns |= {"kind": [kind] * len(neuron), "rank": rank.astype(np.int32), "activation": x.peaks[neuron, rank]}
         columns |= {name: getattr(x, name)[neuron, rank] for name in PLACES}
-        columns["tokens"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(flat).dictionary_encode().cast(pa.string()), RECORD_LENGTH
-        )
+        columns["tokens"] = pa.FixedSizeListArray.from_arrays(shown.cast(pa.string()), RECORD_LENGTH)
         columns["activations"] = pa.FixedSizeListArray.from_arrays(
             pa.array(x.activations[neuron, rank].reshape(-1)), RECORD_LENGTH
         )
@@ -242,9 +309,18 @@ def _exemplars_table(store: Store, run: Run, found: CollectedLayer, entries: Map
     return pa.concat_tables(parts) if parts else pa.table({"layer": pa.array([], pa.int32())})
 
 
+def _texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
+    """The vocabulary's texts by token id; U+FFFD where there is none, and at the end for greater ids."""
+    texts = ["\ufffd"] * (max((entry.token_id for entry in entries), default=-1) + 2)
+    for entry in entries:
+        texts[entry.token_id] = entry.text
+    return pa.array(texts)
+
+
 def _read_layer(folder: Path, layer: int, d_mlp: int) -> CollectedLayer:
     neurons = _table(folder, "neurons", f"layer-{layer:03}")
-    exemplars = _table(folder, "exemplars", f"layer-{layer:03}")
+    needed = ["neuron", "kind", "rank", "activation", "activations", *PLACES]
+    exemplars = _table(folder, "exemplars", f"layer-{layer:03}", needed)
     if neurons is None or exemplars is None or neurons.num_rows != d_mlp:
         raise NeuroexplainError(f"{folder} lacks the neurons or exemplars of layer {layer}, or some of them.")
     columns = {name: neurons[name].to_numpy() for name in neurons.column_names if name in Stats.__dataclass_fields__}
@@ -275,28 +351,66 @@ def _arrays(rows: pa.Table, d_mlp: int) -> ExemplarArrays:
     return ExemplarArrays(np.bincount(neuron, minlength=d_mlp), **placed, peaks=peaks, activations=activations)
 
 
-def _write(folder: Path, table: str, name: str, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        pq.write_table(pa.Table.from_pylist(rows), folder / table / f"{name}.parquet", compression="zstd")
+def _schema(table: str) -> pa.Schema:
+    """A table's columns: the same in every file, also where all values of one are missing."""
+    neuron = [("layer", pa.int64()), ("neuron", pa.int64())]
+    scored = [("explanation_id", pa.int64()), ("simulator", pa.string()), ("simulator_model", pa.string())]
+    columns: dict[str, list[tuple[str, Any]]] = {
+        "vocabulary": _columns(VocabularyEntry),
+        "segments": [("segment", pa.int64()), ("token_ids", pa.list_(pa.int64()))],
+        "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
+        "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
+        "simulations": [*neuron, *_columns(Simulation), *_columns(Provenance), ("records", RECORDS)],
+        "scores": [*neuron, *_columns(Score), *scored],
+    }
+    return pa.schema(columns[table])
 
 
-def _table(folder: Path, table: str, name: str) -> Any:
+def _columns(kind: type) -> list[tuple[str, Any]]:
+    """The fields of a type from types.py as columns; mappings are JSON; what has parts of its own is left out."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        inner = next((one for one in get_args(hint) if one in SCALARS), hint)  # of `X | None`
+        if get_origin(hint) is Literal or get_origin(hint) is Mapping:
+            inner = str
+        if inner in SCALARS and name not in ("neuron", "records"):
+            found.append((name, SCALARS[inner]))
+    return found
+
+
+def _write(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as they come; no file where there are none."""
+    schema, waiting = _schema(table), iter(rows)
+    some = list(islice(waiting, AT_ONCE))
+    if not some:
+        return
+    with pq.ParquetWriter(folder / table / f"{name}.parquet", schema, compression="zstd") as file:
+        while some:
+            file.write_table(pa.Table.from_pylist(some, schema))
+            some = list(islice(waiting, AT_ONCE))
+
+
+def _table(folder: Path, table: str, name: str, columns: list[str] | None = None) -> Any:
     file = folder / table / f"{name}.parquet"
     try:
-        return pq.read_table(file) if file.exists() else None
+        return pq.read_table(file, columns=columns) if file.exists() else None
     except (OSError, pa.ArrowException) as error:
         raise NeuroexplainError(f"Cannot read {file}: {error}") from error
 
 
-def _batches(folder: Path, table: str) -> Iterable[list[dict[str, Any]]]:
-    for file in sorted((folder / table).glob("*.parquet")):
-        found = _table(folder, table, file.stem)
-        yield found.to_pylist()
+def _batches(folder: Path, table: str, name: str = "*") -> Iterator[list[dict[str, Any]]]:
+    """The rows of a table's files, some at a time, in the order they were written."""
+    for file in sorted((folder / table).glob(f"{name}.parquet")):
+        try:
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(AT_ONCE):
+                    yield batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise NeuroexplainError(f"Cannot read {file}: {error}") from error
 
 
-def _rows(folder: Path, table: str, name: str = "all") -> list[dict[str, Any]]:
-    found = _table(folder, table, name)
-    return [] if found is None else found.to_pylist()
+def _rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
+    return (row for batch in _batches(folder, table) for row in batch)
 
 
 def _card(run: Run, held: Sequence[str]) -> str:

@@ -1,18 +1,55 @@
-"""Everything known about one neuron, put together for `show`, the viewer and the API."""
+"""What is asked of a database alike in the terminal, the viewer, the API and Python: all about one neuron, and a query."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens, tokens_of
-from neuroexplain.types import NeuronId, NeuronPage, Run, VocabularyEntry
+from neuroexplain.store.read import (
+    find_token_ids,
+    list_explanations,
+    list_scores,
+    list_simulations,
+    load_neuron,
+    load_tokens,
+    load_vocabulary,
+    query_explanations,
+)
+from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, VocabularyEntry
+
+SORTS = ("score", "activation", "neuron")
 
 
-def load_page(
-    store: Store, run: Run, neuron_id: NeuronId, vocabulary: Mapping[int, VocabularyEntry] | None = None
-) -> NeuronPage:
+def find_explanations(
+    store: Store, run: Run, *, peak_token: str | None = None, sort: str = "score", **more: Any
+) -> list[QueryRow]:
+    """store.read.query_explanations, with the token that neurons peak on by its text.
+
+    Raises NeuroexplainError where the vocabulary has no such token, or the order is not known.
+    """
+    if sort not in SORTS:
+        raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is {', '.join(SORTS)}.")
+    peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
+    if peaks == []:
+        raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
+    return query_explanations(store, run.id, peak_token_ids=peaks, sort=sort, **more)
+
+
+class Vocabulary(dict[int, VocabularyEntry]):
+    """A run's whole vocabulary by token id; an id that the tokenizer does not know is shown as U+FFFD."""
+
+    @classmethod
+    def load(cls, store: Store, run_id: int) -> Vocabulary:
+        return cls((entry.token_id, entry) for entry in load_vocabulary(store, run_id))
+
+    def __missing__(self, token_id: int) -> VocabularyEntry:
+        return VocabularyEntry(token_id, "\ufffd", True)
+
+
+def load_page(store: Store, run: Run, neuron_id: NeuronId, vocabulary: Vocabulary | None = None) -> NeuronPage:
     """A neuron with its explanations, best headline score first. Raises NotInStore where the run does not hold it.
 
     Who reads many neurons brings the run's whole vocabulary, so that it is not looked up for each.
@@ -26,13 +63,17 @@ def load_page(
         if s.score.split == "report" and s.score.kind == "top_and_random" and s.score.correlation is not None:
             best[s.explanation_id] = max(best.get(s.explanation_id, -2.0), s.score.correlation)
     explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -2.0), e.id or 0))
-    simulations = sorted(list_simulations(store, ids), key=lambda s: [e.id for e in explanations].index(s.explanation_id))
-    shown = {int(i) for x in neuron.exemplars for i in x.token_ids} | {i for i, _ in (*neuron.promoted, *neuron.suppressed)}
+    place = {e.id: at for at, e in enumerate(explanations)}
+    simulations = sorted(list_simulations(store, ids), key=lambda s: place[s.explanation_id])
+    tokens: Mapping[int, VocabularyEntry] | None = vocabulary
+    if tokens is None:
+        shown = {i for x in neuron.exemplars for i in x.token_ids.tolist()}
+        tokens = load_tokens(store, run.id, shown | {i for i, _ in (*neuron.promoted, *neuron.suppressed)})
     return NeuronPage(
         run=run,
         neuron=neuron,
         splits=assign_splits(neuron.exemplars),
-        tokens=load_tokens(store, run.id, shown) if vocabulary is None else tokens_of(vocabulary, shown),
+        tokens=tokens,
         explanations=tuple(explanations),
         simulations=tuple(simulations),
         scores=tuple(scores),

@@ -103,5 +103,5 @@ def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _token_runs(exemplar: Exemplar) -> set[bytes]:
-    ids = exemplar.token_ids.astype("<u4")
-    return {ids[i : i + SHARED_TOKENS].tobytes() for i in range(len(ids) - SHARED_TOKENS + 1)}
+    packed, width = exemplar.token_ids.astype("<u4").tobytes(), 4 * SHARED_TOKENS
+    return {packed[at : at + width] for at in range(0, len(packed) - width + 1, 4)}

@@ -46,6 +46,8 @@ def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None
         cursor.execute("PRAGMA busy_timeout = 30000")
         if not read_only:
             cursor.execute("PRAGMA journal_mode = WAL")
+        else:
+            cursor.execute("PRAGMA query_only = ON")
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()

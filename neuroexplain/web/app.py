@@ -6,7 +6,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache, wraps
 from typing import Annotated, Any
@@ -17,29 +17,40 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuroexplain.cli.selection import parse_layers
 from neuroexplain.errors import NeuroexplainError, NotInStore
-from neuroexplain.pipeline.page import load_page
+from neuroexplain.pipeline.page import Vocabulary, find_explanations, load_page
 from neuroexplain.pipeline.probe import Probe
-from neuroexplain.present import number, query_json, run_json, show_json
+from neuroexplain.present import corpus_name, number, query_json, run_json, show_json
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import (
     count_explanations,
     count_neurons,
-    find_token_ids,
+    list_best,
     list_headline_scores,
     list_runs,
     load_prompt,
     load_run,
-    load_vocabulary,
     query_explanations,
 )
-from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, VocabularyEntry
+from neuroexplain.types import Kind, NeuronId, NeuronPage, QueryRow, Run
 from neuroexplain.web import views
+from neuroexplain.web.answers import (
+    BIG,
+    ActivationRequest,
+    Activations,
+    NeuronAnswer,
+    Problem,
+    QueryResult,
+    QueryResults,
+    RunAnswer,
+    StrongNeuron,
+)
 from neuroexplain.web.views import Links
 
 HEADERS = {
@@ -52,53 +63,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGE_SIZE = 50
 THREADS = 2  # pages drawn at once: more would only wait for the interpreter, and each other
 SUMMARY_SECONDS = 60.0  # the start page's charts are drawn anew this often at most
-BIG = 2**31 - 1
 
 Number = Annotated[int, Path(ge=0, le=BIG)]
 RunId = Annotated[int | None, Query(ge=1, le=BIG, description="Which run; the latest finished one unless told.")]
 Words = Annotated[str | None, Query(max_length=500)]
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
-
-
-class QueryResult(BaseModel):
-    """One explanation with its headline score."""
-
-    layer: int
-    neuron: int
-    explanation: str
-    explanation_id: int
-    correlation: float | None
-    ci_low: float | None
-    ci_high: float | None
-    explainer: str
-    model: str
-    simulator: str | None
-    simulator_model: str | None
-    max_activation: float | None
-
-
-class QueryResults(BaseModel):
-    """One page of results, best first."""
-
-    results: list[QueryResult]
-    page: int
-    next_page: int | None
-
-
-class Problem(BaseModel):
-    """What was wrong with a request."""
-
-    error: str
-    reason: str
-
-
-class ActivationRequest(BaseModel):
-    """A text, and a neuron or a token's place."""
-
-    text: str = Field(min_length=1, max_length=2000)
-    layer: int | None = Field(None, ge=0, le=BIG)
-    neuron: int | None = Field(None, ge=0, le=BIG)
-    position: int | None = Field(None, ge=0, le=BIG, description="A token's place: which neurons fire most there?")
 
 
 def make_app(
@@ -127,20 +96,7 @@ def make_app(
     app.mount("/static", StaticFiles(directory=views.HERE / "static"), name="static")
     problems: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 404, 422)}
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if token is not None and not _is_known(request, token):
-            answer: Response = JSONResponse(
-                {"error": "unauthorized", "reason": "Give the token: /?token=... or a Bearer header."}, 401
-            )
-        elif token is not None and "token" in request.query_params and request.url.path == "/":
-            answer = RedirectResponse("/", 303)
-            answer.set_cookie("neuroexplain", token, httponly=True, samesite="strict")
-        else:
-            answer = await call_next(request)
-        for name, value in HEADERS.items():
-            answer.headers.setdefault(name, value)
-        return answer
+    app.add_middleware(Guard, token=token)
 
     def told(request: Request, status: int, title: str, reason: str) -> Response:
         if request.url.path.startswith("/api"):
@@ -164,8 +120,8 @@ def make_app(
 
     @one_at_a_time
     @lru_cache(maxsize=2)
-    def vocabulary(run_id: int) -> dict[int, VocabularyEntry]:
-        return {entry.token_id: entry for entry in load_vocabulary(store, run_id)}
+    def vocabulary(run_id: int) -> Vocabulary:
+        return Vocabulary.load(store, run_id)
 
     def neuron_page_of(run: RunId, layer: int, neuron: int) -> NeuronPage:
         found = load_run(store, run)
@@ -183,23 +139,10 @@ def make_app(
             count_neurons(store, run_id),
         )
 
-    def search(
-        run: Run, q: str | None, token_text: str | None, layer: str | None, page: int, **more: Any
-    ) -> tuple[list[QueryRow], bool]:
-        peaks = find_token_ids(store, run.id, token_text) if token_text else None
-        if peaks == []:
-            raise NeuroexplainError(f"{token_text!r} is not one token of the subject's vocabulary. Try a shorter word.")
+    def search(run: Run, q: str | None, layer: str | None, page: int, **more: Any) -> tuple[list[QueryRow], bool]:
         layers = parse_layers(layer) if layer and layer.strip() else None
-        found = query_explanations(
-            store,
-            run.id,
-            text=q or None,
-            layers=layers,
-            peak_token_ids=peaks,
-            limit=PAGE_SIZE + 1,
-            offset=page * PAGE_SIZE,
-            **more,
-        )
+        limit, offset = PAGE_SIZE + 1, page * PAGE_SIZE
+        found = find_explanations(store, run, text=q or None, layers=layers, limit=limit, offset=offset, **more)
         return found[:PAGE_SIZE], len(found) > PAGE_SIZE
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -217,19 +160,17 @@ def make_app(
             n_neurons=sum(neurons.values()),
             best=best,
             runs=finished,
-            corpus=views.corpus_name(found),
+            corpus=corpus_name(found),
         )
 
     @app.get("/random", include_in_schema=False)
     def random_neuron(run: RunId = None) -> Response:
         found = load_run(store, run)
-        rows = query_explanations(store, found.id, sort="neuron", limit=1, offset=random.randrange(1))
-        if rows and random.random() < 0.5:
-            explained = query_explanations(store, found.id, limit=500)
-            neuron = random.choice(explained).neuron
-        else:
-            neuron = NeuronId(random.choice(found.layers), random.randrange(found.d_mlp))
-        return RedirectResponse(Links(run).neuron(neuron), 303)
+        drawn = [NeuronId(random.choice(found.layers), random.randrange(found.d_mlp)) for _ in range(20)]
+        explained = list(list_best(store, found.id, drawn)) or [
+            row.neuron for row in query_explanations(store, found.id, limit=500)
+        ]
+        return RedirectResponse(Links(run).neuron(random.choice(explained or drawn)), 303)
 
     @app.get("/jump", include_in_schema=False)
     def jump(at: Annotated[str, Query(max_length=50)], run: RunId = None) -> Response:
@@ -259,10 +200,9 @@ def make_app(
         rows: list[QueryRow] = []
         found = load_run(store, run)
         try:
-            bounds = {"min_score": _score(min_score), "max_score": _score(max_score)}
-            if sort not in ("score", "activation", "neuron"):
-                raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is score, activation, neuron.")
-            rows, more = search(found, q, token, layer, page_number, sort=sort, simulator=simulator or None, **bounds)
+            bounds: dict[str, Any] = {"min_score": _score(min_score), "max_score": _score(max_score)}
+            asked = {"peak_token": token, "sort": sort, "simulator": simulator or None, **bounds}
+            rows, more = search(found, q, layer, page_number, **asked)
         except NeuroexplainError as error:
             problem = str(error)
         html = views.render(
@@ -335,11 +275,11 @@ def make_app(
         return HTMLResponse(views.render("docs.html"))
 
     @app.get("/api/runs", responses=problems)
-    def api_runs() -> list[dict[str, Any]]:
+    def api_runs() -> list[RunAnswer]:
         """All runs, oldest first."""
-        return [run_json(run) for run in list_runs(store)]
+        return [RunAnswer(**run_json(run)) for run in list_runs(store)]
 
-    @app.get("/api/neurons/{layer}/{neuron}", responses=problems)
+    @app.get("/api/neurons/{layer}/{neuron}", responses={**problems, 200: {"model": NeuronAnswer}})
     def api_neuron(layer: Number, neuron: Number, run: RunId = None) -> Response:
         """One neuron: exemplars, explanations, simulations and scores, as `neuroexplain show --json` prints it."""
         return JSONResponse(show_json(neuron_page_of(run, layer, neuron)))
@@ -358,49 +298,95 @@ def make_app(
     ) -> QueryResults:
         """Explanations by text, peak token, layer, score and simulator, best first, 50 a page."""
         found = load_run(store, run)
-        rows, more = search(
-            found, q, token, layer, page_number, min_score=min_score, max_score=max_score, simulator=simulator, sort=sort
-        )
+        bounds = {"min_score": min_score, "max_score": max_score}
+        asked = {"peak_token": token, "sort": sort, "simulator": simulator or None, **bounds}
+        rows, more = search(found, q, layer, page_number, **asked)
         results = [QueryResult(**one) for one in query_json(rows)]
         return QueryResults(results=results, page=page_number, next_page=page_number + 1 if more else None)
 
-    @app.post("/api/activations", responses=problems)
-    def api_activations(asked: ActivationRequest, run: RunId = None) -> dict[str, Any]:
+    @app.post("/api/activations", responses=problems, response_model_exclude_unset=True)
+    def api_activations(asked: ActivationRequest, run: RunId = None) -> Activations:
         """A neuron's activation on each token of a text, or the neurons that fire most on one token. Needs `serve --model`."""
         if probe is None:
             raise HTTPException(409, "No model is loaded: start the viewer with  neuroexplain serve --model MODEL")
         found = load_run(store, run)
         if asked.position is not None:
-            strongest = probe.strongest(store, asked.text, found, asked.position)
-            return {
-                "tokens": probe.tokens(asked.text),
-                "position": asked.position,
-                "neurons": [
-                    {
-                        "layer": s.neuron.layer,
-                        "neuron": s.neuron.neuron,
-                        "activation": s.activation,
-                        "share_of_max": s.share,
-                        "explanation": s.row.explanation if s.row else None,
-                        "correlation": s.row.correlation if s.row else None,
-                    }
-                    for s in strongest
-                ],
-            }
+            strongest = [
+                StrongNeuron(
+                    layer=s.neuron.layer,
+                    neuron=s.neuron.neuron,
+                    activation=s.activation,
+                    share_of_max=s.share,
+                    explanation=s.row.explanation if s.row else None,
+                    correlation=s.row.correlation if s.row else None,
+                )
+                for s in probe.strongest(store, asked.text, found, asked.position)
+            ]
+            return Activations(tokens=probe.tokens(asked.text), position=asked.position, neurons=strongest)
         if asked.layer is None or asked.neuron is None:
             raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
         tokens, acts = probe.activations(asked.text, found, NeuronId(asked.layer, asked.neuron))
-        return {"layer": asked.layer, "neuron": asked.neuron, "tokens": tokens, "activations": acts}
+        return Activations(tokens=tokens, layer=asked.layer, neuron=asked.neuron, activations=acts)
 
     @app.get("/{layer:int}/{neuron:int}", response_class=HTMLResponse, include_in_schema=False)
     def neuron_page(
-        layer: Number, neuron: Number, run: RunId = None, simulation: Annotated[int | None, Query(ge=1, le=BIG)] = None
+        layer: Number,
+        neuron: Number,
+        run: RunId = None,
+        show: Annotated[list[str] | None, Query(max_length=10)] = None,
+        simulation: Annotated[list[Number] | None, Query(max_length=20)] = None,
     ) -> Response:
-        found = neuron_page_of(run, layer, neuron)
         links = Links(run)
-        return page("neuron.html", n=views.neuron_view(found, links, simulation), links=links)
+        found = neuron_page_of(run, layer, neuron)
+        n = views.neuron_view(found, links, shown=show or (), simulations=simulation or ())
+        return page("neuron.html", n=n, links=links)
+
+    @app.get("/{layer:int}/{neuron:int}/records/{kind}", response_class=HTMLResponse, include_in_schema=False)
+    def records(layer: Number, neuron: Number, kind: Kind, run: RunId = None) -> Response:
+        return page("records.html", records=views.record_views(neuron_page_of(run, layer, neuron), kind))
+
+    @app.get("/{layer:int}/{neuron:int}/simulations/{simulation}", response_class=HTMLResponse, include_in_schema=False)
+    def simulated(layer: Number, neuron: Number, simulation: Number, run: RunId = None) -> Response:
+        found = neuron_page_of(run, layer, neuron)
+        wanted = views.find_simulation(found, simulation)
+        if wanted is None:
+            raise NotInStore(f"Neuron {found.neuron.id} has no simulation {simulation}.")
+        return page("records.html", records=views.simulated_views(found, wanted))
 
     return app
+
+
+class Guard:
+    """The headers of every answer, and who may ask: with a token, nobody without it.
+
+    Not an `@app.middleware`: those run each request in tasks of their own, which a reader who leaves early made hang.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        answer: Response | None = None
+        if self.token is not None:
+            request = Request(scope)
+            if not _is_known(request, self.token):
+                told = {"error": "unauthorized", "reason": "Give the token: /?token=... or a Bearer header."}
+                answer = JSONResponse(told, 401)
+            elif "token" in request.query_params and request.url.path == "/":
+                answer = RedirectResponse("/", 303)  # the token goes into a cookie and out of the address
+                answer.set_cookie("neuroexplain", self.token, httponly=True, samesite="strict")
+        await (answer or self.app)(scope, receive, send_with_headers)
 
 
 def one_at_a_time(function: Callable[..., Any]) -> Callable[..., Any]:

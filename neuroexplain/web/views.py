@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from neuroexplain.present import interval, number, printable, short_name
+from neuroexplain.present import explained_by, interval, number, printable, random_histogram, short_name
 from neuroexplain.types import (
-    CROP_LENGTH,
     SCORE_KINDS,
     Exemplar,
     Explanation,
@@ -28,30 +28,48 @@ from neuroexplain.types import (
     Run,
     SimulatedRecord,
     Simulation,
-    StoredScore,
 )
 
 HERE = Path(__file__).resolve().parent
+SPLITS = {
+    "explain": "shown to explainers",
+    "select": "kept for choosing",
+    "report": "kept for the score",
+}
 SHADES = 20  # steps of a colour; each has a class, since the Content-Security-Policy allows no style attribute
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
     "form-action 'self'; base-uri 'none'"
 )
+CLASSES = {step: f"{'n' if step < 0 else 'p'}{abs(step)}" for step in range(-SHADES, SHADES + 1)}
 EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "simulator"), "") | {"sort": "score"}
 BINS = 40  # of the histogram of scores, over -1..1
+
+
+CHUNK = 8  # neurons in one file of the static site
 
 
 @dataclass(frozen=True, slots=True)
 class RecordView:
     """One record as a page draws it."""
 
-    kind: str
-    rank: int
+    name: str  # kind and place
     activation: str
     split: str
     where: str  # document and place
     tokens: Markup  # drawn by draw_tokens
-    is_simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A part of a neuron's page that is drawn when it is opened: with the page where the address asks for it, else fetched."""
+
+    id: str
+    title: str
+    state: str  # what the address says when it is open
+    records: tuple[RecordView, ...] | None  # None: to be fetched
+    source: str  # from here
+    link: str  # to the page with it, for who has no JavaScript
 
 
 @dataclass(frozen=True)
@@ -64,10 +82,16 @@ class Links:
     def start(self) -> str:
         return "index.html" if self.is_site else self._with("/", {})
 
-    def neuron(self, neuron: NeuronId) -> str:
+    def neuron(self, neuron: NeuronId, **state: Any) -> str:
         if self.is_site:
             return f"neuron.html?at={neuron}"
-        return self._with(f"/{neuron.layer}/{neuron.neuron}", {})
+        return self._with(f"/{neuron.layer}/{neuron.neuron}", state)
+
+    def fragment(self, neuron: NeuronId, name: str) -> str:
+        """Where a part of a neuron's page is fetched from: `records/random`, `simulations/7`. On the site: a key in a file."""
+        if self.is_site:
+            return f"data/fragments/{chunk_name(neuron)}.json#{neuron}/{name}"
+        return self._with(f"/{neuron.layer}/{neuron.neuron}/{name}", {})
 
     def search(self, **state: Any) -> str:
         return self._with("search.html" if self.is_site else "/search", state)
@@ -105,6 +129,11 @@ def render(name: str, **values: Any) -> str:
     return templates().get_template(name).render(**values)
 
 
+def chunk_name(neuron: NeuronId) -> str:
+    """The file of the static site that holds a neuron's page."""
+    return f"{neuron.layer}-{neuron.neuron // CHUNK}"
+
+
 def visible(text: str) -> str:
     """A token's text with white space shown and nothing in it that a browser would act on or hide."""
     shown = printable(text)
@@ -137,42 +166,58 @@ def draw_tokens(
 ) -> Markup:
     """A line of boxes, one a token, coloured by activation: the one way in which a record is drawn.
 
-    The largest value is outlined. Under the crop that was scored stand the simulated levels, coloured relative to `top_level`;
-    the style shows them on demand. Colours are classes: p and n for positive and negative values, s for simulated ones.
+    The largest value is outlined. Under the crop that was scored stand the simulated levels, coloured relative to `top_level`.
+    Colours are classes: p and n for positive and negative values, s for simulated ones.
     """
-    peak = int(values.argmax()) if len(values) else -1
-    under = [""] * len(texts)
-    said = [""] * len(texts)
-    crop = range(0)
+    classes = [CLASSES[step] for step in shades(values, strongest)]
+    under, said = [""] * len(texts), [""] * len(texts)
+    if len(texts):
+        classes[int(values.argmax())] += " peak"
+    if special is not None:
+        classes = [one + " special" if is_special else one for one, is_special in zip(classes, special, strict=True)]
     if simulated is not None:
-        crop = range(simulated.first, min(simulated.first + CROP_LENGTH, len(texts)))
         levels = simulated.expected_levels
-        for at, step, level in zip(
-            crop, shades(np.maximum(np.nan_to_num(levels), 0), top_level), levels.tolist(), strict=False
-        ):
-            number = "" if math.isnan(level) else f"{level:.2f}"
-            under[at] = f'<i class="s{step}">{number}</i>'
-            said[at] = f" · simulated {number}" if number else ""
-    boxes = []
-    for at, (text, value, step) in enumerate(zip(texts, values.tolist(), shades(values, strongest), strict=True)):
-        classes = f"t {'n' if step < 0 else 'p'}{abs(step)}"
-        if at == peak:
-            classes += " peak"
-        if special is not None and special[at]:
-            classes += " special"
-        if at in crop:
-            classes += " crop"
-        boxes.append(f'<span class="{classes}" data-v="{value:.4g}{said[at]}">{_escaped(text)}{under[at]}</span>')
+        steps = shades(np.maximum(np.nan_to_num(levels), 0), top_level)
+        for at, (step, level) in enumerate(zip(steps, levels.tolist(), strict=True), simulated.first):
+            number = "no prediction" if math.isnan(level) else f"{level:.2f}"
+            classes[at] += " crop"
+            under[at] = f'<i class="s{step}">{"" if math.isnan(level) else number}</i>'
+            said[at] = f" · simulated {number}"
+    drawn = zip(texts, values.tolist(), classes, under, said, strict=True)
+    boxes = [f'<span class="t {c}" data-v="{value:.4g}{s}">{_escaped(text)}{u}</span>' for text, value, c, u, s in drawn]
     return Markup("".join(boxes))
 
 
-def record_view(
-    page: NeuronPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None, top_level: float
+def record_views(page: NeuronPage, kind: str) -> tuple[RecordView, ...]:
+    """A neuron's records of one kind, in rank order."""
+    strongest = _strongest(page)
+    return tuple(_record_view(page, x, strongest) for x in page.neuron.exemplars if x.kind == kind)
+
+
+def simulated_views(page: NeuronPage, simulation: Simulation) -> tuple[RecordView, ...]:
+    """The records that were simulated, true over simulated, in the order of kinds and ranks."""
+    strongest = _strongest(page)
+    by_place = {(r.kind, r.rank): r for r in simulation.records}
+    predicted = [r.expected_levels[~np.isnan(r.expected_levels)] for r in simulation.records]
+    top_level = max((float(levels.max()) for levels in predicted if len(levels)), default=0.0)
+    shown = (x for x in page.neuron.exemplars if (x.kind, x.rank) in by_place)
+    return tuple(_record_view(page, x, strongest, by_place[x.kind, x.rank], top_level) for x in shown)
+
+
+def find_simulation(page: NeuronPage, simulation_id: int) -> Simulation | None:
+    """One of the neuron's simulations that has records."""
+    return next((s for s in page.simulations if s.id == simulation_id and s.records), None)
+
+
+def _strongest(page: NeuronPage) -> float:
+    return max((abs(x.activation) for x in page.neuron.exemplars), default=0.0)
+
+
+def _record_view(
+    page: NeuronPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None = None, top_level: float = 0.0
 ) -> RecordView:
     """One record; `top_level` is the level that gets the simulated row's strongest colour."""
     tokens = [page.tokens[i] for i in x.token_ids.tolist()]
-    place = f"segment {x.segment}" if x.document is None else f"document {x.document}, token {x.token_offset}"
-    split = page.splits[x.kind, x.rank] or "in no split"
     drawn = draw_tokens(
         [t.text for t in tokens],
         x.activations,
@@ -181,7 +226,9 @@ def record_view(
         simulated=simulated,
         top_level=top_level,
     )
-    return RecordView(x.kind, x.rank, f"{x.activation:.4g}", split, place, drawn, simulated is not None)
+    place = f"segment {x.segment}" if x.document is None else f"document {x.document}, token {x.token_offset}"
+    split = SPLITS.get(page.splits[x.kind, x.rank] or "", "in no split")
+    return RecordView(f"{x.kind} {x.rank}", f"{x.activation:.4g}", split, place, drawn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +259,7 @@ class ExplanationView:
     scores: tuple[ScoreView, ...]
     provenance: tuple[tuple[str, str], ...]
     prompt_sha256: str | None
-    simulators: tuple[tuple[str, str], ...]  # (id of the simulation, its name)
+    simulated: tuple[Folded, ...]  # true over simulated, by simulator
 
 
 @dataclass(frozen=True)
@@ -223,45 +270,46 @@ class NeuronView:
     run: Run
     status: str
     explanations: tuple[ExplanationView, ...]
-    records: Mapping[str, tuple[RecordView, ...]]
+    others: tuple[ExplanationView, ...]  # candidates that were not chosen
+    top: tuple[RecordView, ...]
+    more: tuple[Folded, ...]  # bottom and random records
     statistics: tuple[tuple[str, str], ...]
     histogram: Mapping[str, Any] | None
     promoted: tuple[tuple[str, str], ...]
     suppressed: tuple[tuple[str, str], ...]
     previous: NeuronId | None
     next: NeuronId | None
-    simulated_by: str
-    links: Links = field(default_factory=Links)
 
 
 def neuron_view(
     page: NeuronPage,
     links: Links,
-    simulation_id: int | None = None,
     *,
+    shown: Collection[str] = (),
+    simulations: Collection[int] = (),
     neighbours: Sequence[NeuronId] | None = None,
     place: int = 0,
 ) -> NeuronView:
-    """What a neuron's page shows; without a simulation's id, the best explanation's first one stands under the true values.
+    """What a neuron's page shows. Of the folded parts, the kinds in `shown` and the ids in `simulations` are drawn at once.
 
     Previous and next are the layer's neighbours, or those in `neighbours`, where the neuron is at `place`.
     """
     neuron = page.neuron
-    strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
-    usable = [s for s in page.simulations if s.records]
-    chosen = next((s for s in usable if s.id == simulation_id), usable[0] if usable else None)
-    simulated = {(r.kind, r.rank): r for r in chosen.records} if chosen else {}
-    top_level = max(
-        (float(np.nanmax(r.expected_levels)) for r in simulated.values() if not np.isnan(r.expected_levels).all()), default=0.0
-    )
-    records = {
-        kind: tuple(
-            record_view(page, x, strongest, simulated.get((x.kind, x.rank)), top_level)
-            for x in neuron.exemplars
-            if x.kind == kind
+    held = Counter(x.kind for x in neuron.exemplars)
+    more = tuple(
+        Folded(
+            id=kind,
+            title=f"{held[kind]} {kind} records",
+            state=f"show={kind}",
+            records=record_views(page, kind) if kind in shown else None,
+            source=links.fragment(neuron.id, f"records/{kind}"),
+            link=links.neuron(neuron.id, show=kind) + f"#{kind}",
         )
-        for kind in ("top", "bottom", "random")
-    }
+        for kind in ("bottom", "random")
+        if held[kind]
+    )
+    explanations = [_explanation_view(page, e, links, simulations) for e in page.explanations]
+    all_alike = len({e.chosen for e in explanations}) < 2  # none was chosen over another
     s = neuron.stats
     statistics = (
         ()
@@ -284,22 +332,22 @@ def neuron_view(
         id=here,
         run=page.run,
         status=neuron.status,
-        explanations=tuple(_explanation_view(e, page.scores, page.simulations) for e in page.explanations),
-        records={kind: found for kind, found in records.items() if found},
+        explanations=tuple(e for e in explanations if e.chosen or all_alike),
+        others=tuple(e for e in explanations if not (e.chosen or all_alike)),
+        top=record_views(page, "top"),
+        more=more,
         statistics=statistics,
         histogram=_histogram(neuron.exemplars),
         promoted=tuple((visible(page.tokens[i].text), f"{logit:+.2f}") for i, logit in neuron.promoted),
         suppressed=tuple((visible(page.tokens[i].text), f"{logit:+.2f}") for i, logit in neuron.suppressed),
         previous=before,
         next=after,
-        simulated_by="" if chosen is None else f"{chosen.simulator}, {short_name(chosen.provenance.model)}",
-        links=links,
     )
 
 
-def _explanation_view(e: Explanation, scores: Iterable[StoredScore], simulations: Iterable[Simulation]) -> ExplanationView:
+def _explanation_view(page: NeuronPage, e: Explanation, links: Links, open_simulations: Collection[int]) -> ExplanationView:
     own = sorted(
-        (s for s in scores if s.explanation_id == e.id),
+        (s for s in page.scores if s.explanation_id == e.id),
         key=lambda s: (s.score.split != "report", s.simulator, s.simulator_model, SCORE_KINDS.index(s.score.kind)),
     )
     lines = []
@@ -311,9 +359,16 @@ def _explanation_view(e: Explanation, scores: Iterable[StoredScore], simulations
             said += f"; another neuron's explanation {number(s.score.other_correlation)}"
         headline = s.score.split == "report" and s.score.kind == "top_and_random"
         by = f"{s.simulator}, {short_name(s.simulator_model)}"
-        between = interval(s.score.ci_low, s.score.ci_high)
         lines.append(
-            ScoreView(s.score.kind, s.score.split, by, number(s.score.correlation), between, printable(said), headline)
+            ScoreView(
+                kind=s.score.kind.replace("_", " "),
+                split=SPLITS[s.score.split],
+                by=by,
+                correlation=number(s.score.correlation),
+                interval=interval(s.score.ci_low, s.score.ci_high),
+                said=printable(said),
+                is_headline=headline,
+            )
         )
     best = next((line for line in lines if line.is_headline), None)
     p = e.provenance
@@ -327,40 +382,48 @@ def _explanation_view(e: Explanation, scores: Iterable[StoredScore], simulations
         ("completion tokens", str(p.completion_tokens)),
         ("seconds", f"{p.seconds:.1f}"),
     ]
-    by = f"{e.explainer}, {short_name(p.model)}" if e.explainer != p.model else e.explainer
+    simulated = []
+    for one in page.simulations:
+        if one.explanation_id == e.id and one.records and one.id is not None:
+            is_open, name = one.id in open_simulations, printable(f"{one.simulator}, {short_name(one.provenance.model)}")
+            simulated.append(
+                Folded(
+                    id=f"simulation-{one.id}",
+                    title=f"true over simulated: {len(one.records)} records, {name}",
+                    state=f"simulation={one.id}",
+                    records=simulated_views(page, one) if is_open else None,
+                    source=links.fragment(page.neuron.id, f"simulations/{one.id}"),
+                    link=links.neuron(page.neuron.id, simulation=one.id) + f"#simulation-{one.id}",
+                )
+            )
     return ExplanationView(
         id=e.id or 0,
         text=printable(e.text or ""),
         status=e.status,
         reason=printable(e.reason or ""),
-        by=printable(by),
+        by=explained_by(e.explainer, p.model) + (f", candidate {e.candidate + 1}" if e.candidate else ""),
         chosen=e.chosen,
         headline="-" if best is None else best.correlation,
         headline_interval="" if best is None else best.interval,
         scores=tuple(lines),
         provenance=tuple((name, printable(value)) for name, value in provenance if value),
         prompt_sha256=p.prompt_sha256,
-        simulators=tuple(
-            (str(s.id), printable(f"{s.simulator}, {short_name(s.provenance.model)}"))
-            for s in simulations
-            if s.explanation_id == e.id and s.records
-        ),
+        simulated=tuple(simulated),
     )
 
 
 def _histogram(exemplars: Sequence[Exemplar]) -> Mapping[str, Any] | None:
-    """The random records' activations in 40 bins: what a chart is drawn from."""
-    values = [x.activations for x in exemplars if x.kind == "random"]
-    if not values:
+    """The random records' activations in bins: what a chart is drawn from."""
+    counts, middles = random_histogram(exemplars)
+    if not counts:
         return None
-    counts, edges = np.histogram(np.concatenate(values), bins=40)
     return {
         "type": "bar",
         "x": "activation",
         "y": "tokens",
         "log": True,
-        "labels": [f"{(a + b) / 2:.3g}" for a, b in pairwise(edges)],
-        "series": [{"label": "random records", "data": counts.tolist()}],
+        "labels": [f"{middle:.3g}" for middle in middles],
+        "series": [{"label": "random records", "data": counts}],
     }
 
 
@@ -415,13 +478,12 @@ class RowView:
 
 
 def row_view(row: QueryRow) -> RowView:
-    by = f"{row.explainer}, {short_name(row.model)}" if row.explainer != row.model else row.explainer
     return RowView(
         neuron=row.neuron,
         explanation=printable(row.explanation),
         score=number(row.correlation),
         interval=interval(row.ci_low, row.ci_high),
-        by=printable(by),
+        by=explained_by(row.explainer, row.model),
         simulator=printable(f"{row.simulator}, {short_name(row.simulator_model or '')}") if row.simulator else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",
     )
@@ -432,18 +494,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def corpus_name(run: Run) -> str:
-    """What the run read, in a few words."""
-    named = run.config.get("dataset") or run.config.get("folder") or ""
-    names = [named] if isinstance(named, str) else list(named)
-    return ", ".join(Path(str(name)).name if str(name).startswith("/") else str(name) for name in names[:3])
-
-
 def notebook_neuron(page: NeuronPage, top: int = 8) -> str:
     """A neuron for a notebook: its explanations and strongest records, drawn as in the viewer, with the style along."""
     n = neuron_view(page, Links())
     css = (HERE / "static" / "tokens.css").read_text(encoding="utf-8")
-    return render("notebook_neuron.html", n=n, records=n.records.get("top", ())[:top], css=Markup(css))
+    return render("notebook_neuron.html", n=n, records=n.top[:top], css=Markup(css))
 
 
 def notebook_rows(rows: Sequence[QueryRow]) -> str:

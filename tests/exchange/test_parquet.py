@@ -4,20 +4,43 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 
 import neuroexplain as nx
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.jsonl import export_jsonl
-from neuroexplain.exchange.neuronpedia import export_neuronpedia
 from neuroexplain.exchange.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.present import query_csv, show_json
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_explained_ids, list_neuron_ids, load_run, query_explanations
+from neuroexplain.store.write import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_explanations,
+    save_segments,
+    save_simulations,
+    save_vocabulary,
+)
+from neuroexplain.types import (
+    SCORE_KINDS,
+    CollectedLayer,
+    ExemplarArrays,
+    Explanation,
+    NeuronId,
+    Provenance,
+    Score,
+    Segment,
+    SimulatedRecord,
+    Simulation,
+    VocabularyEntry,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +78,58 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
     assert {"correlation", "status", "reason"} <= set(scores.column_names)
 
 
+def several_layers(where, n_layers):
+    """A run of layers of 60 neurons, each with an explanation, 16 simulated records and three scores."""
+    config = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers)), "d_mlp": 60}
+    config |= {"n_layers": n_layers, "top_k": 2, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
+    with open_store(where, create=True) as store:
+        run_id = create_run(store, config | {"versions": {}})
+        save_vocabulary(store, run_id, [VocabularyEntry(i, f" {i}", False) for i in range(128)])
+        save_segments(store, run_id, [Segment(n, np.arange(128, dtype=np.uint32)) for n in range(2)])
+        places = {"starts": np.full((60, 2), 32, np.uint8), "documents": np.zeros((60, 2), np.int32)}
+        places |= {"token_offsets": np.zeros((60, 2), np.int32), "segments": np.tile(np.arange(2, dtype=np.uint32), (60, 1))}
+        values = {"peaks": np.ones((60, 2), np.float32), "activations": np.ones((60, 2, 64), np.float32)}
+        top = ExemplarArrays(np.full(60, 2), **places, **values)
+        by = Provenance("none", None, "m", None, None)
+        for layer in range(n_layers):
+            save_collected_layer(store, run_id, CollectedLayer(layer, {"top": top}, None, None))
+            reason = "no answer" if layer else None  # a column that is empty in the first file
+            asked = [Explanation(NeuronId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason) for n in range(60)]
+            asked = save_explanations(store, run_id, asked)
+            records = tuple(SimulatedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16))
+            scores = [Score("report", kind, "ok", 0.5, 512, 16) for kind in SCORE_KINDS]
+            made = [
+                (Simulation(e.id, e.neuron, "lexical", "ok", records, by, other_explanation_id=other.id), scores)
+                for e, other in zip(asked, [*asked[1:], asked[0]], strict=True)
+            ]
+            save_simulations(store, run_id, made)
+        finish_run(store, run_id, n_segments=2, n_documents=1, n_tokens=256)
+
+
+def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr("neuroexplain.exchange.parquet.AT_ONCE", 20)
+    peaks = {}
+    for place, n_layers in enumerate((1, 1, 5)):  # the first one imports modules
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        several_layers(str(folder / "a.db"), n_layers)
+        tracemalloc.start()
+        with open_store(str(folder / "a.db"), read_only=True) as store:
+            list(export_parquet(store, load_run(store), folder / "out"))
+        with open_store(str(folder / "b.db"), create=True) as back:
+            list(import_parquet(back, folder / "out"))
+        peaks[n_layers] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[5] < 1.3 * peaks[1]
+    with open_store(str(folder / "b.db"), read_only=True) as back:
+        page = load_page(back, load_run(back), NeuronId(4, 59))
+    assert len(page.simulations[0].records) == 16
+    assert [s.score.kind for s in page.scores] == sorted(SCORE_KINDS)
+    assert page.simulations[0].other_explanation_id == page.explanations[0].id - 59
+    told = datasets.load_dataset(str(folder / "out"), "explanations", split="train", cache_dir=str(tmp_path / "cache"))
+    assert set(told["reason"]) == {None, "no answer"}
+
+
 def test_an_export_that_breaks_off_leaves_no_folder(store, tmp_path):
     broken = export_parquet(store, load_run(store), tmp_path / "out")
     next(broken)
@@ -73,25 +148,6 @@ def test_jsonl_is_what_show_prints(store, tmp_path):
     list(export_jsonl(store, run, neurons, tmp_path / "out"))
     lines = gzip.decompress((tmp_path / "out" / "neurons.jsonl.gz").read_bytes()).splitlines()
     assert [json.loads(line) for line in lines] == [show_json(load_page(store, run, n)) for n in neurons]
-
-
-def test_neuronpedia_rows_have_its_columns(store, tmp_path):
-    run = load_run(store)
-    neurons = list_explained_ids(store, run.id)
-    list(export_neuronpedia(store, run, neurons, tmp_path / "out"))
-
-    def lines(name):
-        packed = (tmp_path / "out" / name / "batch-0.jsonl.gz").read_bytes()
-        return [json.loads(one) for one in gzip.decompress(packed).splitlines()]
-
-    rows = {name: lines(name) for name in ("features", "activations", "explanations")}
-    assert len(rows["features"]) == len(neurons)
-    for one in rows["activations"]:
-        assert len(one["tokens"]) == len(one["values"]) == 64
-        assert one["values"][one["maxValueTokenIndex"]] == one["maxValue"]
-    assert {tuple(one) for one in rows["explanations"]} == {
-        ("id", "modelId", "layer", "index", "authorId", "description", "typeName", "explanationModelName")
-    }
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_text(store):

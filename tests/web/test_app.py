@@ -3,16 +3,25 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from neuroexplain.exchange.neuronpedia import model_id
+from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.probe import Probe
 from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import load_run
+from neuroexplain.types import NeuronId
+from neuroexplain.web import views
+from neuroexplain.web.answers import NeuronAnswer
 from neuroexplain.web.app import make_app
-from tests.conftest import ATTACK
+from tests.conftest import ATTACK, HOSTILE_TEXT
 
 
 @pytest.fixture(scope="module")
@@ -26,20 +35,123 @@ def client(store):
     return TestClient(make_app(store), raise_server_exceptions=True, follow_redirects=False)
 
 
-PAGES = ["/", "/0/1", "/1/23", "/search", "/search?q=evil", "/search?q=hyperlink", "/search?token=river", "/try", "/docs"]
+@pytest.fixture(scope="module")
+def simulation(store):
+    """The id of a simulation of neuron 0:1."""
+    return load_page(store, load_run(store), NeuronId(0, 1)).simulations[0].id
+
+
+OURS = set(
+    "html head meta title link script body a header form input main footer kbd h1 h2 p ul li nav div span i b strong small "
+    "figure figcaption canvas details summary table thead tbody tr th td article section dl dt dd label select option "
+    "button pre code br noscript style".split()
+)
+
+
+class Checker(HTMLParser):
+    """Fails on any tag, attribute or link that the templates do not write."""
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in OURS, tag
+        for name, value in attributes:
+            assert not name.startswith("on"), (tag, name)
+            assert name not in ("style", "srcdoc", "formaction"), (tag, name)
+            if name in ("href", "src", "action"):
+                assert value.startswith(("/", "?", "#", "static/", "index.html", "neuron.html", "search.html")), value
+                assert not value.startswith("//")
+        if tag == "script":
+            assert dict(attributes).get("src")
+
+    handle_startendtag = handle_starttag
+
+
+def check(html):
+    """Hostile text is text in it."""
+    Checker().feed(html)
+    assert ATTACK not in html
+    assert not set(html) & set("\x00\x1b\u202e\u202c")
+
+
+PAGES = ["/", "/0/1", "/0/2", "/1/23", "/search", "/search?q=evil", "/search?q=hyperlink", "/search?token=river", "/try"]
+PAGES += ["/docs", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
+PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
+PAGES += ["/search?q=%3Cscript%3E&token=%22%3E%3Cimg%20src=x%20onerror=a%3E&layer=%3Cb%3E&sort=%22onload="]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_holds_hostile_text_as_text_under_a_strict_policy(client, page):
     answer = client.get(page)
-    assert answer.status_code == 200, answer.text[:500]
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert ATTACK not in answer.text
-    assert "<script>" not in answer.text
-    assert " style=" not in answer.text
-    assert not set(answer.text) & set("\x00\x1b\u202e")
+    check(answer.text)
+
+
+def test_hostile_names_and_tokens_are_text_too(store):
+    run = load_run(store)
+    names = {"subject": HOSTILE_TEXT, "config": {**run.config, "dataset": [f"/x/{HOSTILE_TEXT}"]}, "activation": "<b>"}
+    page = load_page(store, run, NeuronId(0, 1))
+    hostile = {i: replace(entry, text=HOSTILE_TEXT) for i, entry in page.tokens.items()}
+    page = replace(page, run=replace(run, **names), tokens=hostile)
+    links = views.Links()
+    ids = [one.id for one in page.simulations]
+    n = views.neuron_view(page, links, shown=["random"], simulations=ids)
+    check(views.render("neuron.html", n=n, links=links, can_try=True))
+    check(views.notebook_neuron(page).split("</style>")[1])
+    row = {"counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)], "best": [], "runs": [page.run], "n_neurons": 1}
+    charts = views.score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)])
+    check(views.render("start.html", run=page.run, links=links, charts=charts, corpus=HOSTILE_TEXT, **row))
+    assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4))
+def test_any_token_is_one_box_of_text(texts):
+    html = str(views.draw_tokens(texts, np.arange(len(texts), dtype=np.float32), 1.0))
+    found = []
+
+    class Boxes(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            assert (tag, [name for name, _ in attributes]) == ("span", ["class", "data-v"])
+            found.append("")
+
+        def handle_data(self, data):
+            found[-1] += data
+
+    Boxes().feed(html)
+    assert found == [views.visible(text) for text in texts]
+
+
+def test_a_folded_part_is_the_same_fetched_and_drawn_with_the_page(client, simulation):
+    for state, address in (("show=random", "records/random"), (f"simulation={simulation}", f"simulations/{simulation}")):
+        page, part = client.get(f"/0/1?{state}").text, client.get(f"/0/1/{address}").text
+        assert part.strip() in page
+        assert part.count('class="record"') > 0
+        assert part.strip() not in client.get("/0/1").text
+        assert f'href="/0/1?{state}#' in client.get("/0/1").text  # for who has no JavaScript
+    assert client.get(f"/0/2/simulations/{simulation}").status_code == 404
+    assert client.get("/0/2/records/sideways").status_code == 422
+
+
+def test_the_simulated_crop_is_marked(client, simulation):
+    record = client.get(f"/0/1/simulations/{simulation}").text.split('class="record"')[1]
+    assert record.count(' crop"') == record.count("<i ") == 32
+    assert record.count('class="t ') == 64
+
+
+def test_the_chosen_explanation_stands_first_and_other_candidates_are_folded(client):
+    page = client.get("/0/2").text
+    assert "1 other candidate, not chosen" in page
+    assert (
+        page.index('<article class="explanation chosen">')
+        < page.index("1 other candidate")
+        < page.index("not chosen &lt;script")
+    )
+
+
+def test_answers_are_of_their_described_type(client):
+    NeuronAnswer.model_validate_json(client.get("/api/neurons/0/1").text)
+    described = client.get("/openapi.json").json()["paths"]["/api/neurons/{layer}/{neuron}"]["get"]["responses"]
+    assert described["200"]["content"]["application/json"]["schema"]["$ref"].endswith("NeuronAnswer")
 
 
 def test_the_api_answers_what_show_json_prints(client, hostile):
@@ -93,7 +205,8 @@ def test_a_callers_fault_is_4xx_with_a_reason(client, address, status):
 
 
 PATHS = ["/", "/search", "/api/query", "/try", "/jump", "/random", "/0/1", "/api/neurons/0/1"]
-NAMES = ["q", "token", "layer", "min_score", "max_score", "simulator", "sort", "page", "run", "at", "text", "position"]
+PATHS += ["/0/1/records/random", "/0/1/simulations/1"]
+NAMES = ["show", "q", "token", "layer", "min_score", "max_score", "simulator", "sort", "page", "run", "at", "text", "position"]
 numbers = st.one_of(st.integers().map(str), st.floats().map(str))
 values = st.one_of(st.text(max_size=40), numbers, st.sampled_from(["score", "0", "1-2", "0:1"]))
 

@@ -95,14 +95,16 @@ def test_hostile_text_is_shown_and_does_not_run(page, live):
     page.goto(live + "/0/1")
     expect(page.locator(".explanations")).to_contain_text("<script>window.pwned=1</script>")
     assert page.locator("main script, main img").count() == 0
-    for kind in page.locator("details.kind summary").all()[1:]:
-        kind.click()
+    for folded in page.query_selector_all("details:not([open]) > summary"):
+        folded.click()
+    expect(page.locator("#random .record").first).to_be_visible()
+    assert page.locator("main script, main img, main svg").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_tooltip_tells_the_value(page, live):
     page.goto(live + "/0/1")
-    peak = page.locator(".t.peak").first
+    peak = page.locator(".record .t.peak").first
     peak.hover()
     shown = peak.evaluate("e => getComputedStyle(e, '::after').content")
     assert re.match(r'"-?\d', shown)
@@ -110,15 +112,57 @@ def test_a_tooltip_tells_the_value(page, live):
     assert colour not in ("rgba(0, 0, 0, 0)", "transparent")
 
 
-def test_true_over_simulated_marks_the_crop_on_demand(page, live):
+def test_true_over_simulated_is_fetched_on_demand_and_stands_in_the_address(page, live):
     page.goto(live + "/0/1")
-    simulated = page.locator(".t.crop > i").first
-    expect(simulated).to_be_hidden()
+    assert page.locator(".t.crop").count() == 0
     page.keyboard.press("s")
-    expect(simulated).to_be_visible()
-    first = page.locator(".record", has=page.locator(".t.crop")).first
-    assert first.locator(".t.crop").count() == 32
+    first = page.locator("details.simulated .record").first
+    expect(first).to_be_visible()
+    assert first.locator(".t.crop").count() == first.locator(".t.crop > i").count() == 32
     assert first.locator(".t").count() == 64
+    expect(page).to_have_url(re.compile(r"/0/1\?simulation=\d+$"))
+    page.locator("#random > summary").click()
+    expect(page.locator("#random .record").first).to_be_visible()
+    expect(page).to_have_url(re.compile(r"simulation=\d+&show=random$"))
+    page.reload()  # a link shows what I saw
+    expect(first).to_be_visible()
+    expect(page.locator("#random .record").first).to_be_visible()
+    page.keyboard.press("s")
+    expect(first).to_be_hidden()
+    expect(page).to_have_url(re.compile(r"/0/1\?show=random$"))
+
+
+def test_everything_is_reached_without_javascript(browser, live):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(live + "/0/1")
+    for part in ("details.simulated", "#random"):
+        page.locator(f"{part} > summary").first.click()
+        page.locator(f"{part} a", has_text="Show them").first.click()
+        expect(page.locator(f"{part} .record").first).to_be_visible()
+    page.fill("#q", "quotes")
+    page.press("#q", "Enter")
+    expect(page.locator("table.results tbody tr")).to_have_count(1)
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/try"])
+def test_a_page_can_be_heard_and_walked_through(page, live, path):
+    page.goto(live + path)
+    assert page.evaluate("document.documentElement.lang") == "en"
+    for role in ("banner", "main", "contentinfo", "search"):
+        expect(page.get_by_role(role)).to_have_count(1)
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    for field in page.locator("input:not([type=hidden]), select, button, canvas").all():
+        assert field.evaluate(
+            "e => e.ariaLabel || (e.labels && e.labels.length && e.labels[0].textContent) || e.textContent"
+        ), field
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('main') !== null")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
 @pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river"])
@@ -161,7 +205,31 @@ def test_the_static_site_needs_only_a_file_server(page, site):
     expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:2")
     page.keyboard.press("r")
     expect(page.get_by_role("heading", level=1)).to_contain_text("Neuron")
+    page.goto(site + "neuron.html?at=0:1")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Neuron 0:1")
+    page.keyboard.press("s")
+    first = page.locator("details.simulated .record").first
+    expect(first).to_be_visible()
+    assert first.locator(".t.crop > i").count() == 32
+    expect(page).to_have_url(re.compile(r"at=0:1&simulation=\d+$"))
+    page.reload()
+    expect(first).to_be_visible()
     page.goto(site + "neuron.html?at=9:9")
     expect(page.get_by_role("heading", level=1)).to_have_text("not found")
     page.goto(site + "search.html?layer=1&sort=neuron")
     expect(page.locator("table.results a").first).to_have_text("1:0")
+
+
+@pytest.mark.parametrize(
+    "query", ["token=river", "token=river&layer=1", "q=river", "q=river&token=the&sort=neuron", "min_score=0"]
+)
+def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
+    page.goto(f"{live}/search?{query}")
+    wanted = page.locator("table.results tbody tr td:first-child").all_inner_texts()
+    page.goto(f"{site}search.html?{query}")
+    if not wanted:
+        expect(page.get_by_text("No explanation fits.")).to_be_visible()
+        return
+    rows = page.locator("table.results tr td:first-child")
+    expect(rows.first).to_be_visible()
+    assert sorted(rows.all_inner_texts()) == sorted(wanted)

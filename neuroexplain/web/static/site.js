@@ -16,23 +16,57 @@ function element(name, text, attributes = {}) {
   return made;
 }
 
-async function showNeuron(into) {
-  const asked = new URLSearchParams(location.search).get("at") || "random";
-  const index = await load("index.json");
-  let [layer, neuron] = asked.split(/[:/]/).map(Number);
-  if (asked === "random") {
-    [layer, neuron] = index.neurons[Math.floor(Math.random() * index.neurons.length)];
-    history.replaceState(null, "", `neuron.html?at=${layer}:${neuron}`);
+async function randomNeuron(index) {
+  const any = (n) => Math.floor(Math.random() * n);
+  if (index.rows) {
+    const number = any(index.rows);
+    const row = (await load(`rows-${Math.floor(number / index.rows_in_a_file)}.json`))[number % index.rows_in_a_file];
+    return [row.layer, row.neuron];
   }
-  const held = index.neurons.some(([a, b]) => a === layer && b === neuron);
-  if (!held) {
-    into.replaceChildren(element("h1", "not found"), element("p", `This site does not hold neuron ${asked}; it has ${index.neurons.length}.`));
+  return [index.layers[any(index.layers.length)], any(index.d_mlp)];
+}
+
+async function showNeuron(into) {
+  const state = new URLSearchParams(location.search);
+  const asked = state.get("at") || "random";
+  const index = await load("index.json");
+  const [layer, neuron] = asked === "random" ? await randomNeuron(index) : asked.split(/[:/]/).map(Number);
+  const name = `${layer}:${neuron}`;
+  const isThere = index.layers.includes(layer) && neuron >= 0 && neuron < index.d_mlp;
+  const chunk = isThere ? await load(`neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`).catch(() => ({})) : {};
+  if (!Object.hasOwn(chunk, name)) {
+    into.replaceChildren(element("h1", "not found"), element("p", `This site does not hold neuron ${asked}. It has layers ${index.layers.join(", ")}.`));
     return;
   }
-  const chunk = await load(`neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`);
-  into.innerHTML = chunk[`${layer}:${neuron}`]; // written by the same escaping templates; the policy runs no script in it
-  document.title = `Neuron ${layer}:${neuron} · neuroexplain`;
+  if (asked === "random") history.replaceState(null, "", `neuron.html?at=${name}`);
+  into.innerHTML = chunk[name]; // written by the same escaping templates; the policy runs no script in it
+  document.title = `Neuron ${name} · neuroexplain`;
   drawCharts(into);
+  openAsTheAddressSays(into);
+}
+
+// Which file of an index holds a word or token: FNV-1a, as in exchange/site.py.
+function bucketOf(key, buckets) {
+  let found = 2166136261;
+  for (const byte of new TextEncoder().encode(key)) found = Math.imul(found ^ byte, 16777619) >>> 0;
+  return found % buckets;
+}
+
+async function rowsWith(kind, key, index) {
+  const held = await load(`${kind}/${bucketOf(key, index.buckets)}.json`);
+  return Object.hasOwn(held, key) ? held[key] : [];
+}
+
+// The numbers of the rows that hold every word and whose neurons peak on the token, best first; null: all of them.
+async function candidates(words, token, index) {
+  const lists = await Promise.all(words.map((word) => rowsWith("words", word, index)));
+  if (token) {
+    const both = await Promise.all([token, ` ${token}`].map((text) => rowsWith("tokens", text, index)));
+    lists.push([...new Set(both.flat())].sort((a, b) => a - b));
+  }
+  if (!lists.length) return null;
+  const others = lists.slice(1).map((list) => new Set(list));
+  return lists[0].filter((row) => others.every((list) => list.has(row)));
 }
 
 function layersOf(text) {
@@ -51,21 +85,22 @@ async function showResults(into) {
     if (field) field.value = value;
   }
   const index = await load("index.json");
-  const words = (state.get("q") || "").toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
+  const words = [...new Set((state.get("q") || "").toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [])];
   const layers = state.get("layer") ? layersOf(state.get("layer")) : null;
   const low = state.get("min_score") ? Number(state.get("min_score")) : null;
   const high = state.get("max_score") ? Number(state.get("max_score")) : null;
   const simulator = state.get("simulator");
   const sort = state.get("sort") || "score";
-  const page = Math.max(0, Number(state.get("page")) || 0);
-  const fits = (row) => {
-    const own = new Set(row.explanation.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || []);
-    return words.every((word) => own.has(word)) && (!layers || layers.has(row.layer)) && (!simulator || row.simulator === simulator)
-      && (low === null || (row.correlation !== null && row.correlation >= low)) && (high === null || (row.correlation !== null && row.correlation <= high));
-  };
-  let found = [];
-  for (let number = 0; number < index.rows; number++) {
-    found = found.concat((await load(`rows-${number}.json`)).filter(fits));
+  const page = Math.max(0, Math.floor(Number(state.get("page"))) || 0);
+  const fits = (row) => (!layers || layers.has(row.layer)) && (!simulator || row.simulator === simulator)
+    && (low === null || (row.correlation !== null && row.correlation >= low)) && (high === null || (row.correlation !== null && row.correlation <= high));
+  const numbers = await candidates(words, state.get("token"), index);
+  const found = [];
+  for (let file = 0; file * index.rows_in_a_file < index.rows; file++) {
+    const from = file * index.rows_in_a_file, own = numbers && numbers.filter((n) => n >= from && n < from + index.rows_in_a_file);
+    if (own && !own.length) continue;
+    const rows = await load(`rows-${file}.json`);
+    found.push(...(own ? own.map((n) => rows[n - from]) : rows).filter(fits));
     if (sort === "score" && found.length > (page + 1) * PAGE) break; // the files are sorted by score
   }
   if (sort === "activation") found.sort((a, b) => b.max_activation - a.max_activation);
@@ -80,7 +115,7 @@ async function showResults(into) {
     first.append(element("a", at, { href: `neuron.html?at=${at}` }));
     explained.append(element("a", row.explanation, { href: `neuron.html?at=${at}` }));
     line.append(first, element("td", two(row.correlation), { class: "num" }), element("td", row.ci_low === null ? "" : `${two(row.ci_low)} to ${two(row.ci_high)}`, { class: "num" }),
-      explained, element("td", row.explainer), element("td", row.simulator || ""), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
+      explained, element("td", row.explainer, { class: "by" }), element("td", row.simulator || "", { class: "by" }), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
     table.append(line);
   }
   into.replaceChildren(found.length ? table : element("p", "No explanation fits."));

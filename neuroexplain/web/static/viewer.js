@@ -1,4 +1,4 @@
-// Keys and charts. Everything else works without this file.
+// Keys, charts, and parts of a page that are fetched when they are opened. Without this file their links lead to them.
 "use strict";
 
 function drawCharts(within) {
@@ -23,6 +23,46 @@ function drawCharts(within) {
   }
 }
 
+// A part's source is an address, or FILE#KEY on the static site.
+async function fill(part) {
+  const into = part.querySelector(":scope > [data-source]");
+  if (!into) return;
+  const [file, key] = into.dataset.source.split("#");
+  into.removeAttribute("data-source");
+  into.setAttribute("aria-busy", "true");
+  try {
+    const answer = await fetch(file);
+    if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+    into.innerHTML = key ? (await answer.json())[key] : await answer.text(); // drawn by the templates, which escape
+  } catch (error) {
+    into.dataset.source = key ? `${file}#${key}` : file;
+    into.textContent = `Cannot fetch them (${error.message}). Close and open this again.`;
+  }
+  into.removeAttribute("aria-busy");
+}
+
+// What is open stands in the address, so that a link shows it.
+function toggled(event) {
+  const part = event.target;
+  if (!part.dataset || !part.dataset.state) return;
+  if (part.open) fill(part);
+  const [name, value] = part.dataset.state.split("=");
+  const state = new URLSearchParams(location.search);
+  const others = state.getAll(name).filter((one) => one !== value);
+  state.delete(name);
+  for (const one of part.open ? [...others, value] : others) state.append(name, one);
+  const said = state.toString().replaceAll("%3A", ":");
+  history.replaceState(null, "", location.pathname + (said && `?${said}`) + location.hash);
+}
+
+function openAsTheAddressSays(within) {
+  const state = new URLSearchParams(location.search);
+  for (const part of within.querySelectorAll("details[data-state]")) {
+    const [name, value] = part.dataset.state.split("=");
+    if (state.getAll(name).includes(value)) part.open = true;
+  }
+}
+
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const inField = event.target.closest("input:not([type=checkbox]), textarea, select");
@@ -36,7 +76,9 @@ function press(event) {
   event.preventDefault();
   if (focus) found.select();
   else found.click();
+  if (found.tagName === "SUMMARY") found.scrollIntoView({ block: "nearest" });
 }
 
 document.addEventListener("keydown", press);
+document.addEventListener("toggle", toggled, true); // it does not bubble
 document.addEventListener("DOMContentLoaded", () => drawCharts(document));

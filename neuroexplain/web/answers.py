@@ -1,0 +1,197 @@
+"""What the API answers, as types for its description at /docs; present.py makes the values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from neuroexplain.types import Kind, ScoreKind, Split
+
+BIG = 2**31 - 1
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class QueryResult(Answer):
+    """One explanation with its headline score."""
+
+    layer: int
+    neuron: int
+    explanation: str
+    explanation_id: int
+    correlation: float | None
+    ci_low: float | None
+    ci_high: float | None
+    explainer: str
+    model: str
+    simulator: str | None
+    simulator_model: str | None
+    max_activation: float | None
+
+
+class QueryResults(Answer):
+    """One page of results, best first."""
+
+    results: list[QueryResult]
+    page: int
+    next_page: int | None
+
+
+class RunAnswer(Answer):
+    """One collection: a subject, a corpus, and how it was read."""
+
+    id: int
+    status: Literal["running", "finished"]
+    subject: str
+    subject_revision: str | None
+    dtype: str
+    activation: Literal["act", "post"]
+    layers: list[int]
+    d_mlp: int
+    n_layers: int
+    top_k: int
+    n_random: int
+    seed: int
+    tokenizer_sha256: str
+    config: dict[str, Any]
+    n_segments: int
+    n_documents: int
+    n_tokens: int
+    started_at: str
+    finished_at: str | None
+    versions: dict[str, str]
+
+
+class StatsAnswer(Answer):
+    """Activations over tokens 64..127 of every segment."""
+
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+    share_positive: float | None
+
+
+class ExemplarAnswer(Answer):
+    """A record: 64 tokens with one activation each."""
+
+    kind: Kind
+    rank: int
+    split: Split | None
+    segment: int
+    start: int
+    document: int | None
+    token_offset: int | None
+    activation: float
+    token_ids: list[int]
+    tokens: list[str]
+    activations: list[float]
+
+
+class ScoreAnswer(Answer):
+    """How well one simulation agrees with the truth."""
+
+    simulator: str
+    simulator_model: str
+    split: Split
+    kind: ScoreKind
+    status: str
+    correlation: float | None
+    n_tokens: int
+    n_records: int
+    reason: str | None
+    ci_low: float | None
+    ci_high: float | None
+    ci_reason: str | None
+    other_correlation: float | None
+    other_explanation_id: int | None
+    other_reason: str | None
+    r_squared: float | None
+    absolute_deviation_explained: float | None
+    calibration_reason: str | None
+
+
+class SimulationAnswer(Answer):
+    """Levels predicted for the 32 tokens of a record that were scored."""
+
+    simulator: str
+    simulator_model: str
+    kind: Kind
+    rank: int
+    scored: tuple[int, int]
+    expected_levels: list[float | None]
+    digit_mass: list[float] | None
+    other_levels: list[float | None] | None
+
+
+class ExplanationAnswer(Answer):
+    """A hypothesis in words, or why there is none."""
+
+    id: int
+    text: str | None
+    explainer: str
+    model: str
+    prompt_sha256: str | None
+    status: str
+    reason: str | None
+    candidate: int
+    chosen: bool
+    covers: list[int] | None
+    parts: list[str] | None
+    scores: list[ScoreAnswer]
+    simulations: list[SimulationAnswer]
+
+
+class NeuronAnswer(Answer):
+    """One neuron, as `neuroexplain show --json` prints it."""
+
+    run: RunAnswer
+    layer: int
+    neuron: int
+    status: Literal["ok", "dead"]
+    stats: StatsAnswer
+    promoted_tokens: list[tuple[str, float]]
+    suppressed_tokens: list[tuple[str, float]]
+    exemplars: list[ExemplarAnswer]
+    explanations: list[ExplanationAnswer]
+
+
+class StrongNeuron(Answer):
+    """A neuron that fires on a token, with its best explanation."""
+
+    layer: int
+    neuron: int
+    activation: float
+    share_of_max: float
+    explanation: str | None
+    correlation: float | None
+
+
+class Activations(Answer):
+    """A text's tokens, with one neuron's activations or the neurons that fire most on one of them."""
+
+    tokens: list[str]
+    layer: int | None = None
+    neuron: int | None = None
+    activations: list[float] | None = None
+    position: int | None = None
+    neurons: list[StrongNeuron] | None = None
+
+
+class Problem(Answer):
+    """What was wrong with a request."""
+
+    error: str
+    reason: str
+
+
+class ActivationRequest(BaseModel):
+    """A text, and a neuron or a token's place."""
+
+    text: str = Field(min_length=1, max_length=2000)
+    layer: int | None = Field(None, ge=0, le=BIG)
+    neuron: int | None = Field(None, ge=0, le=BIG)
+    position: int | None = Field(None, ge=0, le=BIG, description="A token's place: which neurons fire most there?")

@@ -1,0 +1,44 @@
+"""Listen at an address, and serve a viewer there until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from contextlib import suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from neuroexplain.cli.interrupt import Interrupted, stopping
+from neuroexplain.errors import NeuroexplainError
+
+PATIENCE = 3  # seconds that requests in progress get at the end
+
+
+def listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A socket that listens, so that who reads its address can connect, and that address. Raises NeuroexplainError."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0") from error
+    shown = f"[{host}]" if ":" in host else host
+    return listening, f"http://{shown}:{listening.getsockname()[1]}/"
+
+
+def serve_until_stopped(app: FastAPI, listening: socket.socket) -> None:
+    """Answer requests; returns after Ctrl-C or SIGTERM, when those in progress are answered or PATIENCE is over."""
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancelled_request)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE)
+    signal.signal(signal.SIGTERM, stopping.answer)
+    with suppress(Interrupted):  # uvicorn raises the signal again when it has stopped
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _is_no_cancelled_request(record: logging.LogRecord) -> bool:
+    """A request that is cancelled at the end is no error; a trace for each would fill a pipe that nobody reads, and hang."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

@@ -1,0 +1,88 @@
+"""Neuronpedia's folders hold what its importer asks for: its schema and importer were read in August 2026."""
+
+import gzip
+import json
+
+import pytest
+
+from neuroexplain.exchange.neuronpedia import CREATOR, export_neuronpedia
+from neuroexplain.pipeline.page import load_page
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import list_explained_ids, load_run
+
+# The columns of its tables that these rows fill. Those in NOT_NULL reject a null even where they have a default.
+COLUMNS = {
+    "features": "modelId layer index creatorId maxActApprox frac_nonzero pos_str pos_values neg_str neg_values "
+    "freq_hist_data_bar_heights freq_hist_data_bar_values",
+    "activations": "id modelId layer index creatorId tokens values maxValue maxValueTokenIndex minValue dataSource "
+    "binMin binMax binContains",
+    "explanations": "id modelId layer index authorId description typeName explanationModelName",
+}
+NOT_NULL = {
+    "features": "modelId layer index frac_nonzero",
+    "activations": "id modelId layer index creatorId maxValue maxValueTokenIndex minValue",
+    "explanations": "id modelId layer index authorId description",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(hostile, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("neuronpedia") / "out"
+    with open_store(str(hostile / "x.db"), read_only=True) as store:
+        run = load_run(store)
+        neurons = list_explained_ids(store, run.id)
+        list(export_neuronpedia(store, run, neurons, folder))
+        yield folder, [load_page(store, run, n) for n in neurons]
+
+
+def rows(folder, table):
+    files = sorted(folder.glob(f"model/*/{table}/batch-*.jsonl.gz"))
+    return [json.loads(line) for file in files for line in gzip.decompress(file.read_bytes()).splitlines()]
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_every_line_has_exactly_the_columns_of_its_table(exported, table):
+    found = rows(exported[0], table)
+    assert found
+    for row in found:
+        assert " ".join(row) == COLUMNS[table]
+        assert all(row[name] is not None for name in NOT_NULL[table].split())
+        assert isinstance(row["index"], str)
+
+
+def test_each_layer_is_a_source_with_what_its_rows_refer_to(exported):
+    folder, _ = exported
+    sources = sorted(path.name for path in (folder / "model").iterdir())
+    assert sources == ["0-mlp-act", "1-mlp-act"]
+    for name in sources:
+        told = {
+            kind: json.loads((folder / "model" / name / f"{kind}.jsonl").read_text())
+            for kind in ("release", "model", "sourceset", "source")
+        }
+        assert told["model"]["id"] == told["source"]["modelId"] == told["sourceset"]["modelId"] == "model"
+        assert told["source"]["id"] == name
+        assert told["source"]["setName"] == told["sourceset"]["name"] == "mlp-act"
+        assert told["sourceset"]["releaseName"] == told["release"]["name"]
+        assert {one["creatorId"] for one in told.values()} == {CREATOR}
+        assert told["model"]["neuronsPerLayer"] == 24
+    for table in COLUMNS:
+        assert {row["layer"] for row in rows(folder, table)} <= set(sources)
+    config = {
+        name: [json.loads(x)["name"] for x in (folder / "config" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("explanation_type", "explanation_model_type")
+    }
+    assert {row["typeName"] for row in rows(folder, "explanations")} == set(config["explanation_type"])
+    assert {row["explanationModelName"] for row in rows(folder, "explanations")} == set(config["explanation_model_type"])
+
+
+def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported):
+    folder, pages = exported
+    found = rows(folder, "activations")
+    expected = [(page, x) for page in pages for x in page.neuron.exemplars if x.kind != "random"]
+    assert len(found) == len(expected) == len({row["id"] for row in found})
+    for row, (page, x) in zip(found, expected, strict=True):
+        assert row["values"] == x.activations.tolist()
+        assert row["tokens"] == [page.tokens[i].text for i in x.token_ids.tolist()]
+        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])
+        assert (row["binMin"], row["binContains"]) == (-1, -1)
+        assert row["binMax"] == max(float(y.activations.max()) for y in page.neuron.exemplars if y.kind == "top")
