@@ -260,7 +260,7 @@ def _provenance(row: Mapping[str, Any]) -> Provenance:
 
 def _explanation(row: Mapping[str, Any]) -> Explanation:
     names = set(Explanation.__dataclass_fields__) - {"neuron", "provenance"}
-    values = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+    values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
     return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row), **values)
 
 
