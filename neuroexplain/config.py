@@ -17,6 +17,7 @@ LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak need
 Activation = Literal["act", "post"]
 Sign = Literal["positive", "negative", "both"]
 Sampling = Literal["random", "sequential"]
+Windows = Literal["device", "host"]
 ExplainerName = Literal["pairs", "excerpts", "meanings", "tokens"]
 SimulatorName = Literal["digits", "lexical"]
 
@@ -45,6 +46,7 @@ class CollectConfig:
     device: str = "auto"
     dtype: str = "auto"
     shard: tuple[int, int] | None = None  # (2, 8): the second of eight parts
+    windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class CollectConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
         values = asdict(self)
-        del values["checkpoint_every"]
+        del values["checkpoint_every"], values["windows"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}

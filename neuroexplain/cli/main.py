@@ -85,6 +85,9 @@ def collect(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     shard: Annotated[str | None, typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.")] = None,
+    windows: Annotated[
+        str, typer.Option(help="Where records are kept while collecting: device, or host to spare a GPU's memory.")
+    ] = "device",
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
     """Read a corpus with a language model and keep each neuron's strongest snippets."""
@@ -96,6 +99,7 @@ def collect(
         ("--sign", sign, ("positive", "negative", "both")),
         ("--sampling", sampling, ("random", "sequential")),
         ("--dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+        ("--windows", windows, ("device", "host")),
     ):
         if value not in known:
             raise NeuroexplainError(f"{name} {value!r} is not one of {', '.join(known)}.")
@@ -122,6 +126,7 @@ def collect(
         device=device,
         dtype=dtype,
         shard=parse_shard(shard) if shard is not None else None,
+        windows=windows,  # type: ignore[arg-type]
         checkpoint_every=checkpoint_every,
     )
     from neuroexplain.corpus.documents import find_files
@@ -703,7 +708,10 @@ def _drop_run(db: str, run_id: int) -> None:
         if run_id not in known:
             raise NeuroexplainError(f"There is no run {run_id} in {db}: it holds {', '.join(map(str, known)) or 'none'}.")
         delete_run(store, run_id)
-        store.checkpoint_path(run_id).unlink(missing_ok=True)
+        checkpoint = store.checkpoint_path(run_id)
+        checkpoint.unlink(missing_ok=True)
+        for tokens in checkpoint.parent.glob("neuroexplain-*.tokens*"):  # other runs can make theirs again
+            tokens.unlink()
     say(f"Run {run_id} and all that belonged to it is gone from {db}.")
 
 

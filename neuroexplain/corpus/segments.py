@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.types import SEGMENT_LENGTH, Segment
 
 DOCUMENTS_AT_ONCE = 64  # tokenized together: fast tokenizers use the cores
+MARK = 0x6E65_7572_6F6E_7331  # what a whole file of tokens ends with
+FOOTER = np.dtype([("n_tokens", "<i8"), ("n_documents", "<i8"), ("sha256", "u1", 32), ("mark", "<i8")])
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.uint32]]:
@@ -33,23 +40,34 @@ def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.ui
 
 
 class TokenStream:
-    """A whole corpus as tokens in a temporary file, so that memory does not grow with it: any segment can be visited.
+    """A whole corpus as tokens in a file, so that memory does not grow with it: any segment can be visited.
 
     The documents' tokens are joined and cut every 128; a last, incomplete segment is dropped. Documents count from 0.
     """
 
-    def __init__(self, token_ids: Iterable[NDArray[np.uint32]]) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the stream is)
-        lengths = []
-        for ids in token_ids:
-            self._file.write(ids.astype("<u4").tobytes())
-            lengths.append(len(ids))
-        self._file.flush()
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # of each document, and the end
-        self.n_documents = len(lengths)
-        self.n_tokens = int(self._starts[-1])
+    def __init__(self, file: BinaryIO) -> None:
+        """Open what TokenWriter wrote; the file must stay open. Raises ValueError where it is not whole."""
+        size = file.seek(0, os.SEEK_END)
+        if size < FOOTER.itemsize:
+            raise ValueError("no footer")
+        (footer,) = np.memmap(file, FOOTER, "r", offset=size - FOOTER.itemsize)
+        self.n_tokens, self.n_documents = int(footer["n_tokens"]), int(footer["n_documents"])
+        if footer["mark"] != MARK or size != 4 * self.n_tokens + 8 * self.n_documents + FOOTER.itemsize:
+            raise ValueError("cut off")
         self.n_segments = self.n_tokens // SEGMENT_LENGTH
-        self._ids = np.memmap(self._file, "<u4", "r") if self.n_tokens else np.zeros(0, "<u4")
+        self.sha256 = bytes(footer["sha256"]).hex()  # of the tokens and where documents end
+        self._ids = np.memmap(file, "<u4", "r", shape=(self.n_tokens,)) if self.n_tokens else np.zeros(0, "<u4")
+        file.seek(4 * self.n_tokens)
+        lengths = np.frombuffer(file.read(8 * self.n_documents), "<i8")
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])  # of each document, and the end
+
+    @classmethod
+    def of(cls, token_ids: Iterable[NDArray[np.uint32]]) -> TokenStream:
+        """The documents' tokens in a temporary file."""
+        with TokenWriter(None) as writer:
+            for ids in token_ids:
+                writer.add(ids)
+            return writer.finish()
 
     def segment(self, number: int) -> Segment:
         """Grid cell `number`."""
@@ -67,6 +85,73 @@ class TokenStream:
         documents = np.searchsorted(self._starts, begins + positions, "right") - 1
         ids = self._ids[begins + positions].astype(np.uint32)
         return documents, begins + starts - self._starts[documents], ids
+
+
+class TokenWriter:
+    """Writes documents' tokens to a file that is there when it is whole; without a path, to a temporary one.
+
+    Raises NeuroexplainError where it cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._new = path, None
+        try:
+            if path is None:
+                self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+            else:
+                number, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+                self._file, self._new = os.fdopen(number, "w+b"), Path(name)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        self._lengths: list[int] = []
+        self._sha256 = hashlib.sha256()
+        self.n_tokens = 0
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._new is not None:
+            self._new.unlink(missing_ok=True)  # it has its place by now, or is not whole
+
+    def add(self, ids: NDArray[np.uint32]) -> None:
+        """The next document's tokens."""
+        self._write(ids.astype("<u4").tobytes())
+        self._lengths.append(len(ids))
+        self.n_tokens += len(ids)
+
+    def finish(self) -> TokenStream:
+        """All documents are there: put the file in its place."""
+        self._write(np.array(self._lengths, "<i8").tobytes())
+        footer = np.array((self.n_tokens, len(self._lengths), list(self._sha256.digest()), MARK), FOOTER)
+        self._write(footer.tobytes())
+        try:
+            self._file.flush()
+            if self._path is not None and self._new is not None:
+                self._new.replace(self._path)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+        return TokenStream(self._file)
+
+    def _write(self, data: bytes) -> None:
+        self._sha256.update(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+
+def _cannot_write(path: Path | None, error: OSError) -> NeuroexplainError:
+    where = tempfile.gettempdir() if path is None else path.parent
+    return NeuroexplainError(f"Could not write the corpus's tokens (4 bytes each) to {where}: {error.strerror}. Make room.")
+
+
+def find_tokens(path: Path) -> TokenStream | None:
+    """What a TokenWriter left there; None where there is nothing, or nothing whole."""
+    try:
+        return TokenStream(path.open("rb"))
+    except (OSError, ValueError):
+        return None
 
 
 def visiting_order(n_segments: int, sampling: str, seed: int, wanted: int | None) -> NDArray[np.int64]:

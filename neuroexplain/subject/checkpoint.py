@@ -35,12 +35,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise NeuroexplainError(f"Could not write the checkpoint {path}: {error}. {kept}") from error
 
 
-def find_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The saved state with its tensors on the device; None where there is none. Raises NeuroexplainError where it is broken."""
+def find_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The saved state with its tensors on the CPU; None where there is none. Raises NeuroexplainError where it is broken."""
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise NeuroexplainError(f"Cannot read the checkpoint {path}: {error}. Delete it to start over.") from error
     return found

@@ -13,8 +13,8 @@ from torch import Tensor
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import Subject
-from neuroexplain.subject.statistics import RunningStats
-from neuroexplain.subject.topk import EMPTY, TopK, fold_top_k, hash_records, segments_of
+from neuroexplain.subject.statistics import RunningStats, fastest_sum_segments
+from neuroexplain.subject.topk import EMPTY, Offer, TopK, fold_top_k, segments_of
 from neuroexplain.subject.vocabulary import read_vocabulary
 from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, SEGMENT_LENGTH, CollectedLayer, ExemplarArrays, Kind
 
@@ -23,7 +23,11 @@ Locate = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.nda
 
 
 class Collector:
-    """What is kept of everything read so far. Its size depends on neurons x k, never on the number of tokens."""
+    """What is kept of everything read so far. Its size depends on neurons x k, never on the number of tokens.
+
+    All of it is on the subject's device but the random records, which are written once each, and, with `windows_on_host`, the
+    top records' windows.
+    """
 
     def __init__(
         self,
@@ -36,50 +40,69 @@ class Collector:
         positions: range,
         special_peaks: bool,
         random_segments: Sequence[int],
+        windows_on_host: bool = False,
     ) -> None:
         self.subject, self.layers, self.activation, self.positions = subject, tuple(layers), activation, positions
-        made = (subject.d_mlp, top_k, subject.dtype, subject.device)
-        kinds: tuple[Kind, ...] = {"positive": ("top",), "negative": ("bottom",), "both": ("top", "bottom")}[sign]  # type: ignore[assignment]
-        self.tops: dict[int, dict[Kind, TopK]] = {layer: {kind: TopK.empty(*made) for kind in kinds} for layer in layers}
+        self.kinds: tuple[Kind, ...] = {"positive": ("top",), "negative": ("bottom",), "both": ("top", "bottom")}[sign]  # type: ignore[assignment]
+        self.top_k = top_k
+        self.windows_device = torch.device("cpu") if windows_on_host else subject.device
+        self.tops = {layer: self._empty_tops() for layer in layers}
         self.stats = {layer: RunningStats(subject.d_mlp, subject.device) for layer in layers}
+        self.sum_up = fastest_sum_segments(subject.device)
         self.random_place = {segment: place for place, segment in enumerate(random_segments)}
         shape = (len(random_segments), RECORD_LENGTH, subject.d_mlp)
-        self.random = {layer: torch.zeros(shape, dtype=subject.dtype, device=subject.device) for layer in layers}
+        self.random = {layer: torch.zeros(shape, dtype=subject.dtype) for layer in layers}
         specials = [] if special_peaks else sorted(set(subject.tokenizer.all_special_ids))
         self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
 
+    def _empty_tops(self) -> dict[Kind, TopK]:
+        subject = self.subject
+        made = (subject.d_mlp, self.top_k, subject.dtype, subject.device, self.windows_device)
+        return {kind: TopK.empty(*made) for kind in self.kinds}
+
     def read(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"]) -> None:
-        """Run one batch and fold it in. Rows from `n` on are padding and are left out."""
+        """Run one batch and fold it in. Rows from `n` on are padding and are left out.
+
+        `segments` is on the CPU; token_ids can be on the subject's device already.
+        """
         n = len(segments)
-        token_ids, segments = token_ids.to(self.subject.device), segments.to(self.subject.device)
-        hashes = hash_records(token_ids[:n])
-        allowed = None
-        if self.barred is not None:
-            allowed = ~torch.isin(token_ids[:n, self.positions.start : self.positions.stop], self.barred)
+        token_ids = send(token_ids, self.subject.device)
+        offer = self._offer(token_ids[:n], segments)
         drawn = [(row, self.random_place[s]) for row, s in enumerate(segments.tolist()) if s in self.random_place]
 
         def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             acts = acts[:n]
-            for kind, state in self.tops[layer].items():
-                fold_top_k(state, acts if kind == "top" else -acts, segments, hashes, self.positions, allowed)
-            self.stats[layer].fold(acts[:, RANDOM_START:])
+            self._fold(self.tops[layer], self.stats[layer], acts, offer)
             for row, place in drawn:
-                self.random[layer][place] = acts[row, RANDOM_START:]
+                self.random[layer][place] = acts[row, RANDOM_START:].cpu()
 
         capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
 
     def probe(self, batch_size: int) -> None:
-        """Read a batch of so many segments and keep nothing; raises what the device raises where it does not fit."""
-        token_ids = torch.zeros((batch_size, SEGMENT_LENGTH), dtype=torch.int64, device=self.subject.device)
-        hashes = hash_records(token_ids)
-        segments = torch.arange(batch_size, device=self.subject.device)
+        """Read a batch of so many segments and keep nothing; raises what the device raises where it does not fit.
+
+        It takes the memory that the first batches of a run take, of which every segment is a candidate of every neuron.
+        """
+        token_ids = torch.arange(SEGMENT_LENGTH, device=self.subject.device).repeat(batch_size, 1)
+        if self.barred is not None:
+            token_ids[::2, self.positions.start] = self.barred[0]
+        offer = self._offer(token_ids, torch.arange(batch_size))
 
         def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-            made = TopK.empty(acts.shape[2], next(iter(self.tops[layer].values())).k, acts.dtype, acts.device)
-            fold_top_k(made, acts, segments, hashes, self.positions)
-            RunningStats(acts.shape[2], acts.device).fold(acts[:, RANDOM_START:])
+            self._fold(self._empty_tops(), RunningStats(self.subject.d_mlp, self.subject.device), acts, offer)
 
         capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+
+    def _offer(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "batch"]) -> Offer:
+        allowed = None
+        if self.barred is not None:
+            allowed = ~torch.isin(token_ids[:, self.positions.start : self.positions.stop], self.barred)
+        return Offer.of(token_ids, send(segments, self.subject.device), self.positions, allowed)
+
+    def _fold(self, tops: dict[Kind, TopK], stats: RunningStats, acts: Tensor, offer: Offer) -> None:
+        for kind, state in tops.items():
+            fold_top_k(state, acts, offer, lowest=kind == "bottom")
+        stats.fold(acts[:, RANDOM_START:], self.sum_up)
 
     def state(self) -> dict[str, Any]:
         """All that was kept so far, as tensors and numbers: what a checkpoint holds. It shares memory with the collector."""
@@ -90,11 +113,12 @@ class Collector:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.tops = {layer: {k: TopK(**found) for k, found in kinds.items()} for layer, kinds in state["tops"].items()}
-        self.random = state["random"]
-        for layer, found in state["stats"].items():
-            vars(self.stats[layer]).update(found)
+        """Go on from what `state` gave, wherever its tensors are."""
+        for layer in self.layers:
+            for kind, top in self.tops[layer].items():
+                _copy_into(top, state["tops"][layer][kind])
+            _copy_into(self.stats[layer], state["stats"][layer])
+            self.random[layer].copy_(state["random"][layer])
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""
@@ -107,22 +131,35 @@ class Collector:
                     f"Layer {layer} of {self.subject.name} gave activations that are not finite in {self.subject.dtype}. "
                     "Try --dtype float32"
                 )
-            exemplars: dict[Kind, ExemplarArrays] = {
-                kind: _top(state, kind, locate) for kind, state in self.tops[layer].items()
-            }
+            exemplars: dict[Kind, ExemplarArrays] = {kind: _top(state, locate) for kind, state in self.tops[layer].items()}
             if self.random_place:
                 exemplars["random"] = _random(self.random[layer], list(self.random_place), locate)
             vocabulary = read_vocabulary(self.subject.output_vectors(layer), self.subject.norm_weight(), known_tokens)
             yield CollectedLayer(layer, exemplars, stats, vocabulary)
 
 
-def _top(state: TopK, kind: Kind, locate: Locate) -> ExemplarArrays:
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A GPU gets it from pinned memory, and nobody waits for it."""
+    if device.type != "cuda" or values.device == device:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _copy_into(target: TopK | RunningStats, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            getattr(target, name).copy_(value)
+        else:
+            setattr(target, name, value)
+
+
+def _top(state: TopK, locate: Locate) -> ExemplarArrays:
     keys, places = state.best()
     used = (keys > EMPTY).cpu().numpy()
     segments = np.where(used, segments_of(keys).cpu().numpy(), 0)
     starts = state.starts.gather(1, places).cpu().numpy()
-    windows = state.windows.gather(1, places[:, :, None].expand(-1, -1, RECORD_LENGTH)).float().cpu().numpy()
-    windows = windows if kind == "top" else -windows
+    where = places.to(state.windows.device)[:, :, None].expand(-1, -1, RECORD_LENGTH)
+    windows = state.windows.gather(1, where).float().cpu().numpy()
     documents, offsets, tokens = (
         np.where(used, found, unused)
         for found, unused in zip(locate(segments, starts.astype(np.int64) + PEAK_INDEX, starts), (-1, 0, 0), strict=True)

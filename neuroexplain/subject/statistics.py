@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 from neuroexplain.types import StatsArrays
+
+Sums = tuple[
+    Float[Tensor, "batch d_mlp"],
+    Float[Tensor, "batch d_mlp"],
+    Float[Tensor, "batch d_mlp"],
+    Float[Tensor, "batch d_mlp"],
+    Int[Tensor, "batch d_mlp"],
+]
 
 
 class RunningStats:
@@ -20,28 +32,56 @@ class RunningStats:
         self.max = torch.full((d_mlp,), -torch.inf, device=device)
         self.positive = torch.zeros(d_mlp, dtype=torch.int64, device=device)
 
-    def fold(self, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-        """Add tokens' activations. Values that are not finite show in `min` and `max`.
+    def fold(self, acts: Float[Tensor, "batch seq d_mlp"], sum_up: Callable[[Tensor, Tensor], Sums] | None = None) -> None:
+        """Add tokens' activations. Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
 
-        Each step reduces a segment's tokens first, contiguous neurons last: on a CPU that is ten times faster than var_mean.
+        Distances are taken from the mean so far, which is known before the batch is read: one pass over it is enough.
         """
         n = acts.shape[0] * acts.shape[1]
-        sums = acts.sum(dim=1, dtype=torch.float32)  # [batch, d_mlp]
-        mean = sums.sum(dim=0, dtype=torch.float64) / n
-        scratch = acts - mean.float()
-        squares = scratch.square_().sum(dim=1).sum(dim=0, dtype=torch.float64)
-        squares -= n * (mean - mean.float()).square()  # what the rounding of the mean added
-        self.min = torch.minimum(self.min, acts.amin(dim=1).amin(dim=0).float())
-        self.max = torch.maximum(self.max, acts.amax(dim=1).amax(dim=0).float())
-        self.positive += torch.gt(acts, 0, out=scratch).sum(dim=1).sum(dim=0).long()
+        if not self.n:
+            self.mean = acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n
+        center = self.mean.float()
+        sums, squares, low, high, positive = (sum_up or sum_segments)(acts, center)
+        off = sums.sum(dim=0, dtype=torch.float64) / n  # of this batch's mean from the center
+        own = squares.sum(dim=0, dtype=torch.float64) - n * off.square()
         total = self.n + n
-        away = mean - self.mean
-        self.squares += squares + away.square() * (self.n * n / total)
+        away = center + off - self.mean
+        self.squares += own + away.square() * (self.n * n / total)
         self.mean += away * (n / total)
+        self.min = torch.minimum(self.min, low.amin(dim=0).float())
+        self.max = torch.maximum(self.max, high.amax(dim=0).float())
+        self.positive += positive.sum(dim=0)
         self.n = total
 
     def finish(self) -> StatsArrays:
         """The statistics, [d_mlp] float64 each; std is that of the population."""
-        std = (self.squares / self.n).sqrt()
+        std = (self.squares.clamp(min=0) / self.n).sqrt()
         share = self.positive.double() / self.n
         return StatsArrays(*(x.double().cpu().numpy() for x in (self.mean, std, self.min, self.max, share)))
+
+
+def sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "d_mlp"]) -> Sums:
+    """Of each segment's tokens: the sums of distances from the center and of their squares, least, greatest, how many above 0.
+
+    Tokens are reduced first, contiguous neurons last: on a CPU that is ten times faster than var_mean.
+    """
+    away = acts - center  # float32
+    sums = away.sum(dim=1)
+    squares = away.square_().sum(dim=1)
+    positive = torch.gt(acts, 0, out=away).sum(dim=1).to(torch.int32)
+    return sums, squares, acts.amin(dim=1), acts.amax(dim=1), positive
+
+
+def plain_sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "d_mlp"]) -> Sums:
+    """The same without scratch memory, which a compiler turns into one pass; slow as it stands."""
+    away = acts.float() - center
+    return away.sum(1), away.square().sum(1), acts.amin(1), acts.amax(1), (acts > 0).sum(1, dtype=torch.int32)
+
+
+def fastest_sum_segments(device: torch.device) -> Callable[[Tensor, Tensor], Sums]:
+    """On a GPU with Triton and a C compiler at hand one compiled pass; else `sum_segments`, which reads the batch 8 times."""
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if device.type != "cuda" or compiler is None or not has_triton():
+        return sum_segments
+    found: Callable[[Tensor, Tensor], Sums] = torch.compile(plain_sum_segments)
+    return found

@@ -1,10 +1,11 @@
-"""The running top k of every neuron of a layer: exact, ties and duplicates included (pure).
+"""The running top k, or bottom k, of every neuron of a layer: exact, ties and duplicates included (pure).
 
 Candidates are ranked by (activation, descending; segment, ascending). Both go into one integer key, so the order is total and
 `torch.topk` meets no ties. A segment offers its best position only, so the position never decides between candidates.
 
 A candidate that beats a neuron's k-th is written into a free place and stays there. Only when a neuron has no free place left
-are its keys sorted, duplicates and all beyond the k best dropped, and their places freed; windows are never moved.
+are its keys sorted, duplicates and all beyond the k best dropped, and their places freed; windows are never moved. So they can
+lie in the host's memory while all else is on a GPU: they are written once and read at the end.
 """
 
 from __future__ import annotations
@@ -30,20 +31,23 @@ class TopK:
     keys: Int[Tensor, "d_mlp places"]  # int64, see order_keys; EMPTY where unused
     starts: UInt[Tensor, "d_mlp places"]  # uint8, the record's first token in its segment
     hashes: Int[Tensor, "d_mlp places"]  # int64, of the record's 64 token ids
-    windows: Float[Tensor, "d_mlp places record"]  # the record's activations
+    windows: Float[Tensor, "d_mlp places record"]  # the record's activations; 9 of 10 bytes, and on a device of its own
     free: Int[Tensor, "d_mlp spare"]  # int16, places that the next candidates take, the last one first
     n_free: Int[Tensor, "d_mlp"]
     least: Int[Tensor, "d_mlp"]  # the k-th key when last sorted: a candidate must be above it
 
     @classmethod
-    def empty(cls, d_mlp: int, k: int, dtype: torch.dtype, device: torch.device) -> TopK:
+    def empty(
+        cls, d_mlp: int, k: int, dtype: torch.dtype, device: torch.device, windows_device: torch.device | None = None
+    ) -> TopK:
+        """A state without records. The windows lie on `windows_device`, on `device` unless told."""
         places = k + SPARE
         return cls(
             k,
             torch.full((d_mlp, places), EMPTY, dtype=torch.int64, device=device),
             torch.zeros((d_mlp, places), dtype=torch.uint8, device=device),
             torch.zeros((d_mlp, places), dtype=torch.int64, device=device),
-            torch.zeros((d_mlp, places, RECORD_LENGTH), dtype=dtype, device=device),
+            torch.zeros((d_mlp, places, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
             torch.arange(k, places, dtype=torch.int16, device=device).expand(d_mlp, SPARE).contiguous(),
             torch.full((d_mlp,), SPARE, dtype=torch.int64, device=device),
             torch.full((d_mlp,), EMPTY, dtype=torch.int64, device=device),
@@ -62,6 +66,30 @@ class TopK:
         """(keys, places) of each neuron's k best distinct records, best first; the key is EMPTY where there are fewer."""
         ranked, order = rank_distinct(self.keys, self.hashes)
         return ranked[:, : self.k], order[:, : self.k]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a batch of segments offers to the neurons of every layer alike."""
+
+    segments: Int[Tensor, "batch"]
+    hashes: Int[Tensor, "batch starts"]  # of the 64 token ids from every start
+    positions: range  # which tokens may be peaks
+    allowed: Bool[Tensor, "batch n_positions"] | None  # which of them; None: all
+    barred: Int[Tensor, "n"] | None  # the rows where some are not allowed
+
+    @classmethod
+    def of(
+        cls,
+        token_ids: Int[Tensor, "batch seq"],
+        segments: Int[Tensor, "batch"],
+        positions: range,
+        allowed: Bool[Tensor, "batch n_positions"] | None = None,
+    ) -> Offer:
+        barred = None if allowed is None else (~allowed).any(dim=1).nonzero()[:, 0]
+        if barred is None or not len(barred):
+            return cls(segments, hash_records(token_ids), positions, None, None)
+        return cls(segments, hash_records(token_ids), positions, allowed, barred)
 
 
 def segments_of(keys: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -86,33 +114,25 @@ def hash_records(token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch star
     return ((token_ids.long() + 1).unfold(1, RECORD_LENGTH, 1) * factors.to(token_ids.device)).sum(-1)
 
 
-def fold_top_k(
-    state: TopK,
-    acts: Float[Tensor, "batch seq d_mlp"],
-    segments: Int[Tensor, "batch"],
-    hashes: Int[Tensor, "batch starts"],
-    positions: range,
-    allowed: Bool[Tensor, "batch n_positions"] | None = None,
-) -> None:
-    """Fold one batch of segments into the state, in place.
+def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq d_mlp"], offer: Offer, *, lowest: bool = False) -> None:
+    """Fold one batch of segments into the state, in place: the highest activations, or the lowest.
 
-    A segment's candidate is its largest activation at one of `positions`, the first of equals; `allowed` bars single ones,
-    and a segment without any offers nothing. Of records with the same hash only the first in the order is kept. A neuron's
+    A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of equals; a segment
+    without an allowed one offers nothing. Of records with the same hash only the first in the order is kept. A neuron's
     candidates that are not above its k-th key are never looked at.
     """
-    offered = acts[:, positions.start : positions.stop]
-    peaks = offered.amax(dim=1)  # [batch, d_mlp]
-    if allowed is not None and not bool(allowed.all()):
-        barred = (~allowed).any(dim=1).nonzero()[:, 0]
-        peaks[barred] = offered[barred].masked_fill(~allowed[barred][:, :, None], -torch.inf).amax(dim=1)
-    keys = order_keys(peaks, segments[:, None].expand_as(peaks))
-    if allowed is not None:
-        keys = keys.masked_fill(~allowed.any(dim=1)[:, None], EMPTY)
-    most = int((keys > state.least).sum(dim=0).max())
+    peaks = _peaks(acts, offer, lowest)  # [batch, d_mlp]
+    keys = order_keys(-peaks if lowest else peaks, offer.segments[:, None].expand_as(peaks))
+    if offer.allowed is not None:
+        keys = keys.masked_fill(~offer.allowed.any(dim=1)[:, None], EMPTY)
+    most = int((keys > state.least).sum(dim=0).max())  # candidates of one neuron: here a GPU is waited for
+    if most == 0:
+        return
     _, n_tokens, d_mlp = acts.shape
     flat = acts.reshape(-1)  # take from a flat tensor is twice as fast as three indices
-    at_positions = torch.arange(positions.start, positions.stop, device=acts.device) * d_mlp
+    at_positions = torch.arange(offer.positions.start, offer.positions.stop, device=acts.device) * d_mlp
     at_record = torch.arange(RECORD_LENGTH, device=acts.device) * d_mlp
+    home = state.windows.device
     # A chunk of SPARE segments always finds room; later on whole batches do.
     step = len(acts) if most <= SPARE else SPARE
     for first in range(0, len(acts), step):
@@ -130,13 +150,25 @@ def fold_top_k(
         row = row + first
         column = row * (n_tokens * d_mlp) + neuron  # in flat, of the segment's token 0
         at_peak = flat.take(column[:, None] + at_positions) == peaks[row, neuron][:, None]  # [n_above, n_positions]
-        if allowed is not None:
-            at_peak &= allowed[row]
-        starts = at_peak.to(torch.uint8).argmax(dim=1) + (positions.start - PEAK_INDEX)
+        if offer.allowed is not None:
+            at_peak &= offer.allowed[row]
+        starts = at_peak.to(torch.uint8).argmax(dim=1) + (offer.positions.start - PEAK_INDEX)
         state.keys[neuron, place] = keys[row, neuron]
         state.starts[neuron, place] = starts.to(torch.uint8)
-        state.hashes[neuron, place] = hashes[row, starts]
-        state.windows[neuron, place] = flat.take((column + starts * d_mlp)[:, None] + at_record)
+        state.hashes[neuron, place] = offer.hashes[row, starts]
+        windows = flat.take((column + starts * d_mlp)[:, None] + at_record)
+        state.windows[neuron.to(home), place.to(home)] = windows.to(home)
+
+
+def _peaks(acts: Float[Tensor, "batch seq d_mlp"], offer: Offer, lowest: bool) -> Float[Tensor, "batch d_mlp"]:
+    """Each segment's largest (smallest) activation at the allowed positions; infinite where there is none."""
+    best, worst = (torch.amin, torch.inf) if lowest else (torch.amax, -torch.inf)
+    offered = acts[:, offer.positions.start : offer.positions.stop]
+    peaks = best(offered, dim=1)
+    if offer.allowed is not None and offer.barred is not None:
+        barred = ~offer.allowed[offer.barred][:, :, None]
+        peaks[offer.barred] = best(offered[offer.barred].masked_fill(barred, worst), dim=1)
+    return peaks
 
 
 def rank_distinct(

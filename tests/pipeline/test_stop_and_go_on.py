@@ -1,6 +1,7 @@
 """Interrupted, killed, cut into parts: the result is that of one undisturbed run."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
@@ -16,8 +18,10 @@ from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, load_run
 from neuroexplain.subject.load import load_subject
+from neuroexplain.subject.statistics import RunningStats
 from tests.fakes import tiny_subject, words
 
+N_PARTS = 4
 CONTENT = ("tokens", "neurons", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
 
 
@@ -92,6 +96,66 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(made, undistu
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
+def test_out_of_memory_leaves_the_checkpoint(made, undisturbed, tmp_path, monkeypatch):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        with monkeypatch.context() as patched:
+            fold, folded = RunningStats.fold, []
+
+            def run_out(self, *args):
+                folded.append(self)
+                if len(folded) == 8:  # the fourth batch's second layer: the first is folded already
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                fold(self, *args)
+
+            patched.setattr(RunningStats, "fold", run_out)
+            with pytest.raises(NeuroexplainError, match=r"ran out of memory.*checkpoint is intact.*--windows host"):
+                list(run_collect(store, config))
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any("continuing: 6 of" in note for note in notes)
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def test_windows_on_the_host_change_nothing_not_even_in_the_middle(made, undisturbed, tmp_path):
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, CollectConfig(**made[1] | {"windows": "host"}))
+        next(event for event in events if event.done == 6)
+        events.close()
+        list(run_collect(store, CollectConfig(**made[1] | {"windows": "device"})))
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def test_an_interrupted_run_does_not_tokenize_again(made, undisturbed, tmp_path):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        next(event for event in events if event.done == 4)
+        events.close()
+        assert len(list(tmp_path.glob("neuroexplain-*.tokens"))) == 1
+        assert "tokenizing" not in {event.stage for event in run_collect(store, config)}
+    assert content(tmp_path / "x.db")[0] == undisturbed
+    assert list(tmp_path.glob("*.tokens*")) == []
+
+
+def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbed, tmp_path):
+    text = tmp_path / "text.jsonl"
+    whole = Path(made[1]["dataset"][0]).read_bytes()
+    text.write_bytes(whole)
+    config = CollectConfig(**made[1] | {"dataset": (str(text),)})
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        next(event for event in events if event.done == 4)
+        events.close()
+        for changed, said in ((whole.replace(b"river", b"rover"), "corpus: .* then, .* now"), (whole[:-5], "Cannot read")):
+            text.write_bytes(changed)
+            with pytest.raises(NeuroexplainError, match=said):
+                list(run_collect(store, config))
+        text.write_bytes(whole)  # with another time: it is tokenized again, and found to be the same
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any("continuing: 4 of" in note for note in notes)
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
 def command(made, db, *more):
     options = ("--top-k", 4, "--sign", "both", "--random-records", 5, "--batch-size", 2, "--checkpoint-every", 0.000001)
     names = ("--model", made[1]["model"], "--dataset", made[1]["dataset"][0], "--db", db)
@@ -104,15 +168,21 @@ def wait_for_checkpoint(running, folder):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.03, 0.1])
-def test_killed_at_any_moment_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, pause):
-    with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.PIPE) as running:
-        wait_for_checkpoint(running, tmp_path)
-        time.sleep(pause)
-        running.kill()
+def test_killed_five_times_at_random_moments_it_ends_the_same(made, undisturbed, tmp_path):
+    """Each time a while after the checkpoint was written anew; exemplars, random records and statistics are in `content`."""
+    moments = random.Random(7)
+    checkpoint = tmp_path / "x.db.run1.checkpoint"
+    for _ in range(5):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.DEVNULL) as running:
+            while running.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+                time.sleep(0.001)
+            time.sleep(moments.random() * 0.1)
+            running.kill()
     again = subprocess.run(command(made, tmp_path / "x.db"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert content(tmp_path / "x.db")[0] == undisturbed
+    assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(made, undisturbed, tmp_path):
@@ -129,12 +199,12 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(made, undisturbed, tmp_path)
 
 @pytest.fixture(scope="module")
 def parts(made, tmp_path_factory):
-    """Three parts of the same collection, each in its database."""
+    """The parts of one collection, each in its database."""
     folder = tmp_path_factory.mktemp("parts")
     subject = load_subject(made[1]["model"])
-    for n in (1, 2, 3):
+    for n in range(1, N_PARTS + 1):
         with open_store(str(folder / f"{n}.db"), create=True) as store:
-            list(run_collect(store, CollectConfig(**made[1], shard=(n, 3)), subject))
+            list(run_collect(store, CollectConfig(**made[1], shard=(n, N_PARTS)), subject))
     return folder
 
 
@@ -143,11 +213,16 @@ def merge(one: Path, other: Path, into: Path, **options):
         list(run_merge((a, load_run(a)), (b, load_run(b)), c, **{"allow_mixed": False} | options))
 
 
-@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2), (2, 3, 1)])
-def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path, order):
-    merge(parts / f"{order[0]}.db", parts / f"{order[1]}.db", tmp_path / "two.db")
-    merge(tmp_path / "two.db", parts / f"{order[2]}.db", tmp_path / "all.db")
-    found, run = content(tmp_path / "all.db")
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path, seed):
+    """Two at a time, drawn at random from the parts and from what was merged before."""
+    draw = random.Random(seed)
+    left = [parts / f"{n}.db" for n in range(1, N_PARTS + 1)]
+    while len(left) > 1:
+        draw.shuffle(left)
+        merge(left.pop(), left.pop(), tmp_path / f"{len(left)}.db")
+        left.append(tmp_path / f"{len(left)}.db")
+    found, run = content(left[0])
     assert run.config["shard"] is None
     for table in CONTENT:
         if table != "neurons":
@@ -158,13 +233,13 @@ def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path,
 
 
 def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
-    with pytest.raises(NeuroexplainError, match="Part 1 of 3 is in both"):
+    with pytest.raises(NeuroexplainError, match="Part 1 of 4 is in both"):
         merge(parts / "1.db", parts / "1.db", tmp_path / "x.db")
     for name, more, said in (
-        ("seed", {"seed": 5, "shard": (2, 3)}, "seed: 0 in .*5 in"),
-        ("of", {"shard": (2, 4)}, "a part of 3, the other of 4"),
+        ("seed", {"seed": 5, "shard": (2, N_PARTS)}, "seed: 0 in .*5 in"),
+        ("of", {"shard": (2, 3)}, "a part of 4, the other of 3"),
         ("whole", {}, "no part of a collection"),
-        ("mixed", {"shard": (2, 3), "batch_size": 4}, "batch_size: 2 and 4"),
+        ("mixed", {"shard": (2, N_PARTS), "batch_size": 4}, "batch_size: 2 and 4"),
     ):
         with open_store(str(tmp_path / f"{name}.db"), create=True) as store:
             list(run_collect(store, CollectConfig(**made[1] | more)))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuroexplain.subject.statistics import RunningStats
-from neuroexplain.subject.topk import EMPTY, SPARE, TopK, fold_top_k, hash_records, segments_of
+from neuroexplain.subject.topk import EMPTY, SPARE, Offer, TopK, fold_top_k, segments_of
 
 POSITIONS = range(64, 97)
 N, D, K = 150, 7, 5
@@ -53,7 +53,7 @@ def fold(seen, rows, batch_size):
     acts, ids, allowed, segments = seen
     state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
     for some in torch.as_tensor(rows).split(batch_size):
-        fold_top_k(state, acts[some], segments[some], hash_records(ids[some]), POSITIONS, allowed[some])
+        fold_top_k(state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]))
     return state
 
 

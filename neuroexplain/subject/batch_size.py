@@ -1,0 +1,39 @@
+"""How many segments are read at once: the most that the device's memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.subject.collector import Collector
+
+CPU_BATCH_SIZE = 16  # segments
+LARGEST_BATCH_SIZE = 1024
+
+
+def find_batch_size(collector: Collector, n_segments: int) -> int:
+    """On a CPU 16; on a GPU the largest power of two that fits, found by trying before the first segment."""
+    if collector.subject.device.type != "cuda":
+        return CPU_BATCH_SIZE
+    return largest_that_fits(collector.probe, min(LARGEST_BATCH_SIZE, n_segments))
+
+
+def largest_that_fits(probe: Callable[[int], None], most: int) -> int:
+    """The largest power of two, at most `most`, for which `probe` finds memory. Raises NeuroexplainError for none."""
+    fits, size = 0, 1
+    while size <= most:
+        try:
+            probe(size)
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            torch.cuda.empty_cache()
+        fits, size = size, size * 2
+    if not fits:
+        raise NeuroexplainError(
+            "The device's memory holds the model, but not one segment's activations beside what is kept of the neurons. "
+            "Keep the windows in this machine's memory, or collect fewer layers at a time:  --windows host  |  --layers 0-15"
+        )
+    return fits
