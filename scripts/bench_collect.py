@@ -1,7 +1,12 @@
-"""How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json]
+"""How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json] [--shape llama3-8b]
 
-The two alternate in one process on the same segments, model, batch and dtype. The forward pass is Transformers' base model,
-all layers, without the head and without any hook of ours: the floor. Printed: the median of the pairs' ratios, and quartiles.
+Three works take turns in one process on the same segments, model, batch shape and dtype. `forward` is Transformers' base
+model, all layers, without the head and without any hook of ours: the floor. `collect` is what `neuroexplain collect` does
+with a batch. `published` is the same pass with the published method's rule in place of ours. Printed: the median of the
+rounds' ratios, and quartiles; the share of the device's matrix peak, measured here by one large product in the model's dtype;
+and peak memory.
+
+`--shape` builds a model of that shape with random weights and reads random tokens: it needs torch and Transformers alone.
 """
 
 import argparse
@@ -11,112 +16,198 @@ import resource
 import statistics
 import sys
 import time
-from importlib import resources
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from neuroexplain.corpus.documents import read_documents
-from neuroexplain.corpus.segments import TokenStream, tokenize
-from neuroexplain.pipeline.collect import CPU_BATCH_SIZE
-from neuroexplain.subject.collector import Collector
-from neuroexplain.subject.load import embedded_model, load_subject
+from neuroexplain.subject.batch_size import CPU_BATCH_SIZE, find_batch_size
+from neuroexplain.subject.capture import capture_activations
+from neuroexplain.subject.collector import Collector, send
+from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype
+from neuroexplain.subject.published import PublishedTopK
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--model", default=None, help="hub name, folder or .gguf file; SmolLM2 unless told")
-parser.add_argument("--dataset", default=None, help="text file; the demo's corpus unless told")
-parser.add_argument("--pairs", type=int, default=9)
-parser.add_argument("--batches", type=int, default=2, help="batches in each half of a pair")
-parser.add_argument("--warm-up", type=int, default=4, help="batches collected before, so that the top k have filled up")
-parser.add_argument("--batch-size", type=int, default=None)
-parser.add_argument("--dtype", default="auto")
-parser.add_argument("--device", default="auto")
-parser.add_argument("--sign", default="positive")
-parser.add_argument("--json", action="store_true")
-options = parser.parse_args()
-
-subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
-batch_size = options.batch_size or (CPU_BATCH_SIZE if subject.device.type == "cpu" else 64)
-text = options.dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
-stream = TokenStream(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))
-order = np.random.default_rng(0).permutation(stream.n_segments)
-collector = Collector(
-    subject,
-    range(len(subject.layers)),
-    activation="act",
-    sign=options.sign,
-    top_k=32,
-    positions=range(64, 97),
-    special_peaks=False,
-    random_segments=[int(s) for s in order[:32]],
-)
+LLAMA3 = {"vocab_size": 128_256, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "rms_norm_eps": 1e-5}
+SHAPES = {
+    "llama3-8b": LLAMA3
+    | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "max_position_embeddings": 8192},
+    "smollm2": {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    | {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048},
+    "tiny": {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128},
+}
+WORKS = ("forward", "collect", "published")
+Batch = tuple[Tensor, Tensor]  # token ids [batch, 128] on the device, segment numbers [batch] on the CPU
 
 
-def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch `number` of the visiting order; it starts again at the end, under new segment numbers."""
-    places = np.arange(number * batch_size, (number + 1) * batch_size)
-    cells = order[places % len(order)]
-    ids = np.stack([stream.segment(int(cell)).token_ids for cell in cells]).astype(np.int64)
-    return torch.from_numpy(ids), torch.from_numpy(cells + places // len(order) * stream.n_segments)
+def main() -> None:
+    options = parse_options()
+    if options.shape is not None:
+        subject = build(options.shape, options.dtype, options.device)
+        read = random_batches(subject)
+    else:
+        from neuroexplain.subject.load import embedded_model, load_subject
+
+        subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
+        read = corpus_batches(subject, options.dataset)
+    collector = Collector(
+        subject,
+        range(len(subject.layers)),
+        activation="act",
+        sign=options.sign,
+        top_k=32,
+        positions=range(64, 97),
+        special_peaks=True,
+        random_segments=range(32),
+        windows_on_host=options.windows == "host",
+    )
+    gpu = subject.device.type == "cuda"
+    batch_size = options.batch_size or find_batch_size(collector, 1024)
+    numbers = iter(range(10**9))
+    batches = lambda n: [read(next(numbers), batch_size) for _ in range(n)]  # noqa: E731
+
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for one in batches(options.warm_up):  # so that the top k have filled up
+        collector.read(*one)
+    peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
+
+    def forward(token_ids: Tensor, segments: Tensor) -> None:
+        with torch.inference_mode():
+            subject.model(token_ids, use_cache=False)
+
+    def published_rule(token_ids: Tensor, segments: Tensor) -> None:
+        places = send(segments, subject.device)
+        fold = lambda layer, acts: published[layer].fold(acts, places)  # noqa: E731
+        capture_activations(subject, token_ids, collector.layers, "act", fold)
+
+    works = dict(zip(WORKS, (forward, collector.read, published_rule), strict=True))
+    for work in works.values():
+        work(*batches(1)[0])
+    rounds: list[dict[str, float]] = []
+    for number in range(options.pairs):
+        turn = WORKS[number % 3 :] + WORKS[: number % 3]
+        some = batches(options.batches)
+        took = {name: seconds(works[name], some, gpu) for name in turn}
+        rounds.append(took)
+        print(f"{number + 1} of {options.pairs}: {took['forward'] / took['collect']:.3f}", file=sys.stderr)
+    tokens = options.batches * batch_size * 128
+    speed = {name: tokens / statistics.median(took[name] for took in rounds) for name in WORKS}
+    matrix_peak = measure_matrix_peak(subject)
+    flops = 2 * n_matrix_weights(subject)  # a token; attention's own products are left out
+    found = {
+        **{f"{name}_tokens_per_s": round(speed[name], 1) for name in WORKS},
+        "collect_over_forward": ratio(rounds, "collect")[1],
+        "collect_over_forward_quartiles": ratio(rounds, "collect")[::2],
+        "published_over_forward": ratio(rounds, "published")[1],
+        "published_over_forward_quartiles": ratio(rounds, "published")[::2],
+        "matrix_peak_share": round(speed["collect"] * flops / matrix_peak, 4),
+        "matrix_peak_tflops": round(matrix_peak / 1e12, 3),
+        "peak_memory_bytes": peak,
+        "pairs": len(rounds),
+        "model": options.shape or Path(subject.name).name,
+        "neurons": len(subject.layers) * subject.d_mlp,
+        "batch": [batch_size, 128],
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+    print(json.dumps(found) if options.json else "\n".join(f"{name:34} {value}" for name, value in found.items()))
 
 
-def forward(token_ids: torch.Tensor) -> None:
-    with torch.inference_mode():
-        subject.model(token_ids.to(subject.device), use_cache=False)
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, help="a model with random weights instead of --model")
+    parser.add_argument("--model", help="hub name, folder or .gguf file; SmolLM2 unless told")
+    parser.add_argument("--dataset", help="text file; the demo's corpus unless told")
+    parser.add_argument("--pairs", type=int, default=9, help="rounds in which each work has its turn")
+    parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
+    parser.add_argument("--warm-up", type=int, default=4, help="batches collected before")
+    parser.add_argument("--batch-size", type=int, help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sign", choices=("positive", "negative", "both"), default="positive")
+    parser.add_argument("--windows", choices=("device", "host"), default="device")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
 
 
-def seconds(work: object, first: int) -> float:
-    batches = [batch(number) for number in range(first, first + options.batches)]
-    synchronize()
+def build(shape: str, dtype: str, device: str) -> Subject:
+    """A Llama of the shape with random weights, made on the device."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    where = choose_device(device)
+    torch.set_default_dtype(choose_dtype(dtype, where))
+    with where:
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    body = model.base_model
+    d_mlp = model.config.intermediate_size
+    return Subject(shape, None, body, None, FAMILIES["llama"], list(body.layers), model.get_output_embeddings().weight, d_mlp)
+
+
+def random_batches(subject: Subject) -> Callable[[int, int], Batch]:
+    n_tokens = len(subject.unembedding)
+
+    def batch(number: int, size: int) -> Batch:
+        ids = torch.randint(n_tokens, (size, 128), generator=torch.Generator().manual_seed(number))
+        return send(ids, subject.device), torch.arange(number * size, (number + 1) * size)
+
+    return batch
+
+
+def corpus_batches(subject: Subject, dataset: str | None) -> Callable[[int, int], Batch]:
+    """Batches in a random order of visit; it starts again at the end, under new segment numbers."""
+    from importlib import resources
+
+    from neuroexplain.corpus.documents import read_documents
+    from neuroexplain.corpus.segments import TokenStream, tokenize, visiting_order
+
+    text = dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
+    stream = TokenStream.of(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))
+    order = visiting_order(stream.n_segments, "random", 0, None)
+
+    def batch(number: int, size: int) -> Batch:
+        places = range(number * size, (number + 1) * size)
+        ids = [torch.from_numpy(stream.segment(int(order[n % len(order)])).token_ids.astype("int64")) for n in places]
+        return send(torch.stack(ids), subject.device), torch.tensor(places)
+
+    return batch
+
+
+def seconds(work: Callable[[Tensor, Tensor], object], batches: list[Batch], gpu: bool) -> float:
+    if gpu:
+        torch.cuda.synchronize()
     began = time.perf_counter()
     for token_ids, segments in batches:
-        if work == "collect":
-            collector.read(token_ids, segments)
-        else:
-            forward(token_ids)
-    synchronize()
+        work(token_ids, segments)
+    if gpu:
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def synchronize() -> None:
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize()
+def ratio(rounds: list[dict[str, float]], work: str) -> list[float]:
+    """Quartiles of how fast the work is relative to the forward pass of the same round."""
+    return [round(value, 4) for value in statistics.quantiles([took["forward"] / took[work] for took in rounds], n=4)]
 
 
-for number in range(options.warm_up):
-    collector.read(*batch(number))
-forward(batch(0)[0])
-pairs = []
-for pair in range(options.pairs):
-    first = options.warm_up + pair * options.batches
-    works = ("forward", "collect") if pair % 2 else ("collect", "forward")
-    took = {work: seconds(work, first) for work in works}
-    pairs.append((took["forward"], took["collect"]))
-    print(f"pair {pair + 1} of {options.pairs}: {took['forward'] / took['collect']:.3f}", file=sys.stderr)
-ratios = [forward_s / collect_s for forward_s, collect_s in pairs]
-low, _, high = statistics.quantiles(ratios, n=4)
-tokens = options.batches * batch_size * 128
-peak = (
-    torch.cuda.max_memory_allocated()
-    if subject.device.type == "cuda"
-    else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-)
-found = {
-    "forward_tokens_per_s": round(tokens / statistics.median(f for f, _ in pairs), 1),
-    "collect_tokens_per_s": round(tokens / statistics.median(c for _, c in pairs), 1),
-    "collect_over_forward": round(statistics.median(ratios), 4),
-    "quartiles": [round(low, 4), round(high, 4)],
-    "pairs": len(pairs),
-    "peak_memory_bytes": peak,
-    "model": subject.name.rsplit("/", 1)[-1],
-    "batch": [batch_size, 128],
-    "dtype": str(subject.dtype).removeprefix("torch."),
-    "device": torch.cuda.get_device_name()
-    if subject.device.type == "cuda"
-    else f"{platform.machine()}, {torch.get_num_threads()} threads",
-    "torch": torch.__version__,
-}
-if options.json:
-    print(json.dumps(found))
-else:
-    print("\n".join(f"{name:22} {value}" for name, value in found.items()))
+def measure_matrix_peak(subject: Subject) -> float:
+    """FLOP/s of the best of ten square products in the subject's dtype, on its device."""
+    gpu = subject.device.type == "cuda"
+    n = 8192 if gpu else 2048
+    one, other = (torch.randn(n, n, device=subject.device).to(subject.dtype) for _ in range(2))
+    best = min(seconds(torch.mm, [(one, other)] * (10 if gpu else 1), gpu) for _ in range(10))
+    return (10 if gpu else 1) * 2 * n**3 / best
+
+
+def n_matrix_weights(subject: Subject) -> int:
+    """Weights that every token is multiplied with: all matrices but the embeddings."""
+    modules = (module for module in subject.model.modules() if not isinstance(module, torch.nn.Embedding))
+    return sum(p.numel() for module in modules for p in module.parameters(recurse=False) if p.dim() == 2)
+
+
+if __name__ == "__main__":
+    main()
