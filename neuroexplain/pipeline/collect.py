@@ -119,7 +119,9 @@ def _read(
     checkpoint_every: float,
 ) -> Generator[Progress]:
     """Collect from the segments `order[begin:]`, and leave a checkpoint of the whole at `path`."""
-    subject = collector.subject
+    subject, done = collector.subject, begin
+    saved_at = began = time.monotonic()
+    saving = 0.0
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(begin, len(order), batch_size):
@@ -136,8 +138,6 @@ def _read(
         saved_at = time.monotonic()
         saving += saved_at - before
 
-    done, began = begin, time.monotonic()
-    saved_at, saving = began, 0.0
     ahead = ReadAhead(batches())
     try:
         for token_ids, segments in ahead:

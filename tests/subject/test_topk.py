@@ -49,11 +49,11 @@ def read_out(state, neuron):
     return list(zip(values, segments_of(keys[neuron][used]).tolist(), state.starts[neuron, at].tolist(), strict=True))
 
 
-def fold(seen, rows, batch_size):
+def fold(seen, rows, batch_size, *, lowest=False):
     acts, ids, allowed, segments = seen
     state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
     for some in torch.as_tensor(rows).split(batch_size):
-        fold_top_k(state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]))
+        fold_top_k(state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]), lowest=lowest)
     return state
 
 
@@ -64,6 +64,15 @@ def test_the_running_top_k_equals_sorting_everything(seen, batch_size, backwards
     state = fold(seen, rows, batch_size)
     for neuron in range(D):
         assert read_out(state, neuron) == brute_force(*seen, neuron)
+
+
+@pytest.mark.parametrize("batch_size", [7, N])
+def test_the_running_bottom_k_is_the_top_k_of_the_negated(seen, batch_size):
+    acts, *rest = seen
+    state = fold(seen, range(N), batch_size, lowest=True)
+    for neuron in range(D):
+        expected = brute_force(-acts, *rest, neuron)
+        assert [(-value, *place) for value, *place in read_out(state, neuron)] == expected
 
 
 def test_windows_are_those_of_the_records(seen):
