@@ -34,7 +34,7 @@ class Usage:
 
     def __init__(self) -> None:
         self.requests = self.prompt_tokens = self.completion_tokens = 0
-        self.cached_tokens: int | None = None  # prompt tokens that cost nothing; None where nobody says
+        self.cached_tokens: int | None = 0  # prompt tokens that cost nothing; None where an answer did not say
         self._lock = threading.Lock()
 
     def add(self, prompt_tokens: int, cached_tokens: int | None, completion_tokens: int | None) -> None:
@@ -43,8 +43,8 @@ class Usage:
             self.requests += 1
             self.prompt_tokens += prompt_tokens
             self.completion_tokens += completion_tokens or 0
-            if cached_tokens is not None:
-                self.cached_tokens = (self.cached_tokens or 0) + cached_tokens
+            known = self.cached_tokens is not None and cached_tokens is not None
+            self.cached_tokens = self.cached_tokens + cached_tokens if known else None  # type: ignore[operator]
 
 
 class Engine(Protocol):

@@ -163,7 +163,8 @@ class ServerEngine:
         """An answer to exactly the tokens that were sent, and the answer as it came."""
         answer, raw = self._transport.post(path, {"model": self.model, **asked}, decoder)
         spent = getattr(answer, "usage", None) or Spent()
-        self.used.add(n_prompt_tokens, spent.cached_tokens, spent.completion_tokens)
+        cached = None if path == AtNext.path and "logprob_token_ids" in asked else spent.cached_tokens
+        self.used.add(n_prompt_tokens, cached, spent.completion_tokens)
         if spent.prompt_tokens is not None and spent.prompt_tokens != n_prompt_tokens:
             raise unusable(f"the server read {spent.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent", raw)
         return answer, raw

@@ -78,7 +78,8 @@ class Served:
 def served():
     one = Served()
     yield one
-    one.kill()
+    if one.process.poll() is None:
+        one.kill()
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,7 @@ def copy_of(collected, name):
     return collected / name
 
 
-NEURONS = ("0:3", "0:4", "1:5")
+NEURONS = ("0:3", "1:5")
 EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts")
 
 
@@ -332,8 +333,6 @@ def test_a_server_killed_half_way_costs_time_and_nothing_else(collected, served,
     served.kill()
     lost = run(copy_of(collected, "lost.db"), *EXPLAIN, "--server", served.url, "--max-wait", "5")
     assert (lost.returncode, "There is no server" in lost.stderr) == (2, True)
-    served.start()
-    served.wait()
 
 
 def test_a_server_that_does_not_come_up_shows_its_log(tmp_path):
