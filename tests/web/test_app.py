@@ -249,6 +249,29 @@ def test_a_text_of_ones_own_is_read_as_collecting_reads_it(store, hostile):
     assert client.post("/api/activations", json={"text": "a" * 1999, "layer": 0, "neuron": 1}).status_code in (200, 400)
 
 
+def test_the_terminal_reads_a_text_as_the_api_does(store, hostile):
+    def show(*words):
+        command = [
+            sys.executable,
+            "-m",
+            "neuroexplain.cli.main",
+            "show",
+            "0:1",
+            "--text",
+            "the old mill",
+            "--db",
+            "x.db",
+            *words,
+        ]
+        return subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=False)
+
+    asked = {"text": "the old mill", "layer": 0, "neuron": 1}
+    client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), "float32")))
+    assert json.loads(show("--model", "model", "--json").stdout) == client.post("/api/activations", json=asked).json()
+    missing = show("--model", "nowhere")
+    assert (missing.returncode, "nowhere" in missing.stderr, "Traceback" in missing.stderr) == (2, True, False)
+
+
 def test_without_a_model_a_text_is_refused(client):
     assert client.post("/api/activations", json={"text": "a", "layer": 0, "neuron": 1}).status_code == 409
 
