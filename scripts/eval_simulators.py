@@ -5,8 +5,8 @@
 
 FILE is a list of {"name", "true", "false": [5], "top": [{"tokens": [64 strings], "activations": [64]}], "random": [...]};
 .json.gz too. Whole records are scored, without crops. A neuron is won where the true explanation has a higher correlation than
-every false one. A correlation that is undefined, or whose simulation failed, is counted apart and in no mean; a true one without
-a correlation wins nothing. `tokens` are those that the model was given.
+every false one. A correlation that is undefined, or whose simulation failed, is counted apart and in no mean; a true one that
+has none wins nothing. `tokens` are those that the model was given.
 """
 
 from __future__ import annotations
