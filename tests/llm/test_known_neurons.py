@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.simulator import Prediction
+from neuroexplain.llm.simulator import DigitsSimulator, Prediction
+from neuroexplain.subject.load import embedded_model
+from neuroexplain.types import VocabularyEntry
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "tests" / "known" / "neurons.json"
@@ -127,6 +130,21 @@ def test_neurons_of_one_name_stay_apart_with_many_requests_at_once(tmp_path):
     neurons = known(tmp_path, ["t", "a"], [0.0, 1.0], n=5)
     outcomes = list(script.evaluate(neurons, Listed({"t": [0, 1], "a": [1, 0]}, in_flight=4)))
     assert [x.correlations for x in outcomes] == [(1.0, -1.0)] * 5
+
+
+@pytest.mark.model
+def test_a_digits_prompt_is_short():
+    """At most 14 prompt tokens a scored one, and 6 after the fixed part, for a record's 32 tokens."""
+    path = Path(embedded_model())
+    engine = type("Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)})
+    simulator = DigitsSimulator(engine)
+    fixed = len(simulator.build_prompt("", [], {})[0])
+    for one in NEURONS.values():
+        texts = one["top"][0]["tokens"][16:48]
+        vocabulary = {i: VocabularyEntry(i, text, False) for i, text in enumerate(texts)}
+        n_tokens = len(simulator.build_prompt(one["true"], range(32), vocabulary)[0])
+        assert n_tokens <= 14 * 32
+        assert n_tokens - fixed <= 6 * 32
 
 
 @pytest.mark.model
