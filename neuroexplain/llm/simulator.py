@@ -6,6 +6,7 @@ pipeline/engines.py which engine it runs on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +21,7 @@ from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import expected_level
 from neuroexplain.types import VocabularyEntry
 
-LEXICAL_PROMPT = "Here is a list of {}:"
-
+TINY = 1e-12  # a probability below which two words are alike: none
 UNKNOWN = "unknown"  # the mark at each token whose level is asked for
 
 
@@ -121,46 +121,57 @@ def find_level_tokens(tokenizer: Any) -> list[list[int]]:
 
 
 class LexicalSimulator:
-    """The likelihood ratio of each token after the explanation: `log p(t | a list of it) - log p(t | a list of words)`.
+    """How much likelier each token's word is as an example of the explanation than as an example of other things.
 
-    One short forward pass gives every token of the vocabulary its value. It asks for no instruction following, so a base
-    model of 135M parameters will do; it cannot see context.
+    The value is `max(0, log(p / q)) ** 2`. p is the probability that the prompt with the explanation goes on with the word, in
+    any spelling that is one token: with or without a space before it, with or without a capital. q is the mean of that over the
+    prompts that do not hold the explanation. One short forward pass gives every token of the vocabulary its value. It asks for
+    no instruction following, so a base model of 135M parameters will do; it cannot see context.
     """
 
     name = "lexical"
     asks_per_record = False
-    prompt: Prompt | None = None
 
     def __init__(self, engine: VocabularyEngine, subject_tokenizer_sha256: str) -> None:
         self.engine = engine
+        self.prompt: Prompt | None = load_prompt("simulate/lexical")
         self._shared = engine.tokenizer_sha256 == subject_tokenizer_sha256
-        self._baseline = self._logprobs("words")
-        self._values = lru_cache(maxsize=256)(self._values_of)
         self._special = set(engine.tokenizer.all_special_ids)
+        others = self.prompt.fill({"explanation": ""})[1:]
+        self._others = np.mean([self._probabilities(one.content) for one in others], axis=0)
+        self._own = lru_cache(maxsize=256)(self._own_of)
+        self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
         """A value for each token: white space, special tokens and parts of characters get 0."""
-        values = self._values(explanation)
+        own = self._own(explanation)
         found = np.zeros(len(token_ids), np.float32)
         for place, token_id in enumerate(token_ids):
-            mapped = self._map(vocabulary[int(token_id)])
-            if mapped is not None:
-                found[place] = values[mapped]
+            if ids := self._spellings(vocabulary[int(token_id)]):
+                found[place] = likelihood_ratio(own[ids].sum(), self._others[ids].sum())
         return Prediction(found, prompt_tokens=0)
 
-    def _map(self, token: VocabularyEntry) -> int | None:
-        if token.special or not token.text.strip() or "\ufffd" in token.text:
-            return None
-        if self._shared:
-            return token.token_id
-        ids = self.engine.tokenizer(token.text, add_special_tokens=False).input_ids
-        return ids[0] if ids and ids[0] not in self._special else None
+    def _own_of(self, explanation: str) -> NDArray[np.float64]:
+        assert self.prompt is not None
+        return self._probabilities(self.prompt.fill({"explanation": explanation})[0].content)
 
-    def _values_of(self, explanation: str) -> NDArray[np.float32]:
-        return (self._logprobs(explanation) - self._baseline).astype(np.float32)
+    def _probabilities(self, prompt: str) -> NDArray[np.float64]:
+        return np.exp(self.engine.next_token_logprobs(list(self.engine.tokenizer(prompt).input_ids)))
 
-    def _logprobs(self, explanation: str) -> NDArray[np.float64]:
-        return self.engine.next_token_logprobs(self._ids(explanation))
+    def _spellings_of(self, token: VocabularyEntry) -> list[int]:
+        """The token itself (in another tokenizer the first one of its text) and its word's other spellings, where single."""
+        word = token.text.strip()
+        if token.special or not word or "\ufffd" in word:
+            return []
+        itself = [token.token_id] if self._shared else self._encode(token.text)[:1]
+        words = {word, word.lower(), word.capitalize()}
+        spelled = [ids for one in words for text in (one, f" {one}") if len(ids := self._encode(text)) == 1]
+        return sorted({*itself, *(ids[0] for ids in spelled)} - self._special)
 
-    def _ids(self, explanation: str) -> list[int]:
-        return list(self.engine.tokenizer(LEXICAL_PROMPT.format(explanation)).input_ids)
+    def _encode(self, text: str) -> list[int]:
+        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def likelihood_ratio(p: float, q: float) -> float:
+    """`max(0, log(p / q)) ** 2`: what is less likely than elsewhere counts nothing, what is much likelier stands out."""
+    return max(0.0, math.log((p + TINY) / (q + TINY))) ** 2

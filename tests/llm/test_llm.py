@@ -7,9 +7,9 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.prompts import displayed, load_prompt
-from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, find_level_tokens
+from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, find_level_tokens, likelihood_ratio
 from neuroexplain.types import Exemplar, NeuronId, VocabularyEntry
-from tests.fakes import tiny_subject
+from tests.fakes import WORDS, tiny_subject
 
 HOSTILE = [
     "\t",
@@ -105,13 +105,46 @@ def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
 
 
 def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
-    texts = ["river", " ", "\n", "\ufffd", "</s>"]
+    texts = [" ", "\n", "\ufffd", "</s>", *WORDS]
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
-    levels = LexicalSimulator(engine, "another tokenizer").simulate("the old mill", range(5), vocabulary).levels
-    assert levels[0] != 0
-    assert levels[1:].tolist() == [0, 0, 0, 0]
-    same = LexicalSimulator(engine, "another tokenizer").simulate("words", range(5), vocabulary).levels
-    assert same.tolist() == [0] * 5  # the ratio of the baseline to itself
+    levels = LexicalSimulator(engine, "another tokenizer").simulate("the old mill", range(len(texts)), vocabulary).levels
+    assert levels[:4].tolist() == [0, 0, 0, 0]
+    assert levels[4:].max() > 0
+
+
+def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine):
+    """Against sums by hand: `river` is one token with and without a space before it, and its capital is none."""
+    simulator = LexicalSimulator(engine, "another tokenizer")
+    turns = [turn.content for turn in load_prompt("simulate/lexical").fill({"explanation": "the old mill"})]
+    assert "the old mill" in turns[0]
+    assert not any("the old mill" in turn for turn in turns[1:])
+    spelled = {ids[0] for text in ("river", " river") if len(ids := simulator._encode(text)) == 1}
+    assert spelled
+    p, *others = (
+        sum(
+            np.exp(engine.next_token_logprobs(engine.tokenizer(turn).input_ids))[i]
+            for i in spelled | {simulator._encode("river")[0]}
+        )
+        for turn in turns
+    )
+    wanted = max(0.0, np.log(p / np.mean(others))) ** 2
+    found = simulator.simulate("the old mill", [3], {3: VocabularyEntry(3, "river", False)}).levels
+    assert found[0] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(("p", "q", "value"), [(0.2, 0.1, np.log(2) ** 2), (0.1, 0.2, 0.0), (0.0, 0.0, 0.0), (0.1, 0.1, 0.0)])
+def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
+    assert likelihood_ratio(p, q) == pytest.approx(value, abs=1e-9)
+
+
+def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
+    simulator = LexicalSimulator(engine, "another tokenizer")
+    texts = [" mill", "Mill", "geese", "money", "\n"]
+    one = {text: simulator.simulate("rivers", [i], entries(texts)).levels[0] for i, text in enumerate(texts)}
+    order = [3, 0, 4, 2, 1, 0]
+    moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
+    found = simulator.simulate("rivers", [90 + i for i in order], moved).levels
+    assert found.tolist() == [one[texts[i]] for i in order]
 
 
 @pytest.mark.parametrize("reply", ["", "  \n ", "...", "<think>it may be", "I cannot help with that.", "x" * 500])

@@ -1,0 +1,215 @@
+"""How often a true explanation outscores false ones, by a simulator on neurons whose behaviour is known:
+
+    python scripts/eval_simulators.py --neurons tests/known/neurons.json --simulator lexical
+    python scripts/eval_simulators.py --neurons FILE.json --simulator digits --local MODEL|--server URL [--json] [--records 2]
+
+FILE is a list of {"name", "true", "false": [5], "top": [{"tokens": [64 strings], "activations": [64]}], "random": [...]};
+.json.gz too. Whole records are scored, without crops. A neuron is won where the true explanation has a higher correlation than
+every false one. A correlation that is undefined, or whose simulation failed, is counted apart and in no mean; a true one that
+has none wins nothing. `tokens` are those that the model was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from neuroexplain.config import SIMULATOR_NAMES, EngineConfig
+from neuroexplain.errors import LlmReplyError, NeuroexplainError
+from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
+from neuroexplain.pipeline.engines import open_engine
+from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.scoring.correlation import correlation_score
+from neuroexplain.subject.load import embedded_model
+from neuroexplain.types import VocabularyEntry
+
+NO_SHARED_TOKENIZER = "strings without ids"
+
+
+@dataclass(frozen=True)
+class KnownNeuron:
+    """A neuron of which the true explanation is known, with its records joined end to end."""
+
+    name: str
+    explanations: tuple[str, ...]  # the true one first
+    records: tuple[tuple[int, ...], ...]  # token ids, made up for this neuron
+    vocabulary: dict[int, VocabularyEntry]
+    activations: np.ndarray  # [n_records * 64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A neuron's correlations, in the order of its explanations; None where undefined or failed."""
+
+    name: str
+    correlations: tuple[float | None, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def true(self) -> float | None:
+        return self.correlations[0]
+
+    @property
+    def false(self) -> list[float]:
+        return [r for r in self.correlations[1:] if r is not None]
+
+    @property
+    def margin(self) -> float | None:
+        return None if self.true is None or not self.false else self.true - max(self.false)
+
+    @property
+    def won(self) -> bool:
+        return self.true is not None and all(self.true > r for r in self.false)
+
+
+class Counting:
+    """An engine that counts the tokens that it is given."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.tokens = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def level_distributions(self, token_ids: Sequence[int], *rest: Any) -> Any:
+        self.tokens += len(token_ids)
+        return self._engine.level_distributions(token_ids, *rest)
+
+    def next_token_logprobs(self, token_ids: Sequence[int]) -> Any:
+        self.tokens += len(token_ids)
+        return self._engine.next_token_logprobs(token_ids)
+
+
+def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
+    """The file's neurons, with the first n records of each kind."""
+    found = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    neurons = []
+    for one in found:
+        records = [r for kind in ("top", "random") for r in one[kind][:n_records]]
+        ids = {text: i for i, text in enumerate(sorted({t for r in records for t in r["tokens"]}))}
+        neurons.append(
+            KnownNeuron(
+                one["name"],
+                (one["true"], *one["false"]),
+                tuple(tuple(ids[t] for t in r["tokens"]) for r in records),
+                {i: VocabularyEntry(i, text, False) for text, i in ids.items()},
+                np.concatenate([r["activations"] for r in records]).astype(np.float64),
+            )
+        )
+    return neurons
+
+
+def correlate(task: tuple[int, KnownNeuron, int], simulator: Simulator) -> tuple[float | None, str]:
+    """The correlation of one explanation over all records joined, or why there is none."""
+    _, neuron, which = task
+    try:
+        made = [simulator.simulate(neuron.explanations[which], r, neuron.vocabulary).levels for r in neuron.records]
+    except LlmReplyError as error:
+        return None, f"{error.status}: {error.reason}"
+    levels = np.concatenate(made).astype(np.float64)
+    there = ~np.isnan(levels)
+    r = correlation_score(levels[there], neuron.activations[there])
+    return (None, "a constant side") if r is None else (r, "")
+
+
+def evaluate(neurons: Sequence[KnownNeuron], simulator: Simulator) -> Iterator[Outcome]:
+    """Each neuron's outcome as soon as its explanations are simulated; as many requests at once as the engine takes."""
+    tasks = ((place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations)))
+    waiting: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
+    work = partial(correlate, simulator=simulator)
+    for (place, neuron, which), found in map_in_flight(work, tasks, simulator.engine.in_flight):
+        waiting[place][which] = found
+        if len(waiting[place]) == len(neuron.explanations):
+            ordered = [waiting[place][i] for i in range(len(neuron.explanations))]
+            yield Outcome(neuron.name, tuple(r for r, _ in ordered), tuple(sorted({why for _, why in ordered if why})))
+
+
+def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[str, float | int | None]:
+    """What --json prints; a mean of nothing is null."""
+
+    def mean(values: Sequence[float]) -> float | None:
+        return round(fmean(values), 4) if values else None
+
+    return {
+        "wins": sum(x.won for x in outcomes),
+        "n": len(outcomes),
+        "mean_true": mean([x.true for x in outcomes if x.true is not None]),
+        "mean_false": mean([r for x in outcomes for r in x.false]),
+        "mean_margin": mean([x.margin for x in outcomes if x.margin is not None]),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "undefined": sum(r is None for x in outcomes for r in x.correlations),
+    }
+
+
+def open_simulator(options: argparse.Namespace, stack: ExitStack) -> tuple[Simulator, Counting]:
+    local = embedded_model() if options.local is None and options.server is None else options.local
+    config = EngineConfig(server=options.server, local=local, model=options.model, api_key=options.api_key)
+    if options.simulator == "lexical" and config.local is None:
+        raise NeuroexplainError("lexical needs a model in this process:  --local MODEL")
+    engine = Counting(open_engine(config, stack, lambda line: print(line, file=sys.stderr)))
+    if options.simulator == "digits":
+        return DigitsSimulator(engine), engine
+    return LexicalSimulator(engine, NO_SHARED_TOKENIZER), engine
+
+
+def table_of(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("neuron", "true", "best false", "margin", "", box=None)
+    for x in sorted(outcomes, key=lambda x: (x.margin is None, x.margin)):
+        figures = (x.true, max(x.false, default=None), x.margin)
+        shown = ["-" if value is None else f"{value:.2f}" for value in figures]
+        table.add_row(x.name, *shown, "; ".join([*(["won"] if x.won else []), *x.reasons]))
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--neurons", type=Path, required=True)
+    parser.add_argument("--simulator", choices=SIMULATOR_NAMES, required=True)
+    parser.add_argument("--local", help="a model of this process; without --server too, the embedded one")
+    parser.add_argument("--server", help="the URL of a vLLM server")
+    parser.add_argument("--model", help="which of the server's models")
+    parser.add_argument("--api-key", help="of the server")
+    parser.add_argument("--records", type=int, help="read only so many top and so many random records of each neuron")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    try:
+        neurons = read_neurons(options.neurons, options.records)
+        with ExitStack() as stack:
+            simulator, engine = open_simulator(options, stack)
+            began, outcomes = time.perf_counter(), []
+            columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console) as bar:
+                for outcome in bar.track(evaluate(neurons, simulator), total=len(neurons), description="neurons"):
+                    outcomes.append(outcome)
+            summary = summarize(outcomes, engine.tokens, time.perf_counter() - began)
+    except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
+        print(f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error, file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(summary))
+        return 0
+    names = ("wins", "n", "mean_true", "mean_false", "mean_margin", "undefined", "tokens", "seconds")
+    Console().print(table_of(outcomes), ", ".join(f"{name} {summary[name]}" for name in names), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
