@@ -8,7 +8,7 @@ both sides of a split. Ties are put into our order (by place), so what comes out
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,9 @@ def import_llama3_neurons(
     yield Progress("importing", 0, len(wanted), "layers")
     for done, layer in enumerate(wanted, 1):
         if count_layer_neurons(store, run_id, layer) < d_mlp:
-            for first in range(0, d_mlp, NEURONS_AT_ONCE):
-                some = slice(first, first + NEURONS_AT_ONCE)
-                save_segments(store, run_id, _segments(np.asarray(index[layer, some], np.int64), token[layer, some]))
-            save_collected_layer(store, run_id, _layer(layer, np.asarray(index[layer], np.int64), act[layer]))
+            places = np.asarray(index[layer], np.int64)
+            save_segments(store, run_id, _segments(places, token[layer]))
+            save_collected_layer(store, run_id, _layer(layer, places, act[layer], token[layer]))
         yield Progress("importing", done, len(wanted), "layers")
     finish_run(store, run_id, n_segments=0, n_documents=0, n_tokens=n_tokens)
 
@@ -133,15 +132,15 @@ def _find_unfinished(store: Store, config: dict[str, Any]) -> int | None:
     return next((run.id for run in list_runs(store) if run.status == "running" and run.config == config), None)
 
 
-def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> list[Segment]:
-    """Each distinct segment's 64 tokens that are known."""
+def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> Iterator[Segment]:
+    """Each distinct segment's 64 tokens that are known, in ascending order: as the store keeps them."""
     distinct, first = np.unique(index.reshape(-1), return_index=True)
     flat = token.reshape(-1, RECORD_LENGTH)
     places = zip(distinct.tolist(), first.tolist(), strict=True)
-    return [Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32)) for start, place in places if start != UNUSED]
+    return (Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32)) for start, place in places if start != UNUSED)
 
 
-def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any]) -> CollectedLayer:
+def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArray[Any]) -> CollectedLayer:
     activations = np.asarray(act, np.float32)
     if not np.isfinite(activations).all():
         raise NeuroexplainError(f"act.npy, layer {layer}, holds values that are not finite.")
@@ -162,6 +161,7 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any]) -> Collected
         token_offsets=np.zeros(shape, np.int32),
         peaks=np.where(np.isfinite(peaks), peaks, 0).astype(np.float32),
         activations=np.take_along_axis(activations, order[:, :, None], 1),
+        peak_token_ids=np.take_along_axis(np.asarray(token[:, :, PEAK_INDEX], np.uint32), order, 1),
     )
     return CollectedLayer(layer, {"top": top}, None, None)
 

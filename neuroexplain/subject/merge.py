@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.subject.topk import EMPTY, hash_records, order_keys, rank_distinct
-from neuroexplain.types import CollectedLayer, ExemplarArrays, Kind, StatsArrays
+from neuroexplain.types import PEAK_INDEX, CollectedLayer, ExemplarArrays, Kind, StatsArrays
 
 
 def merge_layers(
@@ -45,12 +46,14 @@ def _rank(joined: ExemplarArrays, kind: Kind, token_ids: Mapping[int, NDArray[np
     places = np.stack([joined.segments[used], joined.starts[used]], axis=1)
     distinct, back = np.unique(places, axis=0, return_inverse=True)
     hashes = torch.zeros(keys.shape, dtype=torch.int64)
+    peak_token_ids = np.zeros(used.shape, np.uint32)
     if len(distinct):
         records = np.stack([token_ids[int(segment)][start : start + 64] for segment, start in distinct]).astype(np.int64)
         hashes[torch.from_numpy(used)] = hash_records(torch.from_numpy(records))[:, 0][torch.from_numpy(back.reshape(-1))]
+        peak_token_ids[used] = records[back.reshape(-1), PEAK_INDEX]
     ranked, order = rank_distinct(keys, hashes)
     counts = (ranked[:, :k] > EMPTY).sum(dim=1).numpy()
-    return _take(joined, order[:, :k].numpy(), counts)
+    return _take(replace(joined, peak_token_ids=peak_token_ids), order[:, :k].numpy(), counts)
 
 
 def _draw(joined: ExemplarArrays, n_random: int, seed: int) -> ExemplarArrays:
@@ -74,7 +77,10 @@ def _take(arrays: ExemplarArrays, order: NDArray[np.int64], counts: NDArray[np.i
         return np.take_along_axis(values, order if values.ndim == 2 else order[:, :, None], axis=1)
 
     names = ("segments", "starts", "documents", "token_offsets", "peaks", "activations")
-    return ExemplarArrays(counts.astype(np.int64), **{name: pick(getattr(arrays, name)) for name in names})
+    peaks = None if arrays.peak_token_ids is None else pick(arrays.peak_token_ids)
+    return ExemplarArrays(
+        counts.astype(np.int64), **{name: pick(getattr(arrays, name)) for name in names}, peak_token_ids=peaks
+    )
 
 
 def _merge_stats(one: StatsArrays | None, other: StatsArrays | None, n_one: int, n_other: int) -> StatsArrays | None:

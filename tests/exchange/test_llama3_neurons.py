@@ -4,15 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.llama3_neurons import export_llama3_neurons, import_llama3_neurons
 from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.pipeline.score import score_simulation, verify_run
 from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, load_neuron, load_run
-from neuroexplain.types import NeuronId, VocabularyEntry
+from neuroexplain.store.read import list_runs, list_scores, load_neuron, load_run
+from neuroexplain.store.write import as_stored, save_explanation, save_simulation
+from neuroexplain.types import Explanation, NeuronId, Provenance, SimulatedRecord, Simulation, VocabularyEntry
 from tests.fakes import tiny_subject, words
 
 L, N, K = 3, 40, 32
@@ -75,6 +79,37 @@ def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path
             assert all(abs(a - b) >= 128 for a in by_split[before] for b in by_split[after])
         kept += len(by_split["report"])
     assert 0 < kept < N * K // 4  # some are dropped, not all
+
+
+def test_without_random_records_only_top_has_a_score_and_the_others_say_why(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db", [1])
+    neuron = load_neuron(store, run, NeuronId(1, 7))
+    by = Provenance("none", None, "m", None, None)
+    e = save_explanation(store, run.id, Explanation(neuron.id, "human", "ok", "rivers", by))
+    splits = assign_splits(neuron.exemplars)
+    records = [
+        SimulatedRecord(x.kind, x.rank, 9, np.round(x.activations[9:41]))
+        for x in neuron.exemplars
+        if splits[x.kind, x.rank] == "report"
+    ]
+    made = as_stored(Simulation(e.id, neuron.id, "lexical", "ok", tuple(records), by))
+    save_simulation(store, run.id, made, score_simulation(neuron, made))
+    found = {s.score.kind: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
+    for kind in ("random", "top_and_random"):
+        assert (found[kind].status, found[kind].correlation) == ("no_records", None)
+        assert "no random records" in found[kind].reason
+    assert found["top"].status == "ok"
+    assert found["top"].correlation > 0.9
+    assert list(verify_run(store, run)) == []
+
+
+def test_peak_tokens_are_those_of_the_arrays(folder, tmp_path):
+    store, _ = imported(folder, tmp_path / "x.db", [2])
+    token = np.load(folder / "token.npy")[2, :, :, 32]
+    p = tables.peak_tokens.c
+    with store.read() as connection:
+        stored = {tuple(row) for row in connection.execute(select(p.token_id, p.neuron, p.count).where(p.layer == 2))}
+    assert stored == {(int(t), n, list(row).count(t)) for n, row in enumerate(token) for t in row}
 
 
 def test_an_import_that_was_cut_off_goes_on(folder, tmp_path):
