@@ -80,11 +80,11 @@ CREATE TABLE neurons (
 ;
 CREATE TABLE peak_tokens (
 	run_id INTEGER NOT NULL, 
-	token_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
+	token_id INTEGER NOT NULL, 
 	neuron INTEGER NOT NULL, 
 	count INTEGER NOT NULL, 
-	PRIMARY KEY (run_id, token_id, layer, neuron), 
+	PRIMARY KEY (run_id, layer, token_id, neuron), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )
  WITHOUT ROWID

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine, TextClause, event, text
+from sqlalchemy import Dialect, Engine, Table, TextClause, event, text
 
 from neuroexplain.errors import NeuroexplainError
 
@@ -93,3 +93,12 @@ def upsert(dialect_name: str, table: Any) -> Any:
     from sqlalchemy.dialects import postgresql
 
     return postgresql.insert(table)
+
+
+def insert_statement(dialect: Dialect, table: Table, *, unless_there: bool) -> str:
+    """The INSERT of all columns of a table but an id that counts itself, for tuples in the columns' order."""
+    quote, mark = dialect.identifier_preparer.quote, "?" if dialect.name == "sqlite" else "%s"
+    names = [quote(column.name) for column in table.columns if column is not table.autoincrement_column]
+    marks = ", ".join([mark] * len(names))
+    end = " ON CONFLICT DO NOTHING" if unless_there else ""
+    return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES ({marks}){end}"  # noqa: S608  (our own names)

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url, te
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store.dialect import set_up_connections
 
-REVISION = "0002"  # the newest migration; a test compares
+REVISION = "0004"  # the newest migration; a test compares
 
 
 class Store:

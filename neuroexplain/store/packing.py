@@ -1,13 +1,15 @@
-"""Activations as bytes in the run's dtype, without loss; token ids in 3 bytes (pure)."""
+"""Activations as bytes in the run's dtype, without loss; token ids in 3 bytes; digit masses in 250ths (pure)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of one activation
+MASS_STEPS = 250  # the least mass that counts, 0.02, is 5 of them
 
 
 def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
@@ -16,14 +18,14 @@ def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
     if dtype == "float32":
         return values.tobytes()
     if dtype == "bfloat16":
-        bits = values.view("<u4")
-        if np.any(bits & 0xFFFF):
+        halves = values.reshape(-1).view("<u2")  # low, high, low, high, ...
+        if np.any(halves[::2]):
             raise ValueError("an activation is not a bfloat16 value")
-        return (bits >> 16).astype("<u2").tobytes()
-    halves = values.astype("<f2")
-    if not np.array_equal(halves.astype("<f4"), values):
+        return halves[1::2].tobytes()
+    rounded = values.astype("<f2")
+    if not np.array_equal(rounded.astype("<f4"), values):
         raise ValueError("an activation is not a float16 value")
-    return halves.tobytes()
+    return rounded.tobytes()
 
 
 def unpack_activations(data: bytes, dtype: str) -> NDArray[np.float32]:
@@ -41,8 +43,27 @@ def pack_token_ids(token_ids: NDArray[Any]) -> bytes:
     return ids.view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
 
 
+def pack_each(arrays: Sequence[NDArray[Any]]) -> Iterator[bytes]:
+    """pack_token_ids of each of at least one array, at the cost of one."""
+    data, begin = pack_token_ids(np.concatenate(arrays)), 0
+    for array in arrays:
+        yield data[begin : begin + 3 * len(array)]
+        begin += 3 * len(array)
+
+
 def unpack_token_ids(data: bytes) -> NDArray[np.uint32]:
     """What pack_token_ids packed, [n]."""
     wide = np.zeros((len(data) // 3, 4), np.uint8)
     wide[:, :3] = np.frombuffer(data, np.uint8).reshape(-1, 3)
     return wide.view("<u4")[:, 0].astype(np.uint32)
+
+
+def pack_mass(mass: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Masses in [0, 1] as 250ths, rounded down: one of 0.02 or more stays so. What unpack_mass gave is packed as it was."""
+    steps: NDArray[np.uint8] = np.floor(np.clip(mass, 0, 1).astype(np.float64) * MASS_STEPS + 1e-4).astype(np.uint8)
+    return steps
+
+
+def unpack_mass(steps: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What pack_mass packed, to 0.004."""
+    return (steps.astype(np.float64) / MASS_STEPS).astype(np.float32)

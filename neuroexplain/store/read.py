@@ -374,8 +374,10 @@ def _find_few(
         ids = list(connection.execute(matching_ids(dialect_name, words, FEW + 1)).scalars())
         found = set(ids) if len(ids) <= FEW else None
     if found is None and peak_token_ids is not None:
+        layers = connection.execute(select(t.runs.c.layers).where(t.runs.c.id == run_id)).scalar_one()  # first in p's order
+        peaks = (p.run_id == run_id, p.layer.in_(layers), p.token_id.in_(list(peak_token_ids)))
         query = select(e.id).join(t.peak_tokens, and_(p.layer == e.layer, p.neuron == e.neuron))
-        query = query.where(e.run_id == run_id, p.run_id == run_id, p.token_id.in_(list(peak_token_ids))).limit(FEW + 1)
+        query = query.where(e.run_id == run_id, *peaks).limit(FEW + 1)
         ids = list(connection.execute(query).scalars())
         found = set(ids) if len(ids) <= FEW else None
         if found is not None and words is not None:  # the words are many, the tokens few
@@ -603,11 +605,11 @@ def _provenance(row: Row[Any]) -> Provenance:
 def _simulation(row: Row[Any]) -> Simulation:
     import numpy as np
 
-    levels, mass, other = (
-        None if values is None else values.astype(np.float32).reshape(-1, CROP_LENGTH)
-        for values in (row.expected_levels, row.digit_mass, row.other_levels)
-    )
-    assert levels is not None
+    from neuroexplain.store.packing import unpack_mass
+
+    levels = row.expected_levels.astype(np.float32).reshape(-1, CROP_LENGTH)
+    mass = None if row.digit_mass is None else unpack_mass(row.digit_mass).reshape(-1, CROP_LENGTH)
+    other = None if row.other_levels is None else row.other_levels.astype(np.float32).reshape(-1, CROP_LENGTH)
     records = tuple(
         SimulatedRecord(
             kind=_kind(kind),

@@ -172,8 +172,8 @@ peak_tokens = Table(
     "peak_tokens",
     metadata,
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("token_id", Integer, primary_key=True, autoincrement=False),
     Column("layer", Integer, primary_key=True, autoincrement=False),
+    Column("token_id", Integer, primary_key=True, autoincrement=False),
     Column("neuron", Integer, primary_key=True, autoincrement=False),
     Column("count", Integer, nullable=False),  # of the neuron's top records that peak on this token
     sqlite_with_rowid=False,
@@ -251,7 +251,7 @@ simulations = Table(
     Column("ranks", PackedArray("u1"), nullable=False),
     Column("firsts", PackedArray("u1"), nullable=False),
     Column("expected_levels", PackedArray("<f2"), nullable=False),  # 32 per record, like the two below
-    Column("digit_mass", PackedArray("<f2")),
+    Column("digit_mass", PackedArray("u1")),  # in 250ths
     Column("other_levels", PackedArray("<f2")),
     Column("other_explanation_id", Integer),
     *_provenance(),

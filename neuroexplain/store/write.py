@@ -7,21 +7,23 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, TypeVar
+from itertools import islice, repeat
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, tuple_, update
 
 from neuroexplain.store import tables as t
-from neuroexplain.store.dialect import upsert
+from neuroexplain.store.dialect import insert_statement, upsert
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import WIDTHS, pack_activations, pack_token_ids
+from neuroexplain.store.packing import WIDTHS, pack_activations, pack_each, pack_mass, unpack_mass
 from neuroexplain.store.read import read_segment_ids
+from neuroexplain.store.tables import safe_text
 from neuroexplain.types import (
     CROP_LENGTH,
     KINDS,
     PEAK_INDEX,
+    RECORD_LENGTH,
     CollectedLayer,
     Explained,
     Explanation,
@@ -34,7 +36,8 @@ from neuroexplain.types import (
 )
 
 ROWS_AT_ONCE = 5_000
-Row = TypeVar("Row")
+Row: TypeAlias = tuple[Any, ...]
+T = TypeVar("T")
 
 
 def now() -> str:
@@ -50,16 +53,17 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
 
 
 def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int) -> None:
-    """Drop the segments that no exemplar refers to, and mark the run finished."""
+    """Drop the segments that no exemplar refers to, and mark the run finished. Needs 9 bytes of memory a stored segment."""
+    of_run, x = t.segments.c.run_id == run_id, t.exemplars.c
     with store.write() as connection:
-        used: set[int] = set()
-        for (blob,) in connection.execute(select(t.exemplars.c.segments).where(t.exemplars.c.run_id == run_id)):
-            used.update(blob.tolist())
-        stored = connection.execute(select(t.segments.c.segment).where(t.segments.c.run_id == run_id)).scalars().all()
-        unused = [{"b_segment": segment} for segment in stored if segment not in used]
+        numbers = connection.execute(select(t.segments.c.segment).where(of_run).order_by(t.segments.c.segment)).scalars()
+        stored = np.fromiter(numbers.yield_per(ROWS_AT_ONCE), np.int64)
+        is_used = np.zeros(len(stored), np.bool_)
+        for some in connection.execute(select(x.segments).where(x.run_id == run_id)).scalars().partitions(ROWS_AT_ONCE):
+            is_used[np.searchsorted(stored, np.concatenate(some))] = True
+        unused = [{"b_segment": segment} for segment in stored[~is_used].tolist()]
         if unused:
-            one = delete(t.segments).where(t.segments.c.run_id == run_id, t.segments.c.segment == bindparam("b_segment"))
-            connection.execute(one, unused)
+            connection.execute(delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment")), unused)
         values = {"n_segments": n_segments, "n_documents": n_documents, "n_tokens": n_tokens}
         connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", finished_at=now(), **values))
 
@@ -74,28 +78,32 @@ def delete_run(store: Store, run_id: int) -> None:
 
 
 def save_vocabulary(store: Store, run_id: int, entries: Iterable[VocabularyEntry]) -> None:
-    rows = ({"run_id": run_id, **asdict(entry)} for entry in entries)
+    rows = ((run_id, entry.token_id, safe_text(entry.text), entry.special) for entry in entries)
     with store.write() as connection:
         connection.execute(delete(t.tokens).where(t.tokens.c.run_id == run_id))
-        _insert_many(connection, insert(t.tokens), rows)
+        _insert_tuples(connection, t.tokens, rows)
 
 
 def save_segments(store: Store, run_id: int, segments: Iterable[Segment]) -> None:
-    rows = ({"run_id": run_id, "segment": s.segment, "token_ids": pack_token_ids(s.token_ids)} for s in segments)
     with store.write() as connection:
-        _insert_many(connection, upsert(store.dialect, t.segments).on_conflict_do_nothing(), rows)
+        for some in _batches(segments):
+            token_ids = pack_each([s.token_ids for s in some])
+            rows = ((run_id, s.segment, packed) for s, packed in zip(some, token_ids, strict=True))
+            _insert_tuples(connection, t.segments, rows, unless_there=True)
 
 
 def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> None:
     """Store a layer's neurons, exemplars, peak tokens and vocabulary readings. Its segments must be stored already."""
     with store.write() as connection:
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
-        for table in (t.neurons, t.exemplars, t.peak_tokens, t.vocabulary_readings):
-            connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer))
-        _insert_many(connection, insert(t.neurons), _neuron_rows(run_id, found))
-        _insert_many(connection, insert(t.exemplars), _exemplar_rows(run_id, found, dtype))
-        _insert_many(connection, insert(t.peak_tokens), _peak_token_rows(connection, run_id, found))
-        _insert_many(connection, insert(t.vocabulary_readings), _vocabulary_rows(run_id, found))
+        n = t.neurons.c
+        if connection.execute(select(n.neuron).where(n.run_id == run_id, n.layer == found.layer).limit(1)).first():
+            for table in (t.neurons, t.exemplars, t.peak_tokens, t.vocabulary_readings):
+                connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer))
+        _insert_tuples(connection, t.neurons, _neuron_rows(run_id, found))
+        _insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, found, dtype))
+        _insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, found))
+        _insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, found))
 
 
 def save_prompt(store: Store, name: str, text: str) -> str:
@@ -206,12 +214,12 @@ def _save_explanations(
 
 
 def as_stored(simulation: Simulation) -> Simulation:
-    """The simulation with its levels rounded to float16, as the store keeps them: what scores are computed from."""
+    """The simulation with its levels and masses rounded as the store keeps them: what scores are computed from."""
     rounded = (
         replace(
             r,
             expected_levels=_round(r.expected_levels),
-            digit_mass=None if r.digit_mass is None else _round(r.digit_mass),
+            digit_mass=None if r.digit_mass is None else unpack_mass(pack_mass(r.digit_mass)),
             other_levels=None if r.other_levels is None else _round(r.other_levels),
         )
         for r in simulation.records
@@ -267,7 +275,7 @@ def _simulation_row(run_id: int, simulation: Simulation) -> dict[str, Any]:
         "ranks": np.array([r.rank for r in records], np.uint8),
         "firsts": np.array([r.first for r in records], np.uint8),
         "expected_levels": _joined([r.expected_levels for r in records]),
-        "digit_mass": _joined(masses) if records and len(masses) == len(records) else None,
+        "digit_mass": pack_mass(_joined(masses)) if records and len(masses) == len(records) else None,
         "other_levels": _joined(others) if records and len(others) == len(records) else None,
         "other_explanation_id": simulation.other_explanation_id,
         **_provenance_row(simulation.provenance),
@@ -279,13 +287,23 @@ def _insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[
         connection.execute(statement, batch)
 
 
+def _insert_tuples(connection: Connection, table: Table, rows: Iterable[Row], *, unless_there: bool = False) -> None:
+    """Rows of all columns in their order (without a counted id), as the driver takes them.
+
+    Past SQLAlchemy's work on every value, which took over half of the time of a layer.
+    """
+    statement = insert_statement(connection.dialect, table, unless_there=unless_there)
+    for batch in _batches(rows):
+        connection.exec_driver_sql(statement, batch)
+
+
 def _upsert_many(connection: Connection, store: Store, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]) -> None:
     statement = upsert(store.dialect, table)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
     _insert_many(connection, statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Iterable[T]) -> Iterator[list[T]]:
     waiting = iter(rows)
     while batch := list(islice(waiting, ROWS_AT_ONCE)):
         yield batch
@@ -304,53 +322,44 @@ def _round(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values.astype("<f2").astype(np.float32)
 
 
-def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
-    top = found.exemplars.get("top")
-    names = ("mean", "std", "min", "max", "share_positive")
-    columns = {name: None if found.stats is None else getattr(found.stats, name).tolist() for name in names}
-    for n in range(len(next(iter(found.exemplars.values())).counts)):
-        strongest = float(top.peaks[n, 0]) if top is not None and top.counts[n] else None
-        dead = top is not None and (strongest is None or strongest <= 0)
-        yield {
-            "run_id": run_id,
-            "layer": found.layer,
-            "neuron": n,
-            "status": "dead" if dead else "ok",
-            **{name: None if values is None else values[n] for name, values in columns.items()},
-            "max_activation": strongest,
-        }
+def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
+    n = len(next(iter(found.exemplars.values())).counts)
+    top, stats = found.exemplars.get("top"), found.stats
+    strongest: list[float | None] = [None] * n
+    if top is not None and top.peaks.shape[1]:
+        peaks = zip(top.counts.tolist(), top.peaks[:, 0].tolist(), strict=True)
+        strongest = [peak if count else None for count, peak in peaks]
+    status = ["dead" if top is not None and (peak is None or peak <= 0) else "ok" for peak in strongest]
+    columns = [[None] * n] * 5
+    if stats is not None:
+        columns = [x.tolist() for x in (stats.mean, stats.std, stats.min, stats.max, stats.share_positive)]
+    return zip(repeat(run_id, n), repeat(found.layer, n), range(n), status, *columns, strongest, strict=True)
 
 
-def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterable[dict[str, Any]]:
+def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[Row]:
     width = WIDTHS[dtype]
+    sizes = (4, 1, 4, 4, width, RECORD_LENGTH * width)  # bytes of one record in each column
     for kind, arrays in found.exemplars.items():
         k = arrays.segments.shape[1]
-        peaks = pack_activations(np.where(np.arange(k) < arrays.counts[:, None], arrays.peaks, 0), dtype)
-        acts = pack_activations(arrays.activations, dtype)
+        columns = (
+            arrays.segments.astype("<u4").tobytes(),
+            arrays.starts.tobytes(),
+            arrays.documents.astype("<i4").tobytes(),
+            arrays.token_offsets.astype("<i4").tobytes(),
+            pack_activations(np.where(arrays.counts_mask(), arrays.peaks, 0), dtype),
+            pack_activations(arrays.activations, dtype),
+        )
         for n, count in enumerate(arrays.counts.tolist()):
-            if not count:
-                continue
-            at, acts_at = n * k * width, n * k * 64 * width
-            yield {
-                "run_id": run_id,
-                "layer": found.layer,
-                "neuron": n,
-                "kind": kind,
-                "segments": arrays.segments[n, :count],
-                "starts": arrays.starts[n, :count],
-                "documents": arrays.documents[n, :count],
-                "token_offsets": arrays.token_offsets[n, :count],
-                "peaks": peaks[at : at + count * width],
-                "activations": acts[acts_at : acts_at + count * 64 * width],
-            }
+            if count:
+                blobs = (data[n * k * size : (n * k + count) * size] for data, size in zip(columns, sizes, strict=True))
+                yield run_id, found.layer, n, kind, *blobs
 
 
-def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer) -> list[dict[str, Any]]:
+def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer) -> Iterable[Row]:
     top = found.exemplars.get("top")
     if top is None:
-        return []
+        return ()
     used = top.counts_mask()
-    neurons = used.nonzero()[0]
     peaks = top.peak_token_ids
     if peaks is None:
         segments, back = np.unique(top.segments[used], return_inverse=True)
@@ -359,25 +368,17 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
         tokens = table[back.reshape(-1), top.starts[used].astype(np.int64) + PEAK_INDEX]
     else:
         tokens = peaks[used]
-    # By token, as the table is ordered: neighbours go to the same page.
-    pairs, counts = np.unique(np.stack([tokens.astype(np.int64), neurons]), axis=1, return_counts=True)
-    return [
-        {"run_id": run_id, "token_id": token, "layer": found.layer, "neuron": n, "count": times}
-        for token, n, times in zip(*pairs.tolist(), counts.tolist(), strict=True)
-    ]
+    # In the order of the table, so that rows are appended.
+    pairs, counts = np.unique((tokens.astype(np.int64) << 32) | used.nonzero()[0], return_counts=True)
+    columns = ((pairs >> 32).tolist(), (pairs & 0xFFFFFFFF).tolist(), counts.tolist())
+    return zip(repeat(run_id, len(pairs)), repeat(found.layer, len(pairs)), *columns, strict=True)
 
 
-def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[dict[str, Any]]:
+def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
     v = found.vocabulary
     if v is None:
-        return
-    for n in range(len(v.promoted_ids)):
-        yield {
-            "run_id": run_id,
-            "layer": found.layer,
-            "neuron": n,
-            "promoted_ids": v.promoted_ids[n],
-            "promoted_logits": v.promoted_logits[n],
-            "suppressed_ids": v.suppressed_ids[n],
-            "suppressed_logits": v.suppressed_logits[n],
-        }
+        return ()
+    n = len(v.promoted_ids)
+    arrays = ((v.promoted_ids, "<u4"), (v.promoted_logits, "<f4"), (v.suppressed_ids, "<u4"), (v.suppressed_logits, "<f4"))
+    columns = ([row.tobytes() for row in values.astype(dtype)] for values, dtype in arrays)
+    return zip(repeat(run_id, n), repeat(found.layer, n), range(n), *columns, strict=True)

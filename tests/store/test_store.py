@@ -1,18 +1,44 @@
 """The store's layout, searches and refusals."""
 
 import sqlite3
+from collections import Counter
 
 import numpy as np
 import pytest
-from sqlalchemy import event, insert
+from sqlalchemy import delete, event, insert, select
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, open_store
-from neuroexplain.store.packing import pack_activations, pack_token_ids, unpack_activations, unpack_token_ids
-from neuroexplain.store.read import list_explanations, query_explanations
-from neuroexplain.store.write import create_run, save_explanation, save_simulation
-from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
+from neuroexplain.store.packing import (
+    pack_activations,
+    pack_mass,
+    pack_token_ids,
+    unpack_activations,
+    unpack_mass,
+    unpack_token_ids,
+)
+from neuroexplain.store.read import list_explanations, list_segments, load_collected_layer, load_run, query_explanations
+from neuroexplain.store.write import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_explanation,
+    save_segments,
+    save_simulation,
+)
+from neuroexplain.types import (
+    CollectedLayer,
+    ExemplarArrays,
+    Explanation,
+    NeuronId,
+    Provenance,
+    Score,
+    Segment,
+    Simulation,
+    StatsArrays,
+    VocabularyArrays,
+)
 
 NOWHERE = Provenance("none", None, "m", None, None)
 
@@ -28,8 +54,8 @@ def run_id(store):
     return new_run(store)
 
 
-def new_run(store):
-    fields = {"subject": "s", "dtype": "float32", "activation": "act", "layers": [0], "d_mlp": 9, "n_layers": 1, "top_k": 4}
+def new_run(store, dtype="float32"):
+    fields = {"subject": "s", "dtype": dtype, "activation": "act", "layers": [0], "d_mlp": 9, "n_layers": 1, "top_k": 4}
     run_id = create_run(store, fields | {"n_random": 2, "seed": 0, "tokenizer_sha256": "", "config": {}, "versions": {}})
     stats = {"status": "ok", "mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "share_positive": 0.5, "max_activation": 1.0}
     with store.write() as connection:
@@ -59,6 +85,78 @@ def test_token_ids_take_three_bytes():
     np.testing.assert_array_equal(unpack_token_ids(pack_token_ids(ids)), ids)
     with pytest.raises(ValueError, match="3 bytes"):
         pack_token_ids(np.array([2**24]))
+
+
+def test_digit_masses_stay_on_their_side_of_the_threshold_and_change_once():
+    steps = np.arange(251).astype(np.uint8)
+    np.testing.assert_array_equal(pack_mass(unpack_mass(steps)), steps)
+    mass = np.array([0.0, 0.0199, 0.02, 0.5, 1.0, 1.0000001], np.float32)
+    np.testing.assert_array_equal(unpack_mass(pack_mass(mass)) >= 0.02, mass >= 0.02)
+    assert np.abs(unpack_mass(pack_mass(mass)) - mass).max() < 0.004
+
+
+def a_layer(d_mlp, dtype, seed, with_peaks):
+    """A collected layer of which neurons have from 0 to 4 top records, and the 9 segments that they come from."""
+    draw = np.random.default_rng(seed)
+    segments = [Segment(3 * i, draw.integers(0, 50, 128).astype(np.uint32)) for i in range(9)]
+    exemplars = {}
+    for kind, k in (("top", 4), ("random", 2)):
+        counts = draw.integers(0, k + 1, d_mlp) if kind == "top" else np.full(d_mlp, k)
+        used = np.arange(k) < counts[:, None]
+        activations = np.where(used[..., None], draw.normal(size=(d_mlp, k, 64)).astype(np.float32), 0)
+        if dtype == "bfloat16":
+            activations = (activations.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        places = draw.integers(0, 9, (d_mlp, k))
+        starts = np.where(used, draw.integers(32, 65, (d_mlp, k)), 0).astype(np.uint8)
+        tokens = np.stack([s.token_ids for s in segments])[places, starts.astype(np.int64) + 32]
+        exemplars[kind] = ExemplarArrays(
+            counts=counts,
+            segments=np.where(used, 3 * places, 0).astype(np.uint32),
+            starts=starts,
+            documents=np.where(used, draw.integers(-1, 99, (d_mlp, k)), -1).astype(np.int32),
+            token_offsets=np.where(used, draw.integers(-9, 99, (d_mlp, k)), 0).astype(np.int32),
+            peaks=activations[..., 32],
+            activations=activations,
+            peak_token_ids=tokens if with_peaks else None,
+        )
+    numbers = draw.normal(size=(5, d_mlp))
+    ids, logits = draw.integers(0, 50, (d_mlp, 10)).astype(np.uint32), draw.normal(size=(d_mlp, 10)).astype(np.float32)
+    return CollectedLayer(1, exemplars, StatsArrays(*numbers), VocabularyArrays(ids, logits, ids[::-1], -logits)), segments
+
+
+@pytest.mark.parametrize(("dtype", "with_peaks"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
+def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_peaks):
+    layers = [a_layer(9, dtype, seed, with_peaks) for seed in (0, 1)]
+    run_id = new_run(store, dtype)
+    for found, segments in layers:  # the second in place of the first
+        with store.write() as connection:
+            connection.execute(delete(tables.segments))
+        save_segments(store, run_id, [*segments, Segment(1_000, segments[0].token_ids)])
+        save_segments(store, run_id, segments[:2])  # there already
+        save_collected_layer(store, run_id, found)
+    finish_run(store, run_id, n_segments=9, n_documents=1, n_tokens=9 * 128)
+    again = load_collected_layer(store, load_run(store, run_id), 1)
+    for kind, arrays in found.exemplars.items():
+        for name in ("counts", "segments", "starts", "documents", "token_offsets", "peaks", "activations"):
+            np.testing.assert_array_equal(getattr(again.exemplars[kind], name), getattr(arrays, name), err_msg=name)
+    for part in ("stats", "vocabulary"):
+        for name in getattr(found, part).__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(getattr(again, part), name), getattr(getattr(found, part), name))
+    top, ids = found.exemplars["top"], {s.segment: s.token_ids for s in segments}
+    peaks = Counter(
+        (int(ids[int(top.segments[n, r])][top.starts[n, r] + 32]), n) for n in range(9) for r in range(top.counts[n])
+    )
+    p = tables.peak_tokens.c
+    with store.read() as connection:
+        stored = connection.execute(select(p.token_id, p.neuron, p.count).where(p.run_id == run_id, p.layer == 1)).all()
+        statuses = connection.execute(select(tables.neurons).where(tables.neurons.c.layer == 1)).all()
+    assert {(token, n): count for token, n, count in stored} == peaks
+    for row in statuses:
+        strongest = float(top.peaks[row.neuron, 0]) if top.counts[row.neuron] else None
+        assert row.max_activation == strongest
+        assert row.status == ("ok" if strongest is not None and strongest > 0 else "dead")
+    used = {int(s) for x in found.exemplars.values() for s in x.segments[x.counts_mask()]}
+    assert [s.segment for some in list_segments(store, run_id) for s in some] == sorted(used)
 
 
 def test_the_same_request_has_one_row(store, run_id):
