@@ -106,7 +106,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "none.db"), "There is no database"),
         (("query", "--db", "text.jsonl"), "cannot be opened as a database"),
         (("query", "--db", "model"), "is a folder"),
-        (("query", "--db", "x.db", "--sort", "colour"), "not one of"),
+        (("query", "--db", "x.db", "--sort", "colour"), "is not known; there is score"),
         (("query", '" OR', "--db", "x.db", "--layer", "x"), "Cannot read the layers"),
         (("query", "***", "--db", "x.db"), "no word to search for"),
         (("query", "--db", "x.db", "--run", "77"), "no finished run 77"),

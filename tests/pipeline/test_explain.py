@@ -30,6 +30,7 @@ from neuroexplain.store.read import (
     list_simulations,
     load_neuron,
     load_run,
+    load_tokens,
 )
 from neuroexplain.types import CROP_LENGTH, Exemplar, Explanation, NeuronId, Provenance
 from tests.fakes import WORDS, ScriptedLlm, tiny_subject, words
@@ -290,9 +291,14 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
     explanations = list_explanations(store, run.id)
     assert {s.score.other_reason for s in list_scores(store, [e.id for e in explanations])} == {"not asked for"}
     list(run_score(store, run, explanations, digits, with_null=True))
-    scores = [s for s in list_scores(store, [e.id for e in explanations]) if s.score.kind == "top_and_random"]
-    assert all(s.score.other_correlation is not None for s in scores)
-    assert {s.score.other_explanation_id for s in scores} <= {e.id for e in explanations}
+    texts = {e.id: e.text for e in explanations}
+    for simulation in list_simulations(store, texts):
+        assert simulation.other_explanation_id not in (None, simulation.explanation_id)
+        exemplars = {(x.kind, x.rank): x for x in load_neuron(store, run, simulation.neuron).exemplars}
+        for r in simulation.records:
+            ids = exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist()
+            other = digits.simulate(texts[simulation.other_explanation_id], ids, load_tokens(store, run.id, ids))
+            np.testing.assert_allclose(r.other_levels, other.levels, atol=0.01)  # stored in half precision
     assert list(verify_run(store, run)) == []
 
 
