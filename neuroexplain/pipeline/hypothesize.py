@@ -38,7 +38,7 @@ from neuroexplain.types import (
     VocabularyEntry,
 )
 
-CANDIDATE_TEMPERATURE = 0.8  # of the candidates after the first, which is the likeliest answer
+CANDIDATE_TEMPERATURE = 0.8  # of the candidates and revisions after the first, which is the likeliest answer
 NOTHING_TO_ASK = ("dead", "no_records")  # statuses of neurons that no LLM is asked about
 MOST_MISTAKES = 3  # records that a revision is shown
 
@@ -91,7 +91,7 @@ class Asking:
             )
         revises = self.revising is not None and candidate >= self.candidates
         prompt = self.revising if revises and self.revising is not None else self.prompt
-        samples = 0 < candidate < self.candidates
+        samples = candidate not in (0, self.candidates)
         sampling = {
             "temperature": CANDIDATE_TEMPERATURE if samples else 0.0,
             "max_tokens": self.explainer.max_tokens,
