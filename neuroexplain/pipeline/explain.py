@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from neuroexplain.config import ExplainConfig
@@ -51,23 +52,25 @@ def run_explain(
     before = len(config.neurons) - len(pending)
     failed = sum(e.status not in FINISHED for e in found) + sum(s.status != "ok" for s in simulations.values())
     with Saving(store, run, asking.explainer.name, engine, simulator) as saving:
-        yield Progress("explaining", before, len(config.neurons), "neurons", failed)
+        last = Progress("explaining", before, len(config.neurons), "neurons", failed)
+        yield last
         for _, made in map_in_flight(work, tasks, n_neurons):
             saving.add(made)
             done = before + saving.n_neurons
-            yield Progress(
+            last = Progress(
                 "explaining", done, len(config.neurons), "neurons", failed + saving.n_failed, tokens=saving.prompt_tokens
             )
+            yield last
         saving.flush()
         if simulator is not None:
             wanted = set(config.neurons)
             stored = find_answers(store, run, asking, config)
             chosen = [e for n, of in stored.items() if n in wanted for e in of.values() if e.chosen and e.status == "ok"]
-            yield from compare_with_others(
+            for last in compare_with_others(
                 store, run, chosen, simulator, saving, with_null=with_null, retry_failed=config.retry_failed
-            )
-    total, failed = len(config.neurons), failed + saving.n_failed
-    yield Progress("explaining", total, total, "neurons", failed, note=saving.summary(), tokens=saving.prompt_tokens)
+            ):
+                yield last
+    yield replace(last, note=saving.summary())
 
 
 def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) -> dict[NeuronId, dict[int, Explanation]]:
