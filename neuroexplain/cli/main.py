@@ -27,6 +27,8 @@ from neuroexplain.cli.progress import clock, draw, say
 from neuroexplain.errors import EngineLost, NeuroexplainError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from neuroexplain.config import EngineConfig
     from neuroexplain.pipeline.estimate import Estimate
     from neuroexplain.types import NeuronId, Run
@@ -385,7 +387,8 @@ def show(
     if as_json:
         _print_json(show_json(page))
     else:
-        _print(show_text(page, top=top))
+        console = _console()
+        console.print(show_text(page, top=top, width=console.width))
 
 
 @app.command(epilog="Example:  neuroexplain serve --db demo.db, then open http://127.0.0.1:8080")
@@ -651,13 +654,19 @@ def demo(
     segments: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Collect, explain and score a real small model on real text: offline, without a GPU, in some minutes."""
-    from neuroexplain.pipeline.demo import print_demo, run_demo
+    from neuroexplain.cli.render import demo_text
+    from neuroexplain.pipeline.demo import find_highlights, run_demo
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.read import load_run
 
     if not out.is_dir():
         raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
     db = str(out / "demo.db")
     draw(run_demo(db, _engine_config(server, local, model), segments))
-    _print(print_demo(db))
+    with open_store(db, read_only=True) as store:
+        found = find_highlights(store, load_run(store))
+    console = _console()
+    console.print(demo_text(found, db, console.width))
 
 
 def main() -> None:
@@ -782,10 +791,14 @@ def _estimate_text(estimate: "Estimate") -> str:
     )
 
 
-def _print(renderable: Any) -> None:
+def _console() -> "Console":
     from rich.console import Console
 
-    Console(highlight=False, markup=False, soft_wrap=False).print(renderable)
+    return Console(highlight=False, markup=False, soft_wrap=False)
+
+
+def _print(renderable: Any) -> None:
+    _console().print(renderable)
 
 
 def _print_json(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from neuroexplain.pipeline.demo import Highlights
+
 BARS = " ▁▂▃▄▅▆▇█"
+MARGIN = 12  # columns before a record's tokens
+
+
+def cell_width(text: str) -> int:
+    """Columns that the text takes on a terminal, harmless characters put for others."""
+    from rich.cells import cell_len
+
+    return cell_len(printable(text))
 
 
 def query_table(rows: Sequence[QueryRow]) -> Table:
@@ -91,8 +102,8 @@ def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
     return table
 
 
-def show_text(page: NeuronPage, *, top: int = 5) -> Group:
-    """One neuron for a terminal: explanations with scores, snippets coloured by activation, statistics, vocabulary."""
+def show_text(page: NeuronPage, *, top: int = 5, width: int = 80) -> Group:
+    """One neuron for a terminal of `width` columns: explanations, scores, coloured snippets, statistics, vocabulary."""
     from rich.console import Group
     from rich.text import Text
 
@@ -115,9 +126,9 @@ def show_text(page: NeuronPage, *, top: int = 5) -> Group:
         if shown:
             lines += [Text(), Text(f"{kind} records", style="bold")]
         for x in shown:
-            lines.append(record_line(page, x, strongest))
+            lines.append(record_line(page, x, strongest, width))
             if (x.kind, x.rank) in simulated:
-                lines.append(_simulated_line(page, x, simulated[x.kind, x.rank]))
+                lines.append(_simulated_line(page, x, simulated[x.kind, x.rank], width))
     s = neuron.stats
     if s is not None:
         said = f"mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, {s.share_positive:.1%} above 0"
@@ -130,19 +141,65 @@ def show_text(page: NeuronPage, *, top: int = 5) -> Group:
     return Group(*lines)
 
 
-def record_line(page: NeuronPage, x: Exemplar, strongest: float, *, before: int = 16, after: int = 10) -> Text:
+def record_line(page: NeuronPage, x: Exemplar, strongest: float, width: int = 80) -> Text:
     """A record around its peak, its tokens coloured by activation on a log scale; the peak also stands in brackets."""
     from rich.text import Text
 
-    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
+    shown, peak = _around_peak(page, x, width)
     line = Text(f"  {x.activation:8.3g}  ", style="dim", no_wrap=True, overflow="ellipsis")
-    for at in range(max(0, peak - before), min(len(x.token_ids), peak + after + 1)):
+    for at in shown:
         token = page.tokens[int(x.token_ids[at])]
         text = printable(token.text)
         value = float(x.activations[at])
         style = activation_style(value, strongest) + (" italic" if token.special else "")
         line.append(f"[{text}]" if at == peak else text, style=style)
     return line
+
+
+def _around_peak(page: NeuronPage, x: Exemplar, width: int) -> tuple[range, int]:
+    """The record's tokens that fit beside its activation into `width` columns, three fifths of it before the peak; the peak."""
+    cells = [cell_width(page.tokens[int(i)].text) for i in x.token_ids]
+    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
+    room = width - MARGIN - len("[]") - cells[peak]
+    first, before = peak, 0
+    while first > 0 and before + cells[first - 1] <= max(0.6 * room, room - sum(cells[peak + 1 :])):
+        first -= 1
+        before += cells[first]
+    end, room = peak + 1, room - before
+    while end < len(cells) and cells[end] <= room:
+        room -= cells[end]
+        end += 1
+    return range(first, end), peak
+
+
+def demo_text(found: Highlights, db: str, width: int) -> Group:
+    """What the demo found, and what to type next."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(), Text("The best explanations, scored on text that the explainer did not see", style="bold"), Text()]
+    for row, page in found.best:
+        strongest = max(abs(x.activation) for x in page.neuron.exemplars)
+        score = f"{number(row.correlation)} ({interval(row.ci_low, row.ci_high)})"
+        lines.append(Text.assemble((f"{row.neuron}", "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan")))
+        lines += [record_line(page, x, strongest, width) for x in page.neuron.exemplars[:3]]
+        lines.append(Text())
+    lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
+    for explainer, one in found.own_above_other:
+        name = "the LLM (excerpts)" if explainer == "excerpts" else "the baseline (tokens, no LLM)"
+        means = f"mean score {number(one.mean)}, with another's explanation {number(one.mean_other)}"
+        lines.append(Text(f"  {name}: {one.n_won} of {one.n}; {means}"))
+    neuron = found.best[0][0].neuron if found.best else "0:0"
+    lines += [
+        Text(),
+        Text("These words are a 135M model's: take them as a demonstration. For a better explainer:", style="bold"),
+        Text(f"  neuroexplain explain --db {db} --neurons 3:0-99 --local MODEL      (a hub name, a folder or a .gguf file)"),
+        Text("Look around:", style="bold"),
+        Text(f"  neuroexplain query --db {db}"),
+        Text(f"  neuroexplain show {neuron} --db {db}"),
+        Text(f"  neuroexplain serve --db {db}"),
+    ]
+    return Group(*lines)
 
 
 def text_line(page: NeuronPage, tokens: Sequence[str], acts: Sequence[float]) -> Group:
@@ -177,36 +234,39 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     if e.status != "ok":
         return [Text(f"{e.status} ({by}): {printable(e.reason or '')}", style="dim")]
     lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {by}", "dim"))]
-    for stored in sorted(page.scores, key=lambda x: (x.simulator, x.simulator_model, SCORE_KINDS.index(x.score.kind))):
-        s = stored.score
-        if stored.explanation_id == e.id and s.split == "report":
-            if s.status != "ok":
-                said = f"{s.status}: {s.reason}"
+    mine = [x for x in page.scores if x.explanation_id == e.id and x.score.split == "report"]
+    simulators = sorted({(x.simulator, x.simulator_model) for x in mine})
+    for simulator, model in simulators:
+        lines.append(Text(f"  {simulator}, {printable(short_name(model))}", style="dim"))
+        scores = {x.score.kind: x.score for x in mine if (x.simulator, x.simulator_model) == (simulator, model)}
+        for kind in (k for k in SCORE_KINDS if k in scores):
+            score = scores[kind]
+            if score.status != "ok":
+                said = f"{score.status}: {printable(score.reason or '')}"
             else:
-                between = interval(s.ci_low, s.ci_high)
-                said = f"{number(s.correlation)}" + (f" ({between})" if between else "") + f", {s.n_records} records"
-                said += (
-                    f", another neuron's explanation {number(s.other_correlation)}" if s.other_correlation is not None else ""
-                )
-            lines.append(Text(f"  {s.kind:15} {said}   {stored.simulator}, {printable(short_name(stored.simulator_model))}"))
+                said = f"{number(score.correlation):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
+                if score.other_correlation is not None:
+                    said += f"  another's explanation {number(score.other_correlation)}"
+            lines.append(Text(f"  {kind:15} {said}"))
     return lines
 
 
-def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord) -> Text:
-    """Simulated levels under the true ones: a bar under each token of the crop that was scored."""
+def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord, width: int) -> Text:
+    """Simulated levels under the true ones: a bar under each token of the crop that was scored, ? without a prediction."""
     import numpy as np
     from rich.text import Text
 
-    peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
-    levels = np.nan_to_num(r.expected_levels)
-    low, high = float(levels.min()), float(levels.max())
-    line = Text("simulated ", style="dim", no_wrap=True, overflow="ellipsis")
-    line.append("  ")
-    for at in range(max(0, peak - 16), min(len(x.token_ids), peak + 11)):
-        width = Text(printable(page.tokens[int(x.token_ids[at])].text)).cell_len + (2 if at == peak else 0)
+    shown, peak = _around_peak(page, x, width)
+    levels = r.expected_levels
+    predicted = levels[~np.isnan(levels)]
+    low, high = (float(predicted.min()), float(predicted.max())) if len(predicted) else (0.0, 0.0)
+    line = Text("simulated".ljust(MARGIN), style="dim", no_wrap=True, overflow="ellipsis")
+    for at in shown:
+        cells = cell_width(page.tokens[int(x.token_ids[at])].text) + (len("[]") if at == peak else 0)
         inside = r.first <= at < r.first + CROP_LENGTH and high > low
-        share = (float(levels[at - r.first]) - low) / (high - low) if inside else 0.0
-        line.append((BARS[max(1, round(share * 8))] if inside else " ") * width, style="cyan")
+        level = float(levels[at - r.first]) if inside else 0.0
+        bar = "?" if math.isnan(level) else BARS[max(1, round((level - low) / (high - low) * 8))] if inside else " "
+        line.append(bar * cells, style="cyan")
     return line
 
 

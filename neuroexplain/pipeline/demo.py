@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import numpy as np
 
-from neuroexplain.cli.render import record_line
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ExplainerName
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.simulator import LexicalSimulator
@@ -19,13 +18,12 @@ from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import interval, number, printable
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_explanations, list_neuron_ids, list_scores, load_neuron, load_run, query_explanations
 from neuroexplain.subject.load import embedded_model
-from neuroexplain.types import PEAK_INDEX, NeuronId, Run
+from neuroexplain.types import PEAK_INDEX, NeuronId, NeuronPage, QueryRow, Run
 
-SEGMENTS = 1_000
+SEGMENTS = 800
 N_NEURONS = 30
 EXPLAINERS: tuple[ExplainerName, ...] = ("excerpts", "tokens")
 SAMPLED_PER_LAYER = 60  # neurons looked at in each layer
@@ -88,47 +86,40 @@ def pick_neurons(store: Store, run: Run) -> list[NeuronId]:
     return sorted(picked)
 
 
-def print_demo(db: str) -> Any:
-    """What the demo found, for a terminal."""
-    from rich.console import Group
-    from rich.text import Text
+@dataclass(frozen=True)
+class Highlights:
+    """What the demo found."""
 
-    lines: list[Any] = []
-    with open_store(db, read_only=True) as store:
-        run = load_run(store)
-        lines += [Text(), Text("The best explanations, scored on text that the explainer did not see", style="bold"), Text()]
-        rows = [r for r in query_explanations(store, run.id, limit=100) if r.explainer == "excerpts"][:6]
-        for row in rows:
-            page = load_page(store, run, row.neuron)
-            strongest = max(abs(x.activation) for x in page.neuron.exemplars)
-            score = f"{number(row.correlation)} ({interval(row.ci_low, row.ci_high)})"
-            lines.append(Text.assemble((f"{row.neuron}", "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan")))
-            lines += [record_line(page, x, strongest) for x in page.neuron.exemplars[:3]]
-            lines.append(Text())
-        lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
-        for explainer in ("excerpts", "tokens"):
-            lines.append(Text("  " + _own_above_other(store, run, explainer)))
-    lines += [
-        Text(),
-        Text("These words are a 135M model's: take them as a demonstration. For a better explainer:", style="bold"),
-        Text(f"  neuroexplain explain --db {db} --neurons 3:0-99 --local MODEL      (a hub name, a folder or a .gguf file)"),
-        Text("Look around:", style="bold"),
-        Text(f"  neuroexplain query --db {db}"),
-        Text(f"  neuroexplain show {rows[0].neuron if rows else '0:0'} --db {db}"),
-    ]
-    return Group(*lines)
+    best: list[tuple[QueryRow, NeuronPage]]  # the LLM's explanations with the highest scores
+    own_above_other: list[tuple[ExplainerName, OwnAboveOther]]  # by explainer
 
 
-def _own_above_other(store: Store, run: Run, explainer: str) -> str:
+@dataclass(frozen=True)
+class OwnAboveOther:
+    """How an explainer's explanations did against another neuron's on the same records: `top_and_random` on `report`."""
+
+    n_won: int
+    n: int
+    mean: float | None  # None where nothing could be compared
+    mean_other: float | None
+
+
+def find_highlights(store: Store, run: Run) -> Highlights:
+    """The best explanations with their neurons, and whether own explanations beat others'."""
+    rows = [r for r in query_explanations(store, run.id, limit=100) if r.explainer == "excerpts"][:6]
+    best = [(row, load_page(store, run, row.neuron)) for row in rows]
+    return Highlights(best, [(explainer, _own_above_other(store, run, explainer)) for explainer in EXPLAINERS])
+
+
+def _own_above_other(store: Store, run: Run, explainer: ExplainerName) -> OwnAboveOther:
     explanations = list_explanations(store, run.id, explainer=explainer, status="ok")
-    scores = [
-        s.score
+    pairs = [
+        (s.score.correlation, s.score.other_correlation)
         for s in list_scores(store, [e.id for e in explanations if e.id is not None])
         if s.score.split == "report" and s.score.kind == "top_and_random"
     ]
-    compared = [s for s in scores if s.correlation is not None and s.other_correlation is not None]
-    won = sum((s.correlation or 0) > (s.other_correlation or 0) for s in compared)
-    mean = float(np.mean([s.correlation for s in compared])) if compared else float("nan")
-    other = float(np.mean([s.other_correlation for s in compared])) if compared else float("nan")
-    name = "the LLM (excerpts)" if explainer == "excerpts" else "the baseline (tokens, no LLM)"
-    return f"{name}: {won} of {len(compared)}; mean score {mean:.2f}, with another's explanation {other:.2f}"
+    compared = [(own, other) for own, other in pairs if own is not None and other is not None]
+    if not compared:
+        return OwnAboveOther(0, 0, None, None)
+    own, other = np.mean(compared, axis=0).tolist()
+    return OwnAboveOther(sum(a > b for a, b in compared), len(compared), own, other)

@@ -1,0 +1,82 @@
+"""Records on a terminal: the peak is in sight at every width, and bars stand under their tokens."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from neuroexplain.cli.render import MARGIN, record_line, show_text
+from neuroexplain.types import (
+    CROP_LENGTH,
+    PEAK_INDEX,
+    Exemplar,
+    Neuron,
+    NeuronId,
+    NeuronPage,
+    Provenance,
+    Run,
+    SimulatedRecord,
+    Simulation,
+    VocabularyEntry,
+)
+
+NEURON = NeuronId(0, 1)
+WORDS = (" and", "\n", " a", " considerably", "日本", "s", " 🙂", ",")
+RUN = Run(1, "finished", "m", None, "float32", "act", (0,), 2, 1, 1, 0, 0, "", {}, 1, 1, 128, "2026-01-01T00:00:00Z", None)
+
+
+def make_page(levels: np.ndarray | None = None, first: int = 0) -> NeuronPage:
+    """One top record of all kinds of tokens, and what was simulated for it."""
+    activations = np.zeros(64, np.float32)
+    activations[PEAK_INDEX] = 5
+    x = Exemplar(NEURON, "top", 0, 0, 32, 0, 0, 5.0, np.arange(64, dtype=np.uint32) % len(WORDS), activations)
+    whom = Provenance("none", None, "m", None, None)
+    records = () if levels is None else (SimulatedRecord("top", 0, first, levels),)
+    return NeuronPage(
+        run=RUN,
+        neuron=Neuron(NEURON, "ok", None, (x,), (), ()),
+        splits={},
+        tokens={n: VocabularyEntry(n, word, False) for n, word in enumerate(WORDS)},
+        explanations=(),
+        simulations=(Simulation(1, NEURON, "digits", "ok", records, whom),),
+        scores=(),
+    )
+
+
+def drawn(renderable: object, width: int) -> list[str]:
+    console = Console(width=width, force_terminal=False, highlight=False)
+    with console.capture() as caught:
+        console.print(renderable)
+    return caught.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 61, 80, 200])
+def test_the_peak_is_in_sight_and_the_line_fits(width):
+    page = make_page()
+    (line,) = drawn(record_line(page, page.neuron.exemplars[0], 5.0, width), width)
+    assert f"[{WORDS[PEAK_INDEX % len(WORDS)]}]" in line[MARGIN:]
+    assert "…" not in line
+
+
+def test_a_wide_terminal_shows_the_whole_record():
+    page = make_page()
+    (line,) = drawn(record_line(page, page.neuron.exemplars[0], 5.0, 2000), 2000)
+    assert line[MARGIN:].count(" considerably") == 8
+    assert line[MARGIN:].count("↵") == 8
+
+
+def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
+    """A token without a prediction has `?`: it is not drawn as the lowest level."""
+    first = PEAK_INDEX - 3
+    levels = np.linspace(4.0, 9.0, CROP_LENGTH, dtype=np.float32)
+    levels[1] = np.nan
+    lines = drawn(show_text(make_page(levels, first), width=2000), 2000)
+    at = next(i for i, line in enumerate(lines) if line.startswith("simulated"))
+    cells = [{"日本": 4, " 🙂": 3, "\n": 1}.get(WORDS[n % len(WORDS)], len(WORDS[n % len(WORDS)])) for n in range(64)]
+    cells[PEAK_INDEX] += 2  # brackets
+    bars, before = lines[at].ljust(2000)[MARGIN:], sum(cells[:first])
+    assert bars[:before].isspace()
+    assert set(bars[before : before + cells[first]]) == {"▁"}
+    assert set(bars[before + cells[first] :][: cells[first + 1]]) == {"?"}
+    end = sum(cells[: first + CROP_LENGTH])
+    assert bars[end - 1] == "█"
+    assert bars[end:].isspace()
