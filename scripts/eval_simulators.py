@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -75,25 +74,6 @@ class Outcome:
     @property
     def won(self) -> bool:
         return self.true is not None and all(self.true > r for r in self.false)
-
-
-class Counting:
-    """An engine that counts the tokens that it is given."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.tokens = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def level_distributions(self, token_ids: Sequence[int], *rest: Any) -> Any:
-        self.tokens += len(token_ids)
-        return self._engine.level_distributions(token_ids, *rest)
-
-    def next_token_logprobs(self, token_ids: Sequence[int]) -> Any:
-        self.tokens += len(token_ids)
-        return self._engine.next_token_logprobs(token_ids)
 
 
 def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
@@ -158,15 +138,15 @@ def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[
     }
 
 
-def open_simulator(options: argparse.Namespace, stack: ExitStack) -> tuple[Simulator, Counting]:
+def open_simulator(options: argparse.Namespace, stack: ExitStack) -> Simulator:
     local = embedded_model() if options.local is None and options.server is None else options.local
     config = EngineConfig(server=options.server, local=local, model=options.model, api_key=options.api_key)
     if options.simulator == "lexical" and config.local is None:
         raise NeuroexplainError("lexical needs a model in this process:  --local MODEL")
-    engine = Counting(open_engine(config, stack, lambda line: print(line, file=sys.stderr)))
+    engine = open_engine(config, stack, lambda line: print(line, file=sys.stderr))
     if options.simulator == "digits":
-        return DigitsSimulator(engine), engine
-    return LexicalSimulator(engine, NO_SHARED_TOKENIZER), engine
+        return DigitsSimulator(engine)
+    return LexicalSimulator(engine, NO_SHARED_TOKENIZER)
 
 
 def table_of(outcomes: Sequence[Outcome]) -> Table:
@@ -193,13 +173,13 @@ def main() -> int:
     try:
         neurons = read_neurons(options.neurons, options.records)
         with ExitStack() as stack:
-            simulator, engine = open_simulator(options, stack)
+            simulator = open_simulator(options, stack)
             began, outcomes = time.perf_counter(), []
             columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console) as bar:
                 for outcome in bar.track(evaluate(neurons, simulator), total=len(neurons), description="neurons"):
                     outcomes.append(outcome)
-            summary = summarize(outcomes, engine.tokens, time.perf_counter() - began)
+            summary = summarize(outcomes, simulator.engine.used.prompt_tokens, time.perf_counter() - began)
     except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
         print(f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error, file=sys.stderr)
         return 2

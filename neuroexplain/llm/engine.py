@@ -69,11 +69,12 @@ class Engine(Protocol):
         ...
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
+        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
     ) -> NDArray[np.float64]:
         """The probability of each level at the token after each row, [rows, n_levels]: spellings of one level are summed.
 
-        A cut distribution gives 0 to what it leaves out, so the row's sum is what is known of its mass.
+        A cut distribution gives 0 to what it leaves out, so the row's sum is what is known of its mass. The first `shared`
+        tokens begin many prompts and hold no row: an engine may keep what it computed for them.
         """
         ...
 

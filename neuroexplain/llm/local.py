@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import threading
 import time
 from collections.abc import Sequence
@@ -11,10 +13,13 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from transformers import LlamaModel
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
+
+_CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # renamed in 5.x
 
 
 class LocalEngine:
@@ -29,6 +34,7 @@ class LocalEngine:
         self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
         self.version = f"transformers {transformers.__version__}"
         self.used = Usage()
+        self._kept: tuple[tuple[int, ...], Any] = ((), None)
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
     def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
@@ -54,15 +60,32 @@ class LocalEngine:
         return Reply(text, len(ids), len(answer), time.perf_counter() - began)
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
+        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
     ) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
-        self.used.add(len(token_ids), None, 0)
+        if shared > min(rows, default=shared):
+            raise ValueError(f"a row is among the first {shared} tokens")
         with self._one, torch.inference_mode():
-            hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
-            logits = self._model.get_output_embeddings()(hidden[0, list(rows)]).double()
+            known, cached = self._read_shared(tuple(token_ids[:shared]))
+            self.used.add(len(token_ids), cached, 0)
+            rest = torch.tensor([list(token_ids[shared:])], device=self._model.device)
+            hidden = self._model.base_model(rest, use_cache=shared > 0, **{_CACHE: known})[0]
+            logits = self._model.get_output_embeddings()(hidden[0, [row - shared for row in rows]]).double()
         probabilities = logits.softmax(dim=-1).cpu().numpy()
         return np.stack([probabilities[:, list(ids)].sum(axis=1) for ids in level_token_ids], axis=1)
+
+    def _read_shared(self, token_ids: tuple[int, ...]) -> tuple[Any, int]:
+        """(keys and values of the tokens that many prompts begin with, how many of them were known): the last ones are kept.
+
+        A prompt is always cut at the same place, so its answer does not depend on what was kept.
+        """
+        if not token_ids:
+            return None, 0
+        cached = len(token_ids)
+        if self._kept[0] != token_ids:
+            prompt = torch.tensor([token_ids], device=self._model.device)
+            self._kept, cached = (token_ids, getattr(self._model.base_model(prompt, use_cache=True), _CACHE)), 0
+        return copy.deepcopy(self._kept[1]), cached  # a forward pass appends to it
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         self._check_length(len(token_ids))

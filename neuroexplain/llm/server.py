@@ -125,8 +125,8 @@ class ServerEngine:
         return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
-    ) -> NDArray[np.float64]:
+        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
+    ) -> NDArray[np.float64]:  # vLLM's prefix cache finds what is shared
         self._check_length(len(token_ids) + 1)
         if len(rows) == 0:
             return np.zeros((0, len(level_token_ids)))

@@ -62,6 +62,7 @@ class DigitsSimulator:
         self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
         self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", UNKNOWN, "\n"))
+        self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
 
     def build_prompt(
         self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]
@@ -91,7 +92,8 @@ class DigitsSimulator:
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
         ids, rows = self.build_prompt(explanation, token_ids, vocabulary)
-        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids)
+        shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
+        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, shared)
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
             raise LlmReplyError("llm_error", f"the engine answered distributions of shape {probabilities.shape}")
         levels, mass = np.full(len(rows), np.nan, np.float32), np.zeros(len(rows), np.float32)

@@ -64,6 +64,25 @@ def test_levels_are_read_from_the_exact_distribution(engine):
     np.testing.assert_allclose(found.levels, by_level @ np.arange(by_level.shape[1]) / by_level.sum(1), rtol=1e-4)
 
 
+def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
+    """Bit for bit the same whatever was asked before; next to the same as without sharing."""
+    digits = DigitsSimulator(engine)
+    vocabulary = entries(["river", " ran", " past"])
+    asked = [("rivers", [0, 1]), ("the sea", [2, 1, 0]), ("rivers", [2])]
+    first = [digits.simulate(text, ids, vocabulary).levels for text, ids in asked]
+    n_fixed = len(engine._kept[0])
+    assert n_fixed > 100
+    cached = engine.used.cached_tokens
+    for (text, ids), levels in reversed(list(zip(asked, first, strict=True))):
+        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).levels, levels)
+    assert engine.used.cached_tokens == cached + 3 * n_fixed
+    token_ids, rows = digits.build_prompt(*asked[1], vocabulary)
+    whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
+    np.testing.assert_allclose(engine.level_distributions(token_ids, rows, digits.level_token_ids, n_fixed), whole, rtol=1e-4)
+    with pytest.raises(ValueError, match="a row is among"):
+        engine.level_distributions(token_ids, rows, digits.level_token_ids, rows[0] + 1)
+
+
 def test_without_a_token_for_ten_the_scale_ends_at_nine(engine):
     assert [len(level) > 0 for level in find_level_tokens(engine.tokenizer)] == [True] * 10
 
