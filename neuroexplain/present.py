@@ -207,11 +207,11 @@ def explained_by(explainer: str, model: str) -> str:
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def _without_nan(values: NDArray[np.float32]) -> list[float | None]:

@@ -187,13 +187,14 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
     for explainer, one in found.own_above_other:
         name = "the LLM (excerpts)" if explainer == "excerpts" else "the baseline (tokens, no LLM)"
-        means = f"mean score {number(one.mean)}, with another's explanation {number(one.mean_other)}"
+        means = f"mean score {number(one.mean)}, another's {number(one.mean_other)}"
         lines.append(Text(f"  {name}: {one.n_won} of {one.n}; {means}"))
     neuron = found.best[0][0].neuron if found.best else "0:0"
     lines += [
         Text(),
         Text("These words are a 135M model's: take them as a demonstration. For a better explainer:", style="bold"),
-        Text(f"  neuroexplain explain --db {db} --neurons 3:0-99 --local MODEL      (a hub name, a folder or a .gguf file)"),
+        Text(f"  neuroexplain explain --db {db} --neurons 3:0-99 --local MODEL"),
+        Text("  (a hub name, a folder or a .gguf file; --server URL for a vLLM server)"),
         Text("Look around:", style="bold"),
         Text(f"  neuroexplain query --db {db}"),
         Text(f"  neuroexplain show {neuron} --db {db}"),
