@@ -68,12 +68,13 @@ def import_llama3_neurons(
         run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
         save_vocabulary(store, run_id, vocabulary)
     yield Progress("importing", 0, len(wanted), "layers")
-    for done, layer in enumerate(wanted, 1):
-        if count_layer_neurons(store, run_id, layer) < d_mlp:
-            places = np.asarray(index[layer], np.int64)
-            save_segments(store, run_id, _segments(places, token[layer]))
-            save_collected_layer(store, run_id, _layer(layer, places, act[layer], token[layer]))
-        yield Progress("importing", done, len(wanted), "layers")
+    with store.much_writing():
+        for done, layer in enumerate(wanted, 1):
+            if count_layer_neurons(store, run_id, layer) < d_mlp:
+                places = np.asarray(index[layer], np.int64)
+                save_segments(store, run_id, _segments(places, token[layer]))
+                save_collected_layer(store, run_id, _layer(layer, places, act[layer], token[layer]))
+            yield Progress("importing", done, len(wanted), "layers")
     finish_run(store, run_id, n_segments=0, n_documents=0, n_tokens=n_tokens)
 
 

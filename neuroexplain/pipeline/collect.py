@@ -156,14 +156,15 @@ def _read(
 def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) -> Generator[Progress]:
     """Store every layer's result, and the segments that its exemplars come from."""
     stored = np.zeros(stream.n_segments, bool)
-    for done, found in enumerate(collector.finish(stream.locate), 1):
-        used = np.zeros_like(stored)
-        for exemplars in found.exemplars.values():
-            used[exemplars.segments[exemplars.counts_mask()]] = True
-        save_segments(store, run_id, (stream.segment(int(n)) for n in np.flatnonzero(used & ~stored)))
-        stored |= used
-        save_collected_layer(store, run_id, found)
-        yield Progress("saving", done, len(collector.layers), "layers")
+    with store.much_writing():
+        for done, found in enumerate(collector.finish(stream.locate), 1):
+            used = np.zeros_like(stored)
+            for exemplars in found.exemplars.values():
+                used[exemplars.segments[exemplars.counts_mask()]] = True
+            save_segments(store, run_id, (stream.segment(int(n)) for n in np.flatnonzero(used & ~stored)))
+            stored |= used
+            save_collected_layer(store, run_id, found)
+            yield Progress("saving", done, len(collector.layers), "layers")
 
 
 def find_interrupted_run(store: Store, config: CollectConfig) -> Run | None:

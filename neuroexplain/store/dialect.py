@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, Table, TextClause, event, text
@@ -30,6 +33,9 @@ POSTGRESQL_SEARCH_DDL = (
 POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
 
 
+LONGEST_LOG = 1 << 17  # pages: 512 MB
+
+
 def search_ddl(dialect_name: str) -> tuple[str, ...]:
     """The statements that make explanations searchable."""
     return SQLITE_SEARCH_DDL if dialect_name == "sqlite" else POSTGRESQL_SEARCH_DDL
@@ -51,6 +57,54 @@ def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None
         cursor.execute("PRAGMA synchronous = NORMAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
+
+
+@contextmanager
+def checkpointing_beside(engine: Engine, longest: int = LONGEST_LOG) -> Iterator[Callable[[], None]]:
+    """SQLite: while much is written, a thread moves the write-ahead log into the file, in place of every commit that does so.
+
+    Gives a function to be called after each commit. It waits for the thread only where the log has become long: it can begin
+    anew only when all of it is in the file and nobody writes. Whatever is killed, the log has what the file lacks.
+    """
+    if engine.dialect.name != "sqlite":
+        yield lambda: None
+        return
+
+    def set_automatic(pages: int) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {pages}")
+
+    def move(connection: sqlite3.Connection, how: str) -> None:
+        with suppress(sqlite3.OperationalError):  # a full disk: writing itself will say so
+            length[0] = connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()[1]
+
+    def move_beside() -> None:
+        with closing(sqlite3.connect(file, timeout=30)) as connection:
+            is_last = False
+            while not is_last:
+                committed.wait()
+                committed.clear()
+                is_last = ended.is_set()
+                move(connection, "PASSIVE")
+
+    def after_commit() -> None:
+        if length[0] > longest:
+            with closing(sqlite3.connect(file, timeout=1)) as connection:  # a reader may hold the log longer: then later
+                move(connection, "TRUNCATE")
+        committed.set()
+
+    file, length = str(engine.url.database), [0]  # pages of the log, at the last look
+    committed, ended = threading.Event(), threading.Event()
+    set_automatic(0)
+    thread = threading.Thread(target=move_beside, name="checkpoints", daemon=True)
+    thread.start()
+    try:
+        yield after_commit
+    finally:
+        ended.set()
+        committed.set()
+        thread.join()
+        set_automatic(1_000)  # SQLite's own
 
 
 def search_words(query: str) -> list[str]:
@@ -95,10 +149,10 @@ def upsert(dialect_name: str, table: Any) -> Any:
     return postgresql.insert(table)
 
 
-def insert_statement(dialect: Dialect, table: Table, *, unless_there: bool) -> str:
-    """The INSERT of all columns of a table but an id that counts itself, for tuples in the columns' order."""
+def insert_statement(dialect: Dialect, table: Table, *, n_rows: int, unless_there: bool) -> str:
+    """The INSERT of all columns of a table but an id that counts itself, for the values of `n_rows` rows end to end."""
     quote, mark = dialect.identifier_preparer.quote, "?" if dialect.name == "sqlite" else "%s"
     names = [quote(column.name) for column in table.columns if column is not table.autoincrement_column]
-    marks = ", ".join([mark] * len(names))
+    marks = ", ".join([f"({', '.join([mark] * len(names))})"] * n_rows)
     end = " ON CONFLICT DO NOTHING" if unless_there else ""
-    return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES ({marks}){end}"  # noqa: S608  (our own names)
+    return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES {marks}{end}"  # noqa: S608  (our own names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url, text
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.store.dialect import set_up_connections
+from neuroexplain.store.dialect import checkpointing_beside, set_up_connections
 
 REVISION = "0004"  # the newest migration; a test compares
 
@@ -23,6 +23,7 @@ class Store:
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine = engine
         self.name = name  # as the person named it, without a password
+        self._after_commit: Callable[[], None] | None = None
 
     @property
     def dialect(self) -> str:
@@ -54,6 +55,18 @@ class Store:
             raise NeuroexplainError(
                 f"Could not write to {self.name}: {error.orig}. What was finished before is kept."
             ) from error
+        if self._after_commit is not None:
+            self._after_commit()
+
+    @contextmanager
+    def much_writing(self) -> Iterator[None]:
+        """For many large transactions in a row: what a commit leaves to be done on the disk is done beside the next one."""
+        with checkpointing_beside(self.engine) as after_commit:
+            self._after_commit = after_commit
+            try:
+                yield
+            finally:
+                self._after_commit = None
 
     def close(self) -> None:
         self.engine.dispose()

@@ -18,10 +18,10 @@ def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
     if dtype == "float32":
         return values.tobytes()
     if dtype == "bfloat16":
-        halves = values.reshape(-1).view("<u2")  # low, high, low, high, ...
-        if np.any(halves[::2]):
+        words = values.reshape(-1).view("<u4")
+        if int(np.bitwise_or.reduce(words)) & 0xFFFF:
             raise ValueError("an activation is not a bfloat16 value")
-        return halves[1::2].tobytes()
+        return words.view("<u2")[1::2].tobytes()
     rounded = values.astype("<f2")
     if not np.array_equal(rounded.astype("<f4"), values):
         raise ValueError("an activation is not a float16 value")
