@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Dialect, Engine, Table, TextClause, event, text
@@ -33,7 +34,7 @@ POSTGRESQL_SEARCH_DDL = (
 POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
 
 
-LONGEST_LOG = 1 << 17  # pages: 512 MB
+LONGEST_LOG = 1 << 29  # bytes
 
 
 def search_ddl(dialect_name: str) -> tuple[str, ...]:
@@ -75,8 +76,8 @@ def checkpointing_beside(engine: Engine, longest: int = LONGEST_LOG) -> Iterator
             connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {pages}")
 
     def move(connection: sqlite3.Connection, how: str) -> None:
-        with suppress(sqlite3.OperationalError):  # a full disk: writing itself will say so
-            length[0] = connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()[1]
+        with one_at_a_time, suppress(sqlite3.OperationalError):  # a full disk: writing itself will say so
+            connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
 
     def move_beside() -> None:
         with closing(sqlite3.connect(file, timeout=30)) as connection:
@@ -88,12 +89,12 @@ def checkpointing_beside(engine: Engine, longest: int = LONGEST_LOG) -> Iterator
                 move(connection, "PASSIVE")
 
     def after_commit() -> None:
-        if length[0] > longest:
+        if Path(f"{file}-wal").stat().st_size > longest:
             with closing(sqlite3.connect(file, timeout=1)) as connection:  # a reader may hold the log longer: then later
                 move(connection, "TRUNCATE")
         committed.set()
 
-    file, length = str(engine.url.database), [0]  # pages of the log, at the last look
+    file, one_at_a_time = str(engine.url.database), threading.Lock()
     committed, ended = threading.Event(), threading.Event()
     set_automatic(0)
     thread = threading.Thread(target=move_beside, name="checkpoints", daemon=True)

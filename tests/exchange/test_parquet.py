@@ -1,6 +1,7 @@
 """Exports that others read, and the one that comes back."""
 
 import csv
+import gc
 import gzip
 import io
 import json
@@ -109,10 +110,11 @@ def several_layers(where, n_layers):
 def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch):
     monkeypatch.setattr("neuroexplain.exchange.parquet.AT_ONCE", 20)
     peaks = {}
-    for place, n_layers in enumerate((5, 1, 5)):  # the first one imports modules and fills caches
+    for place, n_layers in enumerate((12, 1, 12)):  # the first one imports modules and fills caches
         folder = tmp_path / str(place)
         folder.mkdir()
         several_layers(str(folder / "a.db"), n_layers)
+        gc.collect()
         tracemalloc.start()
         with open_store(str(folder / "a.db"), read_only=True) as store:
             list(export_parquet(store, load_run(store), folder / "out"))
@@ -120,9 +122,9 @@ def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkey
             list(import_parquet(back, folder / "out"))
         peaks[n_layers] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peaks[5] < 1.4 * peaks[1]  # five times the data
+    assert peaks[12] < 1.7 * peaks[1]  # twelve times the data
     with open_store(str(folder / "b.db"), read_only=True) as back:
-        page = load_page(back, load_run(back), NeuronId(4, 59))
+        page = load_page(back, load_run(back), NeuronId(11, 59))
     assert len(page.simulations[0].records) == 16
     assert [s.score.kind for s in page.scores] == sorted(SCORE_KINDS)
     assert page.simulations[0].other_explanation_id == page.explanations[0].id - 59
