@@ -79,6 +79,8 @@ class ServerEngine:
             self._transport.close()
             raise
         self.model: str = card["id"]
+        one_token = {"model": self.model, "prompt": [0], "max_tokens": 1}
+        self._transport.smallest = ("/v1/completions", msgspec.json.encode(one_token))
         self.revision: str | None = None
         self._server_version = self._find_version()
         self.context_length: int | None = card.get("max_model_len")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -31,7 +32,7 @@ class Fault(Enum):
 
     AWAY = auto()  # nobody there, or somebody who says that the server is not: nothing
     BUSY = auto()  # too many requests: nothing
-    FAILED = auto()  # taken, and then an error or nothing: something, if others are answered meanwhile
+    FAILED = auto()  # taken, and then an error or nothing: something, if another is answered meanwhile
     BROKEN = auto()  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
 
 
@@ -52,6 +53,7 @@ class Transport:
     def __init__(self, root: str, *, api_key: str | None, max_wait: float, in_flight: int) -> None:
         """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost."""
         self.root = root
+        self.smallest: tuple[str, bytes] | None = None  # path and body of a request that any server at work answers
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
         headers = {"Content-Type": "application/json"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
@@ -81,12 +83,12 @@ class Transport:
             away = self.gate.failed(began, away=found.fault is Fault.AWAY, wait=found.wait)
             if self.gate.closed:
                 raise EngineLost(STOPPED)
-            others = self.gate.n_answers > seen
+            others = self.gate.n_answers > seen or (found.fault is Fault.FAILED and self._answers_the_smallest())
             seen = self.gate.n_answers
             failures += found.fault is Fault.BROKEN or (found.fault is Fault.FAILED and others)
             if failures == TRIES:
                 raise LlmReplyError("llm_error", f"{found.why}, {TRIES} times", found.reply)
-            if away > self._max_wait:
+            if away > self._max_wait and not others:
                 raise EngineLost(
                     f"The server at {self.root} did not answer for {self._max_wait:g} seconds ({found.why}). "
                     "What was finished is kept; run the same command again when it is back."
@@ -96,6 +98,15 @@ class Transport:
         """Requests that wait fail at once."""
         self.gate.close()
         self.client.close()
+
+    def _answers_the_smallest(self) -> bool:
+        """Whether the server works: then a request that failed with nobody beside it is itself at fault."""
+        if self.smallest is None:
+            return False
+        path, body = self.smallest
+        with suppress(httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
+            return self.client.post(self.root + path, content=body, timeout=SHORTEST_TIMEOUT).is_success
+        return False
 
     def _send(
         self, url: str, body: bytes, decoder: msgspec.json.Decoder[Answer]

@@ -78,11 +78,12 @@ def impatient(monkeypatch):
 
 
 def test_a_busy_or_restarting_server_costs_time_and_nothing_else(scripted):
-    scripted.replies = [(429, {}), (503, b"starting"), (500, {}), completion("geese")]
+    scripted.replies = [(429, {}), (503, b"starting"), (500, {}), completion("works"), completion("geese")]
     engine = connect(scripted)
     reply = generate(engine)
-    assert (reply.text, reply.completion_tokens, len(scripted.asked)) == ("geese", 3, 4)
-    assert scripted.asked[0] == scripted.asked[3]
+    assert (reply.text, reply.completion_tokens, len(scripted.asked)) == ("geese", 3, 5)
+    assert scripted.asked[0] == scripted.asked[4]
+    assert len(scripted.asked[3]["prompt"]) == 1  # whether the server works, after the 500
     assert all(isinstance(i, int) for i in scripted.asked[0]["prompt"])
     assert engine.used.prompt_tokens == reply.prompt_tokens
 
@@ -176,6 +177,15 @@ def test_a_request_that_alone_fails_among_others_is_given_up(scripted):
         engine.generate([Message("user", "the old mill")], max_tokens=6, temperature=0.0, seed=1)
     done.set()
     engine.close()
+
+
+def test_a_request_that_fails_with_nobody_beside_it_is_given_up_where_the_server_works(scripted):
+    """Not waited for until --max-wait: a request of one token is answered, so this one is at fault."""
+    scripted.choose = lambda asked: (500, {"error": "boom"}) if asked["max_tokens"] == 6 else completion("other")
+    engine = connect(scripted, max_wait=600.0)
+    with pytest.raises(LlmReplyError, match=f"status 500, {TRIES} times"):
+        engine.generate([Message("user", "the old mill")], max_tokens=6, temperature=0.0, seed=1)
+    assert generate(engine).text == "other"
 
 
 @pytest.mark.parametrize(
