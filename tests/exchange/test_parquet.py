@@ -107,7 +107,16 @@ def several_layers(where, n_layers):
         finish_run(store, run_id, n_segments=2, n_documents=1, n_tokens=256)
 
 
-def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch):
+@pytest.fixture
+def collecting_garbage():
+    """Python's own thresholds: the command line, once imported, lets 100,000 objects wait."""
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
+def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch, collecting_garbage):
     monkeypatch.setattr("neuroexplain.exchange.parquet.AT_ONCE", 20)
     peaks = {}
     for place, n_layers in enumerate((12, 1, 12)):  # the first one imports modules and fills caches
