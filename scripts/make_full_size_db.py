@@ -85,6 +85,15 @@ def collected(layer: int) -> CollectedLayer:
     return CollectedLayer(layer, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
 
 
+def elsewhere(found: CollectedLayer, layer: int) -> CollectedLayer:
+    """The same records as another layer's, of other segments."""
+    exemplars = {
+        kind: replace(x, segments=random.integers(0, options.segments, x.segments.shape, dtype=np.uint32))
+        for kind, x in found.exemplars.items()
+    }
+    return replace(found, layer=layer, exemplars=exemplars)
+
+
 def explained(layer: int, first: int, last: int) -> list[Explanation]:
     nobody = Provenance(
         "server", "vllm 0", "an-explainer", None, None, {"temperature": 0.0, "max_tokens": 40, "seed": 0}, 900, 12, 1.0
@@ -143,7 +152,7 @@ with open_store(options.db, create=True) as store:
     found, started = collected(0), time.perf_counter()  # made once: what is timed is writing alone, to its end on the disk
     with store.much_writing():
         for layer in range(options.layers):
-            save_collected_layer(store, run_id, replace(found, layer=layer))
+            save_collected_layer(store, run_id, elsewhere(found, layer))
     writing = time.perf_counter() - started
     say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
     for layer in range(options.layers):

@@ -62,9 +62,9 @@ def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, 
         is_used = np.zeros(len(stored), np.bool_)
         for some in connection.execute(select(x.segments).where(x.run_id == run_id)).scalars().partitions(ROWS_AT_ONCE):
             is_used[np.searchsorted(stored, np.concatenate(some))] = True
-        unused = [{"b_segment": segment} for segment in stored[~is_used].tolist()]
-        if unused:
-            connection.execute(delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment")), unused)
+        drop = delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment"))
+        for some in _batches(stored[~is_used]):
+            connection.execute(drop, [{"b_segment": int(segment)} for segment in some])
         values = {"n_segments": n_segments, "n_documents": n_documents, "n_tokens": n_tokens}
         connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", finished_at=now(), **values))
 
