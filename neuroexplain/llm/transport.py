@@ -83,12 +83,12 @@ class Transport:
             away = self.gate.failed(began, away=found.fault is Fault.AWAY, wait=found.wait)
             if self.gate.closed:
                 raise EngineLost(STOPPED)
-            others = self.gate.n_answers > seen or (found.fault is Fault.FAILED and self._answers_the_smallest())
+            works = self.gate.n_answers > seen or (found.fault is Fault.FAILED and self._answers_the_smallest())
             seen = self.gate.n_answers
-            failures += found.fault is Fault.BROKEN or (found.fault is Fault.FAILED and others)
+            failures += found.fault is Fault.BROKEN or (found.fault is Fault.FAILED and works)
             if failures == TRIES:
                 raise LlmReplyError("llm_error", f"{found.why}, {TRIES} times", found.reply)
-            if away > self._max_wait and not others:
+            if away > self._max_wait and not works:
                 raise EngineLost(
                     f"The server at {self.root} did not answer for {self._max_wait:g} seconds ({found.why}). "
                     "What was finished is kept; run the same command again when it is back."

@@ -32,8 +32,6 @@ POSTGRESQL_SEARCH_DDL = (
 )
 
 POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
-
-
 LONGEST_LOG = 1 << 29  # bytes
 
 
@@ -89,7 +87,8 @@ def checkpointing_beside(engine: Engine, longest: int = LONGEST_LOG) -> Iterator
                 move(connection, "PASSIVE")
 
     def after_commit() -> None:
-        if Path(f"{file}-wal").stat().st_size > longest:
+        log = Path(f"{file}-wal")  # there is none where the file system allows no write-ahead log
+        if log.exists() and log.stat().st_size > longest:
             with closing(sqlite3.connect(file, timeout=1)) as connection:  # a reader may hold the log longer: then later
                 move(connection, "TRUNCATE")
         committed.set()
