@@ -388,7 +388,7 @@ def show(
         _print_json(show_json(page))
     else:
         console = _console()
-        console.print(show_text(page, top=top, width=console.width))
+        console.print(show_text(page, db, top=top, width=console.width))
 
 
 @app.command(epilog="Example:  neuroexplain serve --db demo.db, then open http://127.0.0.1:8080")

@@ -102,7 +102,7 @@ def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
     return table
 
 
-def show_text(page: NeuronPage, *, top: int = 5, width: int = 80) -> Group:
+def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Group:
     """One neuron for a terminal of `width` columns: explanations, scores, coloured snippets, statistics, vocabulary."""
     from rich.console import Group
     from rich.text import Text
@@ -118,7 +118,7 @@ def show_text(page: NeuronPage, *, top: int = 5, width: int = 80) -> Group:
     for e in page.explanations:
         lines += _explanation_lines(page, e)
     if not page.explanations:
-        lines.append(Text("not explained yet:  neuroexplain explain --neurons " + str(neuron.id), style="dim"))
+        lines.append(Text(f"not explained yet:  neuroexplain explain --neurons {neuron.id} --db {db}", style="dim"))
     simulated = {(r.kind, r.rank): r for s in page.simulations[:1] for r in s.records}
     strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
     for kind in ("top", "bottom", "random"):

@@ -69,7 +69,7 @@ def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
     first = PEAK_INDEX - 3
     levels = np.linspace(4.0, 9.0, CROP_LENGTH, dtype=np.float32)
     levels[1] = np.nan
-    lines = drawn(show_text(make_page(levels, first), width=2000), 2000)
+    lines = drawn(show_text(make_page(levels, first), "x.db", width=2000), 2000)
     at = next(i for i, line in enumerate(lines) if line.startswith("simulated"))
     cells = [{"日本": 4, " 🙂": 3, "\n": 1}.get(WORDS[n % len(WORDS)], len(WORDS[n % len(WORDS)])) for n in range(64)]
     cells[PEAK_INDEX] += 2  # brackets
