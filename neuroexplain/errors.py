@@ -13,6 +13,10 @@ class NotInStore(NeuroexplainError):
     """A run, neuron or explanation was asked for that the database does not hold."""
 
 
+class StoreUnreadable(NeuroexplainError):
+    """The database cannot be read: no database, broken, or its server is gone."""
+
+
 class EngineError(NeuroexplainError):
     """An engine as a whole cannot serve: no server there, no such model, nothing that gives distributions."""
 

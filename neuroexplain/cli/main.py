@@ -408,12 +408,12 @@ def serve(
             f"--host {host} lets other machines in, and no token is set. Set one:  NEUROEXPLAIN_TOKEN=$(openssl rand -hex 16)"
         )
     with open_store(db, read_only=True) as store:
-        load_run(store)
+        dtype = load_run(store).dtype
         from neuroexplain.pipeline.probe import Probe
         from neuroexplain.web.app import make_app
         from neuroexplain.web.serving import listen, serve_until_stopped
 
-        made = make_app(store, probe=Probe(model) if model is not None else None, token=token)
+        made = make_app(store, probe=Probe(model, dtype) if model is not None else None, token=token)
         listening, address = listen(host, port)
         say(f"{db} is at {address}  (Ctrl-C ends it)")
         serve_until_stopped(made, listening)

@@ -28,7 +28,7 @@ class Strongest:
 class Probe:
     """A subject that reads texts of a person's own. One text at a time; the last few stay at hand."""
 
-    def __init__(self, model: str, dtype: str = "auto", device: str = "auto") -> None:
+    def __init__(self, model: str, dtype: str, device: str = "auto") -> None:
         from neuroexplain.subject.load import load_subject, tokenizer_sha256
 
         self._subject = load_subject(model, dtype, device)

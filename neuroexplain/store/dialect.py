@@ -8,12 +8,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Dialect, Engine, Table, TextClause, event, text
+from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError
 
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect, Engine, Table
+
+HAS_TABLE = {
+    "sqlite": "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = :name",
+    "postgresql": "SELECT to_regclass(:name) IS NOT NULL",
+}
 SQLITE_SEARCH_DDL = (
     "CREATE VIRTUAL TABLE explanations_fts USING fts5(text, content='explanations', content_rowid='id')",
     """CREATE TRIGGER explanations_fts_insert AFTER INSERT ON explanations BEGIN
@@ -31,7 +36,7 @@ POSTGRESQL_SEARCH_DDL = (
     "CREATE INDEX ix_explanations_text_search ON explanations USING gin (to_tsvector('simple', coalesce(text, '')))",
 )
 
-POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(explanations.text, '')) @@ plainto_tsquery('simple', :words)"
+POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(e.text, '')) @@ plainto_tsquery('simple', :words)"
 LONGEST_LOG = 1 << 29  # bytes
 
 
@@ -44,6 +49,7 @@ def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None
     """SQLite: write-ahead log, foreign keys, patience with other writers, pages that packed arrays fit. Else nothing."""
     if engine.dialect.name != "sqlite":
         return
+    from sqlalchemy import event
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, record: object) -> None:
@@ -115,26 +121,22 @@ def search_words(query: str) -> list[str]:
     return words
 
 
-def matching_ids(dialect_name: str, words: Sequence[str], limit: int) -> TextClause:
-    """A query for the ids of explanations (of all runs) that hold every word, `limit` at most."""
+def matching_ids(dialect_name: str) -> str:
+    """A query for the ids of explanations (of all runs) that hold :words, `:n` at most."""
     if dialect_name == "sqlite":
-        found = "SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words LIMIT :n"
-    else:
-        found = f"SELECT id FROM explanations WHERE {POSTGRESQL_MATCH} LIMIT :n"  # noqa: S608  (our own text)
-    return text(found).bindparams(words=_as_search(dialect_name, words), n=limit)
+        return "SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words LIMIT :n"
+    return f"SELECT id FROM explanations e WHERE {POSTGRESQL_MATCH} LIMIT :n"
 
 
-def explanations_match(dialect_name: str, words: Sequence[str]) -> TextClause:
-    """The condition that one explanation holds every word, looked up row by row: for words that many hold."""
+def explanation_matches(dialect_name: str) -> str:
+    """The condition that explanation `e` holds :words, looked up row by row: for words that many hold."""
     if dialect_name == "sqlite":
-        one = "SELECT 1 FROM explanations_fts WHERE rowid = explanations.id AND explanations_fts MATCH :words"
-        condition = f"EXISTS ({one})"
-    else:
-        condition = POSTGRESQL_MATCH
-    return text(condition).bindparams(words=_as_search(dialect_name, words))
+        return "EXISTS (SELECT 1 FROM explanations_fts WHERE rowid = e.id AND explanations_fts MATCH :words)"
+    return POSTGRESQL_MATCH
 
 
-def _as_search(dialect_name: str, words: Sequence[str]) -> str:
+def as_search(dialect_name: str, words: Sequence[str]) -> str:
+    """The value of :words for a search for every word."""
     return " ".join(f'"{word}"' if dialect_name == "sqlite" else word for word in words)
 
 
@@ -155,4 +157,4 @@ def insert_statement(dialect: Dialect, table: Table, *, n_rows: int, unless_ther
     names = [quote(column.name) for column in table.columns if column is not table.autoincrement_column]
     marks = ", ".join([f"({', '.join([mark] * len(names))})"] * n_rows)
     end = " ON CONFLICT DO NOTHING" if unless_there else ""
-    return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES {marks}{end}"  # noqa: S608  (our own names)
+    return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES {marks}{end}"

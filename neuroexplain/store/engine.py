@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, exc, make_url, text
+from neuroexplain.errors import NeuroexplainError, StoreUnreadable
+from neuroexplain.store.dialect import HAS_TABLE, checkpointing_beside, set_up_connections
+from neuroexplain.store.reader import FileReaders, Reader, read_engine
 
-from neuroexplain.errors import NeuroexplainError
-from neuroexplain.store.dialect import checkpointing_beside, set_up_connections
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection, Engine
 
 REVISION = "0004"  # the newest migration; a test compares
 
@@ -20,20 +23,21 @@ REVISION = "0004"  # the newest migration; a test compares
 class Store:
     """One open database. Use it as a context manager, or close it."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.engine = engine
+    def __init__(self, where: Path | URL, name: str, *, create: bool = False, read_only: bool = False) -> None:
         self.name = name  # as the person named it, without a password
+        self.file = where if isinstance(where, Path) else None  # None where the database is no file
+        self._where, self._create, self._read_only = where, create, read_only
+        self._file_readers = FileReaders(where, name) if isinstance(where, Path) else None
         self._after_commit: Callable[[], None] | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """SQLAlchemy's, imported when it is first needed."""
+        return _engine(self._where, create=self._create, read_only=self._read_only)
 
     @property
     def dialect(self) -> str:
-        return self.engine.dialect.name
-
-    @property
-    def file(self) -> Path | None:
-        """The database's file; None where it is none."""
-        name = self.engine.url.database
-        return Path(name) if self.dialect == "sqlite" and name not in (None, "", ":memory:") else None
+        return "sqlite" if self.file is not None else self.engine.dialect.name
 
     def checkpoint_path(self, run_id: int) -> Path:
         """Where a collection's checkpoint lies: beside an SQLite file, for a database elsewhere in the working folder."""
@@ -41,17 +45,20 @@ class Store:
         return Path(f"neuroexplain.{name}") if self.file is None else self.file.with_name(f"{self.file.name}.{name}")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
-            yield connection
+    def read(self) -> Iterator[Reader]:
+        """A connection that reads. Raises StoreUnreadable where the database cannot be read."""
+        with read_engine(self.engine, self.name) if self._file_readers is None else self._file_readers.read() as reader:
+            yield reader
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: all of it, or none. Raises NeuroexplainError where the disk is full or the database locked."""
+        from sqlalchemy.exc import OperationalError
+
         try:
             with self.engine.begin() as connection:
                 yield connection
-        except exc.OperationalError as error:
+        except OperationalError as error:
             raise NeuroexplainError(
                 f"Could not write to {self.name}: {error.orig}. What was finished before is kept."
             ) from error
@@ -69,7 +76,10 @@ class Store:
                 self._after_commit = None
 
     def close(self) -> None:
-        self.engine.dispose()
+        if self._file_readers is not None:
+            self._file_readers.close()
+        if "engine" in self.__dict__:
+            self.engine.dispose()
 
     def __enter__(self) -> Store:
         return self
@@ -83,15 +93,13 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
 
     Raises NeuroexplainError where there is none, it cannot be opened, it is not ours or it is of another revision.
     """
-    url = _url(where)
-    name = url.render_as_string(hide_password=True) if url.get_backend_name() != "sqlite" else str(url.database)
-    is_new = _check_file(url, name, create)
-    engine = _engine(url, create=is_new, read_only=read_only)
-    store = Store(engine, name)
+    place, name = _locate(where)
+    is_new = _check_file(place, name, create)
+    store = Store(place, name, create=is_new, read_only=read_only)
     try:
-        found = _find_revision(engine, name)
+        found = None if is_new and store.file is not None else _find_revision(store)
         if found is None and (create or is_new):
-            _migrate(engine)
+            _migrate(store.engine)
         elif found is None:
             raise NeuroexplainError(f"{name} is a database, but not one of neuroexplain's. Give another with --db.")
         elif found != REVISION:
@@ -107,12 +115,8 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
 
 def remove_if_unused(store: Store) -> None:
     """Close the database, and delete an SQLite file that holds no run: nothing half-made is left behind."""
-    from sqlalchemy import func, select
-
-    from neuroexplain.store.tables import runs
-
-    with store.read() as connection:
-        is_used = bool(connection.execute(select(func.count()).select_from(runs)).scalar())
+    with store.read() as reader:
+        is_used = reader.value("SELECT count(*) FROM runs") > 0
     store.close()
     if store.file is not None and not is_used:
         for name in ("", "-wal", "-shm"):
@@ -121,21 +125,17 @@ def remove_if_unused(store: Store) -> None:
 
 def upgrade_store(where: str) -> tuple[str, str]:
     """Bring a database to this version's schema; returns (revision before, revision after)."""
-    url = _url(where)
-    name = str(url.database)
-    _check_file(url, name, create=False)
-    engine = _engine(url, create=False, read_only=False)
-    try:
-        before = _find_revision(engine, name)
+    place, name = _locate(where)
+    _check_file(place, name, create=False)
+    with Store(place, name) as store:
+        before = _find_revision(store)
         if before is None:
             raise NeuroexplainError(f"{name} is not a database of neuroexplain's: there is nothing to upgrade.")
         if before > REVISION:
             raise NeuroexplainError(
                 f"{name} has schema version {before}, newer than {REVISION}. Update neuroexplain to read it."
             )
-        _migrate(engine)
-    finally:
-        engine.dispose()
+        _migrate(store.engine)
     return before, REVISION
 
 
@@ -146,24 +146,35 @@ def migrations_folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "db" / "migrations"
 
 
-def _url(where: str) -> URL:
+def _locate(where: str) -> tuple[Path | URL, str]:
+    """A file, or the URL of a database that is none; and how it is called in messages, without a password."""
     if "://" not in where:
-        return URL.create("sqlite", database=where)
+        return Path(where), where
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
-        return make_url(where)
-    except exc.ArgumentError as error:
+        url = make_url(where)
+    except ArgumentError as error:
         raise NeuroexplainError(
             f"Cannot read the database URL {where!r}. Give a file or a URL:  --db demo.db | postgresql+psycopg://user@host/name"
         ) from error
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:" and not url.query:
+        return Path(url.database), url.database
+    return url, url.render_as_string(hide_password=True)
 
 
-def _engine(url: URL, *, create: bool, read_only: bool) -> Engine:
+def _engine(where: Path | URL, *, create: bool, read_only: bool) -> Engine:
+    from sqlalchemy import URL, create_engine
+    from sqlalchemy.exc import NoSuchModuleError
+
+    url = URL.create("sqlite", database=str(where)) if isinstance(where, Path) else where
     options: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": 30}
     try:
         engine = create_engine(url, **options)
-    except (exc.NoSuchModuleError, ModuleNotFoundError) as error:
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise NeuroexplainError(
             f"No driver for {url.drivername}: {error}. For PostgreSQL:  pip install 'neuroexplain[postgresql]', "
             "and a URL that begins with postgresql+psycopg://"
@@ -172,11 +183,10 @@ def _engine(url: URL, *, create: bool, read_only: bool) -> Engine:
     return engine
 
 
-def _check_file(url: URL, name: str, create: bool) -> bool:
+def _check_file(path: Path | URL, name: str, create: bool) -> bool:
     """Whether an SQLite file is to be made. Raises where that cannot be, or where one should be there."""
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+    if not isinstance(path, Path):
         return create
-    path = Path(str(url.database))
     try:
         if path.is_dir():
             raise NeuroexplainError(f"{name} is a folder; a database is a file. Try --db {path / 'neuroexplain.db'}")
@@ -197,20 +207,21 @@ def _check_file(url: URL, name: str, create: bool) -> bool:
     return True
 
 
-def _find_revision(engine: Engine, name: str) -> str | None:
+def _find_revision(store: Store) -> str | None:
     """The schema version that a database says it has; None where it holds no table of ours."""
     try:
-        with engine.connect() as connection:
-            if not engine.dialect.has_table(connection, "alembic_version"):
+        with store.read() as reader:
+            if not reader.value(HAS_TABLE[store.dialect], name="alembic_version"):
                 return None
-            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    except exc.DatabaseError as error:
-        raise NeuroexplainError(f"{name} cannot be opened as a database: {error.orig}. Give another with --db.") from error
+            return next(iter(reader.column("SELECT version_num FROM alembic_version")), None)
+    except StoreUnreadable as error:
+        raise StoreUnreadable(f"{error} Give another with --db.") from error
 
 
 def _migrate(engine: Engine) -> None:
     from alembic import command
     from alembic.config import Config
+    from sqlalchemy.exc import OperationalError
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
@@ -218,5 +229,5 @@ def _migrate(engine: Engine) -> None:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except exc.OperationalError as error:
+    except OperationalError as error:
         raise NeuroexplainError(f"Could not write the tables: {error.orig}.") from error

@@ -9,7 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of one activation
+DTYPES = {  # of packed columns, by name
+    "segments": "<u4",
+    "starts": "u1",
+    "documents": "<i4",
+    "token_offsets": "<i4",
+    "promoted_ids": "<u4",
+    "promoted_logits": "<f4",
+    "suppressed_ids": "<u4",
+    "suppressed_logits": "<f4",
+    "kinds": "u1",  # place in types.KINDS
+    "ranks": "u1",
+    "firsts": "u1",
+    "expected_levels": "<f2",  # 32 per record, like the two below
+    "digit_mass": "u1",  # in 250ths
+    "other_levels": "<f2",
+}
 MASS_STEPS = 250  # the least mass that counts, 0.02, is 5 of them
+
+
+def pack_array(column: str, values: NDArray[Any]) -> bytes:
+    """An array as its column holds it."""
+    return np.ascontiguousarray(values, dtype=DTYPES[column]).tobytes()
+
+
+def unpack_array(column: str, data: bytes) -> NDArray[Any]:
+    """What a packed column holds, [n]."""
+    return np.frombuffer(data, DTYPES[column])
 
 
 def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:

@@ -1,20 +1,20 @@
 """Find what was saved, as types.py objects, never rows. `find_x` may return None; `load_x` raises NotInStore.
 
-numpy is imported where arrays are read: `query` reads none, and starts a tenth of a second earlier.
+SQL as text, for SQLite and PostgreSQL alike: see reader.py. What a person or a corpus wrote is bound as a value; numbers in a
+list are written out. numpy is imported where arrays are read: `query` reads none, and starts a tenth of a second earlier.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, select
-
 from neuroexplain.errors import NotInStore
-from neuroexplain.store import tables as t
-from neuroexplain.store.dialect import explanations_match, matching_ids, search_words
+from neuroexplain.store.dialect import as_search, explanation_matches, matching_ids, search_words
 from neuroexplain.store.engine import Store
+from neuroexplain.store.reader import Reader
 from neuroexplain.types import (
     CROP_LENGTH,
     KINDS,
@@ -24,7 +24,6 @@ from neuroexplain.types import (
     ExemplarArrays,
     Explanation,
     Failure,
-    Kind,
     Neuron,
     NeuronId,
     Provenance,
@@ -45,11 +44,24 @@ from neuroexplain.types import (
 IDS_AT_ONCE = 10_000  # values in one IN (...): SQLite takes 32,766
 FEW = 4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
 
+OF_NEURON = "run_id = :run AND layer = :layer AND neuron = :neuron"
+QUERY_COLUMNS = (
+    "e.id, e.layer, e.neuron, e.text, e.explainer, e.model, "
+    "s.simulator, s.simulator_model, s.correlation, s.ci_low, s.ci_high, n.max_activation"
+)
+ITS_NEURON = "n.run_id = e.run_id AND n.layer = e.layer AND n.neuron = e.neuron"
+HEADLINE = "s.split = 'report' AND s.kind = 'top_and_random'"
+ORDERS = {
+    "score": "s.correlation DESC NULLS LAST, ",
+    "activation": "n.max_activation DESC NULLS LAST, ",
+    "neuron": "",
+}
+
 
 def list_runs(store: Store) -> list[Run]:
     """All runs, oldest first, unfinished ones too."""
-    with store.read() as connection:
-        return [_run(row) for row in connection.execute(select(t.runs).order_by(t.runs.c.id))]
+    with store.read() as reader:
+        return [_run(row) for row in reader.rows("SELECT * FROM runs ORDER BY id")]
 
 
 def load_run(store: Store, run_id: int | None = None) -> Run:
@@ -77,42 +89,41 @@ def list_neuron_ids(
     store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None
 ) -> list[NeuronId]:
     """The run's neurons in ascending order."""
-    query = select(t.neurons.c.layer, t.neurons.c.neuron).where(t.neurons.c.run_id == run_id)
+    sql = "SELECT layer, neuron FROM neurons WHERE run_id = :run"
     if layers is not None:
-        query = query.where(t.neurons.c.layer.in_(list(layers)))
+        sql += f" AND layer {_among(layers)}"
     if status is not None:
-        query = query.where(t.neurons.c.status == status)
-    with store.read() as connection:
-        return [NeuronId(*row) for row in connection.execute(query.order_by(t.neurons.c.layer, t.neurons.c.neuron))]
+        sql += " AND status = :status"
+    with store.read() as reader:
+        return [NeuronId(*row) for row in reader.rows(f"{sql} ORDER BY layer, neuron", run=run_id, status=status)]
 
 
 def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None = None) -> list[NeuronId]:
     """The run's neurons that have an explanation, in ascending order."""
-    e = t.explanations.c
-    query = select(e.layer, e.neuron).where(e.run_id == run_id, e.status == "ok").distinct()
+    sql = "SELECT DISTINCT layer, neuron FROM explanations WHERE run_id = :run AND status = 'ok'"
     if layers is not None:
-        query = query.where(e.layer.in_(list(layers)))
-    with store.read() as connection:
-        return [NeuronId(*row) for row in connection.execute(query.order_by(e.layer, e.neuron))]
+        sql += f" AND layer {_among(layers)}"
+    with store.read() as reader:
+        return [NeuronId(*row) for row in reader.rows(f"{sql} ORDER BY layer, neuron", run=run_id)]
 
 
 def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
     """One neuron with its exemplars and vocabulary reading. Raises NotInStore, saying what the run holds."""
-    with store.read() as connection:
-        where = _whose(t.neurons, run.id, neuron)
-        row = connection.execute(select(t.neurons).where(*where)).one_or_none()
+    from neuroexplain.store.packing import unpack_array
+
+    whose = {"run": run.id, "layer": neuron.layer, "neuron": neuron.neuron}
+    with store.read() as reader:
+        row = reader.row(f"SELECT * FROM neurons WHERE {OF_NEURON}", **whose)
         if row is None:
             layers = f"layers {_ranges(run.layers)} of {run.n_layers} with {run.d_mlp:,} neurons each"
             raise NotInStore(
                 f"No neuron {neuron} in run {run.id}: {store.name} holds {layers}, both counted from 0.\n"
                 f"Ask for one of those, like  neuroexplain show {run.layers[0]}:0 --db {store.name}"
             )
-        packed = connection.execute(select(t.exemplars).where(*_whose(t.exemplars, run.id, neuron))).all()
-        wanted = {int(segment) for one in packed for segment in one.segments}
-        ids = read_segment_ids(connection, run.id, wanted)
-        reading = connection.execute(
-            select(t.vocabulary_readings).where(*_whose(t.vocabulary_readings, run.id, neuron))
-        ).one_or_none()
+        packed = reader.rows(f"SELECT * FROM exemplars WHERE {OF_NEURON}", **whose)
+        wanted = {segment for one in packed for segment in unpack_array("segments", one.segments).tolist()}
+        ids = read_segment_ids(reader, run.id, wanted)
+        reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_NEURON}", **whose)
     by_kind = {one.kind: one for one in packed}
     exemplars = [x for kind in KINDS if kind in by_kind for x in _unpack(by_kind[kind], neuron, run, ids)]
     return Neuron(
@@ -120,8 +131,8 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
         status=row.status,
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
-        promoted=_pairs(reading.promoted_ids, reading.promoted_logits) if reading else (),
-        suppressed=_pairs(reading.suppressed_ids, reading.suppressed_logits) if reading else (),
+        promoted=_pairs(reading, "promoted") if reading else (),
+        suppressed=_pairs(reading, "suppressed") if reading else (),
     )
 
 
@@ -134,27 +145,26 @@ def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int
     """How the given tokens of the subject's vocabulary are shown; an id that its tokenizer does not know gets U+FFFD."""
     found: dict[int, VocabularyEntry] = {}
     wanted = sorted(set(token_ids))
-    with store.read() as connection:
+    with store.read() as reader:
         for some in _chunks(wanted):
-            v = t.tokens.c
-            query = select(v.token_id, v.text, v.special).where(v.run_id == run_id, v.token_id.in_(some))
-            for token_id, text, special in connection.execute(query):
-                found[token_id] = VocabularyEntry(token_id, text, special)
+            sql = f"SELECT token_id, text, special FROM tokens WHERE run_id = :run AND token_id {_among(some)}"
+            for token_id, text, special in reader.rows(sql, run=run_id):
+                found[token_id] = VocabularyEntry(token_id, text, bool(special))
     return tokens_of(found, wanted)
 
 
 def find_token_ids(store: Store, run_id: int, text: str) -> list[int]:
     """The tokens whose text is `text`, with or without a space before it."""
-    query = select(t.tokens.c.token_id).where(t.tokens.c.run_id == run_id, t.tokens.c.text.in_([text, " " + text]))
-    with store.read() as connection:
-        return list(connection.execute(query.order_by(t.tokens.c.token_id)).scalars())
+    sql = "SELECT token_id FROM tokens WHERE run_id = :run AND text IN (:text, :spaced) ORDER BY token_id"
+    with store.read() as reader:
+        return reader.column(sql, run=run_id, text=text, spaced=" " + text)
 
 
 def load_vocabulary(store: Store, run_id: int) -> list[VocabularyEntry]:
     """The subject's whole vocabulary, by token id."""
-    query = select(t.tokens).where(t.tokens.c.run_id == run_id).order_by(t.tokens.c.token_id)
-    with store.read() as connection:
-        return [VocabularyEntry(row.token_id, row.text, row.special) for row in connection.execute(query)]
+    with store.read() as reader:
+        rows = reader.rows("SELECT * FROM tokens WHERE run_id = :run ORDER BY token_id", run=run_id)
+    return [VocabularyEntry(row.token_id, row.text, bool(row.special)) for row in rows]
 
 
 def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[list[Segment]]:
@@ -162,11 +172,11 @@ def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[l
     from neuroexplain.store.packing import unpack_token_ids
 
     last = -1
-    query = select(t.segments.c.segment, t.segments.c.token_ids).where(t.segments.c.run_id == run_id)
+    sql = "SELECT segment, token_ids FROM segments WHERE run_id = :run AND segment > :last ORDER BY segment LIMIT :n"
     while True:
-        with store.read() as connection:
-            some = query.where(t.segments.c.segment > last).order_by(t.segments.c.segment).limit(at_once)
-            found = [Segment(number, unpack_token_ids(blob)) for number, blob in connection.execute(some)]
+        with store.read() as reader:
+            rows = reader.rows(sql, run=run_id, last=last, n=at_once)
+        found = [Segment(number, unpack_token_ids(blob)) for number, blob in rows]
         if not found:
             return
         yield found
@@ -175,35 +185,34 @@ def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[l
 
 def load_segment_ids(store: Store, run_id: int, segments: set[int]) -> dict[int, Any]:
     """The token ids [128] of the given segments."""
-    with store.read() as connection:
-        return read_segment_ids(connection, run_id, segments)
+    with store.read() as reader:
+        return read_segment_ids(reader, run_id, segments)
 
 
 def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
     """A whole layer as it was saved: the inverse of save_collected_layer. Raises NotInStore where the run lacks it."""
     import numpy as np
 
-    where = (t.neurons.c.run_id == run.id, t.neurons.c.layer == layer)
-    with store.read() as connection:
-        rows = connection.execute(select(t.neurons).where(*where).order_by(t.neurons.c.neuron)).all()
+    from neuroexplain.store.packing import unpack_array
+
+    of_layer, place = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
+    with store.read() as reader:
+        rows = reader.rows(f"SELECT * FROM neurons {of_layer} ORDER BY neuron", **place)
         if len(rows) != run.d_mlp:
             raise NotInStore(f"Run {run.id} of {store.name} holds {len(rows):,} of {run.d_mlp:,} neurons of layer {layer}.")
-        e, v = t.exemplars.c, t.vocabulary_readings.c
-        exemplars = {
-            kind: _exemplar_arrays(connection.execute(select(t.exemplars).where(*_of_kind(run.id, layer, kind))), run)
-            for kind in connection.execute(select(e.kind).where(e.run_id == run.id, e.layer == layer).distinct()).scalars()
-        }
-        readings = connection.execute(
-            select(t.vocabulary_readings).where(v.run_id == run.id, v.layer == layer).order_by(v.neuron)
-        ).all()
-    names = ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")
+        exemplars = {}
+        for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **place):
+            found = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **place)
+            exemplars[kind] = _exemplar_arrays(found, run)
+        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY neuron", **place)
+    names = VocabularyArrays.__dataclass_fields__
     return CollectedLayer(
         layer=layer,
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
         stats=None
         if rows[0].mean is None
         else StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
-        vocabulary=VocabularyArrays(*(np.stack([getattr(row, name) for row in readings]) for name in names))
+        vocabulary=VocabularyArrays(*(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names))
         if readings
         else None,
     )
@@ -220,38 +229,41 @@ def list_explanations(
     status: str | None = None,
 ) -> list[Explanation]:
     """A run's or a neuron's explanations and failed attempts, in the order of neurons, then of asking."""
-    e = t.explanations.c
-    query = select(t.explanations).where(e.run_id == run_id)
+    asked = {"explainer": explainer, "model": model, "status": status, "layer": layer}
     if neuron is not None:
-        query = query.where(e.layer == neuron.layer, e.neuron == neuron.neuron)
-    for column, value in ((e.layer, layer), (e.explainer, explainer), (e.model, model), (e.status, status)):
-        if value is not None:
-            query = query.where(column == value)
-    with store.read() as connection:
-        return [_explanation(row) for row in connection.execute(query.order_by(e.layer, e.neuron, e.id))]
+        asked |= {"layer": neuron.layer, "neuron": neuron.neuron}
+    values = {name: value for name, value in asked.items() if value is not None}
+    where = "".join(f" AND {name} = :{name}" for name in values)
+    with store.read() as reader:
+        rows = reader.rows(
+            f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, neuron, id", run=run_id, **values
+        )
+    return [_explanation(row) for row in rows]
 
 
 def list_simulations(store: Store, explanation_ids: Iterable[int]) -> list[Simulation]:
     """All simulations of the explanations, by explanation, simulator and model."""
-    s, e = t.simulations.c, t.explanations.c
     found = []
-    with store.read() as connection:
+    with store.read() as reader:
         for some in _chunks(sorted(set(explanation_ids))):
-            query = select(t.simulations, e.layer, e.neuron).join(t.explanations, e.id == s.explanation_id)
-            query = query.where(s.explanation_id.in_(some)).order_by(s.explanation_id, s.simulator, s.model)
-            found += [_simulation(row) for row in connection.execute(query)]
+            sql = (
+                "SELECT s.*, e.layer, e.neuron FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+                f"WHERE s.explanation_id {_among(some)} ORDER BY s.explanation_id, s.simulator, s.model"
+            )
+            found += [_simulation(row) for row in reader.rows(sql)]
     return found
 
 
 def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScore]:
     """All scores of the explanations, by explanation, simulator, model, split and kind."""
-    s = t.scores.c
     found = []
-    with store.read() as connection:
+    with store.read() as reader:
         for some in _chunks(sorted(set(explanation_ids))):
-            query = select(t.scores).where(s.explanation_id.in_(some))
-            query = query.order_by(s.explanation_id, s.simulator, s.simulator_model, s.split, s.kind)
-            found += [_score(row) for row in connection.execute(query)]
+            sql = (
+                f"SELECT * FROM scores WHERE explanation_id {_among(some)} "
+                "ORDER BY explanation_id, simulator, simulator_model, split, kind"
+            )
+            found += [_score(row) for row in reader.rows(sql)]
     return found
 
 
@@ -275,136 +287,125 @@ def query_explanations(
     With bounds of the score, or a simulator, those without such a score are left out. Sorted by `score` (highest first,
     unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
     """
-    e, s, n = t.explanations.c, t.scores.c, t.neurons.c
-    words = None if text is None else search_words(text)
+    values: dict[str, Any] = {"run": run_id, "least": min_score, "most": max_score, "simulator": simulator}
+    if text is not None:
+        values["words"] = as_search(store.dialect, search_words(text))
     limit += offset
     scored_only = min_score is not None or max_score is not None or simulator is not None
-    conditions: list[Any] = [e.status == "ok"]
+    conditions = ["e.status = 'ok'"]
     if layers is not None:
-        conditions.append(e.layer.in_(list(layers)))
+        conditions.append(f"e.layer {_among(layers)}")
     if chosen_only:
-        conditions.append(e.chosen)
-    by_neuron = (e.layer, e.neuron, e.id, s.simulator, s.simulator_model)
-    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
-    chosen: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation)
-    of_neuron = and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron)
-    headline = and_(s.explanation_id == e.id, s.split == "report", s.kind == "top_and_random")
-    with store.read() as connection:
-        ids = _find_few(connection, store.dialect, run_id, words, peak_token_ids)
+        conditions.append("e.chosen")
+
+    def found(tables: str, where: Sequence[str], sort: str, n: int) -> list[Any]:
+        order = f"{ORDERS[sort]}e.layer, e.neuron, e.id, s.simulator, s.simulator_model"
+        sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
+        return reader.rows(sql, n=n, **values)
+
+    with store.read() as reader:
+        ids = _find_few(reader, run_id, values.get("words"), peak_token_ids)
         if ids is not None:  # few: fetched by id, and sorted
-            conditions.append(e.id.in_(ids))
+            conditions.append(f"e.id {_among(ids)}")
         else:  # many: taken in the order of an index until there are enough
-            if words is not None:
-                conditions.append(explanations_match(store.dialect, words))
+            if text is not None:
+                conditions.append(explanation_matches(store.dialect))
             if peak_token_ids is not None:
-                conditions.append(_peaks_on(run_id, peak_token_ids))
-        rows: list[Row[Any]] = []
+                conditions.append(_peaks_on(peak_token_ids))
+        rows: list[Any] = []
         if (ids is None and sort == "score") or scored_only:
-            scored = and_(s.run_id == run_id, s.split == "report", s.kind == "top_and_random", s.correlation.is_not(None))
-            query = chosen.select_from(t.scores.join(t.explanations, e.id == s.explanation_id).join(t.neurons, of_neuron))
-            query = query.where(scored, *conditions)
+            where = ["s.run_id = :run", HEADLINE, "s.correlation IS NOT NULL", *conditions]
             if layers is not None:
-                query = query.where(s.layer.in_(list(layers)))
+                where.append(f"s.layer {_among(layers)}")
             if simulator is not None:
-                query = query.where(s.simulator == simulator)
+                where.append("s.simulator = :simulator")
             if min_score is not None:
-                query = query.where(s.correlation >= min_score)
+                where.append("s.correlation >= :least")
             if max_score is not None:
-                query = query.where(s.correlation <= max_score)
-            rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
+                where.append("s.correlation <= :most")
+            tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN neurons n ON {ITS_NEURON}"
+            rows += found(tables, where, sort, limit)
             if len(rows) == limit or scored_only:
                 return _query_rows(rows)[offset:]
-            conditions.append(s.correlation.is_(None))  # the rest has no score
+            conditions.append("s.correlation IS NULL")  # the rest has no score
             sort, limit = "neuron", limit - len(rows)
         if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
-            has_one = select(e.id).where(of_neuron, *conditions).correlate(t.neurons).exists()
-            strongest = select(n.layer, n.neuron).where(n.run_id == run_id, has_one)
-            ids = []
-            for place in connection.execute(strongest.order_by(n.max_activation.desc().nulls_last()).limit(limit)).all():
-                here = (e.run_id == run_id, e.layer == place.layer, e.neuron == place.neuron)
-                ids += connection.execute(select(e.id).where(*here)).scalars().all()
-            conditions.append(e.id.in_(ids))
+            has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_NEURON, *conditions])}"
+            strongest = reader.rows(
+                f"SELECT n.layer, n.neuron FROM neurons n WHERE n.run_id = :run AND EXISTS ({has_one}) "
+                "ORDER BY n.max_activation DESC NULLS LAST LIMIT :n",
+                n=limit,
+                **values,
+            )
+            its_ids = f"SELECT id FROM explanations WHERE {OF_NEURON}"
+            ids = [i for layer, neuron in strongest for i in reader.column(its_ids, run=run_id, layer=layer, neuron=neuron)]
+            conditions.append(f"e.id {_among(ids)}")
         # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
-        conditions.append(e.run_id == run_id if ids is None else e.run_id + 0 == run_id)
-        found = t.explanations.join(t.neurons, of_neuron)
-        query = chosen.select_from(found.join(t.scores, headline, isouter=True)).where(*conditions)
-        rows += connection.execute(query.order_by(*_order(sort, by_neuron)).limit(limit)).all()
+        conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
+        tables = f"explanations e JOIN neurons n ON {ITS_NEURON} LEFT JOIN scores s ON s.explanation_id = e.id AND {HEADLINE}"
+        rows += found(tables, conditions, sort, limit)
     return _query_rows(rows)[offset:]
 
 
 def list_headline_scores(store: Store, run_id: int) -> list[tuple[int, str, str, float]]:
     """(layer, explainer, simulator, correlation) of every headline score there is, chosen explanations only."""
-    e, s = t.explanations.c, t.scores.c
-    query = select(s.layer, e.explainer, s.simulator, s.correlation).join(t.explanations, e.id == s.explanation_id)
-    query = query.where(
-        s.run_id == run_id, s.split == "report", s.kind == "top_and_random", s.correlation.is_not(None), e.chosen
+    sql = (
+        "SELECT s.layer, e.explainer, s.simulator, s.correlation FROM scores s JOIN explanations e ON e.id = s.explanation_id "
+        f"WHERE s.run_id = :run AND {HEADLINE} AND s.correlation IS NOT NULL AND e.chosen"
     )
-    with store.read() as connection:
-        return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+    with store.read() as reader:
+        return [(row[0], row[1], row[2], row[3]) for row in reader.rows(sql, run=run_id)]
 
 
 def list_best(store: Store, run_id: int, neurons: Sequence[NeuronId]) -> dict[NeuronId, QueryRow]:
     """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
-    e, s, n = t.explanations.c, t.scores.c, t.neurons.c
-    columns = (e.id, e.layer, e.neuron, e.text, e.explainer, e.model, s.simulator, s.simulator_model)
-    query: Select[Any] = select(*columns, s.correlation, s.ci_low, s.ci_high, n.max_activation)
-    headline = and_(s.explanation_id == e.id, s.split == "report", s.kind == "top_and_random")
-    joined = t.explanations.join(t.neurons, and_(n.run_id == e.run_id, n.layer == e.layer, n.neuron == e.neuron))
-    query = query.select_from(joined.join(t.scores, headline, isouter=True)).where(
-        e.run_id == run_id, e.status == "ok", e.chosen
+    sql = (
+        f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN neurons n ON {ITS_NEURON} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {HEADLINE} "
+        "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.neuron = :neuron "
+        "ORDER BY s.correlation DESC NULLS LAST LIMIT 1"
     )
     found: dict[NeuronId, QueryRow] = {}
-    with store.read() as connection:
+    with store.read() as reader:
         for one in dict.fromkeys(neurons):
-            here = (
-                query.where(e.layer == one.layer, e.neuron == one.neuron).order_by(s.correlation.desc().nulls_last()).limit(1)
-            )
-            for row in _query_rows(connection.execute(here)):
+            for row in _query_rows(reader.rows(sql, run=run_id, layer=one.layer, neuron=one.neuron)):
                 found[one] = row
     return found
 
 
-def _find_few(
-    connection: Connection, dialect_name: str, run_id: int, words: Sequence[str] | None, peak_token_ids: Sequence[int] | None
-) -> list[int] | None:
+def _find_few(reader: Reader, run_id: int, words: str | None, peak_token_ids: Sequence[int] | None) -> list[int] | None:
     """The ids of explanations that hold the words and whose neurons peak on the tokens; None where FEW do not hold them."""
-    e, p = t.explanations.c, t.peak_tokens.c
-    found: set[int] | None = None
+    found: list[int] | None = None
+    one_more, values = FEW + 1, {"run": run_id, "words": words}
     if words is not None:
-        ids = list(connection.execute(matching_ids(dialect_name, words, FEW + 1)).scalars())
-        found = set(ids) if len(ids) <= FEW else None
+        ids = reader.column(matching_ids(reader.dialect), words=words, n=one_more)
+        found = ids if len(ids) <= FEW else None
     if found is None and peak_token_ids is not None:
-        layers = connection.execute(select(t.runs.c.layers).where(t.runs.c.id == run_id)).scalar_one()  # first in p's order
-        peaks = (p.run_id == run_id, p.layer.in_(layers), p.token_id.in_(list(peak_token_ids)))
-        query = select(e.id).join(t.peak_tokens, and_(p.layer == e.layer, p.neuron == e.neuron))
-        query = query.where(e.run_id == run_id, *peaks).limit(FEW + 1)
-        ids = list(connection.execute(query).scalars())
-        found = set(ids) if len(ids) <= FEW else None
+        layers = _json(reader.value("SELECT layers FROM runs WHERE id = :run", run=run_id))  # first in the order of peak_tokens
+        sql = (
+            "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.neuron = e.neuron "
+            f"WHERE e.run_id = :run AND p.run_id = :run AND p.layer {_among(layers)} AND p.token_id {_among(peak_token_ids)}"
+        )
+        ids = reader.column(f"{sql} LIMIT :n", n=one_more, run=run_id)
+        found = ids if len(ids) <= FEW else None
         if found is not None and words is not None:  # the words are many, the tokens few
-            query = select(e.id).where(e.id.in_(found), explanations_match(dialect_name, words))
-            found = set(connection.execute(query).scalars())
+            matches = explanation_matches(reader.dialect)
+            found = reader.column(f"SELECT e.id FROM explanations e WHERE e.id {_among(found)} AND {matches}", **values)
     elif found is not None and peak_token_ids is not None:
-        query = select(e.id).where(e.id.in_(found), _peaks_on(run_id, peak_token_ids))
-        found = set(connection.execute(query).scalars())
-    return None if found is None else sorted(found)
+        peaks = _peaks_on(peak_token_ids)
+        found = reader.column(f"SELECT e.id FROM explanations e WHERE e.id {_among(found)} AND {peaks}", **values)
+    return None if found is None else sorted(set(found))
 
 
-def _peaks_on(run_id: int, token_ids: Sequence[int]) -> Any:
-    e, p = t.explanations.c, t.peak_tokens.c
-    same = (p.run_id == run_id, p.token_id.in_(list(token_ids)), p.layer == e.layer, p.neuron == e.neuron)
-    return select(p.layer).where(*same).correlate(t.explanations).exists()
+def _peaks_on(token_ids: Sequence[int]) -> str:
+    """The condition that explanation `e` is of a neuron that peaks on one of the tokens."""
+    return (
+        f"EXISTS (SELECT 1 FROM peak_tokens p WHERE p.run_id = :run AND p.token_id {_among(token_ids)} "
+        "AND p.layer = e.layer AND p.neuron = e.neuron)"
+    )
 
 
-def _order(sort: str, by_neuron: Sequence[Any]) -> tuple[Any, ...]:
-    first = {
-        "score": (t.scores.c.correlation.desc().nulls_last(),),
-        "activation": (t.neurons.c.max_activation.desc().nulls_last(),),
-        "neuron": (),
-    }
-    return (*first[sort], *by_neuron)
-
-
-def _query_rows(rows: Iterable[Row[Any]]) -> list[QueryRow]:
+def _query_rows(rows: Iterable[Any]) -> list[QueryRow]:
     return [
         QueryRow(
             neuron=NeuronId(row.layer, row.neuron),
@@ -425,116 +426,101 @@ def _query_rows(rows: Iterable[Row[Any]]) -> list[QueryRow]:
 
 def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
     """Explanations and simulations whose status is neither ok nor dead, in the order of neurons."""
-    e, s = t.explanations.c, t.simulations.c
-    bad = select(e.layer, e.neuron, e.explainer.label("what"), e.status, e.reason, e.reply)
-    bad = bad.where(e.run_id == run_id, e.status.not_in(("ok", "dead")))
-    unsimulated = select(e.layer, e.neuron, s.simulator.label("what"), s.status, s.reason, s.reply)
-    unsimulated = unsimulated.join(t.explanations, e.id == s.explanation_id).where(s.run_id == run_id, s.status != "ok")
-    if layers is not None:
-        bad, unsimulated = (one.where(e.layer.in_(list(layers))) for one in (bad, unsimulated))
-    both = bad.union_all(unsimulated).order_by("layer", "neuron").limit(limit)
-    with store.read() as connection:
-        rows = connection.execute(both).all()
+    here = "" if layers is None else f" AND e.layer {_among(layers)}"
+    sql = (
+        "SELECT e.layer, e.neuron, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
+        f"WHERE e.run_id = :run AND e.status NOT IN ('ok', 'dead'){here} "
+        "UNION ALL SELECT e.layer, e.neuron, s.simulator AS what, s.status, s.reason, s.reply "
+        "FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+        f"WHERE s.run_id = :run AND s.status <> 'ok'{here} ORDER BY layer, neuron LIMIT :n"
+    )
+    with store.read() as reader:
+        rows = reader.rows(sql, run=run_id, n=limit)
     return [Failure(NeuronId(row.layer, row.neuron), row.what, row.status, row.reason, row.reply) for row in rows]
 
 
 def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
     """Neurons of the run by status."""
-    query = select(t.neurons.c.status, func.count()).where(t.neurons.c.run_id == run_id).group_by(t.neurons.c.status)
-    with store.read() as connection:
-        return {row[0]: row[1] for row in connection.execute(query)}
+    with store.read() as reader:
+        rows = reader.rows("SELECT status, count(*) FROM neurons WHERE run_id = :run GROUP BY status", run=run_id)
+    return {row[0]: row[1] for row in rows}
 
 
 def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:
     """Every neuron's greatest stored activation, by (layer, neuron)."""
-    n = t.neurons.c
-    with store.read() as connection:
-        rows = connection.execute(select(n.layer, n.neuron, n.max_activation).where(n.run_id == run_id))
-        return {(row[0], row[1]): row[2] for row in rows}
+    with store.read() as reader:
+        rows = reader.rows("SELECT layer, neuron, max_activation FROM neurons WHERE run_id = :run", run=run_id)
+    return {(row[0], row[1]): row[2] for row in rows}
 
 
 def count_layer_neurons(store: Store, run_id: int, layer: int) -> int:
     """Neurons of one layer that are stored."""
-    query = select(func.count()).select_from(t.neurons).where(t.neurons.c.run_id == run_id, t.neurons.c.layer == layer)
-    with store.read() as connection:
-        return int(connection.execute(query).scalar_one())
+    with store.read() as reader:
+        sql = "SELECT count(*) FROM neurons WHERE run_id = :run AND layer = :layer"
+        return int(reader.value(sql, run=run_id, layer=layer))
 
 
 def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, int]]:
     """(explainer, model, status, how many), in that order."""
-    e = t.explanations.c
-    what = (e.explainer, e.model, e.status)
-    query = select(*what, func.count()).where(e.run_id == run_id).group_by(*what).order_by(*what)
-    with store.read() as connection:
-        return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+    what = "explainer, model, status"
+    with store.read() as reader:
+        rows = reader.rows(
+            f"SELECT {what}, count(*) FROM explanations WHERE run_id = :run GROUP BY {what} ORDER BY {what}", run=run_id
+        )
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 def list_sessions(store: Store, run_id: int) -> list[Session]:
     """What the commands that explained and scored this run did, oldest first."""
-    query = select(t.sessions).where(t.sessions.c.run_id == run_id).order_by(t.sessions.c.id)
-    names = Session.__dataclass_fields__
-    with store.read() as connection:
-        return [
-            Session(**{name: value for name, value in row._mapping.items() if name in names})
-            for row in connection.execute(query)
-        ]
+    with store.read() as reader:
+        rows = reader.rows("SELECT * FROM sessions WHERE run_id = :run ORDER BY id", run=run_id)
+    return [Session(**_fields(row, Session)) for row in rows]
 
 
 def count_orphans(store: Store) -> int:
     """Simulations and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
-    orphans = 0
-    with store.read() as connection:
-        for table in (t.simulations, t.scores):
-            lost = table.c.explanation_id.not_in(select(t.explanations.c.id))
-            orphans += connection.execute(select(func.count()).select_from(table).where(lost)).scalar_one()
-        same = and_(
-            t.neurons.c.run_id == t.exemplars.c.run_id,
-            t.neurons.c.layer == t.exemplars.c.layer,
-            t.neurons.c.neuron == t.exemplars.c.neuron,
+    lost = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
+    its_neuron = "n.run_id = x.run_id AND n.layer = x.layer AND n.neuron = x.neuron"
+    with store.read() as reader:
+        return sum(
+            int(reader.value(sql))
+            for sql in (
+                f"SELECT count(*) FROM simulations {lost}",
+                f"SELECT count(*) FROM scores {lost}",
+                f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM neurons n WHERE {its_neuron})",
+            )
         )
-        has_neuron = select(t.neurons.c.layer).where(same).exists()
-        orphans += connection.execute(select(func.count()).select_from(t.exemplars).where(~has_neuron)).scalar_one()
-    return orphans
 
 
 def load_prompt(store: Store, sha256: str) -> tuple[str, str]:
     """Name and text of a stored prompt file."""
-    with store.read() as connection:
-        row = connection.execute(select(t.prompts).where(t.prompts.c.sha256 == sha256)).one_or_none()
+    with store.read() as reader:
+        row = reader.row("SELECT name, text FROM prompts WHERE sha256 = :sha256", sha256=sha256)
     if row is None:
         raise NotInStore(f"No prompt with the hash {sha256} in {store.name}.")
     return row.name, row.text
 
 
-def _whose(table: Any, run_id: int, neuron: NeuronId) -> tuple[Any, ...]:
-    return table.c.run_id == run_id, table.c.layer == neuron.layer, table.c.neuron == neuron.neuron
-
-
-def read_segment_ids(connection: Connection, run_id: int, wanted: set[int]) -> dict[int, Any]:
-    """The token ids of the given segments, within a transaction of the caller's."""
+def read_segment_ids(reader: Reader, run_id: int, wanted: set[int]) -> dict[int, Any]:
+    """The token ids of the given segments, read by one that is reading already."""
     from neuroexplain.store.packing import unpack_token_ids
 
     found = {}
     for some in _chunks(sorted(wanted)):
-        query = select(t.segments.c.segment, t.segments.c.token_ids)
-        for segment, blob in connection.execute(query.where(t.segments.c.run_id == run_id, t.segments.c.segment.in_(some))):
+        sql = f"SELECT segment, token_ids FROM segments WHERE run_id = :run AND segment {_among(some)}"
+        for segment, blob in reader.rows(sql, run=run_id):
             found[segment] = unpack_token_ids(blob)
     return found
 
 
-def _of_kind(run_id: int, layer: int, kind: str) -> tuple[Any, ...]:
-    e = t.exemplars.c
-    return e.run_id == run_id, e.layer == layer, e.kind == kind
-
-
-def _exemplar_arrays(rows: Iterable[Row[Any]], run: Run) -> ExemplarArrays:
+def _exemplar_arrays(rows: Iterable[Any], run: Run) -> ExemplarArrays:
     import numpy as np
 
-    from neuroexplain.store.packing import unpack_activations
+    from neuroexplain.store.packing import unpack_activations, unpack_array
 
     found = {row.neuron: row for row in rows}
-    k = max(len(row.segments) for row in found.values())
-    counts = np.array([len(found[n].segments) if n in found else 0 for n in range(run.d_mlp)])
+    counts = np.array([len(found[n].starts) if n in found else 0 for n in range(run.d_mlp)])  # a byte each
+    k = int(counts.max())
     arrays = {
         name: np.full((run.d_mlp, k), fill, dtype)
         for name, fill, dtype in (
@@ -548,19 +534,19 @@ def _exemplar_arrays(rows: Iterable[Row[Any]], run: Run) -> ExemplarArrays:
     activations = np.zeros((run.d_mlp, k, RECORD_LENGTH), np.float32)
     for n, row in found.items():
         for name in ("segments", "starts", "documents", "token_offsets"):
-            arrays[name][n, : counts[n]] = getattr(row, name)
+            arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name))
         arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, run.dtype)
         activations[n, : counts[n]] = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
-def _unpack(row: Row[Any], neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
-    from neuroexplain.store.packing import unpack_activations
+def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
+    from neuroexplain.store.packing import unpack_activations, unpack_array
 
+    arrays = [unpack_array(name, getattr(row, name)).tolist() for name in ("segments", "starts", "documents", "token_offsets")]
     peaks = unpack_activations(row.peaks, run.dtype)
     activations = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
-    for rank, (segment, start) in enumerate(zip(row.segments.tolist(), row.starts.tolist(), strict=True)):
-        document = int(row.documents[rank])
+    for rank, (segment, start, document, token_offset) in enumerate(zip(*arrays, strict=True)):
         yield Exemplar(
             neuron=neuron,
             kind=row.kind,
@@ -568,7 +554,7 @@ def _unpack(row: Row[Any], neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -
             segment=segment,
             start=start,
             document=document if document >= 0 else None,
-            token_offset=int(row.token_offsets[rank]) if document >= 0 else None,
+            token_offset=token_offset if document >= 0 else None,
             activation=float(peaks[rank]),
             token_ids=ids[segment][start : start + RECORD_LENGTH],
             activations=activations[rank],
@@ -576,11 +562,12 @@ def _unpack(row: Row[Any], neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -
         )
 
 
-def _run(row: Row[Any]) -> Run:
-    return Run(**{**row._mapping, "layers": tuple(row.layers)})
+def _run(row: Any) -> Run:
+    decoded = {name: _json(getattr(row, name)) for name in ("layers", "config", "versions")}
+    return Run(**_fields(row, Run) | decoded | {"layers": tuple(decoded["layers"])})
 
 
-def _explanation(row: Row[Any]) -> Explanation:
+def _explanation(row: Any) -> Explanation:
     return Explanation(
         neuron=NeuronId(row.layer, row.neuron),
         explainer=row.explainer,
@@ -588,38 +575,41 @@ def _explanation(row: Row[Any]) -> Explanation:
         text=row.text,
         provenance=_provenance(row),
         candidate=row.candidate,
-        chosen=row.chosen,
+        chosen=bool(row.chosen),
         reason=row.reason,
         reply=row.reply,
-        covers=None if row.covers is None else tuple(row.covers),
-        parts=None if row.parts is None else tuple(row.parts),
+        covers=None if row.covers is None else tuple(_json(row.covers)),
+        parts=None if row.parts is None else tuple(_json(row.parts)),
         id=row.id,
     )
 
 
-def _provenance(row: Row[Any]) -> Provenance:
-    names = Provenance.__dataclass_fields__
-    return Provenance(**{name: value for name, value in row._mapping.items() if name in names})
+def _provenance(row: Any) -> Provenance:
+    return Provenance(**_fields(row, Provenance) | {"sampling": _json(row.sampling)})
 
 
-def _simulation(row: Row[Any]) -> Simulation:
+def _simulation(row: Any) -> Simulation:
     import numpy as np
 
-    from neuroexplain.store.packing import unpack_mass
+    from neuroexplain.store.packing import unpack_array, unpack_mass
 
-    levels = row.expected_levels.astype(np.float32).reshape(-1, CROP_LENGTH)
-    mass = None if row.digit_mass is None else unpack_mass(row.digit_mass).reshape(-1, CROP_LENGTH)
-    other = None if row.other_levels is None else row.other_levels.astype(np.float32).reshape(-1, CROP_LENGTH)
+    def levels(name: str) -> Any:
+        packed = getattr(row, name)
+        return None if packed is None else unpack_array(name, packed).astype(np.float32).reshape(-1, CROP_LENGTH)
+
+    expected_levels, other = levels("expected_levels"), levels("other_levels")
+    mass = None if row.digit_mass is None else unpack_mass(unpack_array("digit_mass", row.digit_mass)).reshape(-1, CROP_LENGTH)
+    places = (unpack_array(name, getattr(row, name)).tolist() for name in ("kinds", "ranks", "firsts"))
     records = tuple(
         SimulatedRecord(
-            kind=_kind(kind),
+            kind=KINDS[kind],
             rank=rank,
             first=first,
-            expected_levels=levels[i],
+            expected_levels=expected_levels[i],
             digit_mass=None if mass is None else mass[i],
             other_levels=None if other is None else other[i],
         )
-        for i, (kind, rank, first) in enumerate(zip(row.kinds.tolist(), row.ranks.tolist(), row.firsts.tolist(), strict=True))
+        for i, (kind, rank, first) in enumerate(zip(*places, strict=True))
     )
     return Simulation(
         explanation_id=row.explanation_id,
@@ -635,18 +625,30 @@ def _simulation(row: Row[Any]) -> Simulation:
     )
 
 
-def _kind(place: int) -> Kind:
-    return KINDS[place]
-
-
-def _score(row: Row[Any]) -> StoredScore:
-    names = Score.__dataclass_fields__
-    score = Score(**{name: value for name, value in row._mapping.items() if name in names})
+def _score(row: Any) -> StoredScore:
+    score = Score(**_fields(row, Score))
     return StoredScore(NeuronId(row.layer, row.neuron), row.explanation_id, row.simulator, row.simulator_model, score)
 
 
-def _pairs(ids: Any, logits: Any) -> tuple[tuple[int, float], ...]:
-    return tuple(zip(ids.tolist(), logits.tolist(), strict=True))
+def _pairs(reading: Any, which: str) -> tuple[tuple[int, float], ...]:
+    from neuroexplain.store.packing import unpack_array
+
+    columns = (f"{which}_ids", f"{which}_logits")
+    return tuple(zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True))
+
+
+def _fields(row: Any, of: Any) -> dict[str, Any]:
+    """The row's values for the fields of a dataclass that it has."""
+    return {name: getattr(row, name) for name in of.__dataclass_fields__ if hasattr(row, name)}
+
+
+def _json(value: Any) -> Any:
+    """What a JSON column holds: an array or an object, which PostgreSQL's driver reads by itself."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _among(numbers: Iterable[int]) -> str:
+    return f"IN ({','.join(str(int(number)) for number in numbers) or 'NULL'})"
 
 
 def _chunks(values: list[int]) -> Iterable[list[int]]:

@@ -27,6 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+from neuroexplain.store.packing import pack_array, unpack_array
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,24 +38,24 @@ metadata = MetaData(
 
 
 class PackedArray(TypeDecorator[Any]):
-    """A one-dimensional little-endian array in a blob."""
+    """A one-dimensional little-endian array in a blob; its dtype is that of the column's name in packing.DTYPES."""
 
     impl = LargeBinary
     cache_ok = True
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, column: str) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.column = column
 
     def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
-        import numpy as np
-
-        return None if value is None else np.ascontiguousarray(value, dtype=self.dtype).tobytes()
+        return None if value is None else pack_array(self.column, value)
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
-        import numpy as np
+        return None if value is None else unpack_array(self.column, value)
 
-        return None if value is None else np.frombuffer(value, dtype=self.dtype)
+
+def _packed(name: str, *, nullable: bool = False) -> Column[Any]:
+    return Column(name, PackedArray(name), nullable=nullable)
 
 
 class SafeText(TypeDecorator[str]):
@@ -159,10 +161,10 @@ exemplars = Table(
     Column("layer", Integer, nullable=False),
     Column("neuron", Integer, nullable=False),
     Column("kind", String(8), nullable=False),
-    Column("segments", PackedArray("<u4"), nullable=False),
-    Column("starts", PackedArray("u1"), nullable=False),
-    Column("documents", PackedArray("<i4"), nullable=False),
-    Column("token_offsets", PackedArray("<i4"), nullable=False),
+    _packed("segments"),
+    _packed("starts"),
+    _packed("documents"),
+    _packed("token_offsets"),
     Column("peaks", LargeBinary, nullable=False),  # in the run's dtype
     Column("activations", LargeBinary, nullable=False),  # likewise, 64 per record
     UniqueConstraint("run_id", "layer", "neuron", "kind"),
@@ -185,10 +187,10 @@ vocabulary_readings = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("neuron", Integer, primary_key=True, autoincrement=False),
-    Column("promoted_ids", PackedArray("<u4"), nullable=False),
-    Column("promoted_logits", PackedArray("<f4"), nullable=False),
-    Column("suppressed_ids", PackedArray("<u4"), nullable=False),
-    Column("suppressed_logits", PackedArray("<f4"), nullable=False),
+    _packed("promoted_ids"),
+    _packed("promoted_logits"),
+    _packed("suppressed_ids"),
+    _packed("suppressed_logits"),
     sqlite_with_rowid=False,
 )
 
@@ -247,12 +249,12 @@ simulations = Table(
     Column("status", String(32), nullable=False),
     Column("reason", SafeText),
     Column("reply", SafeText),
-    Column("kinds", PackedArray("u1"), nullable=False),  # place in types.KINDS
-    Column("ranks", PackedArray("u1"), nullable=False),
-    Column("firsts", PackedArray("u1"), nullable=False),
-    Column("expected_levels", PackedArray("<f2"), nullable=False),  # 32 per record, like the two below
-    Column("digit_mass", PackedArray("u1")),  # in 250ths
-    Column("other_levels", PackedArray("<f2")),
+    _packed("kinds"),
+    _packed("ranks"),
+    _packed("firsts"),
+    _packed("expected_levels"),
+    _packed("digit_mass", nullable=True),
+    _packed("other_levels", nullable=True),
     Column("other_explanation_id", Integer),
     *_provenance(),
     UniqueConstraint("explanation_id", "simulator", "model"),

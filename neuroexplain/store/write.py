@@ -16,8 +16,9 @@ from sqlalchemy import Connection, Table, bindparam, delete, insert, select, tup
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import insert_statement, upsert
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import WIDTHS, pack_activations, pack_each, pack_mass, unpack_mass
+from neuroexplain.store.packing import DTYPES, WIDTHS, pack_activations, pack_array, pack_each, pack_mass, unpack_mass
 from neuroexplain.store.read import read_segment_ids
+from neuroexplain.store.reader import reader_of
 from neuroexplain.store.tables import safe_text
 from neuroexplain.types import (
     CROP_LENGTH,
@@ -32,6 +33,7 @@ from neuroexplain.types import (
     Segment,
     Session,
     Simulation,
+    VocabularyArrays,
     VocabularyEntry,
 )
 
@@ -343,15 +345,12 @@ def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
 
 
 def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[Row]:
-    width = WIDTHS[dtype]
-    sizes = (4, 1, 4, 4, width, RECORD_LENGTH * width)  # bytes of one record in each column
+    width, names = WIDTHS[dtype], ("segments", "starts", "documents", "token_offsets")
+    sizes = (*(np.dtype(DTYPES[name]).itemsize for name in names), width, RECORD_LENGTH * width)  # bytes of a record in each
     for kind, arrays in found.exemplars.items():
         k = arrays.segments.shape[1]
         columns = (
-            arrays.segments.astype("<u4").tobytes(),
-            arrays.starts.tobytes(),
-            arrays.documents.astype("<i4").tobytes(),
-            arrays.token_offsets.astype("<i4").tobytes(),
+            *(pack_array(name, getattr(arrays, name)) for name in names),
             pack_activations(np.where(arrays.counts_mask(), arrays.peaks, 0), dtype),
             pack_activations(arrays.activations, dtype),
         )
@@ -369,7 +368,7 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
     peaks = top.peak_token_ids
     if peaks is None:
         segments, back = np.unique(top.segments[used], return_inverse=True)
-        ids = read_segment_ids(connection, run_id, set(segments.tolist()))
+        ids = read_segment_ids(reader_of(connection), run_id, set(segments.tolist()))
         table = np.stack([ids[int(segment)] for segment in segments]) if len(segments) else np.zeros((0, 128), np.uint32)
         tokens = table[back.reshape(-1), top.starts[used].astype(np.int64) + PEAK_INDEX]
     else:
@@ -385,6 +384,6 @@ def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
     if v is None:
         return ()
     n = len(v.promoted_ids)
-    arrays = ((v.promoted_ids, "<u4"), (v.promoted_logits, "<f4"), (v.suppressed_ids, "<u4"), (v.suppressed_logits, "<f4"))
-    columns = ([row.tobytes() for row in values.astype(dtype)] for values, dtype in arrays)
+    arrays = (getattr(v, name).astype(DTYPES[name]) for name in VocabularyArrays.__dataclass_fields__)
+    columns = ([row.tobytes() for row in values] for values in arrays)
     return zip(repeat(run_id, n), repeat(found.layer, n), range(n), *columns, strict=True)

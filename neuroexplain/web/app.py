@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuroexplain.cli.selection import parse_layers
-from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
 from neuroexplain.pipeline.page import Vocabulary, find_explanations, load_page
 from neuroexplain.pipeline.probe import Probe
 from neuroexplain.present import corpus_name, number, query_json, run_json, show_json
@@ -106,8 +106,8 @@ def make_app(
 
     @app.exception_handler(NeuroexplainError)
     async def wrong(request: Request, error: NeuroexplainError) -> Response:
-        status = 404 if isinstance(error, NotInStore) else 400
-        return told(request, status, "not found" if status == 404 else "bad request", str(error))
+        titles = {NotInStore: (404, "not found"), StoreUnreadable: (503, "the database cannot be read")}
+        return told(request, *titles.get(type(error), (400, "bad request")), str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -107,7 +107,7 @@ def test_peak_tokens_are_those_of_the_arrays(folder, tmp_path):
     store, _ = imported(folder, tmp_path / "x.db", [2])
     token = np.load(folder / "token.npy")[2, :, :, 32]
     p = tables.peak_tokens.c
-    with store.read() as connection:
+    with store.engine.connect() as connection:
         stored = {tuple(row) for row in connection.execute(select(p.token_id, p.neuron, p.count).where(p.layer == 2))}
     assert stored == {(int(t), n, list(row).count(t)) for n, row in enumerate(token) for t in row}
 

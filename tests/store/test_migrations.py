@@ -73,7 +73,7 @@ def test_0004_keeps_every_peak_token(database):
             insert_row(connection, "peak_tokens", run_id=1, token_id=token, layer=layer, neuron=neuron, count=count)
     engine.dispose()
     assert upgrade_store(database) == ("0003", REVISION)
-    with open_store(database) as store, store.read() as connection:
+    with open_store(database) as store, store.engine.connect() as connection:
         p = tables.peak_tokens.c
         assert {tuple(row) for row in connection.execute(select(p.layer, p.token_id, p.neuron, p.count))} == rows
         with pytest.raises(IntegrityError):  # its key came along

@@ -31,7 +31,7 @@ def test_the_log_is_moved_into_the_file_and_stays_short(tmp_path, monkeypatch):
             fill(store, 0, 60)
         assert file.stat().st_size > 60 * 200_000  # all of it, while the database is still open
         assert log.stat().st_size < 3_000_000  # and the log began anew
-        with store.read() as connection:
+        with store.engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar() == 1_000
         fill(store, 60, 70)
     with sqlite3.connect(file) as connection:

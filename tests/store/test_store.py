@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, event, insert, select
+from sqlalchemy import delete, insert, select, text
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
@@ -19,6 +19,7 @@ from neuroexplain.store.packing import (
     unpack_token_ids,
 )
 from neuroexplain.store.read import list_explanations, list_segments, load_collected_layer, load_run, query_explanations
+from neuroexplain.store.reader import Reader
 from neuroexplain.store.write import (
     create_run,
     finish_run,
@@ -147,7 +148,7 @@ def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_pea
         (int(ids[int(top.segments[n, r])][top.starts[n, r] + 32]), n) for n in range(9) for r in range(top.counts[n])
     )
     p = tables.peak_tokens.c
-    with store.read() as connection:
+    with store.engine.connect() as connection:
         stored = connection.execute(select(p.token_id, p.neuron, p.count).where(p.run_id == run_id, p.layer == 1)).all()
         statuses = connection.execute(select(tables.neurons).where(tables.neurons.c.layer == 1)).all()
     assert {(token, n): count for token, n, count in stored} == peaks
@@ -177,24 +178,22 @@ def test_text_that_no_database_holds_is_replaced(store, run_id):
     assert list_explanations(store, run_id)[0].text == "nul\ufffd and \ufffd here"
 
 
-def test_a_filter_by_score_uses_an_index(store, run_id):
+def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     e = explain(store, run_id, 1, "rivers")
     scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10)]
     save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
     asked = []
-    event.listen(
-        store.engine,
-        "before_cursor_execute",
-        lambda c, cur, statement, parameters, *rest: asked.append((statement, parameters)),
-    )
+    rows = Reader.rows
+    monkeypatch.setattr(Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values))
     assert query_explanations(store, run_id, min_score=0.4, layers=[0])[0].correlation == 0.5
     assert query_explanations(store, run_id, max_score=0.4) == []
-    for statement, parameters in list(asked):
+    assert len(asked) == 2
+    for sql, values in asked:
         with store.engine.connect() as connection:
             if store.dialect == "postgresql":
                 connection.exec_driver_sql("SET enable_seqscan = off")  # a table of one row needs no index
             explain_plan = "EXPLAIN QUERY PLAN " if store.dialect == "sqlite" else "EXPLAIN "
-            plan = connection.exec_driver_sql(explain_plan + statement, parameters).all()
+            plan = connection.execute(text(explain_plan + sql), values).all()
         assert any("ix_scores_headline" in row[-1] for row in plan), plan
 
 

@@ -232,7 +232,7 @@ def test_a_foreign_name_for_this_machine_is_refused(store):
 
 
 def test_a_text_of_ones_own_is_read_as_collecting_reads_it(store, hostile):
-    client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), "float32")))
+    client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), load_run(store).dtype)))
     page = client.get("/api/neurons/0/1").json()
     asked = {"text": "the river ran past the old mill", "layer": 0, "neuron": 1}
     answer = client.post("/api/activations", json=asked).json()
@@ -266,7 +266,7 @@ def test_the_terminal_reads_a_text_as_the_api_does(store, hostile):
         return subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=False)
 
     asked = {"text": "the old mill", "layer": 0, "neuron": 1}
-    client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), "float32")))
+    client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), load_run(store).dtype)))
     assert json.loads(show("--model", "model", "--json").stdout) == client.post("/api/activations", json=asked).json()
     missing = show("--model", "nowhere")
     assert (missing.returncode, "nowhere" in missing.stderr, "Traceback" in missing.stderr) == (2, True, False)
@@ -280,3 +280,13 @@ def test_serve_refuses_other_machines_without_a_token(hostile):
     command = [sys.executable, "-m", "neuroexplain.cli.main", "serve", "--host", "0.0.0.0", "--db", str(hostile / "x.db")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "no token is set" in done.stderr) == (2, True)
+
+
+def test_a_database_that_breaks_is_not_the_callers_fault(hostile, tmp_path):
+    file = tmp_path / "x.db"
+    file.write_bytes((hostile / "x.db").read_bytes())
+    with open_store(str(file), read_only=True) as store:
+        client = TestClient(make_app(store))
+        file.write_bytes(b"\xff" * 100_000)
+        answer = client.get("/api/neurons/0/1")
+    assert (answer.status_code, answer.json()["error"]) == (503, "the database cannot be read")
