@@ -67,15 +67,22 @@ class CollectConfig:
             raise NeuroexplainError(f"--batch-size {self.batch_size} is out of range: 1 or more, or auto")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise NeuroexplainError(f"--shard {self.shard[0]}/{self.shard[1]} is no part: write 1/8 to 8/8")
-        if self.shard is not None and self.batch_size is None:
+        if len(self.devices) > 1 and self.shard is not None:
+            raise NeuroexplainError(f"--device {self.device} makes parts by itself: leave out --shard, or name one device.")
+        if (self.shard is not None or len(self.devices) > 1) and self.batch_size is None:
             raise NeuroexplainError(
                 "The parts of a collection must be read in the same batch shape, which auto may choose differently on each "
-                "machine. Give a number:  --shard 2/8 --batch-size 64"
+                "machine or device. Give a number:  --batch-size 64"
             )
         if self.checkpoint_every <= 0:
             raise NeuroexplainError(f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0")
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each device that collects a part: `--device cuda:0,cuda:1`."""
+        return tuple(device.strip() for device in self.device.split(","))
 
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""

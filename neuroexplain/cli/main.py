@@ -84,7 +84,7 @@ def collect(
     random_records: Annotated[int, typer.Option(help="Random records kept for comparison.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the order of visit and the random records.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Segments read at once, or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto; several collect a part each: cuda:0,cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     shard: Annotated[str | None, typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.")] = None,
     windows: Annotated[
@@ -143,7 +143,12 @@ def collect(
             say(f"Nothing to do: run {done.id} in {db} was collected with these options.")
             return
         try:
-            draw(run_collect(store, config), stopping)
+            if len(config.devices) > 1:
+                from neuroexplain.pipeline.devices import run_collect_on_devices
+
+                draw(run_collect_on_devices(store, config), stopping)
+            else:
+                draw(run_collect(store, config), stopping)
         except NeuroexplainError:
             remove_if_unused(store)
             raise
@@ -456,25 +461,27 @@ def runs(
         say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
 
 
-@app.command(epilog="Example:  neuroexplain merge part1.db part2.db --into whole.db")
+@app.command(epilog="Example:  neuroexplain merge part1.db part2.db part3.db --into whole.db")
 def merge(
-    one: Annotated[str, typer.Argument(metavar="A", help="Database with a part that collect --shard made.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Database with another part.")],
-    into: Annotated[str, typer.Option(help="Database that gets the two joined; made where there is none.")],
+    parts: Annotated[list[str], typer.Argument(metavar="A B ...", help="Databases with parts that collect --shard made.")],
+    into: Annotated[str, typer.Option(help="Database that gets them joined; made where there is none.")],
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Join parts of different batch shapes, dtypes or devices.")
     ] = False,
 ) -> None:
-    """Join two parts of one collection: equal to collecting both at once. Parts of more are joined two by two."""
+    """Join parts of one collection, all at once or some now and the result with others later: equal to collecting it whole."""
+    from contextlib import ExitStack
+
     from neuroexplain.pipeline.merge import run_merge
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
 
-    with open_store(one, read_only=True) as a, open_store(other, read_only=True) as b:
-        parts = (a, load_run(a)), (b, load_run(b))
+    with ExitStack() as opened:
+        stores = [opened.enter_context(open_store(part, read_only=True)) for part in parts]
+        found = [(store, load_run(store)) for store in stores]
         with open_store(into, create=True) as target:
             try:
-                draw(run_merge(*parts, target, allow_mixed=allow_mixed))
+                draw(run_merge(found, target, allow_mixed=allow_mixed))
             except NeuroexplainError:
                 remove_if_unused(target)
                 raise

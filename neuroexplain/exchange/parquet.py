@@ -141,24 +141,25 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     run_id = next((r.id for r in list_runs(store) if r.status == "running" and r.config == fields["config"]), None)
     if run_id is None:
         run_id = create_run(store, fields)
-    save_vocabulary(store, run_id, (VocabularyEntry(**row) for row in _rows(folder, "vocabulary")))
-    for row_batch in _batches(folder, "segments"):
-        save_segments(store, run_id, [Segment(r["segment"], np.array(r["token_ids"], np.uint32)) for r in row_batch])
-    for row in _rows(folder, "prompts"):
-        save_prompt(store, row["name"], row["text"])
-    layers, d_mlp = told["layers"], told["d_mlp"]
-    new_ids = _NewIds()
-    for done, layer in enumerate(layers, 1):
-        name = f"layer-{layer:03}"
-        if count_layer_neurons(store, run_id, layer) < d_mlp:
-            save_collected_layer(store, run_id, _read_layer(folder, layer, d_mlp))
-        for rows in _batches(folder, "explanations", name):
-            asked = [_explanation(row) for row in rows]
-            new_ids.add(asked, save_explanations(store, run_id, asked))
-        yield Progress("importing", done, len(layers), "layers")
-    for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
-        _import_simulations(store, run_id, folder, f"layer-{layer:03}", new_ids)
-        yield Progress("importing scores", done, len(layers), "layers")
+    with store.much_writing():
+        save_vocabulary(store, run_id, (VocabularyEntry(**row) for row in _rows(folder, "vocabulary")))
+        for row_batch in _batches(folder, "segments"):
+            save_segments(store, run_id, [Segment(r["segment"], np.array(r["token_ids"], np.uint32)) for r in row_batch])
+        for row in _rows(folder, "prompts"):
+            save_prompt(store, row["name"], row["text"])
+        layers, d_mlp = told["layers"], told["d_mlp"]
+        new_ids = _NewIds()
+        for done, layer in enumerate(layers, 1):
+            name = f"layer-{layer:03}"
+            if count_layer_neurons(store, run_id, layer) < d_mlp:
+                save_collected_layer(store, run_id, _read_layer(folder, layer, d_mlp))
+            for rows in _batches(folder, "explanations", name):
+                asked = [_explanation(row) for row in rows]
+                new_ids.add(asked, save_explanations(store, run_id, asked))
+            yield Progress("importing", done, len(layers), "layers")
+        for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
+            _import_simulations(store, run_id, folder, f"layer-{layer:03}", new_ids)
+            yield Progress("importing scores", done, len(layers), "layers")
     finish_run(store, run_id, **{name: told[name] for name in ("n_segments", "n_documents", "n_tokens")})
 
 

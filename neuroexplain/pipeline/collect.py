@@ -39,7 +39,7 @@ from neuroexplain.store.write import (
 from neuroexplain.subject.batch_size import find_batch_size
 from neuroexplain.subject.checkpoint import find_checkpoint, save_checkpoint
 from neuroexplain.subject.collector import Collector, send
-from neuroexplain.subject.load import Subject, load_subject, tokenizer_sha256, vocabulary_entries
+from neuroexplain.subject.load import Subject, device_name, load_subject, tokenizer_sha256, vocabulary_entries
 from neuroexplain.types import SEGMENT_LENGTH, Run
 
 
@@ -49,12 +49,15 @@ def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
     return next((run for run in list_runs(store) if run.status == "finished" and dict(run.config) == asked), None)
 
 
-def run_collect(store: Store, config: CollectConfig, subject: Subject | None = None) -> Generator[Progress]:
+def run_collect(
+    store: Store, config: CollectConfig, subject: Subject | None = None, *, keep_tokens: bool = False
+) -> Generator[Progress]:
     """Read the corpus with the subject and store what every neuron responds to, as one run.
 
     All checks come before the first write. Every `checkpoint_every` seconds, and when the caller stops iterating, the state is
     saved beside the database; the same call goes on from there, and ends with what an undisturbed one gives. The corpus's
-    tokens stay beside it until then. Raises NeuroexplainError where an interrupted run has other options.
+    tokens stay beside it until then, with `keep_tokens` for good. Raises NeuroexplainError where an interrupted run has other
+    options.
     """
     find_files(config.dataset)  # missing files are found before a model is loaded
     interrupted = find_interrupted_run(store, config)
@@ -106,7 +109,8 @@ def run_collect(store: Store, config: CollectConfig, subject: Subject | None = N
         ) from error
     finish_run(store, run_id, n_segments=len(order), n_documents=stream.n_documents, n_tokens=len(order) * SEGMENT_LENGTH)
     path.unlink(missing_ok=True)
-    tokens.unlink(missing_ok=True)
+    if not keep_tokens:
+        tokens.unlink(missing_ok=True)
 
 
 def _read(
@@ -304,6 +308,6 @@ def _run_fields(config: CollectConfig, subject: Subject, layers: tuple[int, ...]
             "transformers": transformers.__version__,
             "batch_size": str(batch_size),
             "python": platform.python_version(),
-            "device": torch.cuda.get_device_name(subject.device) if subject.device.type == "cuda" else platform.machine(),
+            "device": device_name(subject.device),
         },
     }

@@ -39,10 +39,12 @@ class Store:
     def dialect(self) -> str:
         return "sqlite" if self.file is not None else self.engine.dialect.name
 
-    def checkpoint_path(self, run_id: int) -> Path:
-        """Where a collection's checkpoint lies: beside an SQLite file, for a database elsewhere in the working folder."""
-        name = f"run{run_id}.checkpoint"
+    def beside(self, name: str) -> Path:
+        """Where an unfinished collection's files lie: beside an SQLite file, for a database elsewhere in the working folder."""
         return Path(f"neuroexplain.{name}") if self.file is None else self.file.with_name(f"{self.file.name}.{name}")
+
+    def checkpoint_path(self, run_id: int) -> Path:
+        return self.beside(f"run{run_id}.checkpoint")
 
     @contextmanager
     def read(self) -> Iterator[Reader]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,11 @@ def choose_device(device: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise NeuroexplainError(f"The device {device!r} cannot be used: {first}. Try --device cpu, cuda or auto.") from error
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is: the card's name, or the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

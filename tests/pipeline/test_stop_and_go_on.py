@@ -210,7 +210,7 @@ def parts(made, tmp_path_factory):
 
 def merge(one: Path, other: Path, into: Path, **options):
     with open_store(str(one)) as a, open_store(str(other)) as b, open_store(str(into), create=True) as c:
-        list(run_merge((a, load_run(a)), (b, load_run(b)), c, **{"allow_mixed": False} | options))
+        list(run_merge([(a, load_run(a)), (b, load_run(b))], c, **options))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -222,7 +222,20 @@ def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path,
         draw.shuffle(left)
         merge(left.pop(), left.pop(), tmp_path / f"{len(left)}.db")
         left.append(tmp_path / f"{len(left)}.db")
-    found, run = content(left[0])
+    assert_whole(left[0], undisturbed)
+
+
+def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
+    names = [str(parts / f"{n}.db") for n in (3, 1, 4, 2)]
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "merge", *names, "--into", str(tmp_path / "x.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "It is whole" in done.stderr) == (0, True), done.stderr
+    assert_whole(tmp_path / "x.db", undisturbed)
+
+
+def assert_whole(db, undisturbed):
+    """Exemplars exactly, statistics to rounding."""
+    found, run = content(db)
     assert run.config["shard"] is None
     for table in CONTENT:
         if table != "neurons":

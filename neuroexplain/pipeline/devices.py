@@ -1,0 +1,136 @@
+"""Collect on several devices of one machine: a process and a part for each, merged when all have ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Collection, Generator, Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from neuroexplain.config import CollectConfig
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.collect import find_finished_run, run_collect
+from neuroexplain.pipeline.merge import run_merge
+from neuroexplain.pipeline.progress import Progress
+from neuroexplain.store.engine import Store, open_store
+from neuroexplain.store.read import load_run
+from neuroexplain.subject.load import choose_device, device_name
+
+STAGES = ("loading the model", "tokenizing", "collecting", "saving")
+READING = {"collecting", "saving"}  # by now the corpus's tokens are there
+
+
+def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Progress]:
+    """run_collect, shared among `config.devices`; equal to it exactly, statistics to rounding.
+
+    The parts lie in a folder beside the database until they are merged. Interrupted or killed, the processes leave their
+    checkpoints there, and the same call goes on. Raises NeuroexplainError where devices differ or a process fails.
+    """
+    names = {device: device_name(choose_device(device)) for device in config.devices}
+    if len(set(names.values())) > 1:
+        shown = ", ".join(f"{device} is {name}" for device, name in names.items())
+        raise NeuroexplainError(
+            f"The devices differ, and so may the last bits of activations: {shown}.\n"
+            "Collect on each with --device and --shard; neuroexplain merge joins such parts with --allow-mixed."
+        )
+    n, folder = len(config.devices), store.beside("parts")
+    folder.mkdir(exist_ok=True)
+    parts = {
+        str(folder / f"{number}of{n}.db"): replace(config, device=device, shard=(number, n))
+        for number, device in enumerate(config.devices, 1)
+    }
+    yield from _collect_parts(parts)
+    with ExitStack() as opened:
+        stores = [opened.enter_context(open_store(where, read_only=True)) for where in parts]
+        yield from run_merge([(part, load_run(part)) for part in stores], store, config=config.as_json())
+    shutil.rmtree(folder)
+
+
+def _collect_parts(parts: dict[str, CollectConfig]) -> Generator[Progress]:
+    """Run all parts to their end. The first one starts alone: the others find the corpus tokenized."""
+    talks: dict[Connection, str] = {}
+    processes: dict[str, SpawnProcess] = {}
+    heard: dict[str, dict[str, Progress]] = {where: {} for where in parts}  # the last of each stage
+
+    def start(where: str) -> None:
+        hear, tell = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=_collect_part, args=(where, parts[where], tell))
+        process.daemon = True
+        process.start()
+        tell.close()
+        talks[hear], processes[where] = where, process
+
+    try:
+        start(next(iter(parts)))
+        while talks:
+            for talk in wait(list(talks), timeout=1.0):
+                assert isinstance(talk, Connection)
+                where = talks[talk]
+                told = _hear(talk, parts[where].device, processes[where])
+                if told is None:
+                    del talks[talk]
+                    continue
+                heard[where][told.stage] = told
+                note = None if told.note is None else f"{parts[where].device}: {told.note}"
+                yield _together(heard.values(), note)
+            if any(READING & told.keys() for told in heard.values()):
+                for where in [where for where in parts if where not in processes]:
+                    start(where)
+            yield _together(heard.values())  # so that the caller can stop while nobody says anything
+    finally:
+        for talk in talks:
+            talk.close()  # whoever still works notices, leaves a checkpoint and ends
+        for process in processes.values():
+            process.join()
+
+
+def _hear(talk: Connection, device: str, process: SpawnProcess) -> Progress | None:
+    """What a process says next; None when it has finished its part. Raises NeuroexplainError where it failed."""
+    try:
+        told = talk.recv()
+    except EOFError:
+        process.join()
+        raise NeuroexplainError(
+            f"The process on {device} ended with status {process.exitcode}. Its last checkpoint is intact: run the same "
+            "command again."
+        ) from None
+    if isinstance(told, str):
+        raise NeuroexplainError(f"{device}: {told}")
+    assert told is None or isinstance(told, Progress)
+    return told
+
+
+def _together(heard: Collection[Mapping[str, Progress]], note: str | None = None) -> Progress:
+    """How far all parts are in the stage of the slowest one that reads already. heard: each part's last word of each stage."""
+    begun = [max(told, key=STAGES.index) for told in heard if told]
+    reading = [stage for stage in begun if stage in READING]
+    stage = min(reading or begun or STAGES[:1], key=STAGES.index)
+    if reading and len(reading) < len(heard):
+        stage = "collecting"  # those who have not begun will
+    said = [told[stage] for told in heard if stage in told]
+    totals = [one.total for one in said if one.total is not None]
+    is_known = len(reading) == len(heard) and len(totals) == len(said)
+    unit = said[0].unit if said else ""
+    return Progress(stage, sum(one.done for one in said), sum(totals) if is_known else None, unit, note=note)
+
+
+def _collect_part(where: str, config: CollectConfig, say: Connection) -> None:
+    """One part, in a process of its own. It goes on for as long as somebody listens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the first one hangs up
+    with suppress(BrokenPipeError), open_store(where, create=True) as store:
+        try:
+            finished = find_finished_run(store, config)
+            if finished is not None:
+                say.send(Progress("saving", len(finished.layers), len(finished.layers), "layers"))
+            else:
+                with closing(run_collect(store, config, keep_tokens=True)) as steps:
+                    for step in steps:
+                        say.send(step)
+        except NeuroexplainError as error:
+            say.send(str(error))
+        else:
+            say.send(None)
