@@ -150,7 +150,8 @@ def load_causal_lm(
     if hasattr(model.config, "quantization_config") and name.endswith(".gguf"):
         del model.config.quantization_config  # the weights are plain by now
     model.eval().requires_grad_(False)
-    return model.to(where, torch_dtype), tokenizer, getattr(model.config, "_commit_hash", None) or revision
+    # Not to the dtype: that would round the frequencies of the positions, which stay float32.
+    return model.to(where), tokenizer, getattr(model.config, "_commit_hash", None) or revision
 
 
 def load_tokenizer(name: str) -> Any:

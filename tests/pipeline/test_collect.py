@@ -38,9 +38,10 @@ def collect(db: Path, folder: Path, corpus: Path, **options):
     return store, config
 
 
-def all_activations(folder: Path, corpus: Path, activation: str, batch_size: int):
+def all_activations(folder: Path, corpus: Path, activation: str, dtype: str):
     """Every segment's ids, its tokens' (document, offset), and every layer's activations, the obvious way."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     stream = []
     for document, line in enumerate(corpus.read_text().splitlines()):
         ids = [*tokenizer(json.loads(line)["text"]).input_ids, tokenizer.eos_token_id]
@@ -62,7 +63,7 @@ def all_activations(folder: Path, corpus: Path, activation: str, batch_size: int
             down.register_forward_hook(lambda m, a, out, keep=keep: keep(a[0].detach()))
     for some in ids.split(1):
         model(some)
-    return cells, {layer: torch.cat(parts).numpy() for layer, parts in acts.items()}
+    return cells, {layer: torch.cat(parts).float().numpy() for layer, parts in acts.items()}
 
 
 def brute_force(cells, acts, positions, sign=1, barred=()):
@@ -82,12 +83,13 @@ def brute_force(cells, acts, positions, sign=1, barred=()):
     return kept[:K]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # in bfloat16 ties are common
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("activation", ["act", "post"])
 @pytest.mark.parametrize(
     ("positions", "bos", "specials"), [((64, 97), True, True), ((32, 97), False, True), ((96, 97), True, False)]
 )
-def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, positions, bos, specials):
+def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, positions, bos, specials, dtype):
     folder = tiny_subject(tmp_path / "model", family, bos=bos)
     store, _ = collect(
         tmp_path / "x.db",
@@ -98,9 +100,10 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
         positions=positions,
         special_peaks=specials,
         batch_size=1,
+        dtype=dtype,
     )
     run = load_run(store)
-    cells, acts = all_activations(folder, corpus, activation, 1)
+    cells, acts = all_activations(folder, corpus, activation, dtype)
     barred = () if specials else set(AutoTokenizer.from_pretrained(folder).all_special_ids)
     assert run.n_segments == len(cells)
     for layer in (0, 1):
@@ -127,8 +130,8 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpus, batch_size):
     folder = tiny_subject(tmp_path / "model")
-    one, _ = collect(tmp_path / "1.db", folder, corpus, batch_size=3, sampling="sequential")
-    other, _ = collect(tmp_path / "2.db", folder, corpus, batch_size=batch_size)
+    one, _ = collect(tmp_path / "1.db", folder, corpus, batch_size=3, sampling="sequential", dtype="float32")
+    other, _ = collect(tmp_path / "2.db", folder, corpus, batch_size=batch_size, dtype="float32")
     for layer in (0, 1):
         for n in range(24):
             a, b = (load_neuron(s, load_run(s), NeuronId(layer, n)) for s in (one, other))

@@ -21,7 +21,7 @@ OPTIONS = {"activation": "act", "sign": "both", "top_k": 5, "positions": range(6
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    return load_subject(str(tiny_subject(tmp_path_factory.mktemp("model"))))
+    return load_subject(str(tiny_subject(tmp_path_factory.mktemp("model"))), "float32")
 
 
 def batches(n_segments, size, seed=0):
