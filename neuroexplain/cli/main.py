@@ -679,6 +679,8 @@ def demo(
 def main() -> None:
     """The console script."""
     stopping.install()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours are plain lines there
     try:
         app(default_map=_read_defaults())
     except NeuroexplainError as error:
