@@ -55,7 +55,7 @@ class LocalEngine:
                 **sampling,
             )
         answer = out[0, len(ids) :].tolist()
-        self.used.add(len(ids), None, len(answer))
+        self.used.add(len(ids), 0, len(answer))
         text = opened_thought(self.tokenizer, ids) + self.tokenizer.decode(answer, skip_special_tokens=True)
         return Reply(text, len(ids), len(answer), time.perf_counter() - began)
 
@@ -89,7 +89,7 @@ class LocalEngine:
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
-        self.used.add(len(token_ids), None, 0)
+        self.used.add(len(token_ids), 0, 0)
         with self._one, torch.inference_mode():
             hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
             logits = self._model.get_output_embeddings()(hidden[0, -1]).double()

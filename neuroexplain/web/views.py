@@ -443,13 +443,14 @@ def score_charts(scores: Sequence[tuple[int, str, str, float]]) -> tuple[Mapping
             grouped.setdefault(layer, []).append(r)
         means = [round(float(np.mean(grouped[layer])), 4) if layer in grouped else None for layer in layers]
         by_layer.append({"label": printable(name), "data": means})
-    middles = [f"{(a + b) / 2:.2f}" for a, b in pairwise(edges)]
+    middles = [round((a + b) / 2, 4) for a, b in pairwise(edges.tolist())]
     return (
         {
             "title": "Distribution of scores",
             "type": "bar",
             "x": "score",
             "y": "explanations",
+            "range": [-1, 1],
             "labels": middles,
             "series": distribution,
         },

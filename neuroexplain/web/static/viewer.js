@@ -8,16 +8,19 @@ function drawCharts(within) {
   for (const canvas of within.querySelectorAll("canvas[data-chart]")) {
     const spec = JSON.parse(canvas.dataset.chart);
     const axis = (text, more) => ({ title: { display: true, text, color: ink }, ticks: { color: ink }, grid: { color: line }, ...more });
+    // A range: the labels are numbers on it, the middles of bars.
+    const points = (values) => spec.range ? values.map((y, i) => ({ x: spec.labels[i], y })) : values;
+    const measured = spec.range && { type: "linear", min: spec.range[0], max: spec.range[1], offset: false, grid: { color: line, offset: false } };
     new Chart(canvas, {
       type: spec.type,
       data: {
         labels: spec.labels,
-        datasets: spec.series.map((one, i) => ({ ...one, backgroundColor: colours[i % 3], borderColor: colours[i % 3], categoryPercentage: 1, barPercentage: 0.95 })),
+        datasets: spec.series.map((one, i) => ({ ...one, data: points(one.data), backgroundColor: colours[i % 3], borderColor: colours[i % 3], categoryPercentage: 1, barPercentage: 0.95 })),
       },
       options: {
         animation: false, maintainAspectRatio: false, spanGaps: true,
         plugins: { legend: { display: spec.series.length > 1, labels: { color: ink } } },
-        scales: { x: axis(spec.x), y: axis(spec.y, spec.log ? { type: "logarithmic" } : {}) },
+        scales: { x: axis(spec.x, measured), y: axis(spec.y, spec.log ? { type: "logarithmic" } : {}) },
       },
     });
   }
