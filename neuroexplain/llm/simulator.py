@@ -6,7 +6,6 @@ pipeline/engines.py which engine it runs on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,10 +124,11 @@ def find_level_tokens(tokenizer: Any) -> list[list[int]]:
 class LexicalSimulator:
     """How much likelier each token's word is as an example of the explanation than as an example of other things.
 
-    The value is `max(0, log(p / q)) ** 2`. p is the probability that the prompt with the explanation goes on with the word, in
-    any spelling that is one token: with or without a space before it, with or without a capital. q is the mean of that over the
-    prompts that do not hold the explanation. One short forward pass gives every token of the vocabulary its value. It asks for
-    no instruction following, so a base model of 135M parameters will do; it cannot see context.
+    The value is `max(0, mean of log(p / q)) ** 2`, the mean over several phrasings. p is the probability that a phrasing with
+    the explanation goes on with the word, in any spelling that is one token: with or without a space before it, with or without
+    a capital. q is the mean of that over other explanations, the same for all: the lines of the prompt file's last turn. A few
+    short forward passes give every token of the vocabulary its value. It asks for no instruction following, so a base model of
+    135M parameters will do; it cannot see context.
     """
 
     name = "lexical"
@@ -139,9 +139,9 @@ class LexicalSimulator:
         self.prompt: Prompt | None = load_prompt("simulate/lexical")
         self._shared = engine.tokenizer_sha256 == subject_tokenizer_sha256
         self._special = set(engine.tokenizer.all_special_ids)
-        others = self.prompt.fill({"explanation": ""})[1:]
-        self._others = np.mean([self._probabilities(one.content) for one in others], axis=0)
-        self._own = lru_cache(maxsize=256)(self._own_of)
+        others = self.prompt.fill({"explanation": ""})[-1].content.splitlines()
+        self._others = np.mean([self._probabilities(other) for other in others], axis=0)
+        self._own = lru_cache(maxsize=100)(self._probabilities)
         self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
 
     def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
@@ -150,15 +150,15 @@ class LexicalSimulator:
         found = np.zeros(len(token_ids), np.float32)
         for place, token_id in enumerate(token_ids):
             if ids := self._spellings(vocabulary[int(token_id)]):
-                found[place] = likelihood_ratio(own[ids].sum(), self._others[ids].sum())
+                found[place] = likelihood_ratio(own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1))
         return Prediction(found, prompt_tokens=0)
 
-    def _own_of(self, explanation: str) -> NDArray[np.float64]:
+    def _probabilities(self, explanation: str) -> NDArray[np.float32]:
+        """Of every token, after each phrasing: [n_phrasings, vocabulary]."""
         assert self.prompt is not None
-        return self._probabilities(self.prompt.fill({"explanation": explanation})[0].content)
-
-    def _probabilities(self, prompt: str) -> NDArray[np.float64]:
-        return np.exp(self.engine.next_token_logprobs(list(self.engine.tokenizer(prompt).input_ids)))
+        prompts = [self.engine.tokenizer(one.content).input_ids for one in self.prompt.fill({"explanation": explanation})[:-1]]
+        found: NDArray[np.float32] = np.exp([self.engine.next_token_logprobs(list(ids)) for ids in prompts]).astype(np.float32)
+        return found
 
     def _spellings_of(self, token: VocabularyEntry) -> list[int]:
         """The token itself (in another tokenizer the first one of its text) and its word's other spellings, where single."""
@@ -174,6 +174,6 @@ class LexicalSimulator:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def likelihood_ratio(p: float, q: float) -> float:
-    """`max(0, log(p / q)) ** 2`: what is less likely than elsewhere counts nothing, what is much likelier stands out."""
-    return max(0.0, math.log((p + TINY) / (q + TINY))) ** 2
+def likelihood_ratio(p: NDArray[Any], q: NDArray[Any]) -> float:
+    """`max(0, mean of log(p / q)) ** 2`: less likely than elsewhere counts nothing, much likelier stands out."""
+    return max(0.0, float(np.mean(np.log((p + TINY) / (q + TINY))))) ** 2

@@ -126,34 +126,42 @@ def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
 def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
     texts = [" ", "\n", "\ufffd", "</s>", *WORDS]
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
-    levels = LexicalSimulator(engine, "another tokenizer").simulate("the old mill", range(len(texts)), vocabulary).levels
-    assert levels[:4].tolist() == [0, 0, 0, 0]
-    assert levels[4:].max() > 0
+    simulator = LexicalSimulator(engine, "another tokenizer")
+    found = [simulator.simulate(text, range(len(texts)), vocabulary).levels for text in ("the old mill", "rivers", "a moon")]
+    assert not any(levels[:4].any() for levels in found)
+    assert any(levels[4:].any() for levels in found)
 
 
 def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine):
     """Against sums by hand: `river` is one token with and without a space before it, and its capital is none."""
     simulator = LexicalSimulator(engine, "another tokenizer")
-    turns = [turn.content for turn in load_prompt("simulate/lexical").fill({"explanation": "the old mill"})]
-    assert "the old mill" in turns[0]
-    assert not any("the old mill" in turn for turn in turns[1:])
+    prompt = load_prompt("simulate/lexical")
+    *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
+    assert all("the old mill" in phrasing for phrasing in phrasings)
+    assert "the old mill" not in others
     spelled = {ids[0] for text in ("river", " river") if len(ids := simulator._encode(text)) == 1}
     assert spelled
-    p, *others = (
-        sum(
-            np.exp(engine.next_token_logprobs(engine.tokenizer(turn).input_ids))[i]
-            for i in spelled | {simulator._encode("river")[0]}
-        )
-        for turn in turns
-    )
-    wanted = max(0.0, np.log(p / np.mean(others))) ** 2
+
+    def probability(text):
+        found = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
+        return sum(found[i] for i in spelled | {simulator._encode("river")[0]})
+
+    ratios = []
+    for phrasing in phrasings:
+        elsewhere = [probability(phrasing.replace("the old mill", other)) for other in others.splitlines()]
+        ratios.append(np.log(probability(phrasing) / np.mean(elsewhere)))
+    assert len(ratios) == 3
+    wanted = max(0.0, np.mean(ratios)) ** 2
     found = simulator.simulate("the old mill", [3], {3: VocabularyEntry(3, "river", False)}).levels
     assert found[0] == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize(("p", "q", "value"), [(0.2, 0.1, np.log(2) ** 2), (0.1, 0.2, 0.0), (0.0, 0.0, 0.0), (0.1, 0.1, 0.0)])
+@pytest.mark.parametrize(
+    ("p", "q", "value"),
+    [([0.2, 0.1], [0.1, 0.1], (np.log(2) / 2) ** 2), ([0.4, 0.1], [0.1, 0.4], 0.0), ([0.0], [0.0], 0.0), ([0.1], [0.2], 0.0)],
+)
 def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
-    assert likelihood_ratio(p, q) == pytest.approx(value, abs=1e-9)
+    assert likelihood_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
 
 
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
