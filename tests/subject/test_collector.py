@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.subject import statistics
 from neuroexplain.subject.batch_size import largest_that_fits
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector
@@ -169,6 +170,17 @@ def test_probing_folds_whole_batches_and_keeps_nothing(subject, monkeypatch):
     assert folded == [(40, False, 20), (40, True, 20)] * 2
     assert all((kept.keys == EMPTY).all() for kinds in collector.tops.values() for kept in kinds.values())
     assert all(stats.n == 0 for stats in collector.stats.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cached", [1, 64 * 5 * 2, 10**9])  # of five segments one, two and all at a time
+def test_segments_in_cache_are_those_of_all_at_once(dtype, cached, monkeypatch):
+    monkeypatch.setattr(statistics, "CACHED", cached)
+    acts = torch.randn(5, 64, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
+    center = torch.linspace(-1, 1, 5)
+    found, wanted = statistics.sum_segments_in_cache(acts, center), statistics.sum_segments(acts, center)
+    for mine, its in zip(found, wanted, strict=True):
+        assert torch.equal(mine, its)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
