@@ -64,7 +64,7 @@ def records(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
     return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def collected(layer: int) -> CollectedLayer:
+def collected() -> CollectedLayer:
     d = options.d_mlp
     exemplars = {}
     for kind in ("top", "random"):
@@ -82,7 +82,7 @@ def collected(layer: int) -> CollectedLayer:
         )
     stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
     ids, logits = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32), random.standard_normal((d, 10)).astype(np.float32)
-    return CollectedLayer(layer, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
+    return CollectedLayer(0, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
 
 
 def elsewhere(found: CollectedLayer, layer: int) -> CollectedLayer:
@@ -149,7 +149,7 @@ with open_store(options.db, create=True) as store:
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
         save_segments(store, run_id, (Segment(first + i, row) for i, row in enumerate(ids)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
-    found, started = collected(0), time.perf_counter()  # made once: what is timed is writing alone, to its end on the disk
+    found, started = collected(), time.perf_counter()  # made once: what is timed is writing alone, to its end on the disk
     with store.much_writing():
         for layer in range(options.layers):
             save_collected_layer(store, run_id, elsewhere(found, layer))

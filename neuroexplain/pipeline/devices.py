@@ -16,7 +16,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
 from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.pipeline.progress import Progress
-from neuroexplain.store.engine import Store, open_store
+from neuroexplain.store.engine import Store, open_store, remove_if_unused
 from neuroexplain.store.read import load_run
 from neuroexplain.subject.load import choose_device, device_name
 
@@ -43,7 +43,12 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
         str(folder / f"{number}of{n}.db"): replace(config, device=device, shard=(number, n))
         for number, device in enumerate(config.devices, 1)
     }
-    yield from _collect_parts(parts)
+    try:
+        yield from _collect_parts(parts)
+    except NeuroexplainError:
+        with suppress(OSError):
+            folder.rmdir()  # where no part has begun
+        raise
     with ExitStack() as opened:
         stores = [opened.enter_context(open_store(where, read_only=True)) for where in parts]
         yield from run_merge([(part, load_run(part)) for part in stores], store, config=config.as_json())
@@ -73,6 +78,7 @@ def _collect_parts(parts: dict[str, CollectConfig]) -> Generator[Progress]:
                 told = _hear(talk, parts[where].device, processes[where])
                 if told is None:
                     del talks[talk]
+                    talk.close()
                     continue
                 heard[where][told.stage] = told
                 note = None if told.note is None else f"{parts[where].device}: {told.note}"
@@ -131,6 +137,7 @@ def _collect_part(where: str, config: CollectConfig, say: Connection) -> None:
                     for step in steps:
                         say.send(step)
         except NeuroexplainError as error:
+            remove_if_unused(store)
             say.send(str(error))
         else:
             say.send(None)

@@ -104,6 +104,7 @@ def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):  # noqa: F811
     config = CollectConfig(**made[1] | TWICE | {"text_column": "words"})
     with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match=r"^cpu: .*words"):
         list(run_collect_on_devices(store, config))
+    assert [path.name for path in tmp_path.iterdir() if "-" not in path.name] == ["x.db"]
     for more, said in (({"shard": (1, 2)}, "leave out --shard"), ({"batch_size": None}, "--batch-size 64")):
         with pytest.raises(NeuroexplainError, match=said):
             CollectConfig(**made[1] | TWICE | more)
