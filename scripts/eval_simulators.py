@@ -180,6 +180,9 @@ def main() -> int:
                 for outcome in bar.track(evaluate(neurons, simulator), total=len(neurons), description="neurons"):
                     outcomes.append(outcome)
             summary = summarize(outcomes, simulator.engine.used.prompt_tokens, time.perf_counter() - began)
+            print(
+                f"{simulator.engine.model}: {simulator.engine.version}", file=sys.stderr
+            )  # and how a server gave probabilities
     except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
         print(f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error, file=sys.stderr)
         return 2
