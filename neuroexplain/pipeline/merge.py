@@ -75,7 +75,7 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
             raise NeuroexplainError(
                 f"Run {run.id} of {store.name} is no part of a collection: it was not collected with --shard, or is whole."
             )
-    of: dict[int, str] = {}  # whose each part is
+    found_in: dict[int, str] = {}  # the database of each part
     (store_a, a), shard_a = parts[0], parts[0][1].config["shard"]
     for store_b, b in parts:
         different = [name for name in SAME if getattr(a, name) != getattr(b, name)]
@@ -92,9 +92,9 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
                 f"One is a part of {shard_a['of']}, the other of {shard_b['of']}: they do not fit together."
             )
         for number in shard_b["parts"]:
-            if number in of:
-                raise NeuroexplainError(f"Part {number} of {shard_a['of']} is in both {of[number]} and {store_b.name}.")
-            of[number] = store_b.name
+            if number in found_in:
+                raise NeuroexplainError(f"Part {number} of {shard_a['of']} is in both {found_in[number]} and {store_b.name}.")
+            found_in[number] = store_b.name
         mixed = [name for name in SHAPES if _shape(a, name) != _shape(b, name)]
         if mixed and not allow_mixed:
             shown = "; ".join(f"{name}: {_shape(a, name)} and {_shape(b, name)}" for name in mixed)
@@ -102,7 +102,7 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
                 f"The parts were read differently, so their last bits may differ. {shown}.\n"
                 "Join them all the same:  --allow-mixed"
             )
-    return sorted(of)
+    return sorted(found_in)
 
 
 def _value(run: Run, name: str) -> Any:

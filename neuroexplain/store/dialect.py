@@ -45,8 +45,8 @@ def search_ddl(dialect_name: str) -> tuple[str, ...]:
     return SQLITE_SEARCH_DDL if dialect_name == "sqlite" else POSTGRESQL_SEARCH_DDL
 
 
-def set_up_connections(engine: Engine, *, create: bool, read_only: bool) -> None:
-    """SQLite: write-ahead log, foreign keys, patience with other writers, pages that packed arrays fit. Else nothing."""
+def set_up_connections(engine: Engine, *, read_only: bool) -> None:
+    """SQLite: write-ahead log, foreign keys, patience with other writers. Else nothing."""
     if engine.dialect.name != "sqlite":
         return
     from sqlalchemy import event

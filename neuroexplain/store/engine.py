@@ -23,17 +23,17 @@ REVISION = "0004"  # the newest migration; a test compares
 class Store:
     """One open database. Use it as a context manager, or close it."""
 
-    def __init__(self, where: Path | URL, name: str, *, create: bool = False, read_only: bool = False) -> None:
+    def __init__(self, where: Path | URL, name: str, *, read_only: bool = False) -> None:
         self.name = name  # as the person named it, without a password
         self.file = where if isinstance(where, Path) else None  # None where the database is no file
-        self._where, self._create, self._read_only = where, create, read_only
+        self._where, self._read_only = where, read_only
         self._file_readers = FileReaders(where, name) if isinstance(where, Path) else None
         self._after_commit: Callable[[], None] | None = None
 
     @cached_property
     def engine(self) -> Engine:
         """SQLAlchemy's, imported when it is first needed."""
-        return _engine(self._where, create=self._create, read_only=self._read_only)
+        return _engine(self._where, read_only=self._read_only)
 
     @property
     def dialect(self) -> str:
@@ -97,7 +97,7 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     """
     place, name = _locate(where)
     is_new = _check_file(place, name, create)
-    store = Store(place, name, create=is_new, read_only=read_only)
+    store = Store(place, name, read_only=read_only)
     try:
         found = None if is_new and store.file is not None else _find_revision(store)
         if found is None and (create or is_new):
@@ -166,7 +166,7 @@ def _locate(where: str) -> tuple[Path | URL, str]:
     return url, url.render_as_string(hide_password=True)
 
 
-def _engine(where: Path | URL, *, create: bool, read_only: bool) -> Engine:
+def _engine(where: Path | URL, *, read_only: bool) -> Engine:
     from sqlalchemy import URL, create_engine
     from sqlalchemy.exc import NoSuchModuleError
 
@@ -181,7 +181,7 @@ def _engine(where: Path | URL, *, create: bool, read_only: bool) -> Engine:
             f"No driver for {url.drivername}: {error}. For PostgreSQL:  pip install 'neuroexplain[postgresql]', "
             "and a URL that begins with postgresql+psycopg://"
         ) from error
-    set_up_connections(engine, create=create, read_only=read_only)
+    set_up_connections(engine, read_only=read_only)
     return engine
 
 
