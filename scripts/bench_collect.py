@@ -60,7 +60,8 @@ def main() -> None:
         top_k=32,
         positions=range(64, 97),
         special_peaks=True,
-        random_segments=range(32),
+        n_random=32,
+        seed=0,
         windows_on_host=options.windows == "host",
     )
     gpu = subject.device.type == "cuda"

@@ -1,8 +1,7 @@
-"""Token ids -> segments on a grid of 128 over the stream of all documents."""
+"""Token ids -> segments on a grid of 128 over the stream of all documents, in a file."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,8 +16,8 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.types import SEGMENT_LENGTH, Segment
 
 DOCUMENTS_AT_ONCE = 64  # tokenized together: fast tokenizers use the cores
-MARK = 0x6E65_7572_6F6E_7331  # what a whole file of tokens ends with
-FOOTER = np.dtype([("n_tokens", "<i8"), ("n_documents", "<i8"), ("sha256", "u1", 32), ("mark", "<i8")])
+MARK = 0x6E65_7572_6F6E_7332  # what a whole file of tokens ends with
+FOOTER = np.dtype([("n_tokens", "<i8"), ("n_documents", "<i8"), ("mark", "<i8")])
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.uint32]]:
@@ -55,7 +54,6 @@ class TokenStream:
         if footer["mark"] != MARK or size != 4 * self.n_tokens + 8 * self.n_documents + FOOTER.itemsize:
             raise ValueError("cut off")
         self.n_segments = self.n_tokens // SEGMENT_LENGTH
-        self.sha256 = bytes(footer["sha256"]).hex()  # of the tokens and where documents end
         self._ids = np.memmap(file, "<u4", "r", shape=(self.n_tokens,)) if self.n_tokens else np.zeros(0, "<u4")
         file.seek(4 * self.n_tokens)
         lengths = np.frombuffer(file.read(8 * self.n_documents), "<i8")
@@ -74,6 +72,11 @@ class TokenStream:
         begin = number * SEGMENT_LENGTH
         return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32))
 
+    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """The token ids of many grid cells, [n, 128]."""
+        grid = self._ids[: self.n_segments * SEGMENT_LENGTH].reshape(self.n_segments, SEGMENT_LENGTH)
+        return grid[numbers].astype(np.uint32)
+
     def locate(
         self, segments: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
@@ -90,21 +93,21 @@ class TokenStream:
 class TokenWriter:
     """Writes documents' tokens to a file that is there when it is whole; without a path, to a temporary one.
 
-    Raises NeuroexplainError where it cannot be written.
+    Until then it grows at `unfinished`, where others can read what is flushed. Raises NeuroexplainError where it cannot be
+    written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, unfinished: Path | None = None) -> None:
         self._path, self._new = path, None
         try:
             if path is None:
                 self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
             else:
-                number, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-                self._file, self._new = os.fdopen(number, "w+b"), Path(name)
+                self._new = unfinished or new_file(path)
+                self._file = self._new.open("w+b")
         except OSError as error:
             raise _cannot_write(path, error) from error
         self._lengths: list[int] = []
-        self._sha256 = hashlib.sha256()
         self.n_tokens = 0
 
     def __enter__(self) -> TokenWriter:
@@ -123,22 +126,37 @@ class TokenWriter:
     def finish(self) -> TokenStream:
         """All documents are there: put the file in its place."""
         self._write(np.array(self._lengths, "<i8").tobytes())
-        footer = np.array((self.n_tokens, len(self._lengths), list(self._sha256.digest()), MARK), FOOTER)
-        self._write(footer.tobytes())
+        self._write(np.array((self.n_tokens, len(self._lengths), MARK), FOOTER).tobytes())
+        self.flush()
         try:
-            self._file.flush()
             if self._path is not None and self._new is not None:
                 self._new.replace(self._path)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
         return TokenStream(self._file)
 
+    def flush(self) -> None:
+        """Let others read what was added."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
     def _write(self, data: bytes) -> None:
-        self._sha256.update(data)
         try:
             self._file.write(data)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
+
+
+def new_file(path: Path) -> Path:
+    """An empty file of a new name beside the path. Raises NeuroexplainError where there can be none."""
+    try:
+        number, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    os.close(number)
+    return Path(name)
 
 
 def _cannot_write(path: Path | None, error: OSError) -> NeuroexplainError:

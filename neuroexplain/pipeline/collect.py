@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import json
 import platform
 import time
 from collections.abc import Generator, Iterator
@@ -20,12 +17,12 @@ from torch import Tensor
 
 from neuroexplain import __version__
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus.documents import find_files, read_documents
-from neuroexplain.corpus.segments import TokenStream, TokenWriter, find_tokens, tokenize, visiting_order
+from neuroexplain.corpus.documents import find_files
+from neuroexplain.corpus.segments import TokenStream
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.pipeline.read_ahead import ReadAhead
-from neuroexplain.stable_hash import stable_hash
+from neuroexplain.pipeline.text import Text, hash_text, prepare_text, tokens_path
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_runs
 from neuroexplain.store.write import (
@@ -41,6 +38,8 @@ from neuroexplain.subject.checkpoint import find_checkpoint, save_checkpoint
 from neuroexplain.subject.collector import Collector, send
 from neuroexplain.subject.load import Subject, device_name, load_subject, tokenizer_sha256, vocabulary_entries
 from neuroexplain.types import SEGMENT_LENGTH, Run
+
+MANY_SEGMENTS = 1 << 20  # more than any batch has: where a corpus's length is not known yet
 
 
 def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
@@ -67,94 +66,101 @@ def run_collect(
     layers = _check_layers(config, subject)
     saved = None if interrupted is None else find_checkpoint(store.checkpoint_path(interrupted.id))
     tokens = tokens_path(store, config, subject.tokenizer)
-    stream = find_tokens(tokens)
-    if stream is None:
-        stream = yield from _tokenize(config, subject.tokenizer, tokens)
-    order = _order(config, stream)
-    if not len(order):
-        tokens.unlink()
+    text = yield from prepare_text(config, subject.tokenizer, tokens, at_once=keep_tokens)
+    try:
+        _refuse_too_little(text, config, tokens)
+        collector = _new_collector(config, subject, layers)
+        if saved is not None and interrupted is not None:
+            run_id, begin, batch_size = interrupted.id, saved["done"], saved["batch_size"]
+            read = _check_same(saved, subject, text)
+            collector.restore(saved["collector"])
+            of = "" if text.total is None else f"of {text.total:,} "
+            note = f"continuing: {begin:,} {of}segments done"
+        else:
+            if interrupted is not None:
+                delete_run(store, interrupted.id)
+            begin, batch_size = 0, config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
+            read = hash_text(text, 0)
+            run_id = create_run(store, _run_fields(config, subject, layers, batch_size))
+            save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
+            note = f"Reading {batch_size} segments at once."
+        yield Progress("collecting", begin, text.total, "segments", note=note)
+        saved = None  # its tensors are the collector's by now
+        path = store.checkpoint_path(run_id)
+        try:
+            done = yield from _read(collector, text, begin, batch_size, path, config.checkpoint_every, read)
+            stream = text.whole()
+            yield from _save(store, run_id, collector, stream)
+        except torch.OutOfMemoryError as error:
+            raise NeuroexplainError(
+                f"The device ran out of memory. The last checkpoint is intact: free memory and run the same command again. "
+                f"--windows host takes less of it; a smaller --batch-size than {batch_size} is another run."
+            ) from error
+        finish_run(store, run_id, n_segments=done, n_documents=stream.n_documents, n_tokens=done * SEGMENT_LENGTH)
+    finally:
+        text.close()
+    path.unlink(missing_ok=True)
+    if not keep_tokens:
+        tokens.unlink(missing_ok=True)
+    if config.segments is not None and stream.n_segments < config.segments:
+        found = f"The corpus has {stream.n_segments:,} segments of 128 tokens, not {config.segments:,}: all were read."
+        yield Progress("saving", note=found)
+
+
+def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:
+    if next(text.batches(0, 1, 1), None) is None:
+        stream = text.whole()
+        tokens.unlink(missing_ok=True)
         few = f"less than one segment of {SEGMENT_LENGTH}" if not stream.n_segments else f"{stream.n_segments:,} segments"
         part = "" if config.shard is None else f", too few for part {config.shard[0]}/{config.shard[1]}"
         raise NeuroexplainError(
             f"{', '.join(config.dataset)} gave {stream.n_documents:,} documents with {stream.n_tokens:,} tokens: {few}{part}. "
             "Give more text."
         )
-    if config.segments is not None and stream.n_segments < config.segments:
-        found = f"The corpus has {stream.n_segments:,} segments of 128 tokens, not {config.segments:,}: all are read."
-        yield Progress("tokenizing", note=found)
-    collector = _new_collector(config, subject, layers, draw_random_segments(order, config.seed, config.random_records))
-    if saved is not None and interrupted is not None:
-        _check_same(saved, subject, stream)
-        run_id, begin, batch_size = interrupted.id, saved["done"], saved["batch_size"]
-        collector.restore(saved["collector"])
-        yield Progress(
-            "collecting", begin, len(order), "segments", note=f"continuing: {begin:,} of {len(order):,} segments done"
-        )
-    else:
-        if interrupted is not None:
-            delete_run(store, interrupted.id)
-        begin, batch_size = 0, config.batch_size or find_batch_size(collector, len(order))
-        run_id = create_run(store, _run_fields(config, subject, layers, batch_size))
-        save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
-        yield Progress("collecting", 0, len(order), "segments", note=f"Reading {batch_size} segments at once.")
-    saved = None  # its tensors are the collector's by now
-    path = store.checkpoint_path(run_id)
-    try:
-        yield from _read(collector, stream, order, begin, batch_size, path, config.checkpoint_every)
-        yield from _save(store, run_id, collector, stream)
-    except torch.OutOfMemoryError as error:
-        raise NeuroexplainError(
-            f"The device ran out of memory. The last checkpoint is intact: free memory and run the same command again. "
-            f"--windows host takes less of it; a smaller --batch-size than {batch_size} is another run."
-        ) from error
-    finish_run(store, run_id, n_segments=len(order), n_documents=stream.n_documents, n_tokens=len(order) * SEGMENT_LENGTH)
-    path.unlink(missing_ok=True)
-    if not keep_tokens:
-        tokens.unlink(missing_ok=True)
 
 
 def _read(
-    collector: Collector,
-    stream: TokenStream,
-    order: NDArray[np.int64],
-    begin: int,
-    batch_size: int,
-    path: Path,
-    checkpoint_every: float,
-) -> Generator[Progress]:
-    """Collect from the segments `order[begin:]`, and leave a checkpoint of the whole at `path`."""
+    collector: Collector, text: Text, begin: int, batch_size: int, path: Path, checkpoint_every: float, read: Any
+) -> Generator[Progress, None, int]:
+    """Collect from the segments from place `begin` on, and leave a checkpoint of the whole at `path`: how many were read.
+
+    read: the SHA-256 of what was read before, which goes on.
+    """
     subject, done = collector.subject, begin
     saved_at = began = time.monotonic()
-    saving = 0.0
+    saved_of, saving = begin, 0.0
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(begin, len(order), batch_size):
-            segments = order[first : first + batch_size]
-            ids = np.stack([stream.segment(int(n)).token_ids for n in segments]).astype(np.int64)
+    def batches() -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor]]:
+        for numbers, ids in text.batches(begin, None, batch_size):
             padding = np.broadcast_to(ids[0], (batch_size - len(ids), SEGMENT_LENGTH))  # all batches have one shape
-            yield send(torch.from_numpy(np.concatenate([ids, padding])), subject.device), torch.from_numpy(segments)
+            token_ids = torch.from_numpy(np.concatenate([ids, padding]).astype(np.int64))
+            yield ids, send(token_ids, subject.device), torch.from_numpy(numbers)
 
     def checkpoint() -> None:
-        nonlocal saved_at, saving
+        nonlocal saved_at, saved_of, saving
         before = time.monotonic()
-        state = {"dtype": str(subject.dtype), "device": subject.device.type, "corpus": stream.sha256, "batch_size": batch_size}
-        save_checkpoint(path, {**state, "done": done, "collector": collector.state()})
-        saved_at = time.monotonic()
+        state = {**_same(subject, read), "batch_size": batch_size, "done": done}
+        save_checkpoint(path, {**state, "collector": collector.state()})
+        saved_at, saved_of = time.monotonic(), done
         saving += saved_at - before
 
     ahead = ReadAhead(batches())
     try:
-        for token_ids, segments in ahead:
+        for ids, token_ids, segments in ahead:
             collector.read(token_ids, segments)
+            read.update(ids.astype("<u4").tobytes())
             done += len(segments)
-            if done == len(order) or time.monotonic() - saved_at >= checkpoint_every:
+            if time.monotonic() - saved_at >= checkpoint_every:
                 checkpoint()
-            yield Progress("collecting", done, len(order), "segments")
+            yield Progress("collecting", done, text.total, "segments")
+        if saved_of < done:
+            checkpoint()
     except GeneratorExit:  # stopped between two batches, where the state is whole
         checkpoint()
         raise
     waited = f"{ahead.waited:.1f} s for text and {saving:.1f} s for checkpoints"
-    yield Progress("collecting", done, len(order), "segments", note=f"Waited {waited}, of {time.monotonic() - began:.1f} s.")
+    yield Progress("collecting", done, done, "segments", note=f"Waited {waited}, of {time.monotonic() - began:.1f} s.")
+    return done
 
 
 def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) -> Generator[Progress]:
@@ -187,7 +193,7 @@ def find_interrupted_run(store: Store, config: CollectConfig) -> Run | None:
     return None
 
 
-def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, ...], random_segments: list[int]) -> Collector:
+def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, ...]) -> Collector:
     try:
         return Collector(
             subject,
@@ -197,7 +203,8 @@ def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, .
             top_k=config.top_k,
             positions=range(*config.positions),
             special_peaks=config.special_peaks,
-            random_segments=random_segments,
+            n_random=config.random_records,
+            seed=config.seed,
             windows_on_host=config.windows == "host",
         )
     except torch.OutOfMemoryError as error:
@@ -207,73 +214,19 @@ def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, .
         ) from error
 
 
-def _check_same(saved: dict[str, Any], subject: Subject, stream: TokenStream) -> None:
-    now = {"dtype": str(subject.dtype), "device": subject.device.type, "corpus": stream.sha256}
+def _same(subject: Subject, read: Any) -> dict[str, str]:
+    """What must be the same to go on: all that decides activations, and the text read so far."""
+    return {"dtype": str(subject.dtype), "device": subject.device.type, "text": read.hexdigest()}
+
+
+def _check_same(saved: dict[str, Any], subject: Subject, text: Text) -> Any:
+    """The SHA-256 of the text that was read, to go on with. Raises NeuroexplainError where anything differs."""
+    read = hash_text(text, saved["done"])
+    now = _same(subject, read)
     different = [f"{name}: {saved[name]} then, {value} now" for name, value in now.items() if saved[name] != value]
     if different:
         raise NeuroexplainError(f"The interrupted run read something else. {'; '.join(different)}")
-
-
-def draw_random_segments(visited: NDArray[np.int64], seed: int, n: int) -> list[int]:
-    """The n visited segments with the smallest `stable_hash(seed, segment)`, in that order."""
-    return heapq.nsmallest(n, map(int, visited), key=lambda segment: (stable_hash(seed, segment), segment))
-
-
-def _order(config: CollectConfig, stream: TokenStream) -> NDArray[np.int64]:
-    """Which segments are visited, in order; of a part, every `of`-th of the whole's."""
-    sampling = "sequential" if _is_streamed(config) else config.sampling
-    order = visiting_order(stream.n_segments, sampling, config.seed, config.segments)
-    return order if config.shard is None else order[config.shard[0] - 1 :: config.shard[1]]
-
-
-def _is_streamed(config: CollectConfig) -> bool:
-    return find_files(config.dataset) is None
-
-
-def tokens_path(store: Store, config: CollectConfig, tokenizer: Any) -> Path:
-    """Where this corpus's tokens lie while a run is unfinished: named by all that decides what they are.
-
-    A local file is known by its size and time; a streamed data set is taken to be the same for as long as the file lies there.
-    """
-    files = find_files(config.dataset)
-    source: Any = [config.dataset, config.dataset_config, config.split, config.text_column]
-    if files is None:
-        source += [config.segments, config.sampling, config.seed]
-    else:
-        source += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    source += [tokenizer_sha256(tokenizer) if backend is None else backend.to_str(), tokenizer.eos_token_id]
-    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
-    return store.checkpoint_path(0).with_name(f"neuroexplain-{digest}.tokens")
-
-
-def _tokenize(config: CollectConfig, tokenizer: Any, path: Path) -> Generator[Progress, None, TokenStream]:
-    yield Progress("tokenizing", note="Tokenizing the corpus ...")
-    streamed = _is_streamed(config)
-    shuffle = config.seed if streamed and config.sampling == "random" else None
-    documents = read_documents(config.dataset, config.dataset_config, config.split, config.text_column, shuffle)
-    tokens = tokenize(documents, tokenizer)
-    wanted = config.segments * SEGMENT_LENGTH if streamed and config.segments is not None else None
-    if wanted is not None:
-        tokens = _until(tokens, wanted)
-    began = time.monotonic()
-    with TokenWriter(path) as writer:
-        for ids in tokens:
-            writer.add(ids)
-            yield Progress("tokenizing", writer.n_tokens, wanted, "tokens")
-        stream = writer.finish()
-    took = time.monotonic() - began
-    yield Progress("tokenizing", note=f"Tokenized {stream.n_tokens:,} tokens in {took:.1f} s.")
-    return stream
-
-
-def _until(tokens: Iterator[Any], n_tokens: int) -> Iterator[Any]:
-    seen = 0
-    for ids in tokens:
-        yield ids
-        seen += len(ids)
-        if seen >= n_tokens:
-            return
+    return read
 
 
 def _check_layers(config: CollectConfig, subject: Subject) -> tuple[int, ...]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Collection, Generator, Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
 from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.pipeline.worker import Worker
 from neuroexplain.store.engine import Store, open_store, remove_if_unused
 from neuroexplain.store.read import load_run
 from neuroexplain.subject.load import choose_device, device_name
@@ -57,57 +55,36 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
 
 def _collect_parts(parts: dict[str, CollectConfig]) -> Generator[Progress]:
     """Run all parts to their end. The first one starts alone: the others find the corpus tokenized."""
-    talks: dict[Connection, str] = {}
-    processes: dict[str, SpawnProcess] = {}
+    workers: dict[str, Worker] = {}
     heard: dict[str, dict[str, Progress]] = {where: {} for where in parts}  # the last of each stage
+    busy: dict[Connection, str] = {}
 
     def start(where: str) -> None:
-        hear, tell = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=_collect_part, args=(where, parts[where], tell))
-        process.daemon = True
-        process.start()
-        tell.close()
-        talks[hear], processes[where] = where, process
+        workers[where] = Worker(parts[where].device, _collect_part, where, parts[where])
+        busy[workers[where].pipe] = where
 
     try:
         start(next(iter(parts)))
-        while talks:
-            for talk in wait(list(talks), timeout=1.0):
-                assert isinstance(talk, Connection)
-                where = talks[talk]
-                told = _hear(talk, parts[where].device, processes[where])
+        while busy:
+            for pipe in wait(list(busy), timeout=1.0):
+                assert isinstance(pipe, Connection)
+                where = busy[pipe]
+                told = workers[where].hear()
                 if told is None:
-                    del talks[talk]
-                    talk.close()
+                    del busy[pipe]
                     continue
                 heard[where][told.stage] = told
                 note = None if told.note is None else f"{parts[where].device}: {told.note}"
                 yield _together(heard.values(), note)
             if any(READING & told.keys() for told in heard.values()):
-                for where in [where for where in parts if where not in processes]:
+                for where in [where for where in parts if where not in workers]:
                     start(where)
             yield _together(heard.values())  # so that the caller can stop while nobody says anything
     finally:
-        for talk in talks:
-            talk.close()  # whoever still works notices, leaves a checkpoint and ends
-        for process in processes.values():
-            process.join()
-
-
-def _hear(talk: Connection, device: str, process: SpawnProcess) -> Progress | None:
-    """What a process says next; None when it has finished its part. Raises NeuroexplainError where it failed."""
-    try:
-        told = talk.recv()
-    except EOFError:
-        process.join()
-        raise NeuroexplainError(
-            f"The process on {device} ended with status {process.exitcode}. Its last checkpoint is intact: run the same "
-            "command again."
-        ) from None
-    if isinstance(told, str):
-        raise NeuroexplainError(f"{device}: {told}")
-    assert told is None or isinstance(told, Progress)
-    return told
+        for worker in workers.values():
+            worker.hang_up()  # whoever still works notices, leaves a checkpoint and ends
+        for worker in workers.values():
+            worker.join()
 
 
 def _together(heard: Collection[Mapping[str, Progress]], note: str | None = None) -> Progress:
@@ -124,20 +101,15 @@ def _together(heard: Collection[Mapping[str, Progress]], note: str | None = None
     return Progress(stage, sum(one.done for one in said), sum(totals) if is_known else None, unit, note=note)
 
 
-def _collect_part(where: str, config: CollectConfig, say: Connection) -> None:
-    """One part, in a process of its own. It goes on for as long as somebody listens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the first one hangs up
-    with suppress(BrokenPipeError), open_store(where, create=True) as store:
+def _collect_part(where: str, config: CollectConfig) -> Generator[Progress]:
+    """One part, for a process of its own."""
+    with open_store(where, create=True) as store:
         try:
             finished = find_finished_run(store, config)
             if finished is not None:
-                say.send(Progress("saving", len(finished.layers), len(finished.layers), "layers"))
+                yield Progress("saving", len(finished.layers), len(finished.layers), "layers")
             else:
-                with closing(run_collect(store, config, keep_tokens=True)) as steps:
-                    for step in steps:
-                        say.send(step)
+                yield from run_collect(store, config, keep_tokens=True)
         except NeuroexplainError as error:
             remove_if_unused(store)
-            say.send(str(error))
-        else:
-            say.send(None)
+            raise NeuroexplainError(f"{config.device}: {error}") from error

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import Subject
 from neuroexplain.subject.statistics import RunningStats, fastest_sum_segments
@@ -39,7 +40,8 @@ class Collector:
         top_k: int,
         positions: range,
         special_peaks: bool,
-        random_segments: Sequence[int],
+        n_random: int,
+        seed: int,
         windows_on_host: bool = False,
     ) -> None:
         self.subject, self.layers, self.activation, self.positions = subject, tuple(layers), activation, positions
@@ -49,8 +51,8 @@ class Collector:
         self.tops = {layer: self._empty_tops() for layer in layers}
         self.stats = {layer: RunningStats(subject.d_mlp, subject.device) for layer in layers}
         self.sum_up = fastest_sum_segments(subject.device)
-        self.random_place = {segment: place for place, segment in enumerate(random_segments)}
-        shape = (len(random_segments), RECORD_LENGTH, subject.d_mlp)
+        self.drawn = RandomSegments(n_random, seed)
+        shape = (n_random, RECORD_LENGTH, subject.d_mlp)
         self.random = {layer: torch.zeros(shape, dtype=subject.dtype) for layer in layers}
         specials = [] if special_peaks else sorted(set(subject.tokenizer.all_special_ids))
         self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
@@ -68,13 +70,13 @@ class Collector:
         n = len(segments)
         token_ids = send(token_ids, self.subject.device)
         offer = self._offer(token_ids[:n], segments)
-        drawn = [(row, self.random_place[s]) for row, s in enumerate(segments.tolist()) if s in self.random_place]
+        places, rows = self.drawn.draw(segments.tolist())
 
         def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             acts = acts[:n]
             self._fold(self.tops[layer], self.stats[layer], acts, offer)
-            for row, place in drawn:
-                self.random[layer][place] = acts[row, RANDOM_START:].cpu()
+            if places:
+                self.random[layer][places] = acts[rows, RANDOM_START:].cpu()
 
         capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
 
@@ -110,6 +112,7 @@ class Collector:
             "tops": {layer: {kind: dict(vars(state)) for kind, state in kinds.items()} for layer, kinds in self.tops.items()},
             "stats": {layer: dict(vars(stats)) for layer, stats in self.stats.items()},
             "random": self.random,
+            "drawn": list(self.drawn.kept),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -119,6 +122,7 @@ class Collector:
                 _copy_into(top, state["tops"][layer][kind])
             _copy_into(self.stats[layer], state["stats"][layer])
             self.random[layer].copy_(state["random"][layer])
+        self.drawn.kept = [(key, segment) for key, segment in state["drawn"]]
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""
@@ -132,10 +136,37 @@ class Collector:
                     "Try --dtype float32"
                 )
             exemplars: dict[Kind, ExemplarArrays] = {kind: _top(state, locate) for kind, state in self.tops[layer].items()}
-            if self.random_place:
-                exemplars["random"] = _random(self.random[layer], list(self.random_place), locate)
+            if self.drawn.kept:
+                exemplars["random"] = _random(self.random[layer], self.drawn, locate)
             vocabulary = read_vocabulary(self.subject.output_vectors(layer), self.subject.norm_weight(), known_tokens)
             yield CollectedLayer(layer, exemplars, stats, vocabulary)
+
+
+class RandomSegments:
+    """The n segments with the smallest `stable_hash(seed, segment)` of all that came by: the same in any order."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed = n, seed
+        self.kept: list[tuple[int, int]] = []  # (hash, segment); each keeps its place until it is driven out
+
+    def draw(self, segments: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(places, rows): which places are taken, and by which of these segments."""
+        taken: dict[int, int] = {}
+        for row, segment in enumerate(segments):
+            key = (stable_hash(self.seed, segment), segment)
+            if len(self.kept) < self.n:
+                taken[len(self.kept)] = row
+                self.kept.append(key)
+            elif self.kept and key < (last := max(self.kept)):
+                place = self.kept.index(last)
+                taken[place] = row
+                self.kept[place] = key
+        return list(taken), list(taken.values())
+
+    def in_order(self) -> tuple[list[int], list[int]]:
+        """(places, segments), the smallest hash first."""
+        places = sorted(range(len(self.kept)), key=lambda place: self.kept[place])
+        return places, [self.kept[place][1] for place in places]
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
@@ -176,8 +207,9 @@ def _top(state: TopK, locate: Locate) -> ExemplarArrays:
     )
 
 
-def _random(acts: Tensor, segments: list[int], locate: Locate) -> ExemplarArrays:
-    windows = acts.float().permute(2, 0, 1).cpu().numpy()  # [d_mlp, n, 64]
+def _random(acts: Tensor, drawn: RandomSegments, locate: Locate) -> ExemplarArrays:
+    places, segments = drawn.in_order()
+    windows = acts[places].float().permute(2, 0, 1).cpu().numpy()  # [d_mlp, n, 64]
     d_mlp, n, _ = windows.shape
     # Every neuron peaks somewhere else in a random record; it belongs to the document of its own peak.
     peaks_at = windows.argmax(axis=2) + RANDOM_START

@@ -25,15 +25,13 @@ def test_tokens_written_are_found_again(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
     for stream in (written, found, temporary):
         assert (stream.n_tokens, stream.n_documents, stream.n_segments) == (509, 5, 3)
-        assert stream.sha256 == written.sha256
+        np.testing.assert_array_equal(stream.rows(np.array([2, 0, 1])), joined[:384].reshape(3, 128)[[2, 0, 1]])
         for n in range(3):
             np.testing.assert_array_equal(stream.segment(n).token_ids, joined[128 * n : 128 * n + 128])
         segments, positions, starts = np.array([[0, 0, 2]]), np.array([[2, 3, 100]]), np.array([[0, 1, 60]], np.uint8)
         documents, offsets, ids = stream.locate(segments, positions, starts)
         assert (documents.tolist(), offsets.tolist()) == ([[0, 2, 3]], [[0, -2, 13]])
         np.testing.assert_array_equal(ids, joined[segments * 128 + positions])
-    assert write(tmp_path / "y", DOCUMENTS[::-1]).sha256 != written.sha256
-    assert write(tmp_path / "z", [joined]).sha256 != written.sha256  # the same tokens, another document
 
 
 def test_a_file_that_is_cut_off_is_none(tmp_path):

@@ -146,7 +146,7 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
         events = run_collect(store, config)
         next(event for event in events if event.done == 4)
         events.close()
-        for changed, said in ((whole.replace(b"river", b"rover"), "corpus: .* then, .* now"), (whole[:-5], "Cannot read")):
+        for changed, said in ((whole.replace(b"river", b"rover"), "text: .* then, .* now"), (whole[:-5], "Cannot read")):
             text.write_bytes(changed)
             with pytest.raises(NeuroexplainError, match=said):
                 list(run_collect(store, config))

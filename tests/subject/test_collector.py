@@ -50,7 +50,7 @@ def test_what_is_kept_of_458752_neurons_fits_on_the_device(sign, windows_on_host
     unembedding = torch.zeros(1, 1, dtype=torch.bfloat16, device="meta")
     llama = Subject("llama", None, torch.nn.Module(), None, FAMILIES["llama"], [], unembedding, 14_336)
     options = OPTIONS | {"top_k": 32, "sign": sign, "special_peaks": True}
-    collector = Collector(llama, [0], **options, random_segments=range(32), windows_on_host=windows_on_host)
+    collector = Collector(llama, [0], **options, n_random=32, seed=0, windows_on_host=windows_on_host)
     found = bytes_by_device(collector.state())
     assert 32 * found["meta"] <= at_most
     records = 14_336 * 32 * 64 * 2
@@ -64,7 +64,7 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
     one, other = load_subject(name, "float32", "cpu"), load_subject(name, "float32", "cuda")
     states = []
     for subject, on_host in ((one, False), (other, False), (other, True)):
-        collector = Collector(subject, (0, 1), **OPTIONS, random_segments=[3, 8], windows_on_host=on_host)
+        collector = Collector(subject, (0, 1), **OPTIONS, n_random=2, seed=0, windows_on_host=on_host)
         for token_ids, segments in batches(60, 16):
             collector.read(token_ids, segments)
         states.append(list(collector.finish(lambda segments, positions, starts: (segments, positions, segments))))
@@ -77,7 +77,7 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
 
 
 def test_a_state_restored_in_the_middle_ends_the_same(subject):
-    whole, first, second = (Collector(subject, (0, 1), **OPTIONS, random_segments=[3, 8, 41]) for _ in range(3))
+    whole, first, second = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(3))
     some = batches(60, 8)
     for n, (token_ids, segments) in enumerate(some):
         whole.read(token_ids, segments)
@@ -104,7 +104,7 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
     """
     ids = torch.randint(2, 300, (200, 128), generator=torch.Generator().manual_seed(5))
     options = OPTIONS | {"sign": "positive", "positions": range(96, 97), "special_peaks": True, "top_k": 32}
-    ours = Collector(subject, (0, 1), **options, random_segments=[])
+    ours = Collector(subject, (0, 1), **options, n_random=0, seed=0)
     theirs = {layer: PublishedTopK(24, 32, torch.float32, torch.device("cpu")) for layer in (0, 1)}
     seen = {0: [], 1: []}
 
@@ -165,7 +165,7 @@ def test_probing_folds_whole_batches_and_keeps_nothing(subject, monkeypatch):
 
     real = module.fold_top_k
     monkeypatch.setattr(module, "fold_top_k", fold)
-    collector = Collector(subject, (0, 1), **OPTIONS, random_segments=[0])
+    collector = Collector(subject, (0, 1), **OPTIONS, n_random=1, seed=0)
     collector.probe(40)
     assert folded == [(40, False, 20), (40, True, 20)] * 2
     assert all((kept.keys == EMPTY).all() for kinds in collector.tops.values() for kept in kinds.values())

@@ -26,7 +26,7 @@ def test_rows_without_a_token_are_not_read(tmp_path):
     n_tokens = len(tiny_tokenizer(bos=True))
     assert len(subject.unembedding) > n_tokens
     options = {"activation": "act", "sign": "positive", "top_k": 2, "positions": range(64, 97), "special_peaks": True}
-    collector = Collector(subject, (0,), **options, random_segments=[0])
+    collector = Collector(subject, (0,), **options, n_random=1, seed=0)
     collector.read(torch.randint(2, n_tokens, (2, 128)), torch.arange(2))
     (layer,) = collector.finish(lambda segments, positions, starts: (segments, positions, segments))
     assert layer.vocabulary is not None

@@ -1,0 +1,217 @@
+"""The corpus as the segments that a collection visits: tokenized before, or while they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain.config import CollectConfig
+from neuroexplain.corpus.documents import find_files, read_documents
+from neuroexplain.corpus.segments import (
+    DOCUMENTS_AT_ONCE,
+    TokenStream,
+    TokenWriter,
+    find_tokens,
+    new_file,
+    tokenize,
+    visiting_order,
+)
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.progress import Progress
+from neuroexplain.pipeline.worker import Worker
+from neuroexplain.store.engine import Store
+from neuroexplain.subject.load import tokenizer_sha256
+from neuroexplain.types import SEGMENT_LENGTH
+
+Batch = tuple[NDArray[np.int64], NDArray[np.uint32]]  # segment numbers [n], their token ids [n, 128]
+
+
+class Text(Protocol):
+    """The segments of a collection, or of its part, in the order in which they are visited."""
+
+    total: int | None  # how many there are; None: not known yet
+
+    def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
+        """Those from place `begin` on to place `end`, `size` at once; the last batch can be smaller."""
+        ...
+
+    def whole(self) -> TokenStream:
+        """The corpus; waits until it is all there."""
+        ...
+
+    def close(self) -> None:
+        """Stop what still works on it."""
+        ...
+
+
+class WholeText:
+    """A corpus that is tokenized already."""
+
+    def __init__(self, stream: TokenStream, config: CollectConfig) -> None:
+        self._stream = stream
+        sampling = "sequential" if is_sequential(config) else config.sampling
+        order = visiting_order(stream.n_segments, sampling, config.seed, config.segments)
+        first, of = config.shard or (1, 1)
+        self._order = order[first - 1 :: of]
+        self.total = len(self._order)
+
+    def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
+        end = self.total if end is None else end
+        for first in range(begin, end, size):
+            numbers = self._order[first : min(first + size, end)]
+            yield numbers, self._stream.rows(numbers)
+
+    def whole(self) -> TokenStream:
+        return self._stream
+
+    def close(self) -> None:
+        pass
+
+
+class LiveText:
+    """A corpus that a process of its own tokenizes, visited from its begin on as soon as there is something to read.
+
+    Methods raise NeuroexplainError where that process fails.
+    """
+
+    def __init__(self, config: CollectConfig, tokenizer: Any, path: Path) -> None:
+        self._path, self._unfinished = path, new_file(path)
+        self._file = self._unfinished.open("rb")
+        self._worker = Worker("tokenizing", write_tokens, config, tokenizer, path, self._unfinished)
+        self._n_tokens = 0  # that can be read by now
+        self._stream: TokenStream | None = None
+        self._wanted = config.segments
+        self._first, self._of = config.shard or (1, 1)
+        self.total = None if self._wanted is None else len(range(self._first - 1, self._wanted, self._of))
+        self.said: list[str] = []  # what that process noted
+
+    def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
+        end = self.total if end is None else end
+        while end is None or begin < end:
+            last = begin + size if end is None else min(begin + size, end)
+            numbers = np.arange(begin, last) * self._of + self._first - 1
+            numbers = numbers[: self._wait_for(numbers)]
+            if not len(numbers):
+                return
+            yield numbers, np.stack([self._row(int(number)) for number in numbers])
+            begin = last
+
+    def _wait_for(self, numbers: NDArray[np.int64]) -> int:
+        """How many of the segments there are, once all are there or no more will come."""
+        while self._stream is None and self._n_tokens < (numbers[-1] + 1) * SEGMENT_LENGTH:
+            self._listen()
+        return int(np.searchsorted(numbers, self._n_tokens // SEGMENT_LENGTH))
+
+    def _row(self, number: int) -> NDArray[np.uint32]:
+        return np.frombuffer(os.pread(self._file.fileno(), 4 * SEGMENT_LENGTH, 4 * SEGMENT_LENGTH * number), "<u4")
+
+    def _listen(self) -> None:
+        told = self._worker.hear()
+        if told is None:
+            self._stream = find_tokens(self._path)
+            if self._stream is None:
+                raise NeuroexplainError(f"The corpus's tokens are gone from {self._path}. Run the same command again.")
+            self._n_tokens = self._stream.n_tokens
+        elif told.note:
+            self.said.append(told.note)
+        else:
+            self._n_tokens = told.done
+
+    def whole(self) -> TokenStream:
+        while self._stream is None:
+            self._listen()
+        return self._stream
+
+    def close(self) -> None:
+        self._worker.hang_up()
+        self._file.close()
+        self._worker.join()
+        self._unfinished.unlink(missing_ok=True)
+
+
+def prepare_text(config: CollectConfig, tokenizer: Any, path: Path, *, at_once: bool) -> Generator[Progress, None, Text]:
+    """The text to collect from, its tokens at `path` when they are all there.
+
+    Where segments are visited in the corpus's own order, reading can begin long before; `at_once` waits all the same.
+    """
+    stream = find_tokens(path)
+    if stream is None and is_sequential(config) and not at_once:
+        yield Progress("tokenizing", note="Tokenizing the corpus while it is read ...")
+        return LiveText(config, tokenizer, path)
+    if stream is None:
+        yield Progress("tokenizing", note="Tokenizing the corpus ...")
+        stream = yield from write_tokens(config, tokenizer, path)
+    return WholeText(stream, config)
+
+
+def write_tokens(
+    config: CollectConfig, tokenizer: Any, path: Path, unfinished: Path | None = None
+) -> Generator[Progress, None, TokenStream]:
+    """Tokenize the corpus into the file. With `unfinished`, what progress tells of can be read there."""
+    streamed = find_files(config.dataset) is None
+    shuffle = config.seed if streamed and config.sampling == "random" else None
+    documents = read_documents(config.dataset, config.dataset_config, config.split, config.text_column, shuffle)
+    tokens = tokenize(documents, tokenizer)
+    wanted = config.segments * SEGMENT_LENGTH if config.segments is not None and is_sequential(config) else None
+    if wanted is not None:
+        tokens = _until(tokens, wanted)
+    began = time.monotonic()
+    with TokenWriter(path, unfinished) as writer:
+        for number, ids in enumerate(tokens, 1):
+            writer.add(ids)
+            if number % DOCUMENTS_AT_ONCE:
+                continue  # the others of those that are tokenized together are there already
+            if unfinished is not None:
+                writer.flush()
+            yield Progress("tokenizing", writer.n_tokens, wanted, "tokens")
+        stream = writer.finish()
+    took = time.monotonic() - began
+    yield Progress("tokenizing", note=f"Tokenized {stream.n_tokens:,} tokens in {took:.1f} s.")
+    return stream
+
+
+def _until(tokens: Iterator[Any], n_tokens: int) -> Iterator[Any]:
+    seen = 0
+    for ids in tokens:
+        yield ids
+        seen += len(ids)
+        if seen >= n_tokens:
+            return
+
+
+def hash_text(text: Text, end: int) -> Any:
+    """SHA-256, to go on with, of the token ids of the first `end` segments visited."""
+    digest = hashlib.sha256()
+    for _, ids in text.batches(0, end, 4096):
+        digest.update(ids.astype("<u4").tobytes())
+    return digest
+
+
+def is_sequential(config: CollectConfig) -> bool:
+    """Whether segments are visited in the order in which the corpus gives them: a streamed one is shuffled by its documents."""
+    return config.sampling == "sequential" or find_files(config.dataset) is None
+
+
+def tokens_path(store: Store, config: CollectConfig, tokenizer: Any) -> Path:
+    """Where this corpus's tokens lie while a run is unfinished: named by all that decides what they are.
+
+    A local file is known by its size and time; a streamed data set is taken to be the same for as long as the file lies there.
+    """
+    files = find_files(config.dataset)
+    source: Any = [config.dataset, config.dataset_config, config.split, config.text_column]
+    if files is not None:
+        source += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    if is_sequential(config):
+        source += [config.segments, config.sampling, config.seed]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    source += [tokenizer_sha256(tokenizer) if backend is None else backend.to_str(), tokenizer.eos_token_id]
+    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
+    return store.checkpoint_path(0).with_name(f"neuroexplain-{digest}.tokens")

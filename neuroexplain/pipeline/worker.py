@@ -1,0 +1,65 @@
+"""Work in a process of its own, which tells its progress and ends when nobody listens any more."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.progress import Progress
+
+Work = Callable[..., Generator[Progress, None, Any]]
+
+
+class Worker:
+    """`work(*args)`, begun at once in a spawned process: both must be picklable.
+
+    Where the one who listens hangs up, is interrupted or killed, the work is closed as a generator is, between two steps.
+    """
+
+    def __init__(self, name: str, work: Work, *args: Any) -> None:
+        self.name = name
+        self.pipe, tell = multiprocessing.Pipe(duplex=False)
+        self._process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, args, tell), daemon=True)
+        self._process.start()
+        tell.close()
+
+    def hear(self) -> Progress | None:
+        """Wait for what it says next; None when it has finished. Raises NeuroexplainError where it failed."""
+        try:
+            told = self.pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise NeuroexplainError(
+                f"The process of {self.name} ended with status {self._process.exitcode}. The last checkpoint is intact: run "
+                "the same command again."
+            ) from None
+        if isinstance(told, str):
+            raise NeuroexplainError(told)
+        assert told is None or isinstance(told, Progress)
+        return told
+
+    def hang_up(self) -> None:
+        """Listen no more; it notices when it next tells something."""
+        self.pipe.close()
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+
+
+def _run(work: Work, args: tuple[Any, ...], tell: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the first one hangs up
+    with suppress(BrokenPipeError):
+        try:
+            with closing(work(*args)) as steps:
+                for step in steps:
+                    tell.send(step)
+        except NeuroexplainError as error:
+            tell.send(str(error))
+        else:
+            tell.send(None)

@@ -1,0 +1,150 @@
+"""The text of a collection, tokenized while it is read: the same segments, and the same run, as tokenized before."""
+
+import json
+import signal
+import subprocess
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuroexplain.config import CollectConfig
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.pipeline.text import LiveText, WholeText, write_tokens
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import list_runs
+from tests.fakes import tiny_tokenizer, words
+from tests.pipeline.test_stop_and_go_on import command, content, made  # noqa: F401  (a fixture)
+
+
+class SlowTokenizer:
+    """Tokenizes some documents at once and the others when the file `go` is there."""
+
+    eos_token_id = 1
+
+    def __init__(self, go: Path) -> None:
+        self.go, self.calls, self.tokenizer = go, 0, tiny_tokenizer()
+
+    def __call__(self, texts, **options):
+        self.calls += 1
+        while self.calls > 1 and not self.go.exists():
+            time.sleep(0.01)
+        return self.tokenizer(texts, **options)
+
+
+def corpus(folder, n=150):
+    texts = [words(20 + seed % 50, seed=seed) for seed in range(n)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(folder / "text.jsonl")
+
+
+def finish(writing):
+    try:
+        while True:
+            next(writing)
+    except StopIteration as end:
+        return end.value
+
+
+@pytest.mark.parametrize("more", [{}, {"segments": 40}, {"segments": 10**6}, {"shard": (2, 3), "batch_size": 7}])
+def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_path, more):
+    config = CollectConfig("model", (corpus(tmp_path),), sampling="sequential", **more)
+    tokenizer = SlowTokenizer(tmp_path / "go")
+    live = LiveText(config, tokenizer, tmp_path / "live")
+    try:
+        batches = live.batches(0, None, 7)
+        first = next(batches)  # all others are not tokenized yet
+        assert not (tmp_path / "live").exists()
+        tokenizer.go.touch()
+        found = [first, *batches]
+        whole = WholeText(finish(write_tokens(config, tiny_tokenizer(), tmp_path / "whole")), config)
+        expected = list(whole.batches(0, None, 7))
+        assert len(expected) > 3
+        for mine, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(mine[0], wanted[0])
+            np.testing.assert_array_equal(mine[1], wanted[1])
+        numbers = list(chain.from_iterable(numbers.tolist() for numbers, _ in whole.batches(5, 9, 3)))
+        assert numbers == list(chain.from_iterable(numbers.tolist() for numbers, _ in live.batches(5, 9, 3)))
+        assert (live.whole().n_tokens, live.whole().n_documents) == (whole.whole().n_tokens, whole.whole().n_documents)
+    finally:
+        live.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["go", "live", "text.jsonl", "whole"]
+
+
+def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
+    config = CollectConfig("model", (corpus(tmp_path, 4000),), sampling="sequential")
+    live = LiveText(config, tiny_tokenizer(), tmp_path / "live")
+    next(live.batches(0, None, 7))
+    live.close()  # waits for the process
+    assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made, tmp_path_factory):  # noqa: F811
+    """A sequential run whose corpus was tokenized before."""
+    db = tmp_path_factory.mktemp("sequential") / "x.db"
+    with open_store(str(db), create=True) as store:
+        list(run_collect(store, sequential(made), keep_tokens=True))
+    return content(db)[0]
+
+
+def sequential(made, **more):  # noqa: F811
+    return CollectConfig(**made[1] | {"sampling": "sequential"} | more)
+
+
+@pytest.mark.parametrize("stop", [None, 2, 8])
+def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(made, undisturbed, tmp_path, stop):  # noqa: F811
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        if stop is not None:
+            events = run_collect(store, sequential(made))
+            next(event for event in events if (event.stage, event.done) == ("collecting", stop))
+            events.close()
+            assert [run.status for run in list_runs(store)] == ["running"]
+        notes = [event.note for event in run_collect(store, sequential(made)) if event.note]
+        assert any("continuing" in note for note in notes) == (stop is not None)
+    assert content(tmp_path / "x.db")[0] == undisturbed
+    assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_a_corpus_that_breaks_off_keeps_the_checkpoint(made, undisturbed, tmp_path):  # noqa: F811
+    whole = Path(made[1]["dataset"][0]).read_bytes()
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(whole[:-5])
+    config = sequential(made, dataset=(str(text),))
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        with pytest.raises(NeuroexplainError, match="Cannot read"):
+            list(run_collect(store, config))
+        text.write_bytes(whole.replace(b"river", b"rover", 1))
+        if list_runs(store):  # where something was read before it broke off
+            with pytest.raises(NeuroexplainError, match="text: .* then, .* now"):
+                list(run_collect(store, config))
+        text.write_bytes(whole)
+        list(run_collect(store, config))
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def test_less_than_a_segment_is_refused_and_leaves_nothing(made, tmp_path):  # noqa: F811
+    (tmp_path / "text.txt").write_text("too little")
+    with (
+        open_store(str(tmp_path / "x.db"), create=True) as store,
+        pytest.raises(NeuroexplainError, match="1 documents with .* less than one segment"),
+    ):
+        list(run_collect(store, sequential(made, dataset=(str(tmp_path / "text.txt"),))))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.txt", "x.db"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_while_it_reads_live_it_ends_the_same(made, undisturbed, tmp_path, how):  # noqa: F811
+    asked = command(made, tmp_path / "x.db", "--sampling", "sequential")
+    with subprocess.Popen(asked, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and not list(tmp_path.glob("*.checkpoint")):
+            time.sleep(0.002)
+        running.send_signal(how)
+    again = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "continuing" in again.stderr
+    assert content(tmp_path / "x.db")[0] == undisturbed
+    assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
