@@ -25,11 +25,12 @@ import msgspec
 import numpy as np
 
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import DigitsSimulator
+from neuroexplain.llm.simulator import MARK, TOGETHER, DigitsSimulator
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.subject.load import embedded_model, load_causal_lm
 from neuroexplain.types import CROP_LENGTH, VocabularyEntry
 
+CROPS = TOGETHER // CROP_LENGTH  # records in two prompts: with the explanation, and with the neutral one
 WORDS = "the river ran past old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
 
 
@@ -107,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_causal_lm(embedded_model(), "float32", "cpu")[1]
         tokenizer.save_pretrained(folder)
-        mark = tokenizer("unknown", add_special_tokens=False).input_ids[0]
+        mark = tokenizer(MARK, add_special_tokens=False).input_ids[0]
         for way in ("prompt_logprob_token_ids", "logprob_token_ids", "prompt_logprobs=20"):
             port = multiprocessing.Value("i", 0)
             server = multiprocessing.Process(target=serve, args=(folder, way, mark, port), daemon=True)
@@ -124,8 +125,8 @@ def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
     draw = random.Random(0)
 
     def simulate(number: int) -> int:
-        crop = [draw.randrange(len(WORDS)) for _ in range(CROP_LENGTH)]
-        return simulator.simulate(f"words about {WORDS[number % len(WORDS)]}", crop, vocabulary).prompt_tokens
+        crops = [[draw.randrange(len(WORDS)) for _ in range(CROP_LENGTH)] for _ in range(CROPS)]
+        return simulator.simulate(f"words about {WORDS[number % len(WORDS)]}", crops, vocabulary).prompt_tokens
 
     def until(end: float) -> Iterator[int]:
         number = 0
@@ -141,8 +142,8 @@ def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
     began, spent = time.monotonic(), time.process_time()
     n = sum(1 for _ in map_in_flight(simulate, until(began + seconds), engine.in_flight))
     took, spent = time.monotonic() - began, time.process_time() - spent
-    each = f"{n_tokens} prompt tokens, {1000 * spent / n:.1f} ms of processor each"
-    print(f"{engine.version}: {n / took:.0f} simulations/s of {each}")
+    each = f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * spent / n / CROPS:.1f} ms of processor each"
+    print(f"{engine.version}: {CROPS * n / took:.0f} simulated records/s ({2 * n / took:.0f} requests/s), {each}")
     engine.close()
 
 

@@ -99,7 +99,7 @@ def correlate(task: tuple[int, KnownNeuron, int], simulator: Simulator) -> tuple
     """The correlation of one explanation over all records joined, or why there is none."""
     _, neuron, which = task
     try:
-        made = [simulator.simulate(neuron.explanations[which], r, neuron.vocabulary).levels for r in neuron.records]
+        made = [one.levels for one in simulator.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of]
     except LlmReplyError as error:
         return None, f"{error.status}: {error.reason}"
     levels = np.concatenate(made).astype(np.float64)

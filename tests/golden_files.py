@@ -78,7 +78,7 @@ def filled_prompts() -> dict[str, str]:
     assert prompt is not None
     found["revise"] = shown(pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", said)[-2:])
     digits = DigitsSimulator(TokenizerOnly())  # type: ignore[arg-type]
-    ids, _ = digits.build_prompt("geese", record(3).token_ids[8:16].tolist(), TOKENS)
+    ids, _ = digits.build_prompt("geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS)
     found["digits"] = TokenizerOnly.tokenizer.decode(ids)
     return found
 

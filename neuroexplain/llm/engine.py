@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 
@@ -94,11 +96,21 @@ class VocabularyEngine(Engine, Protocol):
 
 
 def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """A chat as the ids that the model reads, ready for its answer; without a chat template the turns as plain text."""
+    """A chat as the ids that the model reads, ready for its answer; without a chat template the turns as plain text.
+
+    Where the template takes no system turn (Gemma 2), its text begins the turn after it.
+    """
     if tokenizer.chat_template:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         # Reasoning would leak into explanations; templates without that switch ignore it.
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        apply = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            text = apply(turns)
+        except TemplateError:
+            if len(turns) < 2 or turns[0]["role"] != "system":
+                raise
+            first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+            text = apply([first, *turns[2:]])
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer("\n\n".join(m.content for m in messages)).input_ids)
 

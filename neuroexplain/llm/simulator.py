@@ -1,27 +1,34 @@
 """An explanation and a record's tokens -> predicted activations.
 
-A simulator is a class with `name`, `engine`, `prompt` and `simulate`: add one here, its name to config.py, and say in
+A simulator is a class as the protocol Simulator has it: add one here, its name to config.py, and say in
 pipeline/engines.py which engine it runs on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.llm.engine import Engine, VocabularyEngine
+from neuroexplain.llm.engine import Engine, Message, VocabularyEngine, chat_token_ids
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
-from neuroexplain.scoring.levels import expected_level
+from neuroexplain.scoring.levels import expected_level, raised_level
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.types import VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
-UNKNOWN = "unknown"  # the mark at each token whose level is asked for
+MARK = "0"  # what a token's line ends with: right for most tokens, and the digit mass stays
+TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
+
+Tokens = Mapping[int, VocabularyEntry]
+Records = Sequence[Sequence[int]]  # token ids
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,14 @@ class Prediction:
 
     levels: NDArray[np.float32]  # [n]; NaN where no level was among what the engine gave: no prediction, so not scored
     digit_mass: NDArray[np.float32] | None = None  # [n]
-    prompt_tokens: int = 0  # what it cost
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a simulator says of all crops, in the order in which they were given."""
+
+    of: Sequence[Prediction]
+    prompt_tokens: int = 0  # what they cost
 
 
 class Simulator(Protocol):
@@ -38,14 +52,25 @@ class Simulator(Protocol):
 
     name: str
     engine: Any
-    prompt: Prompt | None
-    asks_per_record: bool  # whether each record is a request; else an explanation's first record costs all
+    prompt: Prompt
+    asks_per_record: bool  # whether more records are more requests; else an explanation's first record costs all
 
-    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction: ...
+    def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
+        """Predictions for the records, which do not depend on their order."""
+        ...
+
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
+        """The lengths of the prompts, in tokens, that simulating these records asks, at most."""
+        ...
 
 
 class DigitsSimulator:
-    """All at once (Bills et al. 2023): every token is followed by a tab and an unknown mark, where the level is read.
+    """All at once (Bills et al. 2023), over a neutral explanation.
+
+    Every token has a line of its own: its text, a tab, where the distribution over the levels is read, and MARK. The records of
+    up to TOGETHER tokens follow each other in one prompt, in the order of a hash. What is predicted is not the expected level
+    itself, which says more of a token than of the explanation, but how much it is raised over what the same prompt gives with a
+    neutral explanation: see `raised_level`. The neutral levels of records are asked for once, whatever explains them.
 
     The prompt is built as token ids, piece by piece, so the rows are known by construction. The scale is 0..10 where the
     model's tokenizer has a single token for 10, else 0..9.
@@ -56,52 +81,126 @@ class DigitsSimulator:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.prompt: Prompt | None = load_prompt("simulate/digits")
+        self.prompt = load_prompt("simulate/digits")
         self.level_token_ids = find_level_tokens(engine.tokenizer)
+        self._top = len(self.level_token_ids) - 1
         self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
-        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", UNKNOWN, "\n"))
+        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", MARK, "\n"))
         self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
+        self._neutral = Once(256)
 
-    def build_prompt(
-        self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]
-    ) -> tuple[list[int], list[int]]:
-        """(token ids, rows): the level of token i is read at the distribution after `rows[i]`, the end of its tab."""
-        ids = list(self._head(displayed(explanation)))
+    def build_prompt(self, explanation: str | None, records: Records, vocabulary: Tokens) -> tuple[list[int], list[int]]:
+        """(token ids, rows): the level of each token is read at the distribution after its row, the end of its tab.
+
+        Without an explanation it is the neutral one.
+        """
+        ids = list(self._head(None if explanation is None else displayed(explanation)))
         rows = []
-        for token_id in token_ids:
-            ids += self._piece(displayed(vocabulary[int(token_id)].text))
-            ids += self._tab
-            rows.append(len(ids) - 1)
-            ids += self._mark
-            ids += self._newline
+        for place, record in enumerate(records):
+            ids += self._newline if place else []
+            for token_id in record:
+                ids += self._piece(displayed(vocabulary[int(token_id)].text))
+                ids += self._tab
+                rows.append(len(ids) - 1)
+                ids += self._mark
+                ids += self._newline
         return ids, rows
 
-    def _encode_head(self, explanation: str) -> list[int]:
-        """What is the same for all records of an explanation."""
-        assert self.prompt is not None
-        top = len(self.level_token_ids) - 1
-        worked = (
-            f"Neuron: {neuron.explanation}\n{level_lines((token, min(level, top)) for token, level in record)}\n"
+    def _encode_head(self, explanation: str | None) -> list[int]:
+        """What is the same for all records of an explanation: the chat up to where the model would answer."""
+        worked = [
+            turn
             for neuron in self.prompt.examples
-            for record in neuron.records
-        )
-        blanks = {"scale": str(top), "examples": "\n".join(worked), "explanation": explanation}
-        return list(self.engine.tokenizer(self.prompt.fill(blanks)[0].content + "\n").input_ids)
+            for turn in (
+                self._turns(neuron.explanation)[1],
+                Message("assistant", level_lines((text, min(level, self._top)) for text, level in neuron.records[0])),
+            )
+        ]
+        before, asked, neutral = self._turns(explanation or "")
+        tokenizer = self.engine.tokenizer
+        ids = chat_token_ids(tokenizer, [before, *worked, neutral if explanation is None else asked])
+        return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
-    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
-        ids, rows = self.build_prompt(explanation, token_ids, vocabulary)
+    def _turns(self, explanation: str) -> list[Message]:
+        return self.prompt.fill({"scale": str(self._top), "explanation": explanation})
+
+    def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
+        found: dict[int, Prediction] = {}
+        spent = 0
+        for places in group_records(records):
+            together = [records[place] for place in places]
+            ids, rows = self.build_prompt(explanation, together, vocabulary)
+            levels, mass = self._read(ids, rows)
+            plain = self.build_prompt(None, together, vocabulary)
+            (neutral, _), is_new = self._neutral.ask(tuple(plain[0]), partial(self._read, *plain))
+            spent += len(ids) + is_new * len(plain[0])
+            raised = raised_level(levels, neutral).astype(np.float32)
+            ends = np.cumsum([len(record) for record in together])[:-1]
+            for place, *one in zip(places, np.split(raised, ends), np.split(mass, ends), strict=True):
+                found[place] = Prediction(*one)
+        return Predictions([found[place] for place in range(len(records))], spent)
+
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
+        grouped = [[records[place] for place in places] for places in group_records(records)]
+        asked = (explanation, None)
+        return [len(self.build_prompt(text, together, vocabulary)[0]) for together in grouped for text in asked]
+
+    def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """(expected levels, digit masses) at the rows; NaN and 0 where no level is among what the engine gave."""
         shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
-        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, shared)
+        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
             raise LlmReplyError("llm_error", f"the engine answered distributions of shape {probabilities.shape}")
-        levels, mass = np.full(len(rows), np.nan, np.float32), np.zeros(len(rows), np.float32)
+        levels, mass = np.full(len(rows), np.nan), np.zeros(len(rows), np.float32)
         said = probabilities.sum(axis=1) > 0
         levels[said], mass[said] = expected_level(probabilities[said])
-        return Prediction(levels, mass, len(ids))
+        return levels, mass
 
     def _encode(self, text: str) -> list[int]:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def group_records(records: Records) -> list[list[int]]:
+    """The places of records that share a prompt, up to TOGETHER tokens; in the order of a hash, so that no kind is first."""
+    order = sorted(range(len(records)), key=lambda place: (stable_hash(*map(int, records[place])), place))
+    groups: list[list[int]] = []
+    n_tokens = TOGETHER
+    for place in order:
+        n_tokens += len(records[place])
+        if n_tokens > TOGETHER:
+            groups.append([])
+            n_tokens = len(records[place])
+        groups[-1].append(place)
+    return groups
+
+
+class Once:
+    """Answers that are asked for once, also by several threads at a time; the last `size` are kept, failures are not."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._known: dict[Hashable, Future[Any]] = {}
+        self._lock = threading.Lock()
+
+    def ask(self, key: Hashable, question: Callable[[], Any]) -> tuple[Any, bool]:
+        """(the answer, whether it was asked for now)."""
+        with self._lock:
+            known = self._known.get(key)
+            if known is None:
+                mine = self._known[key] = Future()
+                if len(self._known) > self._size:
+                    del self._known[next(iter(self._known))]
+        if known is not None:
+            return known.result(), False
+        try:
+            mine.set_result(question())
+        except BaseException as error:
+            with self._lock:
+                self._known.pop(key, None)
+            mine.set_exception(error)
+            raise
+        return mine.result(), True
 
 
 def find_level_tokens(tokenizer: Any) -> list[list[int]]:
@@ -136,7 +235,7 @@ class LexicalSimulator:
 
     def __init__(self, engine: VocabularyEngine, subject_tokenizer_sha256: str) -> None:
         self.engine = engine
-        self.prompt: Prompt | None = load_prompt("simulate/lexical")
+        self.prompt = load_prompt("simulate/lexical")
         self._shared = engine.tokenizer_sha256 == subject_tokenizer_sha256
         self._special = set(engine.tokenizer.all_special_ids)
         others = self.prompt.fill({"explanation": ""})[-1].content.splitlines()
@@ -144,18 +243,23 @@ class LexicalSimulator:
         self._own = lru_cache(maxsize=100)(self._probabilities)
         self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
 
-    def simulate(self, explanation: str, token_ids: Sequence[int], vocabulary: Mapping[int, VocabularyEntry]) -> Prediction:
+    def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
         """A value for each token: white space, special tokens and parts of characters get 0."""
         own = self._own(explanation)
-        found = np.zeros(len(token_ids), np.float32)
-        for place, token_id in enumerate(token_ids):
-            if ids := self._spellings(vocabulary[int(token_id)]):
-                found[place] = likelihood_ratio(own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1))
-        return Prediction(found, prompt_tokens=0)
+        found = []
+        for record in records:
+            values = np.zeros(len(record), np.float32)
+            for place, token_id in enumerate(record):
+                if ids := self._spellings(vocabulary[int(token_id)]):
+                    values[place] = likelihood_ratio(own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1))
+            found.append(Prediction(values))
+        return Predictions(found)
+
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
+        return []  # a few tokens, whatever the records
 
     def _probabilities(self, explanation: str) -> NDArray[np.float32]:
         """Of every token, after each phrasing: [n_phrasings, vocabulary]."""
-        assert self.prompt is not None
         prompts = [self.engine.tokenizer(one.content).input_ids for one in self.prompt.fill({"explanation": explanation})[:-1]]
         found: NDArray[np.float32] = np.exp([self.engine.next_token_logprobs(list(ids)) for ids in prompts]).astype(np.float32)
         return found

@@ -90,6 +90,8 @@ def run_collect(
         try:
             done = yield from _read(collector, text, begin, batch_size, path, config.checkpoint_every, read)
             stream = text.whole()
+            for note in text.said:
+                yield Progress("collecting", done, done, "segments", note=note)
             yield from _save(store, run_id, collector, stream)
         except torch.OutOfMemoryError as error:
             raise NeuroexplainError(
@@ -102,9 +104,6 @@ def run_collect(
     path.unlink(missing_ok=True)
     if not keep_tokens:
         tokens.unlink(missing_ok=True)
-    if config.segments is not None and stream.n_segments < config.segments:
-        found = f"The corpus has {stream.n_segments:,} segments of 128 tokens, not {config.segments:,}: all were read."
-        yield Progress("saving", note=found)
 
 
 def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:

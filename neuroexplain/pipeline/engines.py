@@ -9,7 +9,7 @@ from neuroexplain.config import EngineConfig, ScoreConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
+from neuroexplain.llm.simulator import TOGETHER, DigitsSimulator, LexicalSimulator, Simulator
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.types import CROP_LENGTH, Run, VocabularyEntry
 
@@ -62,7 +62,8 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
 
 def _find_way(engine: ServerEngine, simulator: DigitsSimulator) -> str:
     """Find out by a prompt of the usual size how the server gives distributions: before the run, not at its first score."""
-    ids, rows = simulator.build_prompt("words", [0] * CROP_LENGTH, {0: VocabularyEntry(0, " word", False)})
+    records = [[0] * CROP_LENGTH] * (TOGETHER // CROP_LENGTH)
+    ids, rows = simulator.build_prompt(None, records, {0: VocabularyEntry(0, " word", False)})
     return engine.find_way(ids, rows, simulator.level_token_ids).name
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from neuroexplain.config import ExplainConfig
 from neuroexplain.llm.engine import Engine, chat_token_ids
 from neuroexplain.llm.explainer import MOST_MEANINGS
-from neuroexplain.llm.simulator import DigitsSimulator, Simulator
+from neuroexplain.llm.simulator import Simulator
 from neuroexplain.pipeline.explain import find_answers, is_finished, plan_neuron
 from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, ask, shown_records
 from neuroexplain.pipeline.score import find_simulations
 from neuroexplain.pipeline.simulate import Crop, cut_crops
 from neuroexplain.store.engine import Store
-from neuroexplain.types import Exemplar, Run
+from neuroexplain.types import Exemplar, Run, Split
 
 SAMPLED = 16  # neurons whose prompts are built
 STAND_IN = "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
@@ -63,18 +63,16 @@ def estimate_explain(
                 ask(task, asking, asking.request(neuron_id, 0), shown)
                 each["explain"] = time.perf_counter() - began
             seconds += n * each["explain"]
-        if simulator is not None and (crops := _crops(asking, simulator, cut_crops(task.neuron, run.seed))):
+        if simulator is not None and (asked := _asked(asking, simulator, cut_crops(task.neuron, run.seed))):
+            plans = [simulator.plan(STAND_IN, records, task.tokens) for records in asked]
             if "simulate" not in each:
                 began = time.perf_counter()
-                simulator.simulate(STAND_IN, crops[0].token_ids, task.tokens)
-                each["simulate"] = time.perf_counter() - began
-            if simulator.asks_per_record:
-                requests += len(crops)
-                seconds += len(crops) * each["simulate"]
-            else:
-                seconds += each["simulate"]
-            if isinstance(simulator, DigitsSimulator):
-                tokens += sum(len(simulator.build_prompt(STAND_IN, crop.token_ids, task.tokens)[0]) for crop in crops)
+                simulator.simulate(STAND_IN, asked[0], task.tokens)
+                each["simulate"] = (time.perf_counter() - began) / max(1, len(plans[0]))
+            n = sum(map(len, plans))
+            requests += n
+            tokens += sum(map(sum, plans))
+            seconds += (n or 1) * each["simulate"]
     scale = len(pending) / len(sample)
     in_flight = max(engine.in_flight if engine else 1, simulator.engine.in_flight if simulator else 1)
     return Estimate(len(pending), n_finished, round(requests * scale), round(tokens * scale), seconds * scale, in_flight)
@@ -86,11 +84,17 @@ def _explaining_tokens(asking: Asking, task: ExplainTask, shown: Sequence[Exempl
     return len(chat_token_ids(asking.engine.tokenizer, asking.explainer.messages(asking.prompt, shown, task.tokens)))
 
 
-def _crops(asking: Asking, simulator: Simulator, crops: Sequence[Crop]) -> list[Crop]:
-    """Every crop as often as it is simulated: `report` for the chosen explanation, `select` for each that may be chosen."""
-    report = [crop for crop in crops if crop.split == "report" or not simulator.asks_per_record]
-    if not asking.chooses or not simulator.asks_per_record:
-        return report
+def _asked(asking: Asking, simulator: Simulator, crops: Sequence[Crop]) -> list[list[tuple[int, ...]]]:
+    """The records of a split as often as they are simulated: for the chosen explanation, and for each that may be chosen."""
+
+    def of(split: Split) -> list[list[tuple[int, ...]]]:
+        records = [crop.token_ids for crop in crops if crop.split == split]
+        return [records] if records else []
+
+    if not simulator.asks_per_record:
+        return (of("select") + of("report"))[:1]
+    if not asking.chooses:
+        return of("report")
     several = MOST_MEANINGS if asking.says_several else asking.candidates + asking.revise
-    reported = report * (MOST_MEANINGS if asking.says_several else 1)  # a union is simulated by its parts
-    return reported + several * [crop for crop in crops if crop.split == "select"]
+    reported = of("report") * (MOST_MEANINGS if asking.says_several else 1)  # a union is simulated by its parts
+    return reported + several * of("select")

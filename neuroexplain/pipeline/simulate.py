@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.simulator import Prediction, Simulator
+from neuroexplain.llm.simulator import Prediction, Predictions, Simulator
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.scoring.correlation import ScoredRecord, score_records
 from neuroexplain.scoring.splits import assign_splits, crop_first
@@ -68,14 +68,14 @@ def begin_simulation(explanation: Explanation, simulator: Simulator) -> Simulati
 
 
 class Simulating:
-    """A neuron's crops and a simulator. What was asked once for a hypothesis and a crop is not asked again."""
+    """A neuron's crops and a simulator. What was asked once for a hypothesis and a split is not asked again."""
 
     def __init__(
         self, simulator: Simulator, crops: Sequence[Crop], tokens: Mapping[int, VocabularyEntry], at_once: int = 1
     ) -> None:
         self._simulator, self._tokens, self._at_once = simulator, tokens, at_once
         self._crops = {crop.place: crop for crop in crops}
-        self._known: dict[tuple[str, Place], Prediction] = {}
+        self._known: dict[tuple[str, Split], dict[Place, Prediction]] = {}
 
     def extend(self, made: Simulation, hypotheses: Sequence[str], splits: Collection[Split]) -> Simulation:
         """The simulation with the crops of these splits that it lacks; a failed request makes it a failed attempt.
@@ -115,20 +115,25 @@ class Simulating:
         return replace(made, records=records, other_explanation_id=other.id, provenance=cost, reason=None)
 
     def _ask(self, hypotheses: Sequence[str], crops: Sequence[Crop]) -> int:
-        """Have every hypothesis simulated on every crop; returns the prompt tokens that it took."""
-        wanted = [(text, crop.place) for crop in crops for text in hypotheses if (text, crop.place) not in self._known]
+        """Have every hypothesis simulated on the crops; returns the prompt tokens that it took.
 
-        def simulate(one: tuple[str, Place]) -> Prediction:
-            return self._simulator.simulate(one[0], self._crops[one[1]].token_ids, self._tokens)
+        All crops of a split are asked together, so that a prediction never depends on which of them were missing.
+        """
+        splits = dict.fromkeys(crop.split for crop in crops)
+        wanted = [(text, split) for split in splits for text in hypotheses if (text, split) not in self._known]
+        together = {split: [crop for crop in self._crops.values() if crop.split == split] for split in splits}
+
+        def simulate(one: tuple[str, Split]) -> Predictions:
+            return self._simulator.simulate(one[0], [crop.token_ids for crop in together[one[1]]], self._tokens)
 
         sent = 0
-        for one, prediction in map_in_flight(simulate, dict.fromkeys(wanted), min(self._at_once, len(wanted)) or 1):
-            self._known[one] = prediction
-            sent += prediction.prompt_tokens
+        for one, made in map_in_flight(simulate, dict.fromkeys(wanted), min(self._at_once, len(wanted)) or 1):
+            self._known[one] = {crop.place: found for crop, found in zip(together[one[1]], made.of, strict=True)}
+            sent += made.prompt_tokens
         return sent
 
     def _record(self, crop: Crop, hypotheses: Sequence[str]) -> SimulatedRecord:
-        found = [self._known[text, crop.place] for text in hypotheses]
+        found = [self._known[text, crop.split][crop.place] for text in hypotheses]
         levels, mass = found[0].levels, found[0].digit_mass
         for more in found[1:]:
             if mass is not None and more.digit_mass is not None:
@@ -195,6 +200,6 @@ def _float64(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def neurons_at_once(simulator: Simulator | None, explaining: int, n_neurons: int) -> tuple[int, int]:
-    """(neurons in work at once, crops of one neuron at once), so that the engines' bounds of requests in flight are used."""
+    """(neurons in work at once, hypotheses of one neuron at once), so that the engines' bounds of requests are used."""
     bound = max(explaining, simulator.engine.in_flight if simulator is not None else 1)
     return bound, max(1, bound // max(1, n_neurons))

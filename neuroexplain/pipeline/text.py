@@ -37,7 +37,12 @@ Batch = tuple[NDArray[np.int64], NDArray[np.uint32]]  # segment numbers [n], the
 class Text(Protocol):
     """The segments of a collection, or of its part, in the order in which they are visited."""
 
-    total: int | None  # how many there are; None: not known yet
+    said: list[str]  # what a person should read of it, noted meanwhile
+
+    @property
+    def total(self) -> int | None:
+        """How many there are; None where that is not known yet."""
+        ...
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
         """Those from place `begin` on to place `end`, `size` at once; the last batch can be smaller."""
@@ -62,9 +67,10 @@ class WholeText:
         first, of = config.shard or (1, 1)
         self._order = order[first - 1 :: of]
         self.total = len(self._order)
+        self.said: list[str] = []
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
-        end = self.total if end is None else end
+        end = self.total if end is None else min(end, self.total)
         for first in range(begin, end, size):
             numbers = self._order[first : min(first + size, end)]
             yield numbers, self._stream.rows(numbers)
@@ -91,7 +97,7 @@ class LiveText:
         self._wanted = config.segments
         self._first, self._of = config.shard or (1, 1)
         self.total = None if self._wanted is None else len(range(self._first - 1, self._wanted, self._of))
-        self.said: list[str] = []  # what that process noted
+        self.said: list[str] = []
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
         end = self.total if end is None else end
@@ -175,6 +181,9 @@ def write_tokens(
         stream = writer.finish()
     took = time.monotonic() - began
     yield Progress("tokenizing", note=f"Tokenized {stream.n_tokens:,} tokens in {took:.1f} s.")
+    if config.segments is not None and stream.n_segments < config.segments:
+        found = f"The corpus has {stream.n_segments:,} segments of 128 tokens, not {config.segments:,}: all are read."
+        yield Progress("tokenizing", note=found)
     return stream
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEAST_LEVEL = 1e-3  # an expected level below which two are alike: 0, as where the digits above it were cut off
+
 
 def to_levels(activations: ArrayLike, maximum: float, scale: int = 10) -> NDArray[np.int64]:
     """Levels 0..scale: `min(scale, floor(10 * relu(a) / max))`, all 0 where max <= 0; same shape.
@@ -24,3 +26,12 @@ def expected_level(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float
     if np.any(mass <= 0):
         raise ValueError("a distribution has no mass on any level")
     return probabilities @ np.arange(probabilities.shape[-1]) / mass, mass
+
+
+def raised_level(expected: NDArray[np.float64], neutral: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much an explanation raises expected levels over a neutral one: `max(0, log(expected / neutral))`, same shape.
+
+    What the neutral one gives is what the simulator says of the token whatever is looked for; NaN stays NaN.
+    """
+    raised: NDArray[np.float64] = np.maximum(0.0, np.log((expected + LEAST_LEVEL) / (neutral + LEAST_LEVEL)))
+    return raised

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.simulator import DigitsSimulator, Prediction
+from neuroexplain.llm.simulator import DigitsSimulator, Prediction, Predictions
 from neuroexplain.subject.load import embedded_model
 from neuroexplain.types import VocabularyEntry
 
@@ -41,11 +41,11 @@ class Listed:
         self.answers = answers
         self.engine = type("Engine", (), {"in_flight": in_flight})
 
-    def simulate(self, explanation, token_ids, vocabulary):
+    def simulate(self, explanation, records, vocabulary):
         answer = self.answers[explanation]
         if isinstance(answer, LlmReplyError):
             raise answer
-        return Prediction(np.resize(np.array(answer, np.float32), len(token_ids)))
+        return Predictions([Prediction(np.resize(np.array(answer, np.float32), len(record))) for record in records])
 
 
 def known(tmp_path, explanations, activations, n=1):
@@ -133,18 +133,21 @@ def test_neurons_of_one_name_stay_apart_with_many_requests_at_once(tmp_path):
 
 
 @pytest.mark.model
-def test_a_digits_prompt_is_short():
-    """At most 14 prompt tokens a scored one, and 6 after the fixed part, for a record's 32 tokens."""
+def test_digits_prompts_are_short():
+    """At most 14 prompt tokens a scored one, the neutral prompts' among them, for the usual eight and eight crops of 32 tokens;
+    and at most 6 of one prompt after what it shares with all.
+    """
     path = Path(embedded_model())
     engine = type("Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)})
     simulator = DigitsSimulator(engine)
     fixed = len(simulator.build_prompt("", [], {})[0])
     for one in NEURONS.values():
-        texts = one["top"][0]["tokens"][16:48]
-        vocabulary = {i: VocabularyEntry(i, text, False) for i, text in enumerate(texts)}
-        n_tokens = len(simulator.build_prompt(one["true"], range(32), vocabulary)[0])
-        assert n_tokens <= 14 * 32
-        assert n_tokens - fixed <= 6 * 32
+        texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (one[kind] * 2)[:8]]
+        ids = {text: i for i, text in enumerate(sorted({text for record in texts for text in record}))}
+        vocabulary = {i: VocabularyEntry(i, text, False) for text, i in ids.items()}
+        lengths = simulator.plan(one["true"], [[ids[text] for text in record] for record in texts], vocabulary)
+        assert sum(lengths) <= 14 * 16 * 32, one["name"]
+        assert sum(lengths[::2]) - 2 * fixed <= 6 * 16 * 32
 
 
 @pytest.mark.model

@@ -1,5 +1,8 @@
 """Prompts whose positions are known by construction, replies that are no hypotheses, and the local engine."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -7,14 +10,22 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.prompts import displayed, load_prompt
-from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, find_level_tokens, likelihood_ratio
+from neuroexplain.llm.simulator import (
+    TOGETHER,
+    DigitsSimulator,
+    LexicalSimulator,
+    Once,
+    find_level_tokens,
+    group_records,
+    likelihood_ratio,
+)
 from neuroexplain.types import Exemplar, NeuronId, VocabularyEntry
-from tests.fakes import WORDS, tiny_subject
+from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 
 HOSTILE = [
     "\t",
     "\n",
-    "\tunknown\n",
+    "\t0\n",
     "<start>",
     "assistant",
     "<|im_end|>",
@@ -39,42 +50,119 @@ def entries(texts):
 
 def test_no_token_moves_a_row(engine):
     digits = DigitsSimulator(engine)
-    ids, rows = digits.build_prompt("rivers", range(len(HOSTILE)), entries(HOSTILE))
-    tab, mark = (engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", "unknown"))
-    assert len(rows) == len(HOSTILE)
+    ids, rows = digits.build_prompt("rivers", [range(len(HOSTILE)), range(3)], entries(HOSTILE))
+    tab, mark = (engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", "0"))
+    assert len(rows) == len(HOSTILE) + 3
     for row in rows:
         assert ids[row + 1 - len(tab) : row + 1] == tab
         assert ids[row + 1 : row + 1 + len(mark)] == mark
     shown = engine.tokenizer.decode(ids[len(digits.build_prompt("rivers", [], {})[0]) :])
-    assert shown.count("\n") == shown.count("\t") == len(HOSTILE)
+    assert shown.count("\t") == len(rows)
+    assert shown.count("\n") == len(rows) + 1  # an empty line between two records
 
 
-def test_levels_are_read_from_the_exact_distribution(engine):
-    """Against one forward pass of the whole model, softmax by hand."""
+def by_hand(engine, digits, explanation, records, vocabulary):
+    """(expected levels, masses) against one forward pass of the whole model, softmax by hand."""
     import torch
 
-    digits = DigitsSimulator(engine)
-    vocabulary = entries(["river", " ran", " past"])
-    ids, rows = digits.build_prompt("rivers", [0, 1, 2], vocabulary)
+    ids, rows = digits.build_prompt(explanation, records, vocabulary)
     with torch.inference_mode():
         probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
     by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
-    found = digits.simulate("rivers", [0, 1, 2], vocabulary)
-    np.testing.assert_allclose(found.digit_mass, by_level.sum(1), rtol=1e-4)
-    np.testing.assert_allclose(found.levels, by_level @ np.arange(by_level.shape[1]) / by_level.sum(1), rtol=1e-4)
+    return by_level @ np.arange(by_level.shape[1]) / by_level.sum(1), by_level.sum(1)
+
+
+def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
+    digits = DigitsSimulator(engine)
+    vocabulary = entries(["river", " ran", " past"])
+    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
+    (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
+    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
+    assert (found.levels > 0).any()
+    neutral_prompt = digits.prompt.fill({"scale": "9", "explanation": ""})[-1].content.removeprefix("The neuron looks for: ")
+    assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].levels.any()
+
+
+def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engine):
+    """Nine of 32 tokens are two prompts, and neutral ones that are asked for once."""
+    digits = DigitsSimulator(engine)
+    vocabulary = entries([f" {word}" for word in WORDS])
+    records = [[(3 * n + i * (n + 1)) % len(WORDS) for i in range(32)] for n in range(9)]
+    sent = engine.used.requests
+    found = digits.simulate("rivers", records, vocabulary)
+    assert engine.used.requests == sent + 4
+    assert found.prompt_tokens == sum(digits.plan("rivers", records, vocabulary))
+    order = [4, 8, 0, 2, 7, 1, 3, 6, 5]
+    again = digits.simulate("rivers", [records[n] for n in order], vocabulary)
+    for n, one in zip(order, again.of, strict=True):
+        np.testing.assert_array_equal(one.levels, found.of[n].levels)
+        np.testing.assert_array_equal(one.digit_mass, found.of[n].digit_mass)
+    assert again.prompt_tokens < found.prompt_tokens
+    digits.simulate("the sea", records, vocabulary)
+    assert engine.used.requests == sent + 8
+
+
+@pytest.mark.parametrize("lengths", [[64] * 12, [32] * 16, [300, 5, 255, 1, 1], [1], []])
+def test_groups_hold_each_record_once_and_no_more_than_fits(lengths):
+    records = [[n] * length for n, length in enumerate(lengths)]
+    groups = group_records(records)
+    assert sorted(place for group in groups for place in group) == list(range(len(records)))
+    assert all(len(group) == 1 or sum(lengths[place] for place in group) <= TOGETHER for group in groups)
+    moved = group_records(records[::-1])
+    assert [[records[place] for place in group] for group in groups] == [
+        [records[::-1][place] for place in group] for group in moved
+    ]
+
+
+def test_what_several_threads_ask_at_a_time_is_asked_once_and_failures_again():
+    once, asked = Once(2), []
+
+    def question():
+        asked.append(1)
+        time.sleep(0.05)
+        if len(asked) == 1:
+            raise LlmReplyError("llm_error", "no")
+        return 7
+
+    with pytest.raises(LlmReplyError):
+        once.ask("a", question)
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: once.ask("a", question), range(4)))
+    assert sorted(answers) == [(7, False)] * 3 + [(7, True)]
+    assert len(asked) == 2
+    for key in "bc":
+        once.ask(key, question)
+    assert once.ask("a", question) == (7, True)  # only two are kept
+
+
+def test_where_no_level_was_given_nothing_is_predicted():
+    class Cut:
+        tokenizer = tiny_tokenizer()
+
+        def level_distributions(self, ids, rows, level_token_ids, shared=0):
+            found = np.zeros((len(rows), len(level_token_ids)))
+            found[1:, 0] = 0.5
+            found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
+            return found
+
+    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
+    assert np.isnan(found.levels[0])
+    assert found.levels[1:].tolist() == pytest.approx([0, np.log((0.9 / 0.6 + 1e-3) / 1e-3)])
+    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
     """Bit for bit the same whatever was asked before; next to the same as without sharing."""
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
-    asked = [("rivers", [0, 1]), ("the sea", [2, 1, 0]), ("rivers", [2])]
-    first = [digits.simulate(text, ids, vocabulary).levels for text, ids in asked]
+    asked = [("rivers", [[0, 1]]), ("the sea", [[2, 1, 0]]), ("rivers", [[2]])]
+    first = [digits.simulate(text, ids, vocabulary).of[0].levels for text, ids in asked]
     n_fixed = len(engine._kept[0])
     assert n_fixed > 100
     cached = engine.used.cached_tokens
     for (text, ids), levels in reversed(list(zip(asked, first, strict=True))):
-        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).levels, levels)
+        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).of[0].levels, levels)
     assert engine.used.cached_tokens == cached + 3 * n_fixed
     token_ids, rows = digits.build_prompt(*asked[1], vocabulary)
     whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
@@ -83,13 +171,27 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
         engine.level_distributions(token_ids, rows, digits.level_token_ids, rows[0] + 1)
 
 
+@pytest.mark.parametrize("takes_system", [True, False])
+def test_a_chat_template_without_a_system_turn_gets_its_text_in_the_next(engine, takes_system):
+    """As Gemma 2's, which raises an error for it."""
+    tokenizer = tiny_tokenizer()
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+    tokenizer.chat_template = turns if takes_system else refuse + turns
+    digits = DigitsSimulator(type("Engine", (), {"tokenizer": tokenizer}))
+    ids, rows = digits.build_prompt("rivers", [[0]], entries([" geese"]))
+    text = tokenizer.decode(ids)
+    assert text.startswith("<system>You predict" if takes_system else "<user>You predict")
+    assert text.endswith("<user>The neuron looks for: rivers\n<assistant> geese\t0\n")
+    assert text.count("You predict") == 1
+    assert rows == [len(tokenizer(text[:-2]).input_ids) - 1]
+
+
 def test_without_a_token_for_ten_the_scale_ends_at_nine(engine):
     assert [len(level) > 0 for level in find_level_tokens(engine.tokenizer)] == [True] * 10
 
 
 def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp_path):
-    import torch
-
     folder = tiny_subject(tmp_path)
     tokenizer = LocalEngine(str(folder)).tokenizer
     tokenizer.add_tokens(["10", " 1"])  # both within the model's 330 rows
@@ -99,13 +201,11 @@ def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp
     assert len(digits.level_token_ids) == 11
     assert [len(ids) for ids in digits.level_token_ids[:3]] == [1, 2, 1]  # "1" and " 1"
     vocabulary = entries(["river", " ran"])
-    ids, rows = digits.build_prompt("rivers", [0, 1], vocabulary)
-    assert "from 0 (silent) to 10 (strongest)" in tokenizer.decode(ids)
-    with torch.inference_mode():
-        probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
-    by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
-    found = digits.simulate("rivers", [0, 1], vocabulary)
-    np.testing.assert_allclose(found.levels, by_level @ np.arange(11) / by_level.sum(1), rtol=1e-4)
+    assert "and a level: 10 where" in tokenizer.decode(digits.build_prompt("rivers", [], {})[0])
+    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
+    (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
+    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
 
 
 def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
@@ -127,7 +227,9 @@ def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_charac
     texts = [" ", "\n", "\ufffd", "</s>", *WORDS]
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
     simulator = LexicalSimulator(engine, "another tokenizer")
-    found = [simulator.simulate(text, range(len(texts)), vocabulary).levels for text in ("the old mill", "rivers", "a moon")]
+    found = [
+        simulator.simulate(text, [range(len(texts))], vocabulary).of[0].levels for text in ("the old mill", "rivers", "a moon")
+    ]
     assert not any(levels[:4].any() for levels in found)
     assert any(levels[4:].any() for levels in found)
 
@@ -152,7 +254,7 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
         ratios.append(np.log(probability(phrasing) / np.mean(elsewhere)))
     assert len(ratios) == 3
     wanted = max(0.0, np.mean(ratios)) ** 2
-    found = simulator.simulate("the old mill", [3], {3: VocabularyEntry(3, "river", False)}).levels
+    found = simulator.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).of[0].levels
     assert found[0] == pytest.approx(wanted, rel=1e-4)
 
 
@@ -167,10 +269,10 @@ def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
     simulator = LexicalSimulator(engine, "another tokenizer")
     texts = [" mill", "Mill", "geese", "money", "\n"]
-    one = {text: simulator.simulate("rivers", [i], entries(texts)).levels[0] for i, text in enumerate(texts)}
+    one = {text: simulator.simulate("rivers", [[i]], entries(texts)).of[0].levels[0] for i, text in enumerate(texts)}
     order = [3, 0, 4, 2, 1, 0]
     moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
-    found = simulator.simulate("rivers", [90 + i for i in order], moved).levels
+    found = simulator.simulate("rivers", [[90 + i for i in order]], moved).of[0].levels
     assert found.tolist() == [one[texts[i]] for i in order]
 
 

@@ -296,9 +296,10 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
     for simulation in list_simulations(store, texts):
         assert simulation.other_explanation_id not in (None, simulation.explanation_id)
         exemplars = {(x.kind, x.rank): x for x in load_neuron(store, run, simulation.neuron).exemplars}
-        for r in simulation.records:
-            ids = exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist()
-            other = digits.simulate(texts[simulation.other_explanation_id], ids, load_tokens(store, run.id, ids))
+        records = [exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist() for r in simulation.records]
+        tokens = load_tokens(store, run.id, {i for record in records for i in record})
+        others = digits.simulate(texts[simulation.other_explanation_id], records, tokens).of
+        for r, other in zip(simulation.records, others, strict=True):
             np.testing.assert_allclose(r.other_levels, other.levels, atol=0.01)  # stored in half precision
     assert list(verify_run(store, run)) == []
 

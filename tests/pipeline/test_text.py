@@ -119,7 +119,7 @@ def test_a_corpus_that_breaks_off_keeps_the_checkpoint(made, undisturbed, tmp_pa
             list(run_collect(store, config))
         text.write_bytes(whole.replace(b"river", b"rover", 1))
         if list_runs(store):  # where something was read before it broke off
-            with pytest.raises(NeuroexplainError, match="text: .* then, .* now"):
+            with pytest.raises(NeuroexplainError, match=r"text: .* then, .* now"):
                 list(run_collect(store, config))
         text.write_bytes(whole)
         list(run_collect(store, config))
@@ -130,7 +130,7 @@ def test_less_than_a_segment_is_refused_and_leaves_nothing(made, tmp_path):  # n
     (tmp_path / "text.txt").write_text("too little")
     with (
         open_store(str(tmp_path / "x.db"), create=True) as store,
-        pytest.raises(NeuroexplainError, match="1 documents with .* less than one segment"),
+        pytest.raises(NeuroexplainError, match=r"1 documents with .* less than one segment"),
     ):
         list(run_collect(store, sequential(made, dataset=(str(tmp_path / "text.txt"),))))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text.txt", "x.db"]

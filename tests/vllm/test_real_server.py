@@ -102,7 +102,7 @@ def test_the_server_answers_as_the_local_engine_does(url, local):
 def test_exact_ways_give_the_local_engine_s_distributions_on_hostile_tokens(url, local):
     server = ServerEngine(url)
     digits = DigitsSimulator(local)
-    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
+    ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
     assert server.find_way(ids, rows, digits.level_token_ids).name == "logprob_token_ids"
     assert server.version.endswith(", logprob_token_ids")
@@ -115,7 +115,7 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     server = ServerEngine(url)
     server._way = TopOfPrompt(20)
     digits = DigitsSimulator(local)
-    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
+    ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
     found = server.level_distributions(ids, rows, digits.level_token_ids)
     seen = found > 0
@@ -167,7 +167,7 @@ def test_no_fault_becomes_a_value(url, way, monkeypatch):
     proxy = start_proxy(url)
     server = ServerEngine(proxy.url)
     server._way = way
-    ids, rows = DigitsSimulator(server).build_prompt("buying", [0, 1, 2], VOCABULARY)
+    ids, rows = DigitsSimulator(server).build_prompt("buying", [[0, 1, 2]], VOCABULARY)
     levels = DigitsSimulator(server).level_token_ids
 
     def ask(kind):
