@@ -6,6 +6,9 @@ with a batch. `published` is the same pass with the published method's rule in p
 rounds' ratios, and quartiles; the share of the device's matrix peak, measured here by one large product in the model's dtype;
 and peak memory.
 
+New candidates get rarer as one over the segments read: after n, a segment is among a neuron's best k with probability k/n. So
+what collecting costs depends on how many were read before, `--warm-up`; a run reads thousands to millions.
+
 `--shape` builds a model of that shape with random weights and reads random tokens: it needs torch and Transformers alone.
 """
 
@@ -71,7 +74,7 @@ def main() -> None:
 
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    for one in batches(options.warm_up):  # so that the top k have filled up
+    for one in batches(-(-options.warm_up // batch_size)):  # so that the top k have filled up
         collector.read(*one)
     peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
@@ -112,6 +115,7 @@ def main() -> None:
         "model": options.shape or Path(subject.name).name,
         "neurons": len(subject.layers) * subject.d_mlp,
         "batch": [batch_size, 128],
+        "segments_before": options.warm_up,
         "dtype": str(subject.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
@@ -126,7 +130,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dataset", help="text file; the demo's corpus unless told")
     parser.add_argument("--pairs", type=int, default=9, help="rounds in which each work has its turn")
     parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
-    parser.add_argument("--warm-up", type=int, default=4, help="batches collected before")
+    parser.add_argument("--warm-up", type=int, default=1000, help="segments collected before: of a run, the first moment")
     parser.add_argument("--batch-size", type=int, help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")

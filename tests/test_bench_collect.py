@@ -13,7 +13,7 @@ def test_a_shape_needs_tensor_code_alone():
     lines = (
         "import runpy, sys",
         f"sys.modules.update(dict.fromkeys({MISSING!r}))",  # None: importing it is an ImportError
-        "sys.argv[1:] = '--shape tiny --pairs 3 --batch-size 2 --sign both --json'.split()",
+        "sys.argv[1:] = '--shape tiny --pairs 3 --warm-up 8 --batch-size 2 --sign both --json'.split()",
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')",
     )
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)

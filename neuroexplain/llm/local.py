@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import LlamaModel
 
 from neuroexplain.errors import LlmReplyError
+from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
 
@@ -68,11 +69,17 @@ class LocalEngine:
         with self._one, torch.inference_mode():
             known, cached = self._read_shared(tuple(token_ids[:shared]))
             self.used.add(len(token_ids), cached, 0)
-            rest = torch.tensor([list(token_ids[shared:])], device=self._model.device)
-            hidden = self._model.base_model(rest, use_cache=shared > 0, **{_CACHE: known})[0]
-            logits = self._model.get_output_embeddings()(hidden[0, [row - shared for row in rows]]).double()
-        probabilities = logits.softmax(dim=-1).cpu().numpy()
-        return np.stack([probabilities[:, list(ids)].sum(axis=1) for ids in level_token_ids], axis=1)
+            logits = self._logits(token_ids[shared:], [row - shared for row in rows], known)
+            chosen = logits[:, [token_id for ids in level_token_ids for token_id in ids]] - logits.logsumexp(-1, keepdim=True)
+        return sum_levels(chosen.double().cpu().numpy(), level_token_ids)
+
+    def _logits(self, token_ids: Sequence[int], rows: Sequence[int], known: Any = None) -> torch.Tensor:
+        """The model's own logits after the rows, [rows, vocab], float32, with all that it does to them (scaling, capping)."""
+        device = self._model.device
+        prompt, kept = torch.tensor([list(token_ids)], device=device), torch.tensor(list(rows), device=device)
+        cache = {"use_cache": known is not None, _CACHE: known}
+        logits: torch.Tensor = self._model(prompt, logits_to_keep=kept, **cache).logits[0].float()
+        return logits
 
     def _read_shared(self, token_ids: tuple[int, ...]) -> tuple[Any, int]:
         """(keys and values of the tokens that many prompts begin with, how many of them were known): the last ones are kept.
@@ -91,9 +98,8 @@ class LocalEngine:
         self._check_length(len(token_ids))
         self.used.add(len(token_ids), 0, 0)
         with self._one, torch.inference_mode():
-            hidden = self._model.base_model(torch.tensor([list(token_ids)], device=self._model.device), use_cache=False)[0]
-            logits = self._model.get_output_embeddings()(hidden[0, -1]).double()
-        found: NDArray[np.float64] = logits.log_softmax(dim=-1).cpu().numpy()
+            logits = self._logits(token_ids, [len(token_ids) - 1])[0]
+        found: NDArray[np.float64] = logits.double().log_softmax(dim=-1).cpu().numpy()
         return found
 
     def close(self) -> None:

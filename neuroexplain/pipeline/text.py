@@ -137,9 +137,8 @@ class LiveText:
         return self._stream
 
     def close(self) -> None:
-        self._worker.hang_up()
+        self._worker.stop()
         self._file.close()
-        self._worker.join()
         self._unfinished.unlink(missing_ok=True)
 
 

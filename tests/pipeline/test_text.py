@@ -80,6 +80,10 @@ def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
     next(live.batches(0, None, 7))
     live.close()  # waits for the process
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+    stuck = LiveText(config, SlowTokenizer(tmp_path / "never"), tmp_path / "live")
+    next(stuck.batches(0, None, 7))
+    stuck.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
 
 
 @pytest.fixture(scope="module")
