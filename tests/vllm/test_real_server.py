@@ -231,7 +231,7 @@ def copy_of(collected, name):
     return collected / name
 
 
-NEURONS = ("0:3", "1:5")
+NEURONS = ("0:3", "1:5", "0:8")
 EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts")
 
 
