@@ -17,7 +17,7 @@ from neuroexplain.pipeline.text import LiveText, WholeText, write_tokens
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
 from tests.fakes import tiny_tokenizer, words
-from tests.pipeline.test_stop_and_go_on import command, content, made  # noqa: F401  (a fixture)
+from tests.pipeline.test_stop_and_go_on import assert_whole, command, content, made, merge  # noqa: F401  (a fixture)
 
 
 class SlowTokenizer:
@@ -138,6 +138,15 @@ def test_less_than_a_segment_is_refused_and_leaves_nothing(made, tmp_path):  # n
     ):
         list(run_collect(store, sequential(made, dataset=(str(tmp_path / "text.txt"),))))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text.txt", "x.db"]
+
+
+def test_parts_that_read_live_merge_into_the_whole(made, undisturbed, tmp_path):  # noqa: F811
+    for n in (1, 2, 3):
+        with open_store(str(tmp_path / f"{n}.db"), create=True) as store:
+            list(run_collect(store, sequential(made, shard=(n, 3))))
+    merge(tmp_path / "3.db", tmp_path / "1.db", tmp_path / "some.db")
+    merge(tmp_path / "some.db", tmp_path / "2.db", tmp_path / "x.db")
+    assert_whole(tmp_path / "x.db", undisturbed)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
