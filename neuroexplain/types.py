@@ -147,6 +147,9 @@ class VocabularyEntry:
     special: bool
 
 
+Tokens = Mapping[int, VocabularyEntry]  # by id
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One collection: a subject, a corpus, and how it was read."""
@@ -353,7 +356,7 @@ class NeuronPage:
     run: Run
     neuron: Neuron
     splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
-    tokens: Mapping[int, VocabularyEntry]  # every token id that the page shows
+    tokens: Tokens  # every token id that the page shows
     explanations: tuple[Explanation, ...]  # best first
     simulations: tuple[Simulation, ...]
     scores: tuple[StoredScore, ...]

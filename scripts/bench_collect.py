@@ -176,9 +176,9 @@ def corpus_batches(subject: Subject, dataset: str | None) -> Callable[[int, int]
     order = visiting_order(stream.n_segments, "random", 0, None)
 
     def batch(number: int, size: int) -> Batch:
-        places = range(number * size, (number + 1) * size)
-        ids = [torch.from_numpy(stream.segment(int(order[n % len(order)])).token_ids.astype("int64")) for n in places]
-        return send(torch.stack(ids), subject.device), torch.tensor(places)
+        places = torch.arange(number * size, (number + 1) * size)
+        ids = torch.from_numpy(stream.rows(order[places.numpy() % len(order)]).astype("int64"))
+        return send(ids, subject.device), places
 
     return batch
 

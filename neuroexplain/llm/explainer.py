@@ -11,9 +11,8 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
-from neuroexplain.types import PEAK_INDEX, Exemplar, VocabularyEntry
+from neuroexplain.types import PEAK_INDEX, Exemplar, Tokens
 
-Tokens = Mapping[int, VocabularyEntry]
 MARKED_FROM = 4  # the level from which `excerpts` marks a token
 MOST_MEANINGS = 3
 LONGEST_REPLY = 400  # characters: more is rambling, not a hypothesis

@@ -7,7 +7,7 @@ pipeline/engines.py which engine it runs on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,13 +21,12 @@ from neuroexplain.llm.engine import Engine, Message, VocabularyEngine, chat_toke
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import expected_level, raised_level
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import VocabularyEntry
+from neuroexplain.types import Tokens, VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
 MARK = "0"  # what a token's line ends with: right for most tokens, and the digit mass stays
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
 
-Tokens = Mapping[int, VocabularyEntry]
 Records = Sequence[Sequence[int]]  # token ids
 
 

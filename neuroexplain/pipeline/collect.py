@@ -222,7 +222,7 @@ def _check_same(saved: dict[str, Any], subject: Subject, text: Text) -> Any:
     """The SHA-256 of the text that was read, to go on with. Raises NeuroexplainError where anything differs."""
     read = hash_text(text, saved["done"])
     now = _same(subject, read)
-    different = [f"{name}: {saved[name]} then, {value} now" for name, value in now.items() if saved[name] != value]
+    different = [f"{name}: {saved.get(name)} then, {value} now" for name, value in now.items() if saved.get(name) != value]
     if different:
         raise NeuroexplainError(f"The interrupted run read something else. {'; '.join(different)}")
     return read

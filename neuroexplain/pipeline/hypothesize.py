@@ -35,7 +35,7 @@ from neuroexplain.types import (
     Provenance,
     Simulation,
     Split,
-    VocabularyEntry,
+    Tokens,
 )
 
 CANDIDATE_TEMPERATURE = 0.8  # of the candidates and revisions after the first, which is the likeliest answer
@@ -113,7 +113,7 @@ class ExplainTask:
     """What a neuron's explanations need, read from the store beforehand."""
 
     neuron: Neuron
-    tokens: Mapping[int, VocabularyEntry]
+    tokens: Tokens
     found: Mapping[int, Explanation]  # stored answers, by candidate
     simulated: Mapping[int, Simulation]  # stored simulations by this simulator, by explanation
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError
@@ -18,7 +17,7 @@ from neuroexplain.store.read import (
     load_vocabulary,
     query_explanations,
 )
-from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, VocabularyEntry
+from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, Tokens, VocabularyEntry
 
 SORTS = ("score", "activation", "neuron")
 
@@ -65,7 +64,7 @@ def load_page(store: Store, run: Run, neuron_id: NeuronId, vocabulary: Vocabular
     explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -2.0), e.id or 0))
     place = {e.id: at for at, e in enumerate(explanations)}
     simulations = sorted(list_simulations(store, ids), key=lambda s: place[s.explanation_id])
-    tokens: Mapping[int, VocabularyEntry] | None = vocabulary
+    tokens: Tokens | None = vocabulary
     if tokens is None:
         shown = {i for x in neuron.exemplars for i in x.token_ids.tolist()}
         tokens = load_tokens(store, run.id, shown | {i for i, _ in (*neuron.promoted, *neuron.suppressed)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from neuroexplain.llm.simulator import Simulator
@@ -22,7 +22,7 @@ from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens
 from neuroexplain.store.write import as_stored, save_prompt
-from neuroexplain.types import Explained, Explanation, Neuron, NeuronId, Run, Simulation, Split, VocabularyEntry
+from neuroexplain.types import Explained, Explanation, Neuron, NeuronId, Run, Simulation, Split, Tokens
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SimulateTask:
     explanation: Explanation
     other: Explanation | None  # simulated on the same records, as the null
     neuron: Neuron
-    tokens: Mapping[int, VocabularyEntry]
+    tokens: Tokens
     simulation: Simulation | None  # the stored one
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from neuroexplain.types import (
     SimulatedRecord,
     Simulation,
     Split,
-    VocabularyEntry,
+    Tokens,
 )
 
 HELD_OUT: tuple[Split, ...] = ("select", "report")
@@ -62,17 +62,14 @@ def cut_crops(neuron: Neuron, seed: int) -> list[Crop]:
 def begin_simulation(explanation: Explanation, simulator: Simulator) -> Simulation:
     """A simulation of this explanation without records yet."""
     engine = simulator.engine
-    prompt = simulator.prompt.sha256 if simulator.prompt is not None else None
-    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt)
+    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, simulator.prompt.sha256)
     return Simulation(explanation.id or 0, explanation.neuron, simulator.name, "ok", (), whom)
 
 
 class Simulating:
     """A neuron's crops and a simulator. What was asked once for a hypothesis and a split is not asked again."""
 
-    def __init__(
-        self, simulator: Simulator, crops: Sequence[Crop], tokens: Mapping[int, VocabularyEntry], at_once: int = 1
-    ) -> None:
+    def __init__(self, simulator: Simulator, crops: Sequence[Crop], tokens: Tokens, at_once: int = 1) -> None:
         self._simulator, self._tokens, self._at_once = simulator, tokens, at_once
         self._crops = {crop.place: crop for crop in crops}
         self._known: dict[tuple[str, Split], dict[Place, Prediction]] = {}

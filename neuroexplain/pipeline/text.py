@@ -94,9 +94,8 @@ class LiveText:
         self._worker = Worker("tokenizing", write_tokens, config, tokenizer, path, self._unfinished)
         self._n_tokens = 0  # that can be read by now
         self._stream: TokenStream | None = None
-        self._wanted = config.segments
         self._first, self._of = config.shard or (1, 1)
-        self.total = None if self._wanted is None else len(range(self._first - 1, self._wanted, self._of))
+        self.total = None if config.segments is None else len(range(self._first - 1, config.segments, self._of))
         self.said: list[str] = []
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:

@@ -37,6 +37,7 @@ from neuroexplain.types import (
     Stats,
     StatsArrays,
     StoredScore,
+    Tokens,
     VocabularyArrays,
     VocabularyEntry,
 )
@@ -136,7 +137,7 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
     )
 
 
-def tokens_of(vocabulary: Mapping[int, VocabularyEntry], token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
+def tokens_of(vocabulary: Tokens, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
     """How the given tokens are shown; an id that the vocabulary does not have gets U+FFFD."""
     return {token_id: vocabulary.get(token_id) or VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
 

@@ -87,71 +87,78 @@ def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(made, tmp_path_factory):  # noqa: F811
-    """A sequential run whose corpus was tokenized before."""
-    db = tmp_path_factory.mktemp("sequential") / "x.db"
-    with open_store(str(db), create=True) as store:
-        list(run_collect(store, sequential(made), keep_tokens=True))
-    return content(db)[0]
+def many(made, tmp_path_factory):  # noqa: F811
+    """As `made`, with more documents than are tokenized together, in the corpus's own order."""
+    folder = tmp_path_factory.mktemp("many")
+    return folder, made[1] | {"dataset": (corpus(folder),), "sampling": "sequential"}
 
 
-def sequential(made, **more):  # noqa: F811
-    return CollectConfig(**made[1] | {"sampling": "sequential"} | more)
+@pytest.fixture(scope="module")
+def undisturbed(many):
+    """The run whose corpus was tokenized before."""
+    with open_store(str(many[0] / "x.db"), create=True) as store:
+        list(run_collect(store, CollectConfig(**many[1]), keep_tokens=True))
+    return content(many[0] / "x.db")[0]
 
 
-@pytest.mark.parametrize("stop", [None, 2, 8])
-def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(made, undisturbed, tmp_path, stop):  # noqa: F811
+@pytest.mark.parametrize("stop", [None, 2, 30])
+def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(many, undisturbed, tmp_path, stop):
+    config = CollectConfig(**many[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         if stop is not None:
-            events = run_collect(store, sequential(made))
+            events = run_collect(store, config)
             next(event for event in events if (event.stage, event.done) == ("collecting", stop))
             events.close()
             assert [run.status for run in list_runs(store)] == ["running"]
-        notes = [event.note for event in run_collect(store, sequential(made)) if event.note]
+        notes = [event.note for event in run_collect(store, config) if event.note]
         assert any("continuing" in note for note in notes) == (stop is not None)
     assert content(tmp_path / "x.db")[0] == undisturbed
     assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
 
 
-def test_a_corpus_that_breaks_off_keeps_the_checkpoint(made, undisturbed, tmp_path):  # noqa: F811
-    whole = Path(made[1]["dataset"][0]).read_bytes()
-    text = tmp_path / "text.jsonl"
-    text.write_bytes(whole[:-5])
-    config = sequential(made, dataset=(str(text),))
+def test_a_corpus_that_breaks_off_keeps_the_checkpoint(many, undisturbed, tmp_path):
+    """Its second file is broken: what was tokenized before that is read."""
+    lines = Path(many[1]["dataset"][0]).read_bytes().splitlines(keepends=True)
+    first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    first.write_bytes(b"".join(lines[:100]))
+    second.write_bytes(b"".join(lines[100:])[:-5])
+    config = CollectConfig(**many[1] | {"dataset": (str(first), str(second))})
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         with pytest.raises(NeuroexplainError, match="Cannot read"):
             list(run_collect(store, config))
-        text.write_bytes(whole.replace(b"river", b"rover", 1))
-        if list_runs(store):  # where something was read before it broke off
-            with pytest.raises(NeuroexplainError, match=r"text: .* then, .* now"):
-                list(run_collect(store, config))
-        text.write_bytes(whole)
-        list(run_collect(store, config))
+        assert [run.status for run in list_runs(store)] == ["running"]
+        second.write_bytes(b"".join(lines[100:]))
+        first.write_bytes(b"".join(lines[:100]).replace(b"river", b"rover", 1))
+        with pytest.raises(NeuroexplainError, match=r"text: .* then, .* now"):
+            list(run_collect(store, config))
+        first.write_bytes(b"".join(lines[:100]))
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any(note.startswith("continuing: ") for note in notes)
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
-def test_less_than_a_segment_is_refused_and_leaves_nothing(made, tmp_path):  # noqa: F811
+def test_less_than_a_segment_is_refused_and_leaves_nothing(many, tmp_path):
     (tmp_path / "text.txt").write_text("too little")
     with (
         open_store(str(tmp_path / "x.db"), create=True) as store,
         pytest.raises(NeuroexplainError, match=r"1 documents with .* less than one segment"),
     ):
-        list(run_collect(store, sequential(made, dataset=(str(tmp_path / "text.txt"),))))
+        list(run_collect(store, CollectConfig(**many[1] | {"dataset": (str(tmp_path / "text.txt"),)})))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text.txt", "x.db"]
 
 
-def test_parts_that_read_live_merge_into_the_whole(made, undisturbed, tmp_path):  # noqa: F811
+def test_parts_that_read_live_merge_into_the_whole(many, undisturbed, tmp_path):
     for n in (1, 2, 3):
         with open_store(str(tmp_path / f"{n}.db"), create=True) as store:
-            list(run_collect(store, sequential(made, shard=(n, 3))))
+            list(run_collect(store, CollectConfig(**many[1], shard=(n, 3))))
     merge(tmp_path / "3.db", tmp_path / "1.db", tmp_path / "some.db")
     merge(tmp_path / "some.db", tmp_path / "2.db", tmp_path / "x.db")
     assert_whole(tmp_path / "x.db", undisturbed)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_while_it_reads_live_it_ends_the_same(made, undisturbed, tmp_path, how):  # noqa: F811
-    asked = command(made, tmp_path / "x.db", "--sampling", "sequential")
+def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path, how):
+    asked = command(many, tmp_path / "x.db", "--sampling", "sequential")
     with subprocess.Popen(asked, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and not list(tmp_path.glob("*.checkpoint")):
             time.sleep(0.002)
