@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
@@ -38,18 +39,22 @@ class Worker:
                 f"The process of {self.name} ended with status {self._process.exitcode}. The last checkpoint is intact: run "
                 "the same command again."
             ) from None
-        if isinstance(told, str):
-            raise NeuroexplainError(told)
-        assert told is None or isinstance(told, Progress)
-        return told
+        if isinstance(told, Progress):
+            return told
+        self._process.join()  # that was its last word
+        if told is not None:
+            raise NeuroexplainError(str(told))
+        return None
 
     def hang_up(self) -> None:
         """Listen no more; it notices when it next tells something."""
         self.pipe.close()
 
     def stop(self) -> None:
-        """End it at once, wherever it is: only where nothing that it holds is worth keeping."""
+        """End it at once, wherever it is, and clean up after it."""
         self._process.terminate()
+        self._process.join(timeout=5.0)
+        self._process.kill()  # where it did not listen; else nothing
         self._process.join()
         self.pipe.close()
 
@@ -60,6 +65,7 @@ class Worker:
 
 def _run(work: Work, args: tuple[Any, ...], tell: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the first one hangs up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that files and semaphores are cleaned up
     with suppress(BrokenPipeError):
         try:
             with closing(work(*args)) as steps:

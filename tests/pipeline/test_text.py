@@ -156,6 +156,16 @@ def test_parts_that_read_live_merge_into_the_whole(many, undisturbed, tmp_path):
     assert_whole(tmp_path / "x.db", undisturbed)
 
 
+def test_a_broken_corpus_is_one_plain_message(many, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_bytes(Path(many[1]["dataset"][0]).read_bytes()[:-5])
+    asked = command((many[0], many[1] | {"dataset": (str(text),)}), tmp_path / "x.db", "--sampling", "sequential")
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("Cannot read")) == (2, 1), done.stderr
+    assert "Warning" not in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path, how):
     asked = command(many, tmp_path / "x.db", "--sampling", "sequential")
