@@ -21,6 +21,13 @@ def words(n: int, seed: int = 0) -> str:
     return " ".join(WORDS[p] + ("." if i % 11 == 10 else "") for i, p in enumerate(picks))
 
 
+def run_fields(n_layers: int, d_mlp: int, **other: Any) -> dict[str, Any]:
+    """What create_run wants, of a run that no model made: 4 top records a neuron, unless told, no random ones, float32."""
+    run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers)), "d_mlp": d_mlp}
+    run |= {"n_layers": n_layers, "top_k": 4, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
+    return run | {"versions": {}} | other
+
+
 def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     """Byte-level BPE over WORDS; with `bos` it adds <s> before each text."""
     raw = Tokenizer(models.BPE())

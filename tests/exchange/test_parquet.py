@@ -42,6 +42,7 @@ from neuroexplain.types import (
     Simulation,
     VocabularyEntry,
 )
+from tests.fakes import run_fields
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +82,8 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
 
 def several_layers(where, n_layers):
     """A run of layers of 60 neurons, each with an explanation, 16 simulated records and three scores."""
-    config = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers)), "d_mlp": 60}
-    config |= {"n_layers": n_layers, "top_k": 2, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
     with open_store(where, create=True) as store:
-        run_id = create_run(store, config | {"versions": {}})
+        run_id = create_run(store, run_fields(n_layers, 60, top_k=2))
         save_vocabulary(store, run_id, [VocabularyEntry(i, f" {i}", False) for i in range(128)])
         save_segments(store, run_id, [Segment(n, np.arange(128, dtype=np.uint32)) for n in range(2)])
         places = {"starts": np.full((60, 2), 32, np.uint8), "documents": np.zeros((60, 2), np.int32)}

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
@@ -12,35 +11,27 @@ import pytest
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline import devices
-from neuroexplain.pipeline.collect import find_finished_run, run_collect
+from neuroexplain.pipeline.collect import find_finished_run
 from neuroexplain.pipeline.devices import run_collect_on_devices
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.store.engine import open_store
-from tests.pipeline.test_stop_and_go_on import assert_whole, content, made  # noqa: F401  (a fixture)
+from tests.pipeline.runs import assert_whole, command
 
 TWICE = {"device": "cpu, cpu"}
 
 
-@pytest.fixture(scope="module")
-def whole(made, tmp_path_factory):  # noqa: F811
-    db = tmp_path_factory.mktemp("whole") / "x.db"
-    with open_store(str(db), create=True) as store:
-        list(run_collect(store, CollectConfig(**made[1])))
-    return content(db)[0]
-
-
-def assert_equal(db, whole):
+def assert_equal(db, undisturbed):
     """As one device would leave it: nothing lies beside the database any more."""
-    assert_whole(db, whole)
+    assert_whole(db, undisturbed)
     assert [path.name for path in db.parent.iterdir() if "-" not in path.name] == [db.name]
 
 
-def test_two_devices_collect_what_one_does(made, whole, tmp_path):  # noqa: F811
+def test_two_devices_collect_what_one_does(made, undisturbed, tmp_path):
     config = CollectConfig(**made[1] | TWICE)
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         told = list(run_collect_on_devices(store, config))
         assert find_finished_run(store, config) is not None
-    assert_equal(tmp_path / "x.db", whole)
+    assert_equal(tmp_path / "x.db", undisturbed)
     last = {event.stage: event for event in told}
     segments, layers = last["collecting"], last["saving"]
     assert (segments.done, segments.unit) == (segments.total, "segments")
@@ -52,7 +43,7 @@ def test_two_devices_collect_what_one_does(made, whole, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("where", [("collecting", 4), ("merging", 1)])
-def test_stopped_anywhere_and_run_again_it_ends_the_same(made, whole, tmp_path, where):  # noqa: F811
+def test_stopped_anywhere_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, where):
     config = CollectConfig(**made[1] | TWICE)
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         events = run_collect_on_devices(store, config)
@@ -61,15 +52,7 @@ def test_stopped_anywhere_and_run_again_it_ends_the_same(made, whole, tmp_path, 
         told = [event.note for event in run_collect_on_devices(store, config) if event.note]
     if where[0] == "collecting":
         assert any("continuing" in note for note in told)
-    assert_equal(tmp_path / "x.db", whole)
-
-
-def command(options, db):
-    return [
-        *(sys.executable, "-m", "neuroexplain.cli.main", "collect", "--model", options["model"]),
-        *("--dataset", options["dataset"][0], "--top-k", "4", "--sign", "both", "--random-records", "5", "--batch-size", "2"),
-        *("--device", "cpu, cpu", "--checkpoint-every", "0.000001", "--db", str(db)),
-    ]
+    assert_equal(tmp_path / "x.db", undisturbed)
 
 
 def collects(process):
@@ -80,8 +63,8 @@ def collects(process):
 
 
 @pytest.mark.parametrize("killed", ["all", "one"])
-def test_killed_and_run_again_it_ends_the_same(made, whole, tmp_path, killed):  # noqa: F811
-    asked = command(made[1], tmp_path / "x.db")
+def test_killed_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, killed):
+    asked = command(made, tmp_path / "x.db", "--device", TWICE["device"])
     running = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "x.db.parts"
     while not (parts / "2of2.db.run1.checkpoint").exists():
@@ -97,10 +80,10 @@ def test_killed_and_run_again_it_ends_the_same(made, whole, tmp_path, killed):  
     again = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "continuing" in again.stderr
-    assert_equal(tmp_path / "x.db", whole)
+    assert_equal(tmp_path / "x.db", undisturbed)
 
 
-def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):  # noqa: F811
+def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):
     config = CollectConfig(**made[1] | TWICE | {"text_column": "words"})
     with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match=r"^cpu: .*words"):
         list(run_collect_on_devices(store, config))
@@ -110,7 +93,7 @@ def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):  # noqa: F811
             CollectConfig(**made[1] | TWICE | more)
 
 
-def test_devices_of_two_kinds_are_refused(made, tmp_path, monkeypatch):  # noqa: F811
+def test_devices_of_two_kinds_are_refused(made, tmp_path, monkeypatch):
     names = iter(["A100", "H100"])
     monkeypatch.setattr(devices, "device_name", lambda device: next(names))
     config = CollectConfig(**made[1] | {"device": "cpu,cpu:0"})

@@ -1,6 +1,5 @@
 """Interrupted, killed, cut into parts: the result is that of one undisturbed run."""
 
-import json
 import random
 import signal
 import subprocess
@@ -14,48 +13,13 @@ import torch
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.collect import run_collect
-from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, load_run
+from neuroexplain.store.read import list_runs
 from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.statistics import RunningStats
-from tests.fakes import tiny_subject, words
+from tests.pipeline.runs import assert_whole, command, content, merge
 
 N_PARTS = 4
-CONTENT = ("tokens", "neurons", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A tiny model, a corpus with repeated documents, and the options that all tests here collect with."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_subject(folder / "model")
-    texts = [words(n, seed=n) for n in (150, 400, 90, 700, 800, 900)] + [words(300, seed=9)] * 3
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = {"model": str(folder / "model"), "dataset": (str(folder / "text.jsonl"),), "top_k": 4, "sign": "both"}
-    return folder, options | {"random_records": 5, "batch_size": 2, "checkpoint_every": 1e-6}
-
-
-def content(db: Path):
-    """All that a finished run holds, without ids and times."""
-    store = open_store(str(db))
-    run = load_run(store)
-    found = {}
-    with store.engine.connect() as connection:
-        for table in CONTENT:
-            rows = connection.exec_driver_sql(f"SELECT * FROM {table}").mappings()  # noqa: S608  (our own names)
-            kept = [{k: v for k, v in row.items() if k not in ("id", "run_id")} for row in rows if row["run_id"] == run.id]
-            found[table] = sorted((tuple(row.values()) for row in kept), key=repr)
-    store.close()
-    return found, run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(made, tmp_path_factory):
-    db = tmp_path_factory.mktemp("whole") / "x.db"
-    with open_store(str(db), create=True) as store:
-        list(run_collect(store, CollectConfig(**made[1])))
-    return content(db)[0]
 
 
 @pytest.mark.parametrize("stages", [("collecting", 0), ("collecting", 2), ("collecting", 8), ("saving", 1)])
@@ -156,12 +120,6 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
-def command(made, db, *more):
-    options = ("--top-k", 4, "--sign", "both", "--random-records", 5, "--batch-size", 2, "--checkpoint-every", 0.000001)
-    names = ("--model", made[1]["model"], "--dataset", made[1]["dataset"][0], "--db", db)
-    return [sys.executable, "-m", "neuroexplain.cli.main", "collect", *map(str, (*names, *options, *more))]
-
-
 def wait_for_checkpoint(running, folder):
     while not list(folder.glob("*.checkpoint")):
         assert running.poll() is None, running.stderr.read()
@@ -208,11 +166,6 @@ def parts(made, tmp_path_factory):
     return folder
 
 
-def merge(one: Path, other: Path, into: Path, **options):
-    with open_store(str(one)) as a, open_store(str(other)) as b, open_store(str(into), create=True) as c:
-        list(run_merge([(a, load_run(a)), (b, load_run(b))], c, **options))
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path, seed):
     """Two at a time, drawn at random from the parts and from what was merged before."""
@@ -231,18 +184,6 @@ def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "It is whole" in done.stderr) == (0, True), done.stderr
     assert_whole(tmp_path / "x.db", undisturbed)
-
-
-def assert_whole(db, undisturbed):
-    """Exemplars exactly, statistics to rounding."""
-    found, run = content(db)
-    assert run.config["shard"] is None
-    for table in CONTENT:
-        if table != "neurons":
-            assert found[table] == undisturbed[table], table
-    for mine, whole in zip(found["neurons"], undisturbed["neurons"], strict=True):
-        assert mine[:3] == whole[:3]
-        assert mine[3:] == pytest.approx(whole[3:], rel=1e-6, abs=1e-7)
 
 
 def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):

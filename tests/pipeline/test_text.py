@@ -17,7 +17,7 @@ from neuroexplain.pipeline.text import LiveText, WholeText, write_tokens
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
 from tests.fakes import tiny_tokenizer, words
-from tests.pipeline.test_stop_and_go_on import assert_whole, command, content, made, merge  # noqa: F401  (a fixture)
+from tests.pipeline.runs import assert_whole, command, content, merge
 
 
 class SlowTokenizer:
@@ -87,7 +87,7 @@ def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def many(made, tmp_path_factory):  # noqa: F811
+def many(made, tmp_path_factory):
     """As `made`, with more documents than are tokenized together, in the corpus's own order."""
     folder = tmp_path_factory.mktemp("many")
     return folder, made[1] | {"dataset": (corpus(folder),), "sampling": "sequential"}

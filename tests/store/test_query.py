@@ -11,12 +11,10 @@ from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import query_explanations
 from neuroexplain.store.write import create_run, save_explanation, save_simulation
 from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
+from tests.fakes import run_fields
 
 WORDS = ["relief", "river", "money", "AND", "near"]
-FIELDS = {
-    **{"subject": "s", "dtype": "float32", "activation": "act", "layers": [0, 1, 2], "d_mlp": 12, "n_layers": 3},
-    **{"top_k": 4, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}},
-}
+FIELDS = run_fields(3, 12)
 
 
 @pytest.fixture(scope="module")

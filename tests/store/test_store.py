@@ -40,6 +40,7 @@ from neuroexplain.types import (
     StatsArrays,
     VocabularyArrays,
 )
+from tests.fakes import run_fields
 
 NOWHERE = Provenance("none", None, "m", None, None)
 
@@ -56,8 +57,7 @@ def run_id(store):
 
 
 def new_run(store, dtype="float32"):
-    fields = {"subject": "s", "dtype": dtype, "activation": "act", "layers": [0], "d_mlp": 9, "n_layers": 1, "top_k": 4}
-    run_id = create_run(store, fields | {"n_random": 2, "seed": 0, "tokenizer_sha256": "", "config": {}, "versions": {}})
+    run_id = create_run(store, run_fields(1, 9, dtype=dtype, n_random=2))
     stats = {"status": "ok", "mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "share_positive": 0.5, "max_activation": 1.0}
     with store.write() as connection:
         connection.execute(insert(tables.neurons), [{"run_id": run_id, "layer": 0, "neuron": n, **stats} for n in range(9)])
