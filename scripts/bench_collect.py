@@ -28,7 +28,7 @@ from torch import Tensor
 from neuroexplain.subject.batch_size import CPU_BATCH_SIZE, find_batch_size
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector, send
-from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype
+from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype, keep_freed_memory
 from neuroexplain.subject.published import PublishedTopK
 
 LLAMA3 = {"vocab_size": 128_256, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "rms_norm_eps": 1e-5}
@@ -145,6 +145,7 @@ def build(shape: str, dtype: str, device: str) -> Subject:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     where = choose_device(device)
+    keep_freed_memory()
     torch.set_default_dtype(choose_dtype(dtype, where))
     with where:
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval().requires_grad_(False)

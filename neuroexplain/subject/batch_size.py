@@ -9,7 +9,7 @@ import torch
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.collector import Collector
 
-CPU_BATCH_SIZE = 16  # segments
+CPU_BATCH_SIZE = 32  # segments
 LARGEST_BATCH_SIZE = 1024
 
 

@@ -1,0 +1,30 @@
+"""Loading models: what it changes in the process."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from neuroexplain.subject.load import keep_freed_memory
+keep_freed_memory() if {keep} else None
+def work():
+    [torch.zeros(n * 786_432) for n in range(1, 9)]  # 3 to 24 MiB each: freed, and asked for again
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no mallopt")
+def test_freed_memory_is_not_given_back_and_cleared_again():
+    run = lambda keep: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True
+    )
+    pages = 10 * sum(range(1, 9)) * 786_432 * 4 // resource.getpagesize()
+    kept, given_back = int(run(True).stdout), int(run(False).stdout)
+    assert kept < pages / 50 < given_back
