@@ -31,6 +31,7 @@ from neuroexplain.store.engine import Store
 from neuroexplain.subject.load import tokenizer_sha256
 from neuroexplain.types import SEGMENT_LENGTH
 
+LARGE = 16 * 2**20  # bytes of files that take some seconds to tokenize
 Batch = tuple[NDArray[np.int64], NDArray[np.uint32]]  # segment numbers [n], their token ids [n, 128]
 
 
@@ -62,7 +63,7 @@ class WholeText:
 
     def __init__(self, stream: TokenStream, config: CollectConfig) -> None:
         self._stream = stream
-        sampling = "sequential" if is_sequential(config) else config.sampling
+        sampling = "sequential" if is_in_order(config) else config.sampling
         order = visiting_order(stream.n_segments, sampling, config.seed, config.segments)
         first, of = config.shard or (1, 1)
         self._order = order[first - 1 :: of]
@@ -147,7 +148,7 @@ def prepare_text(config: CollectConfig, tokenizer: Any, path: Path, *, at_once: 
     Where segments are visited in the corpus's own order, reading can begin long before; `at_once` waits all the same.
     """
     stream = find_tokens(path)
-    if stream is None and is_sequential(config) and not at_once:
+    if stream is None and is_read_live(config) and not at_once:
         yield Progress("tokenizing", note="Tokenizing the corpus while it is read ...")
         return LiveText(config, tokenizer, path)
     if stream is None:
@@ -202,8 +203,19 @@ def hash_text(text: Text, end: int) -> Any:
     return digest
 
 
+def is_read_live(config: CollectConfig) -> bool:
+    """Whether the corpus's own order is visited and tokenizing takes longer than to start a process for it."""
+    files = find_files(config.dataset)
+    return is_sequential(config) or (is_in_order(config) and sum(file.stat().st_size for file in files or ()) >= LARGE)
+
+
+def is_in_order(config: CollectConfig) -> bool:
+    """Whether segments are visited as the corpus gives them. Where all are read the order decides nothing."""
+    return config.segments is None or is_sequential(config)
+
+
 def is_sequential(config: CollectConfig) -> bool:
-    """Whether segments are visited in the order in which the corpus gives them: a streamed one is shuffled by its documents."""
+    """Whether those that are read are the corpus's first: a streamed one is shuffled by its documents."""
     return config.sampling == "sequential" or find_files(config.dataset) is None
 
 

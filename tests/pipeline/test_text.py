@@ -12,6 +12,7 @@ import pytest
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline import text
 from neuroexplain.pipeline.collect import run_collect
 from neuroexplain.pipeline.text import LiveText, WholeText, write_tokens
 from neuroexplain.store.engine import open_store
@@ -114,6 +115,16 @@ def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(many, 
         assert any("continuing" in note for note in notes) == (stop is not None)
     assert content(tmp_path / "x.db")[0] == undisturbed
     assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_a_large_corpus_of_which_all_is_read_is_read_live_too(many, undisturbed, tmp_path, monkeypatch):
+    """The order decides nothing then, so a run with --sampling random need not wait."""
+    for large, said in ((text.LARGE, "Tokenizing the corpus ..."), (1, "Tokenizing the corpus while it is read ...")):
+        monkeypatch.setattr(text, "LARGE", large)
+        with open_store(str(tmp_path / f"{large}.db"), create=True) as store:
+            events = list(run_collect(store, CollectConfig(**many[1] | {"sampling": "random"})))
+        assert any(event.note == said for event in events)
+        assert content(tmp_path / f"{large}.db")[0] == undisturbed
 
 
 def test_a_corpus_that_breaks_off_keeps_the_checkpoint(many, undisturbed, tmp_path):
