@@ -22,7 +22,7 @@ from neuroexplain.corpus.segments import TokenStream
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.pipeline.read_ahead import ReadAhead
-from neuroexplain.pipeline.text import Text, hash_text, prepare_text, tokens_path
+from neuroexplain.pipeline.text import Tally, Text, hash_text, prepare_text, tokens_path
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_runs
 from neuroexplain.store.write import (
@@ -49,14 +49,14 @@ def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
 
 
 def run_collect(
-    store: Store, config: CollectConfig, subject: Subject | None = None, *, keep_tokens: bool = False
+    store: Store, config: CollectConfig, subject: Subject | None = None, *, tally: Tally | None = None
 ) -> Generator[Progress]:
     """Read the corpus with the subject and store what every neuron responds to, as one run.
 
     All checks come before the first write. Every `checkpoint_every` seconds, and when the caller stops iterating, the state is
     saved beside the database; the same call goes on from there, and ends with what an undisturbed one gives. The corpus's
-    tokens stay beside it until then, with `keep_tokens` for good. Raises NeuroexplainError where an interrupted run has other
-    options.
+    tokens stay beside it until then; with a `tally` they are those of another process. Raises NeuroexplainError where an
+    interrupted run has other options.
     """
     find_files(config.dataset)  # missing files are found before a model is loaded
     interrupted = find_interrupted_run(store, config)
@@ -65,8 +65,8 @@ def run_collect(
         subject = load_subject(config.model, config.dtype, config.device, config.revision)
     layers = _check_layers(config, subject)
     saved = None if interrupted is None else find_checkpoint(store.checkpoint_path(interrupted.id))
-    tokens = tokens_path(store, config, subject.tokenizer)
-    text = yield from prepare_text(config, subject.tokenizer, tokens, at_once=keep_tokens)
+    tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
+    text = yield from prepare_text(config, subject.tokenizer, tokens, tally)
     try:
         _refuse_too_little(text, config, tokens)
         collector = _new_collector(config, subject, layers)
@@ -102,7 +102,7 @@ def run_collect(
     finally:
         text.close()
     path.unlink(missing_ok=True)
-    if not keep_tokens:
+    if tally is None:
         tokens.unlink(missing_ok=True)
 
 
@@ -154,7 +154,7 @@ def _read(
             yield Progress("collecting", done, text.total, "segments")
         if saved_of < done:
             checkpoint()
-    except GeneratorExit:  # stopped between two batches, where the state is whole
+    except (GeneratorExit, NeuroexplainError):  # stopped, or the text broke off, between two batches: the state is whole
         checkpoint()
         raise
     waited = f"{ahead.waited:.1f} s for text and {saving:.1f} s for checkpoints"

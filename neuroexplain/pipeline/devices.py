@@ -7,19 +7,21 @@ from collections.abc import Collection, Generator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
 from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.pipeline.text import BROKEN_OFF, WHOLE, Tally, tokenize_for_parts
 from neuroexplain.pipeline.worker import Worker
 from neuroexplain.store.engine import Store, open_store, remove_if_unused
 from neuroexplain.store.read import load_run
 from neuroexplain.subject.load import choose_device, device_name
 
 STAGES = ("loading the model", "tokenizing", "collecting", "saving")
-READING = {"collecting", "saving"}  # by now the corpus's tokens are there
+READING = {"collecting", "saving"}
 
 
 def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Progress]:
@@ -42,7 +44,7 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
         for number, device in enumerate(config.devices, 1)
     }
     try:
-        yield from _collect_parts(parts)
+        yield from _collect_parts(config, folder, parts)
     except NeuroexplainError:
         with suppress(OSError):
             folder.rmdir()  # where no part has begun
@@ -53,44 +55,54 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
     shutil.rmtree(folder)
 
 
-def _collect_parts(parts: dict[str, CollectConfig]) -> Generator[Progress]:
-    """Run all parts to their end. The first one starts alone: the others find the corpus tokenized."""
+def _collect_parts(config: CollectConfig, folder: Path, parts: dict[str, CollectConfig]) -> Generator[Progress]:
+    """Run all parts to their end, a process for each, and one that tokenizes for all of them."""
     workers: dict[str, Worker] = {}
     heard: dict[str, dict[str, Progress]] = {where: {} for where in parts}  # the last of each stage
-    busy: dict[Connection, str] = {}
-
-    def start(where: str) -> None:
-        workers[where] = Worker(parts[where].device, _collect_part, where, parts[where])
-        busy[workers[where].pipe] = where
-
+    text: Progress | None = None  # the last of tokenizing
+    tally = Tally()
+    tokenizing = Worker("tokenizing", tokenize_for_parts, config, folder, tally)
     try:
-        start(next(iter(parts)))
+        for where, part in parts.items():
+            workers[where] = Worker(part.device, _collect_part, where, part, tally)
+        busy = {worker.pipe: where for where, worker in workers.items()}
+        open_pipes = [*busy, tokenizing.pipe]
         while busy:
-            for pipe in wait(list(busy), timeout=1.0):
+            for pipe in wait(open_pipes, timeout=1.0):
                 assert isinstance(pipe, Connection)
-                where = busy[pipe]
-                told = workers[where].hear()
+                part_of = busy.get(pipe)
+                told = (tokenizing if part_of is None else workers[part_of]).hear()
                 if told is None:
-                    del busy[pipe]
+                    open_pipes.remove(pipe)
+                    busy.pop(pipe, None)
                     continue
-                heard[where][told.stage] = told
-                note = None if told.note is None else f"{parts[where].device}: {told.note}"
-                yield _together(heard.values(), note)
-            if any(READING & told.keys() for told in heard.values()):
-                for where in [where for where in parts if where not in workers]:
-                    start(where)
-            yield _together(heard.values())  # so that the caller can stop while nobody says anything
+                note = told.note
+                if part_of is None:
+                    text = told
+                else:
+                    heard[part_of][told.stage] = told
+                    note = None if note is None else f"{parts[part_of].device}: {note}"
+                yield _together(heard.values(), text, note)
+            yield _together(heard.values(), text)  # so that the caller can stop while nobody says anything
     finally:
+        tokenizing.stop()
+        if tally.get()[1] != WHOLE:
+            tally.set(state=BROKEN_OFF)  # for whoever waits
         for worker in workers.values():
             worker.hang_up()  # whoever still works notices, leaves a checkpoint and ends
         for worker in workers.values():
             worker.join()
 
 
-def _together(heard: Collection[Mapping[str, Progress]], note: str | None = None) -> Progress:
-    """How far all parts are in the stage of the slowest one that reads already. heard: each part's last word of each stage."""
+def _together(heard: Collection[Mapping[str, Progress]], text: Progress | None = None, note: str | None = None) -> Progress:
+    """How far all parts are in the stage of the slowest one that reads already; before, how far tokenizing is.
+
+    heard: each part's last word of each stage.
+    """
     begun = [max(told, key=STAGES.index) for told in heard if told]
     reading = [stage for stage in begun if stage in READING]
+    if text is not None and not reading:
+        return replace(text, note=note)
     stage = min(reading or begun or STAGES[:1], key=STAGES.index)
     if reading and len(reading) < len(heard):
         stage = "collecting"  # those who have not begun will
@@ -101,7 +113,7 @@ def _together(heard: Collection[Mapping[str, Progress]], note: str | None = None
     return Progress(stage, sum(one.done for one in said), sum(totals) if is_known else None, unit, note=note)
 
 
-def _collect_part(where: str, config: CollectConfig) -> Generator[Progress]:
+def _collect_part(where: str, config: CollectConfig, tally: Tally) -> Generator[Progress]:
     """One part, for a process of its own."""
     with open_store(where, create=True) as store:
         try:
@@ -109,7 +121,7 @@ def _collect_part(where: str, config: CollectConfig) -> Generator[Progress]:
             if finished is not None:
                 yield Progress("saving", len(finished.layers), len(finished.layers), "layers")
             else:
-                yield from run_collect(store, config, keep_tokens=True)
+                yield from run_collect(store, config, tally=tally)
         except NeuroexplainError as error:
             remove_if_unused(store)
             raise NeuroexplainError(f"{config.device}: {error}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,7 @@ from neuroexplain.corpus.segments import (
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.pipeline.worker import Worker
-from neuroexplain.store.engine import Store
-from neuroexplain.subject.load import tokenizer_sha256
+from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256
 from neuroexplain.types import SEGMENT_LENGTH
 
 LARGE = 16 * 2**20  # bytes of files that take some seconds to tokenize
@@ -84,20 +84,26 @@ class WholeText:
 
 
 class LiveText:
-    """A corpus that a process of its own tokenizes, visited from its begin on as soon as there is something to read.
+    """A corpus that another process tokenizes, visited from its begin on as soon as there is something to read.
 
-    Methods raise NeuroexplainError where that process fails.
+    Its tokens are at `path` when all are there, until then at `unfinished`. Methods raise NeuroexplainError where the process
+    fails.
     """
 
-    def __init__(self, config: CollectConfig, tokenizer: Any, path: Path) -> None:
-        self._path, self._unfinished = path, new_file(path)
-        self._file = self._unfinished.open("rb")
-        self._worker = Worker("tokenizing", write_tokens, config, tokenizer, path, self._unfinished)
+    def __init__(self, config: CollectConfig, path: Path, unfinished: Path, process: Worker | Follower) -> None:
+        self._path, self._unfinished, self._process = path, unfinished, process
+        self._file: BinaryIO | None = None
         self._n_tokens = 0  # that can be read by now
         self._stream: TokenStream | None = None
         self._first, self._of = config.shard or (1, 1)
         self.total = None if config.segments is None else len(range(self._first - 1, config.segments, self._of))
         self.said: list[str] = []
+
+    @classmethod
+    def start(cls, config: CollectConfig, tokenizer: Any, path: Path) -> LiveText:
+        """With a process of its own."""
+        unfinished = new_file(path)
+        return cls(config, path, unfinished, Worker("tokenizing", write_tokens, config, tokenizer, path, unfinished))
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
         end = self.total if end is None else end
@@ -107,7 +113,7 @@ class LiveText:
             numbers = numbers[: self._wait_for(numbers)]
             if not len(numbers):
                 return
-            yield numbers, np.stack([self._row(int(number)) for number in numbers])
+            yield numbers, self._rows(numbers)
             begin = last
 
     def _wait_for(self, numbers: NDArray[np.int64]) -> int:
@@ -116,11 +122,19 @@ class LiveText:
             self._listen()
         return int(np.searchsorted(numbers, self._n_tokens // SEGMENT_LENGTH))
 
-    def _row(self, number: int) -> NDArray[np.uint32]:
-        return np.frombuffer(os.pread(self._file.fileno(), 4 * SEGMENT_LENGTH, 4 * SEGMENT_LENGTH * number), "<u4")
+    def _rows(self, numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
+        if self._file is None and self._stream is None:
+            try:
+                self._file = self._unfinished.open("rb")
+            except FileNotFoundError:  # it has its place by now
+                self.whole()
+        if self._file is None:
+            return self.whole().rows(numbers)
+        size, file = 4 * SEGMENT_LENGTH, self._file.fileno()
+        return np.stack([np.frombuffer(os.pread(file, size, size * int(number)), "<u4") for number in numbers])
 
     def _listen(self) -> None:
-        told = self._worker.hear()
+        told = self._process.hear()
         if told is None:
             self._stream = find_tokens(self._path)
             if self._stream is None:
@@ -137,24 +151,96 @@ class LiveText:
         return self._stream
 
     def close(self) -> None:
-        self._worker.stop()
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
+        self._process.stop()
+        if self._file is not None:
+            self._file.close()
+        if isinstance(self._process, Worker):
+            self._unfinished.unlink(missing_ok=True)
 
 
-def prepare_text(config: CollectConfig, tokenizer: Any, path: Path, *, at_once: bool) -> Generator[Progress, None, Text]:
+class Tally:
+    """How far tokenizing has come, for processes that are given it as they start: it lies in memory that they share."""
+
+    def __init__(self) -> None:
+        self._shared = multiprocessing.get_context("spawn").RawArray("q", 2)  # tokens that can be read; how it stands
+
+    def set(self, n_tokens: int | None = None, state: int | None = None) -> None:
+        for place, value in enumerate((n_tokens, state)):
+            if value is not None:
+                self._shared[place] = value
+
+    def get(self) -> tuple[int, int]:
+        n_tokens, state = self._shared
+        return n_tokens, state
+
+
+WHOLE, BROKEN_OFF = 1, 2  # states of a Tally
+
+
+class Follower:
+    """Hears of tokenizing what its Tally says, as one hears a Worker."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally, self._n_heard = tally, 0
+
+    def hear(self) -> Progress | None:
+        """Wait for more tokens; None when all are there. Raises NeuroexplainError where no more will come."""
+        parent = multiprocessing.parent_process()
+        while True:
+            n_tokens, state = self._tally.get()
+            if state == WHOLE:
+                return None
+            if state == BROKEN_OFF or (parent is not None and not parent.is_alive()):
+                raise NeuroexplainError("The corpus is not tokenized to its end. Run the same command again.")
+            if n_tokens > self._n_heard:
+                self._n_heard = n_tokens
+                return Progress("tokenizing", n_tokens, unit="tokens")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Others tokenize, and go on."""
+
+
+def prepare_text(
+    config: CollectConfig, tokenizer: Any, path: Path, tally: Tally | None = None
+) -> Generator[Progress, None, Text]:
     """The text to collect from, its tokens at `path` when they are all there.
 
-    Where segments are visited in the corpus's own order, reading can begin long before; `at_once` waits all the same.
+    Where segments are visited in the corpus's own order, reading can begin long before. With a tally another process tokenizes,
+    as `tokenize_for_parts` does.
     """
     stream = find_tokens(path)
-    if stream is None and is_read_live(config) and not at_once:
-        yield Progress("tokenizing", note="Tokenizing the corpus while it is read ...")
-        return LiveText(config, tokenizer, path)
+    if stream is None and tally is not None:
+        text = LiveText(config, path, _unfinished(path), Follower(tally))
+        if is_read_live(config):
+            return text
+        stream = text.whole()
     if stream is None:
-        yield Progress("tokenizing", note="Tokenizing the corpus ...")
+        yield Progress("tokenizing", note=_tokenizing(config))
+        if is_read_live(config):
+            return LiveText.start(config, tokenizer, path)
         stream = yield from write_tokens(config, tokenizer, path)
     return WholeText(stream, config)
+
+
+def tokenize_for_parts(config: CollectConfig, folder: Path, tally: Tally) -> Generator[Progress]:
+    """Tokenize the corpus for all parts that collect in the folder."""
+    tokenizer = load_tokenizer(config.model, config.revision)
+    path = tokens_path(folder, config, tokenizer)
+    if find_tokens(path) is None:
+        yield Progress("tokenizing", note=_tokenizing(config))
+        for told in write_tokens(config, tokenizer, path, _unfinished(path)):
+            tally.set(n_tokens=told.done)
+            yield told
+    tally.set(state=WHOLE)
+
+
+def _tokenizing(config: CollectConfig) -> str:
+    return f"Tokenizing the corpus {'while it is read ' if is_read_live(config) else ''}..."
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
 
 
 def write_tokens(
@@ -219,8 +305,8 @@ def is_sequential(config: CollectConfig) -> bool:
     return config.sampling == "sequential" or find_files(config.dataset) is None
 
 
-def tokens_path(store: Store, config: CollectConfig, tokenizer: Any) -> Path:
-    """Where this corpus's tokens lie while a run is unfinished: named by all that decides what they are.
+def tokens_path(folder: Path, config: CollectConfig, tokenizer: Any) -> Path:
+    """Where in the folder this corpus's tokens lie while a run is unfinished: named by all that decides what they are.
 
     A local file is known by its size and time; a streamed data set is taken to be the same for as long as the file lies there.
     """
@@ -233,4 +319,4 @@ def tokens_path(store: Store, config: CollectConfig, tokenizer: Any) -> Path:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     source += [tokenizer_sha256(tokenizer) if backend is None else backend.to_str(), tokenizer.eos_token_id]
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:16]
-    return store.checkpoint_path(0).with_name(f"neuroexplain-{digest}.tokens")
+    return folder / f"neuroexplain-{digest}.tokens"

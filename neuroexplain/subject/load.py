@@ -134,16 +134,8 @@ def load_causal_lm(
     transformers.utils.logging.disable_progress_bar()
     where = choose_device(device)
     torch_dtype = choose_dtype(dtype, where)
-    path = Path(name)
-    source: dict[str, Any] = {"revision": revision} if revision is not None else {}
-    folder = name
-    if name.endswith(".gguf"):
-        if not path.is_file():
-            raise NeuroexplainError(f"There is no model file {name}.")
-        folder, source = str(path.parent), {"gguf_file": path.name}
-    elif name.startswith((".", "/", "~")) and not path.is_dir():
-        raise NeuroexplainError(f"There is no model folder {name}. Give a folder, a .gguf file or a hub name.")
-    _check_memory(path, name, torch_dtype, where)
+    folder, source = _source(name, revision)
+    _check_memory(Path(name), name, torch_dtype, where)
     if where.type == "cpu":
         keep_freed_memory()
     try:
@@ -159,17 +151,30 @@ def load_causal_lm(
     return model.to(where), tokenizer, getattr(model.config, "_commit_hash", None) or revision
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a hub name or a folder. Raises NeuroexplainError where there is none."""
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A model's tokenizer, named as for load_causal_lm. Raises NeuroexplainError where there is none."""
     from transformers import AutoTokenizer
 
+    folder, source = _source(name, revision)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(folder, **source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NeuroexplainError(
-            f"Cannot load the tokenizer {name}: {first}\nGive a folder or a hub name:  --tokenizer"
+            f"Cannot load the tokenizer {name}: {first}\nGive a folder, a .gguf file or a hub name."
         ) from error
+
+
+def _source(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """What from_pretrained wants. Raises NeuroexplainError where a file or folder is missing."""
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise NeuroexplainError(f"There is no model file {name}.")
+        return str(path.parent), {"gguf_file": path.name}
+    if name.startswith((".", "/", "~")) and not path.is_dir():
+        raise NeuroexplainError(f"There is no model folder {name}. Give a folder, a .gguf file or a hub name.")
+    return name, {} if revision is None else {"revision": revision}
 
 
 def _find_config(name: str, revision: str | None) -> Any:

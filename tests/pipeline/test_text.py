@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import threading
 import time
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,8 @@ from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline import text
 from neuroexplain.pipeline.collect import run_collect
-from neuroexplain.pipeline.text import LiveText, WholeText, write_tokens
+from neuroexplain.pipeline.devices import run_collect_on_devices
+from neuroexplain.pipeline.text import BROKEN_OFF, WHOLE, Follower, LiveText, Tally, WholeText, write_tokens
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
 from tests.fakes import tiny_tokenizer, words
@@ -50,11 +52,25 @@ def finish(writing):
         return end.value
 
 
+def follow(config, tokenizer, path):
+    """Live text that this process's other thread tokenizes, as another process would."""
+    tally, unfinished = Tally(), path.with_name("live.unfinished")
+
+    def work():
+        for told in write_tokens(config, tokenizer, path, unfinished):
+            tally.set(n_tokens=told.done)
+        tally.set(state=WHOLE)
+
+    threading.Thread(target=work).start()
+    return LiveText(config, path, unfinished, Follower(tally))
+
+
+@pytest.mark.parametrize("start", [LiveText.start, follow])
 @pytest.mark.parametrize("more", [{}, {"segments": 40}, {"segments": 10**6}, {"shard": (2, 3), "batch_size": 7}])
-def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_path, more):
+def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_path, start, more):
     config = CollectConfig("model", (corpus(tmp_path),), sampling="sequential", **more)
     tokenizer = SlowTokenizer(tmp_path / "go")
-    live = LiveText(config, tokenizer, tmp_path / "live")
+    live = start(config, tokenizer, tmp_path / "live")
     try:
         batches = live.batches(0, None, 7)
         first = next(batches)  # all others are not tokenized yet
@@ -77,11 +93,11 @@ def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_pa
 
 def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
     config = CollectConfig("model", (corpus(tmp_path, 4000),), sampling="sequential")
-    live = LiveText(config, tiny_tokenizer(), tmp_path / "live")
+    live = LiveText.start(config, tiny_tokenizer(), tmp_path / "live")
     next(live.batches(0, None, 7))
     live.close()  # waits for the process
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
-    stuck = LiveText(config, SlowTokenizer(tmp_path / "never"), tmp_path / "live")
+    stuck = LiveText.start(config, SlowTokenizer(tmp_path / "never"), tmp_path / "live")
     next(stuck.batches(0, None, 7))
     stuck.close()
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
@@ -97,8 +113,9 @@ def many(made, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(many):
     """The run whose corpus was tokenized before."""
-    with open_store(str(many[0] / "x.db"), create=True) as store:
-        list(run_collect(store, CollectConfig(**many[1]), keep_tokens=True))
+    with pytest.MonkeyPatch.context() as patch, open_store(str(many[0] / "x.db"), create=True) as store:
+        patch.setattr(text, "is_read_live", lambda config: False)
+        list(run_collect(store, CollectConfig(**many[1])))
     return content(many[0] / "x.db")[0]
 
 
@@ -125,6 +142,36 @@ def test_a_large_corpus_of_which_all_is_read_is_read_live_too(many, undisturbed,
             events = list(run_collect(store, CollectConfig(**many[1] | {"sampling": "random"})))
         assert any(event.note == said for event in events)
         assert content(tmp_path / f"{large}.db")[0] == undisturbed
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_several_devices_that_read_live_equal_one(many, undisturbed, tmp_path, stop):
+    config = CollectConfig(**many[1] | {"device": "cpu, cpu"})
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        if stop is not None:
+            events = run_collect_on_devices(store, config)
+            next(event for event in events if event.stage == "collecting" and event.done >= stop)
+            events.close()
+        events = list(run_collect_on_devices(store, config))
+    assert any("while it is read" in (event.note or "") for event in events) or stop is not None
+    assert_whole(tmp_path / "x.db", undisturbed)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_who_follows_comes_late_or_to_what_breaks_off(tmp_path):
+    config = CollectConfig("model", (corpus(tmp_path),), sampling="sequential")
+    path, unfinished, tally = tmp_path / "live", tmp_path / "live.unfinished", Tally()
+    finish(write_tokens(config, tiny_tokenizer(), path, unfinished))
+    tally.set(n_tokens=1000)
+    late = LiveText(config, path, unfinished, Follower(tally))
+    threading.Timer(0.2, tally.set, kwargs={"state": WHOLE}).start()  # it has heard of the 1000, and finds no file there
+    found = list(late.batches(0, None, 7))
+    wanted = WholeText(late.whole(), config).batches(0, None, 7)
+    assert [one[1].tolist() for one in found] == [one[1].tolist() for one in wanted]
+    tally = Tally()
+    tally.set(n_tokens=1000, state=BROKEN_OFF)
+    with pytest.raises(NeuroexplainError, match="not tokenized to its end"):
+        next(LiveText(config, path, unfinished, Follower(tally)).batches(0, None, 7))
 
 
 def test_a_corpus_that_breaks_off_keeps_the_checkpoint(many, undisturbed, tmp_path):
