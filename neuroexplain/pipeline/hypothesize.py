@@ -91,7 +91,7 @@ class Asking:
             )
         revises = self.revising is not None and candidate >= self.candidates
         prompt = self.revising if revises and self.revising is not None else self.prompt
-        samples = candidate not in (0, self.candidates)
+        samples = candidate not in (0, self.candidates) and not self.says_several
         sampling = {
             "temperature": CANDIDATE_TEMPERATURE if samples else 0.0,
             "max_tokens": self.explainer.max_tokens,

@@ -148,10 +148,12 @@ def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanat
 def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list[Explained]:
     """Store explanations with their simulations and scores, all of them or none. Returns them with their ids.
 
-    Of an explanation that is stored already only `chosen` is written.
+    Of an explanation that is stored already only `chosen` is written. What an earlier command chose of the same neurons, by the
+    same explainer and model, is chosen no more: a neuron has one chosen explanation of each.
     """
     stored = [one.explanation for one in made if one.explanation.id is not None]
     with store.write() as connection:
+        _choose_none(connection, run_id, [e for one in made if (e := one.explanation).chosen and e.status == "ok"])
         for chosen in (True, False):
             ids = [e.id for e in stored if e.chosen == chosen]
             for some in _batches(ids):
@@ -167,6 +169,18 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
             found.append(replace(one, explanation=explanation, simulation=simulation))
         _save_simulations(connection, store, run_id, [(x.simulation, x.scores) for x in found if x.simulation is not None])
     return found
+
+
+def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:
+    """Of their neurons, explainers and models."""
+    e = t.explanations.c
+    same: dict[tuple[str, str, int], set[int]] = {}
+    for one in explanations:
+        same.setdefault((one.explainer, one.provenance.model, one.neuron.layer), set()).add(one.neuron.neuron)
+    for (explainer, model, layer), neurons in same.items():
+        for some in _batches(sorted(neurons)):
+            where = e.run_id == run_id, e.layer == layer, e.neuron.in_(some), e.explainer == explainer, e.model == model
+            connection.execute(update(t.explanations).where(*where, e.chosen).values(chosen=False))
 
 
 def save_session(store: Store, run_id: int, session: Session, session_id: int | None) -> int:

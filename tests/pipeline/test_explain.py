@@ -251,6 +251,40 @@ def test_several_meanings_are_stored_with_what_they_cover_and_their_union(store,
     assert nothing.requests == []
 
 
+def test_meanings_that_were_not_simulated_are_the_next_time(store, simulator):
+    """Every hypothesis of an answer is known again, and one of them is chosen."""
+    llm = ScriptedLlm(lambda messages, sampling: "old mills | 1, 3\nsleeping geese | 2\nmoney | 1, 4, 5")
+    explain(store, llm, None, "meanings")
+    explain(store, llm, simulator, "meanings")
+    assert len(llm.requests) == len(NEURONS)
+    for neuron in NEURONS:
+        of_neuron = list_explanations(store, 1, neuron)
+        assert (len(of_neuron), sum(e.chosen for e in of_neuron)) == (4, 1)
+        assert all(list_simulations(store, [e.id]) for e in of_neuron)
+
+
+def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, simulator):
+    """The last command's: here one with other candidates, then one of another seed that fails and chooses nothing."""
+    llm = ScriptedLlm(by_words)
+    explain(store, llm, simulator, candidates=3)
+    explain(store, llm, simulator, candidates=2, revise=1)
+    explain(store, llm, simulator, "pairs")
+    for neuron in NEURONS:
+        of_neuron = list_explanations(store, 1, neuron)
+        assert {e.explainer: e.candidate for e in of_neuron if e.chosen and e.explainer == "excerpts"}.keys() == {"excerpts"}
+        assert sum(e.chosen for e in of_neuron if e.explainer == "excerpts") == 1
+        assert sum(e.chosen for e in of_neuron) == 2
+    before = [e.id for e in list_explanations(store, 1) if e.chosen and e.status == "ok"]
+    explain(store, ScriptedLlm(lambda messages, sampling: ""), simulator, candidates=2, seed=7)
+    assert [e.id for e in list_explanations(store, 1) if e.chosen and e.status == "ok"] == before
+
+
+def test_a_line_of_white_space_takes_no_time_and_a_number_has_an_end():
+    for reply in ("words | x\n" + " " * 100_000 + "x", "words | " + "9" * 5_000, "words | " + "1," * 50_000 + "x"):
+        with pytest.raises(LlmReplyError, match="no line is of the form"):
+            parse_meanings(reply, [])
+
+
 @pytest.mark.parametrize(
     "reply", ["", "rivers", "rivers | ", "rivers | 0", "rivers | 1, 11", "| 1", "<think>rivers | 1", "I cannot | 1"]
 )
