@@ -138,6 +138,8 @@ def _score(
         status, reason = "no_records", f"no {' and no '.join(missing)} records in the split {split}"
     elif (share := _share_with_mass(mine)) < 0.5:
         status, reason = "low_digit_mass", f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+    elif not n_tokens:
+        status, reason = "low_digit_mass", "no token has a prediction"
     elif np.ptp(recorded) == 0:
         status, reason = "constant_activations", "the true activations are all equal"
     elif np.ptp(simulated) == 0:

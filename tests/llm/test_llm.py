@@ -75,9 +75,9 @@ def by_hand(engine, digits, explanation, records, vocabulary):
 def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
-    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, neutral_mass) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.digit_mass, np.minimum(mass, neutral_mass), rtol=1e-4)
     np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
     assert (found.levels > 0).any()
     neutral_prompt = digits.prompt.fill({"scale": "9", "explanation": ""})[-1].content.removeprefix("The neuron looks for: ")
@@ -146,10 +146,11 @@ def test_where_no_level_was_given_nothing_is_predicted():
             found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
             return found
 
+    # The mass is that of the neutral level where that is less: a prediction needs both.
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
     assert np.isnan(found.levels[0])
     assert found.levels[1:].tolist() == pytest.approx([0, np.log((0.9 / 0.6 + 1e-3) / 1e-3)])
-    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
+    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.5])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
@@ -226,9 +227,9 @@ def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp
     assert [len(ids) for ids in digits.level_token_ids[:3]] == [1, 2, 1]  # "1" and " 1"
     vocabulary = entries(["river", " ran"])
     assert "and a level: 10 where" in tokenizer.decode(digits.build_prompt("rivers", [], {})[0])
-    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, neutral_mass) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.digit_mass, np.minimum(mass, neutral_mass), rtol=1e-4)
     np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
 
 
@@ -300,7 +301,18 @@ def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
     assert found.tolist() == [one[texts[i]] for i in order]
 
 
-@pytest.mark.parametrize("reply", ["", "  \n ", "...", "<think>it may be", "I cannot help with that.", "x" * 500])
+REFUSALS = ("I cannot help with that.", "I\u2019m sorry, but I can\u2019t help.", "Sorry, I can't say.", "I apologize, but no.")
+REFUSALS += ("Unfortunately, I cannot tell", "I am not able to say", "I won\u2019t", "As an AI language model, no")
+THOUGHTS = (
+    "<think>it may be",
+    "rivers<think>or more",
+    "<THINK>rivers",
+    "a</think>b<think>c",
+    "<|channel|>analysis<|message|>User wants",
+)
+
+
+@pytest.mark.parametrize("reply", ["", "  \n ", "...", "x" * 500, *REFUSALS, *THOUGHTS])
 def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
     with pytest.raises(LlmReplyError) as failed:
         parse_reply(reply)
@@ -310,6 +322,8 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
 def test_a_hypothesis_is_tidied():
     assert parse_reply("<think>hm</think>\n Explanation: words about **rivers**.\nMore") == "words about rivers"
     assert parse_reply('"buying and selling."') == "buying and selling"
+    assert parse_reply("<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>rivers") == "rivers"
+    assert parse_reply("sorry, regret and apologies") == "sorry, regret and apologies"
 
 
 def test_what_looks_like_a_blank_or_a_turn_stays_text():

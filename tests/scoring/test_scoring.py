@@ -139,3 +139,8 @@ def test_crops_hide_the_peak():
     firsts = [crop_first(0, NeuronId(3, n), "top", n % 32) for n in range(2000)]
     assert (min(firsts), max(firsts)) == (1, 32)
     assert np.bincount(firsts, minlength=33)[1:].min() > 30
+
+
+def test_records_without_any_prediction_have_no_score_and_say_why():
+    nothing = ScoredRecord("top", np.full(32, np.nan), np.arange(32.0), None, np.ones(32))
+    assert {score.status for score in score_records("report", [nothing], ())} == {"low_digit_mass", "no_records"}
