@@ -6,12 +6,14 @@ and what is possible.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, NeuronId
 
+MOST_SECONDS = 1_000_000  # that one can ask to wait: eleven days
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
 
 Activation = Literal["act", "post"]
@@ -74,7 +76,9 @@ class CollectConfig:
                 "The parts of a collection must be read in the same batch shape, which auto may choose differently on each "
                 "machine or device. Give a number:  --batch-size 64"
             )
-        if self.checkpoint_every <= 0:
+        if not 0 <= self.seed < 1 << 63:
+            raise NeuroexplainError(f"--seed {self.seed} is out of range: from 0 to 2^63 - 1")
+        if not self.checkpoint_every > 0:  # nor not a number
             raise NeuroexplainError(f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0")
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
@@ -116,8 +120,18 @@ class EngineConfig:
     in_flight: int = 64  # requests at a time at most
 
     def __post_init__(self) -> None:
-        if self.max_wait < 0:
-            raise NeuroexplainError(f"--max-wait {self.max_wait:g} is out of range: seconds, from 0")
+        if not 0 <= self.max_wait <= MOST_SECONDS:
+            raise NeuroexplainError(f"--max-wait {self.max_wait:g} is out of range: seconds, 0 to {MOST_SECONDS:,}")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
+            raise NeuroexplainError(
+                "NEUROEXPLAIN_API_KEY holds what no key holds: a space, a line break or letters beyond ASCII."
+            )
+        if self.server is not None and not self.server.strip():
+            raise NeuroexplainError("--server is empty. Give the URL of a vLLM server:  --server http://127.0.0.1:8000/v1")
+        if self.server is not None and "@" in self.server:
+            raise NeuroexplainError(
+                "--server holds a name or a key before @. Set NEUROEXPLAIN_API_KEY, and leave it out of the URL."
+            )
         if self.in_flight < 1:
             raise NeuroexplainError(f"--in-flight {self.in_flight} is out of range: 1 or more")
         named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]

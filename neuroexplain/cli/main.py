@@ -782,7 +782,7 @@ def _engine_config(
 def _default_engine(max_wait: float = 600.0, in_flight: int = 64) -> "EngineConfig":
     from neuroexplain.config import EngineConfig
 
-    secret, command = os.environ.get("NEUROEXPLAIN_API_KEY") or None, os.environ.get("NEUROEXPLAIN_VLLM")
+    secret, command = os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None, os.environ.get("NEUROEXPLAIN_VLLM")
     config = EngineConfig(api_key=secret, vllm_command=command, max_wait=max_wait, in_flight=in_flight)
     url = os.environ.get("NEUROEXPLAIN_SERVER")
     return replace(config, default_server=url) if url else config

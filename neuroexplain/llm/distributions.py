@@ -10,7 +10,8 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from tokenize import TokenError
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -40,11 +41,14 @@ class Question:
         return [token_id for ids in self.level_token_ids for token_id in ids]
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+
 class Spent(msgspec.Struct, frozen=True):
     """vLLM's `usage`, as far as it is there."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: CachedTokens | None = None
 
     @property
@@ -55,7 +59,7 @@ class Spent(msgspec.Struct, frozen=True):
 class CachedTokens(msgspec.Struct, frozen=True):
     """Given by servers started with --enable-prompt-tokens-details; for several prompts at once, of the last one only."""
 
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class Way(Protocol):
@@ -118,15 +122,22 @@ class AtRows:
         if answer.prompt_token_id_logprobs is None:
             raise ValueError("no prompt_token_id_logprobs")
         npy = base64.b64decode(answer.prompt_token_id_logprobs, validate=True)
+        if not npy.startswith(np.lib.format.MAGIC_PREFIX):
+            raise ValueError("prompt_token_id_logprobs holds no array")
         try:
             logprobs = np.load(io.BytesIO(npy), allow_pickle=False)
-        except (EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, SyntaxError, TokenError, MemoryError, OverflowError) as error:
             raise ValueError(f"prompt_token_id_logprobs holds no array: {error}") from error
+        if logprobs.dtype.kind != "f":
+            raise ValueError(f"prompt_token_id_logprobs: an array of {logprobs.dtype}")
         expected = len(question.token_ids) - 1 - question.rows[0], len(question.chosen)
         if logprobs.shape != expected:
             raise ValueError(f"prompt_token_id_logprobs: shape {logprobs.shape} for {expected}")
         places = np.asarray(question.rows) - question.rows[0]
-        return sum_levels(logprobs[places].astype(np.float64), question.level_token_ids)
+        found = logprobs[places].astype(np.float64)
+        if np.isneginf(found).all(axis=1).any():
+            raise ValueError("prompt_token_id_logprobs: a row holds none of the tokens asked for: shifted?")
+        return sum_levels(found, question.level_token_ids)
 
 
 class NextLogprobs(msgspec.Struct, frozen=True):

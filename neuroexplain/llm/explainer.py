@@ -16,7 +16,11 @@ from neuroexplain.types import PEAK_INDEX, Exemplar, Tokens
 MARKED_FROM = 4  # the level from which `excerpts` marks a token
 MOST_MEANINGS = 3
 LONGEST_REPLY = 400  # characters: more is rambling, not a hypothesis
-_REFUSALS = ("i cannot", "i can't", "i'm sorry", "i am sorry", "as an ai", "i'm unable", "i am unable")
+_REFUSAL = re.compile(
+    r"(?:sorry, |unfortunately, )?i"
+    r"(?: (?:cannot|can't|can not|won't|will not|apologi[sz]e)|(?:'m| am) (?:so )?(?:sorry|unable|not able))\b"
+    r"|sorry, but\b|my apologies\b|as an ai\b"
+)
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,14 @@ def parse_meanings(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
     answer = _without_reasoning(text)
     found = []
     for line in answer.splitlines():
-        match = re.fullmatch(
-            r"\s*(?:[-*]|\d+[.)])?\s*(?P<text>[^|]+?)\s*\|\s*(?P<numbers>\d+(?:\s*,\s*\d+)*)\s*", line, re.ASCII
-        )
-        if match is None:
+        words, bar, said = line.partition("|")
+        numbers = sorted({int(one) if re.fullmatch(r"\s*\d{1,4}\s*", one, re.ASCII) else -1 for one in said.split(",")})
+        words = re.sub(r"^\s*(?:[-*]|\d+[.)])", "", words, flags=re.ASCII).strip()
+        if not bar or not words or numbers[0] < 0:
             continue
-        numbers = sorted({int(one) for one in match["numbers"].split(",")})
         if not 1 <= numbers[0] <= numbers[-1] <= len(records):
             raise LlmReplyError("parse_error", f"an excerpt outside 1 to {len(records)} is named", text)
-        found.append(Hypothesis(_tidied(match["text"], text), tuple(records[n - 1].rank for n in numbers)))
+        found.append(Hypothesis(_tidied(words, text), tuple(records[n - 1].rank for n in numbers)))
     if not found:
         raise LlmReplyError("parse_error", "no line is of the form: words | numbers of excerpts", text)
     return found[:MOST_MEANINGS]
@@ -99,16 +102,18 @@ def union_text(hypotheses: Sequence[str]) -> str:
 
 
 def _without_reasoning(text: str) -> str:
-    if "<think>" in text and "</think>" not in text:
+    """What comes after the last thought, in the marks of most models or of gpt-oss."""
+    answer = re.split(r"</think>|<\|channel\|>final<\|message\|>", text, flags=re.IGNORECASE)[-1]
+    if re.search(r"<think>|<\|channel\|>", answer, flags=re.IGNORECASE):
         raise LlmReplyError("parse_error", "the answer is reasoning that was cut off", text)
-    return text.split("</think>")[-1].strip()
+    return answer.strip()
 
 
 def _tidied(line: str, text: str) -> str:
     tidy = line.strip().replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
     if not any(c.isalnum() for c in tidy):
         raise LlmReplyError("parse_error", "the answer is empty", text)
-    if tidy.lower().startswith(_REFUSALS):
+    if _REFUSAL.match(tidy.lower().replace("\u2019", "'")):
         raise LlmReplyError("parse_error", "the answer is a refusal", text)
     if len(tidy) > LONGEST_REPLY:
         raise LlmReplyError("parse_error", f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text)

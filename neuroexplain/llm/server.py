@@ -21,7 +21,7 @@ from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.llm.distributions import BY_PREFERENCE, NEUTRAL, AtNext, AtRows, Question, Spent, TopOfPrompt, Way
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
-from neuroexplain.llm.transport import FAULTS, Refused, Transport, unusable
+from neuroexplain.llm.transport import FAULTS, KEPT, Refused, Transport, unusable
 
 THREE_WAYS = (
     "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
@@ -83,7 +83,8 @@ class ServerEngine:
         self._transport.smallest = ("/v1/completions", msgspec.json.encode(one_token))
         self.revision: str | None = None
         self._server_version = self._find_version()
-        self.context_length: int | None = card.get("max_model_len")
+        longest = card.get("max_model_len")
+        self.context_length: int | None = longest if isinstance(longest, int) and longest > 0 else None
         self._root = card.get("root")
 
     @property
@@ -96,11 +97,9 @@ class ServerEngine:
         from transformers import AutoTokenizer
 
         for name in (self._root, self.model):
-            if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
-                try:
+            with suppress(OSError, ValueError):  # also of a name too long for a folder's
+                if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
                     return AutoTokenizer.from_pretrained(name)
-                except (OSError, ValueError):
-                    continue
         raise EngineError(
             f"The tokenizer of {self.model} is needed to build prompts, and neither a folder {self._root!r} nor a hub model of "
             "that name was found. Serve the model under its hub name, or run where its folder is."
@@ -115,6 +114,10 @@ class ServerEngine:
         if len(answer.choices) != 1:
             raise unusable(f"{len(answer.choices)} choices for one prompt", raw)
         choice = answer.choices[0]
+        if choice.finish_reason not in (None, "stop", "length"):
+            raise unusable(f"the server ended it for another reason: {choice.finish_reason!r}", raw)
+        if len(choice.text) > KEPT:
+            raise unusable(f"the answer has {len(choice.text):,} characters, of at most {max_tokens} tokens", raw)
         completion = answer.usage.completion_tokens if answer.usage is not None else None
         if completion is not None and not 0 <= completion <= max_tokens:
             raise unusable(f"{completion} tokens were generated, and at most {max_tokens} asked for", raw)
@@ -122,7 +125,7 @@ class ServerEngine:
             thought = choice.reasoning or choice.reasoning_content
             why = "holds only reasoning" if thought else "is empty"
             cut = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
-            raise LlmReplyError("parse_error", f"the answer {why}{cut}", raw.decode("utf-8", "replace"))
+            raise LlmReplyError("parse_error", f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT])
         text = opened_thought(self.tokenizer, ids) + choice.text
         return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
 
@@ -216,15 +219,15 @@ class ServerEngine:
     def _list_models(self) -> list[dict[str, Any]]:
         try:
             answer = self._get("/v1/models")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that cannot be one
             raise EngineError(f"There is no server at {self.url}: {error}.\n{THREE_WAYS}") from error
         if answer.status_code in (401, 403):
             raise EngineError(f"The server at {self.url} wants a key ({answer.status_code}). Set NEUROEXPLAIN_API_KEY.")
         try:
             models = answer.json()["data"]
-            if answer.is_success and models and all(isinstance(card["id"], str) for card in models):
+            if answer.is_success and models and all(card["id"].encode() for card in models):
                 return list(models)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # ValueError: also half a character
             pass
         raise EngineError(f"What answers at {self.url} lists no models (status {answer.status_code}).\n{THREE_WAYS}")
 
@@ -253,7 +256,7 @@ class ServerEngine:
         try:
             answer = self._get("/version")
             return f"vllm {answer.json()['version']}" if answer.is_success else "unknown"
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
             return "unknown"
 
     def _check_length(self, n_tokens: int) -> None:
@@ -276,7 +279,7 @@ def _agree(found: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
 
 
 def _base_url(url: str) -> str:
-    url = url.rstrip("/")
+    url = url.strip().rstrip("/").removesuffix("/models")
     if "://" not in url:
         url = f"http://{url}"
     return url if url.endswith("/v1") else f"{url}/v1"

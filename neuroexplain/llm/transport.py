@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from neuroexplain.errors import EngineLost, LlmReplyError
+from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
 from neuroexplain.llm.gate import Gate
 
 TRIES = 5  # of a request that is itself at fault, for all that one can tell
 KEPT = 20_000  # characters of a reply that are kept with a failed attempt
 SHORTEST_TIMEOUT = 30.0  # seconds
+LONGEST_WAIT = 120.0  # seconds that a server may ask for at a time; it can ask again
+LARGEST_ANSWER = 256 * 2**20  # bytes; the most likely 100 tokens of a prompt of 8,000 take 70 MB
 STOPPED = "The run was stopped."
 
 Answer = TypeVar("Answer")
@@ -30,9 +33,10 @@ class Refused(LlmReplyError):
 class Fault(Enum):
     """Why a request got no answer, by what that says of the request itself."""
 
-    AWAY = auto()  # nobody there, or somebody who says that the server is not: nothing
+    AWAY = auto()  # nobody there: nothing
     BUSY = auto()  # too many requests: nothing
     FAILED = auto()  # taken, and then an error or nothing: something, if another is answered meanwhile
+    GATEWAY = auto()  # somebody before the server says that it is not there, or too slow: nothing, if it answers no other
     BROKEN = auto()  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
 
 
@@ -41,9 +45,9 @@ FAULTS = {
     425: Fault.BUSY,
     429: Fault.BUSY,
     500: Fault.FAILED,
-    502: Fault.AWAY,
-    503: Fault.AWAY,
-    504: Fault.AWAY,
+    502: Fault.GATEWAY,
+    503: Fault.GATEWAY,
+    504: Fault.GATEWAY,
 }  # other statuses are the server's last word
 
 
@@ -56,10 +60,14 @@ class Transport:
         self.smallest: tuple[str, bytes] | None = None  # path and body of a request that any server at work answers
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
+        self._longest = max(max_wait, SHORTEST_TIMEOUT)
         headers = {"Content-Type": "application/json"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
-        timeout = httpx.Timeout(max(max_wait, SHORTEST_TIMEOUT), connect=10.0)
-        self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+        timeout = httpx.Timeout(self._longest, connect=10.0)
+        try:
+            self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+        except (ImportError, ValueError, OSError) as error:  # a proxy or a file of certificates that the environment names
+            raise EngineError(f"No connection can be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE.") from error
 
     def post(self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]) -> tuple[Answer, bytes]:
         """The answer to the request `asked`, decoded, and as it came.
@@ -69,7 +77,8 @@ class Transport:
         the answer is JSON of another shape, and where this request fails again and again.
         """
         body = msgspec.json.encode(asked)
-        failures, seen = 0, self.gate.n_answers
+        failures = turned_away = 0
+        seen = self.gate.n_answers
         while True:
             began = self.gate.enter()
             if began is None:
@@ -80,12 +89,16 @@ class Transport:
                 if isinstance(found, LlmReplyError):
                     raise found
                 return found
-            away = self.gate.failed(began, away=found.fault is Fault.AWAY, wait=found.wait)
+            away = self.gate.failed(began, away=found.fault in (Fault.AWAY, Fault.GATEWAY), wait=found.wait)
             if self.gate.closed:
                 raise EngineLost(STOPPED)
-            works = self.gate.n_answers > seen or (found.fault is Fault.FAILED and self._answers_the_smallest())
+            others = self.gate.n_answers > seen
             seen = self.gate.n_answers
-            failures += found.fault is Fault.BROKEN or (found.fault is Fault.FAILED and works)
+            # Turned away while others are answered, its turn will come; with nobody beside it, is it that nobody is answered?
+            turned_away = 0 if others else turned_away + (found.fault in (Fault.BUSY, Fault.GATEWAY))
+            doubtful = found.fault is Fault.FAILED or turned_away >= TRIES
+            works = others or (doubtful and self._answers_the_smallest())
+            failures += found.fault is Fault.BROKEN or (works and doubtful)
             if failures == TRIES:
                 raise LlmReplyError("llm_error", f"{found.why}, {TRIES} times", found.reply)
             if away > self._max_wait and not works:
@@ -115,9 +128,11 @@ class Transport:
         try:
             with self.client.stream("POST", url, content=body) as answer:
                 try:
-                    raw = answer.read()
+                    raw = self._read(answer)
                 except httpx.HTTPError as error:
                     return _Failure(Fault.BROKEN, f"the answer broke off: {error}")
+                except _EndlessError as error:
+                    return _Failure(Fault.BROKEN, f"the answer does not end: {error}")
         except httpx.TimeoutException as error:
             away = isinstance(error, httpx.ConnectTimeout)
             return _Failure(Fault.AWAY if away else Fault.FAILED, "it took too long")
@@ -133,8 +148,23 @@ class Transport:
             return decoder.decode(raw), raw
         except msgspec.ValidationError as error:
             return unusable(f"the answer has another shape: {error}", raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=raw.decode("utf-8", "replace")[:KEPT])
+
+    def _read(self, answer: httpx.Response) -> bytes:
+        """The body, as large and as slow as an answer can be."""
+        began, found = time.monotonic(), bytearray()
+        for some in answer.iter_bytes():
+            found += some
+            if len(found) > LARGEST_ANSWER:
+                raise _EndlessError(f"more than {LARGEST_ANSWER:,} bytes")
+            if time.monotonic() - began > self._longest:
+                raise _EndlessError(f"more than {self._longest:g} seconds")
+        return bytes(found)
+
+
+class _EndlessError(Exception):
+    """An answer larger or slower than any can be."""
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -156,18 +186,18 @@ def refusal(status: int, raw: bytes) -> Refused:
         said = msgspec.json.decode(raw)
         said = said.get("error", said) if isinstance(said, dict) else said
         said = said.get("message", said) if isinstance(said, dict) else said
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = text
     too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
     return Refused("context_too_long" if too_long else "llm_error", f"{status}: {str(said)[:500]}", text[:KEPT])
 
 
 def _retry_after(answer: httpx.Response) -> float:
-    """Seconds, from a number or a date; 0 where there is neither."""
+    """Seconds, from a number or a date, at most LONGEST_WAIT; 0 where there is neither."""
     said = answer.headers.get("Retry-After", "")
-    if said.strip().isdecimal():
-        return float(said)
     try:
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without its zone
+        if said.strip().isdecimal():
+            return min(float(said), LONGEST_WAIT)
+        return min(max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()), LONGEST_WAIT)
+    except (ValueError, TypeError, OverflowError):  # no date, or one without its zone
         return 0.0

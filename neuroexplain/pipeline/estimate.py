@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neuroexplain.config import ExplainConfig
+from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.engine import Engine, chat_token_ids
 from neuroexplain.llm.explainer import MOST_MEANINGS
 from neuroexplain.llm.simulator import Simulator
@@ -67,7 +68,7 @@ def estimate_explain(
             plans = [simulator.plan(STAND_IN, records, task.tokens) for records in asked]
             if "simulate" not in each:
                 began = time.perf_counter()
-                simulator.simulate(STAND_IN, asked[0], task.tokens)
+                _try_simulation(simulator, asked[0], task, max(plans[0], default=0))
                 each["simulate"] = (time.perf_counter() - began) / max(1, len(plans[0]))
             n = sum(map(len, plans))
             requests += n
@@ -76,6 +77,15 @@ def estimate_explain(
     scale = len(pending) / len(sample)
     in_flight = max(engine.in_flight if engine else 1, simulator.engine.in_flight if simulator else 1)
     return Estimate(len(pending), n_finished, round(requests * scale), round(tokens * scale), seconds * scale, in_flight)
+
+
+def _try_simulation(simulator: Simulator, records: Sequence[tuple[int, ...]], task: ExplainTask, n_tokens: int) -> None:
+    try:
+        simulator.simulate(STAND_IN, records, task.tokens)
+    except LlmReplyError as error:
+        raise NeuroexplainError(
+            f"A prompt to simulate with, {n_tokens:,} tokens long, got no usable answer ({error.status}): {error.reason}"
+        ) from error
 
 
 def _explaining_tokens(asking: Asking, task: ExplainTask, shown: Sequence[Exemplar]) -> int:

@@ -109,3 +109,22 @@ def test_more_than_all_probability_is_refused():
     with pytest.raises(ValueError, match="add up"):
         sum_levels(np.log([[0.6, 0.6]]), [[1], [2]])
     np.testing.assert_allclose(sum_levels(np.array([[-9999.0, 0.0, -np.inf]]), [[1, 2], [3]]), [[1, 0]])
+
+
+def _encoded(data):
+    return {"choices": [], "prompt_token_id_logprobs": base64.b64encode(data).decode()}
+
+
+def test_what_is_no_array_of_numbers_is_refused():
+    npz = io.BytesIO()
+    np.savez(npz, LOGPROBS)
+    whole = base64.b64decode(npy(np.zeros((3, 3))))
+    huge = whole.replace(b"(3, 3)", b"(9999999, 9999999)").replace(b" " * 12 + b"\n", b"\n")
+    words = io.BytesIO()
+    np.save(words, np.full((3, 3), "-1.0"))
+    for data in (b"PK\x03\x04" + b"x" * 50, npz.getvalue(), whole[:40], whole[:-3], huge, words.getvalue(), b""):
+        with pytest.raises(ValueError, match="prompt_token_id_logprobs"):
+            read(AtRows(), _encoded(data))
+    none = np.full((3, 3), -np.inf)
+    with pytest.raises(ValueError, match="shifted"):
+        read(AtRows(), rows_answer(none))

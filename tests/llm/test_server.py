@@ -11,7 +11,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
+from neuroexplain.config import EngineConfig
+from neuroexplain.errors import EngineError, EngineLost, LlmReplyError, NeuroexplainError
 from neuroexplain.llm.engine import Message, chat_token_ids
 from neuroexplain.llm.explainer import parse_reply
 from neuroexplain.llm.server import ServerEngine
@@ -129,6 +130,94 @@ def test_threads_that_wait_for_a_dead_server_do_not_hammer_it(scripted):
         thread.join(10)
     assert len(lost) == 32
     assert len(scripted.asked) < 24  # 8 at first, then one at a time
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_request_that_is_always_turned_away_is_given_up_where_the_server_works(scripted, status):
+    """Not for others that are answered meanwhile, nor at once: a server may be on its way back."""
+    scripted.choose = lambda asked: (status, {}) if asked["max_tokens"] == 6 else completion("other")
+    engine = connect(scripted, max_wait=600.0)
+    with pytest.raises(LlmReplyError, match=f"status {status}, {TRIES} times"):
+        engine.generate([Message("user", "the old mill")], max_tokens=6, temperature=0.0, seed=1)
+    assert sum(asked["max_tokens"] == 6 for asked in scripted.asked) == 2 * TRIES - 1
+    assert generate(engine).text == "other"
+
+
+@pytest.mark.parametrize("asked", ["999999", "9" * 30, "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 99999999999 00:00:00 GMT"])
+def test_a_server_cannot_ask_for_a_wait_without_end(scripted, asked, monkeypatch):
+    monkeypatch.setattr("neuroexplain.llm.transport.LONGEST_WAIT", 0.2)
+    scripted.replies = [(429, {}, {"Retry-After": asked}), completion("geese")]
+    began = time.monotonic()
+    assert generate(connect(scripted)).text == "geese"
+    assert time.monotonic() - began < 2
+
+
+def test_an_answer_without_end_is_cut_and_not_asked_for_ever(scripted, monkeypatch):
+    monkeypatch.setattr("neuroexplain.llm.transport.LARGEST_ANSWER", 1000)
+    scripted.replies = [completion("geese " * 400)] * TRIES
+    with pytest.raises(LlmReplyError, match="does not end: more than 1,000 bytes"):
+        generate(connect(scripted))
+    monkeypatch.setattr("neuroexplain.llm.transport.LARGEST_ANSWER", 10**6)
+    scripted.replies = [completion("geese")] * TRIES
+    engine = connect(scripted)
+    engine._transport._longest = 0.0
+    with pytest.raises(LlmReplyError, match="does not end: more than 0 seconds"):
+        generate(engine)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"message": "caf\xe9"}}', b"[" * 200_000, b'{"error": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"]
+)
+def test_a_refusal_that_cannot_be_read_is_a_refusal(scripted, body):
+    scripted.replies = [(400, body)]
+    with pytest.raises(LlmReplyError, match=r"^400: ") as failed:
+        generate(connect(scripted))
+    assert failed.value.reply
+
+
+@pytest.mark.parametrize(
+    "choice", [{"text": "half a", "finish_reason": "abort"}, {"text": "x", "finish_reason": "error"}, {"text": "x" * 30_000}]
+)
+def test_a_text_that_did_not_end_by_itself_is_a_failed_attempt(scripted, choice):
+    scripted.replies = [(200, {"choices": [choice]})]
+    with pytest.raises(LlmReplyError) as failed:
+        generate(connect(scripted))
+    assert (failed.value.status, len(failed.value.reply) <= 20_000) == ("llm_error", True)
+
+
+@pytest.mark.parametrize("tokens", [10**30, 2**63 - 1, -1])
+def test_impossible_counts_of_tokens_are_a_failed_attempt(scripted, tokens):
+    scripted.replies = [(200, {"choices": [{"text": "x"}], "usage": {"prompt_tokens_details": {"cached_tokens": tokens}}})]
+    with pytest.raises(LlmReplyError, match="another shape"):
+        generate(connect(scripted))
+
+
+@pytest.mark.parametrize("longest", ["4096", [], -1, 0, 1.5])
+def test_a_context_length_that_is_none_is_not_believed(scripted, longest):
+    scripted.models[1]["data"][0]["max_model_len"] = longest
+    assert connect(scripted).context_length is None
+
+
+@pytest.mark.parametrize("models", [b"[" * 200_000, b'{"data": [{"id": "\\ud800"}]}', b'{"data": [{"id": 3}]}'])
+def test_a_list_of_models_that_is_none_is_said(scripted, models):
+    scripted.models = 200, models
+    with pytest.raises(EngineError, match="lists no models"):
+        connect(scripted)
+
+
+def test_what_the_environment_sets_wrong_is_said_and_no_key_is_shown(monkeypatch):
+    with pytest.raises(EngineError, match="no server at"):
+        ServerEngine("http://a..b")
+    monkeypatch.setenv("ALL_PROXY", "nonsense://x")
+    with pytest.raises(EngineError, match="ALL_PROXY"):
+        ServerEngine("http://127.0.0.1:1")
+    for wrong in ({"api_key": "sk-secret\nx"}, {"api_key": "sk-s\u00e9cret"}, {"server": "http://user:sk-secret@host"}):
+        with pytest.raises(NeuroexplainError) as refused:
+            EngineConfig(**wrong)
+        assert "cret" not in str(refused.value)
+    for wrong in ({"server": " "}, {"max_wait": float("nan")}, {"max_wait": float("inf")}, {"max_wait": 1e300}):
+        with pytest.raises(NeuroexplainError):
+            EngineConfig(**wrong)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422])
