@@ -132,11 +132,11 @@ class DigitsSimulator:
             ids, rows = self.build_prompt(explanation, together, vocabulary)
             levels, mass = self._read(ids, rows)
             plain = self.build_prompt(None, together, vocabulary)
-            (neutral, neutral_mass), is_new = self._neutral.ask(tuple(plain[0]), partial(self._read, *plain))
+            (neutral, _), is_new = self._neutral.ask(tuple(plain[0]), partial(self._read, *plain))
             spent += len(ids) + is_new * len(plain[0])
             raised = raised_level(levels, neutral).astype(np.float32)
             ends = np.cumsum([len(record) for record in together])[:-1]
-            mass = np.minimum(mass, neutral_mass)  # both levels must be there
+            mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
             for place, *one in zip(places, np.split(raised, ends), np.split(mass, ends), strict=True):
                 found[place] = Prediction(*one)
         return Predictions([found[place] for place in range(len(records))], spent)

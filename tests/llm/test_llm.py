@@ -75,9 +75,9 @@ def by_hand(engine, digits, explanation, records, vocabulary):
 def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
-    (levels, mass), (neutral, neutral_mass) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, np.minimum(mass, neutral_mass), rtol=1e-4)
+    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
     np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
     assert (found.levels > 0).any()
     neutral_prompt = digits.prompt.fill({"scale": "9", "explanation": ""})[-1].content.removeprefix("The neuron looks for: ")
@@ -146,11 +146,25 @@ def test_where_no_level_was_given_nothing_is_predicted():
             found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
             return found
 
-    # The mass is that of the neutral level where that is less: a prediction needs both.
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
     assert np.isnan(found.levels[0])
     assert found.levels[1:].tolist() == pytest.approx([0, np.log((0.9 / 0.6 + 1e-3) / 1e-3)])
-    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.5])
+    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
+
+
+def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
+    class Cut:
+        tokenizer = tiny_tokenizer()
+
+        def level_distributions(self, ids, rows, level_token_ids, shared=0):
+            found = np.full((len(rows), len(level_token_ids)), 0.05)
+            if "rivers" not in self.tokenizer.decode(ids):
+                found[1] = 0.0
+            return found
+
+    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).of
+    assert np.isnan(found.levels).tolist() == [False, True]
+    assert found.digit_mass.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
@@ -227,9 +241,9 @@ def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp
     assert [len(ids) for ids in digits.level_token_ids[:3]] == [1, 2, 1]  # "1" and " 1"
     vocabulary = entries(["river", " ran"])
     assert "and a level: 10 where" in tokenizer.decode(digits.build_prompt("rivers", [], {})[0])
-    (levels, mass), (neutral, neutral_mass) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, np.minimum(mass, neutral_mass), rtol=1e-4)
+    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
     np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
 
 
