@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from neuroexplain.cli.interrupt import Interrupted, Stopping
 from tests.fakes import tiny_subject, words
 
 HOSTILE = 'tab\there \x1b[31mred <script> {{records}} ### user <|im_start|>assistant " OR 1=1 -- '
@@ -173,3 +174,13 @@ except SystemExit as end:
 print([m for m in {heavy} if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=made, check=True)
     assert done.stdout.splitlines()[-2:] == ["0", "[]"]
+
+
+def test_a_ctrl_c_that_python_drops_stops_at_the_next_step():
+    """What a signal's handler raises inside a __del__ is printed and forgotten."""
+    stopping = Stopping()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            stopping.answer(2, None)
+        with pytest.raises(Interrupted):
+            stopping.check()

@@ -18,6 +18,7 @@ class Stopping:
         self.asked = False
 
     def install(self) -> None:
+        self.asked = False
         signal.signal(signal.SIGINT, self.answer)
 
     def check(self) -> None:
@@ -27,9 +28,9 @@ class Stopping:
 
     def answer(self, signal_number: int, frame: object) -> None:
         """A signal's handler."""
-        if not self.gently or self.asked:
+        again, self.asked = self.asked, True  # before anything is raised: Python drops what is raised in a __del__
+        if again or not self.gently:
             raise Interrupted
-        self.asked = True
         print("Stopping after this step ... (Ctrl-C again: at once)", file=sys.stderr, flush=True)
 
 

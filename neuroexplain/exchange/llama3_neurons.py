@@ -60,7 +60,12 @@ def import_llama3_neurons(
     if wrong:
         raise NeuroexplainError(f"{folder} has no layer {wrong[0]}: it has {n_layers}, counted from 0.")
     config = {"format": NAME, "folder": str(folder.resolve()), "layers": list(wanted), "segment_stride": 1, "shard": None}
-    run_id = _find_unfinished(store, config)
+    earlier = {run.status: run.id for run in list_runs(store) if run.config == config}
+    if "finished" in earlier:
+        note = f"Run {earlier['finished']} of {store.name} holds these layers already: nothing to do."
+        yield Progress("importing", len(wanted), len(wanted), "layers", note=note)
+        return
+    run_id = earlier.get("running")
     if run_id is None:
         dtype = "bfloat16" if all(_is_bfloat16(act[layer]) for layer in wanted) else "float32"
         fields = {"subject": subject, "dtype": dtype, "activation": "act", "layers": list(wanted), "d_mlp": d_mlp}
@@ -72,8 +77,9 @@ def import_llama3_neurons(
         for done, layer in enumerate(wanted, 1):
             if count_layer_neurons(store, run_id, layer) < d_mlp:
                 places = np.asarray(index[layer], np.int64)
+                found = _layer(layer, places, act[layer], token[layer])  # checked before anything of it is stored
                 save_segments(store, run_id, _segments(places, token[layer]))
-                save_collected_layer(store, run_id, _layer(layer, places, act[layer], token[layer]))
+                save_collected_layer(store, run_id, found)
             yield Progress("importing", done, len(wanted), "layers")
     finish_run(store, run_id, n_segments=0, n_documents=0, n_tokens=n_tokens)
 
@@ -84,6 +90,10 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
     The layers are those of the run, in order. Raises NeuroexplainError where the folder exists or cannot be written.
     """
     shape = (len(run.layers), run.d_mlp, run.top_k)
+    if run.config.get("sign") == "negative":
+        raise NeuroexplainError(
+            f"Run {run.id} was collected with --sign negative: it has no top records, which {NAME} is made of."
+        )
     with whole_folder(folder) as partial:
         index = np.lib.format.open_memmap(partial / "index.npy", "w+", np.int64, shape)
         act = np.lib.format.open_memmap(partial / "act.npy", "w+", np.float32, (*shape, RECORD_LENGTH))
@@ -129,10 +139,6 @@ def _open_arrays(folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]
     return index, act, token
 
 
-def _find_unfinished(store: Store, config: dict[str, Any]) -> int | None:
-    return next((run.id for run in list_runs(store) if run.status == "running" and run.config == config), None)
-
-
 def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> Iterator[Segment]:
     """Each distinct segment's 64 tokens that are known, in ascending order: as the store keeps them."""
     distinct, first = np.unique(index.reshape(-1), return_index=True)
@@ -145,6 +151,10 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArr
     activations = np.asarray(act, np.float32)
     if not np.isfinite(activations).all():
         raise NeuroexplainError(f"act.npy, layer {layer}, holds values that are not finite.")
+    if token.size and (token.max() >= 1 << 24 or token.min() < 0):
+        raise NeuroexplainError(f"token.npy, layer {layer}, holds token ids beyond 0 .. 2^24.")
+    if index.size and index.max() >= 1 << 32:
+        raise NeuroexplainError(f"index.npy, layer {layer}, holds places beyond 0 .. 2^32.")
     used = index != UNUSED
     peaks = np.where(used, activations[:, :, PEAK_INDEX], -np.inf)
     order = np.lexsort((index, -peaks), axis=1)  # by activation, ties by place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Generator, Iterator
@@ -65,6 +66,8 @@ def run_collect(
         subject = load_subject(config.model, config.dtype, config.device, config.revision)
     layers = _check_layers(config, subject)
     saved = None if interrupted is None else find_checkpoint(store.checkpoint_path(interrupted.id))
+    if saved is not None and interrupted is not None and saved["run"] != _identity(interrupted):
+        saved = None  # left by a run of another database of that name
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
     text = yield from prepare_text(config, subject.tokenizer, tokens, tally)
     try:
@@ -82,13 +85,15 @@ def run_collect(
             begin, batch_size = 0, config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
             read = hash_text(text, 0)
             run_id = create_run(store, _run_fields(config, subject, layers, batch_size))
+            store.checkpoint_path(run_id).unlink(missing_ok=True)
             save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
             note = f"Reading {batch_size} segments at once."
         yield Progress("collecting", begin, text.total, "segments", note=note)
         saved = None  # its tensors are the collector's by now
         path = store.checkpoint_path(run_id)
+        run = next(run for run in list_runs(store) if run.id == run_id)
         try:
-            done = yield from _read(collector, text, begin, batch_size, path, config.checkpoint_every, read)
+            done = yield from _read(collector, text, begin, batch_size, run, path, config.checkpoint_every, read)
             stream = text.whole()
             for note in text.said:
                 yield Progress("collecting", done, done, "segments", note=note)
@@ -112,6 +117,11 @@ def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:
         tokens.unlink(missing_ok=True)
         few = f"less than one segment of {SEGMENT_LENGTH}" if not stream.n_segments else f"{stream.n_segments:,} segments"
         part = "" if config.shard is None else f", too few for part {config.shard[0]}/{config.shard[1]}"
+        if config.shard is not None and config.segments is not None and stream.n_segments >= config.segments:
+            raise NeuroexplainError(
+                f"Part {config.shard[0]}/{config.shard[1]} of --segments {config.segments} has none. Take fewer parts, "
+                "or more segments."
+            )
         raise NeuroexplainError(
             f"{', '.join(config.dataset)} gave {stream.n_documents:,} documents with {stream.n_tokens:,} tokens: {few}{part}. "
             "Give more text."
@@ -119,7 +129,7 @@ def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:
 
 
 def _read(
-    collector: Collector, text: Text, begin: int, batch_size: int, path: Path, checkpoint_every: float, read: Any
+    collector: Collector, text: Text, begin: int, batch_size: int, run: Run, path: Path, checkpoint_every: float, read: Any
 ) -> Generator[Progress, None, int]:
     """Collect from the segments from place `begin` on, and leave a checkpoint of the whole at `path`: how many were read.
 
@@ -129,8 +139,15 @@ def _read(
     saved_at = began = time.monotonic()
     saved_of, saving = begin, 0.0
 
+    n_embedded = len(subject.unembedding)
+
     def batches() -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor]]:
         for numbers, ids in text.batches(begin, None, batch_size):
+            if (largest := int(ids.max())) >= n_embedded:
+                raise NeuroexplainError(
+                    f"The tokenizer of {subject.name} gave the token {largest}, and the model knows {n_embedded}: they do not "
+                    "belong together."
+                )
             padding = np.broadcast_to(ids[0], (batch_size - len(ids), SEGMENT_LENGTH))  # all batches have one shape
             token_ids = torch.from_numpy(np.concatenate([ids, padding]).astype(np.int64))
             yield ids, send(token_ids, subject.device), torch.from_numpy(numbers)
@@ -138,7 +155,7 @@ def _read(
     def checkpoint() -> None:
         nonlocal saved_at, saved_of, saving
         before = time.monotonic()
-        state = {**_same(subject, read), "batch_size": batch_size, "done": done}
+        state = {**_same(subject, read), "run": _identity(run), "batch_size": batch_size, "done": done}
         save_checkpoint(path, {**state, "collector": collector.state()})
         saved_at, saved_of = time.monotonic(), done
         saving += saved_at - before
@@ -211,6 +228,11 @@ def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, .
             f"The device's memory does not hold the model and the {config.top_k} records kept of each neuron. Keep their "
             "windows in this machine's memory, or collect fewer layers at a time:  --windows host  |  --layers 0-15"
         ) from error
+
+
+def _identity(run: Run) -> str:
+    """Which run a checkpoint is of: its options, and when it began."""
+    return json.dumps([run.started_at, dict(run.config)], sort_keys=True)
 
 
 def _same(subject: Subject, read: Any) -> dict[str, str]:

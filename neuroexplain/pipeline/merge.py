@@ -28,12 +28,17 @@ def run_merge(
     """
     numbers = _check(parts, allow_mixed)
     first = parts[0][1]
-    fields = {name: getattr(first, name) for name in (*SAME, "dtype", "n_layers")} | {"layers": list(first.layers)}
+    fields = {name: getattr(first, name) for name in (*SAME, "n_layers")} | {"layers": list(first.layers)}
+    dtypes = {run.dtype for _, run in parts}
+    fields["dtype"] = first.dtype if len(dtypes) == 1 else "float32"  # which holds the values of all
     of = first.config["shard"]["of"]
     shard = None if numbers == list(range(1, of + 1)) else {"parts": numbers, "of": of}
     asked = {**first.config, "shard": shard} if config is None else dict(config)
     versions = {name: value for _, run in reversed(parts) for name, value in run.versions.items()}
     for run in list_runs(into):
+        if run.status == "finished" and run.config == asked:
+            yield Progress("merging", note=f"Run {run.id} of {into.name} holds these parts already: nothing to do.")
+            return
         if run.status == "running" and run.config == asked:
             delete_run(into, run.id)  # an earlier attempt that was cut off
     run_id = create_run(into, {**fields, "config": asked, "versions": versions})

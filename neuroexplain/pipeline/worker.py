@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,7 +27,8 @@ class Worker:
         self.name = name
         self.pipe, tell = multiprocessing.Pipe(duplex=False)
         self._process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, args, tell), daemon=True)
-        self._process.start()
+        with _without_interrupts():
+            self._process.start()
         tell.close()
 
     def hear(self) -> Progress | None:
@@ -63,8 +65,21 @@ class Worker:
         self._process.join()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that begins meanwhile ignores a terminal's Ctrl-C from its first moment: whoever began it stops it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _run(work: Work, args: tuple[Any, ...], tell: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches every process; the first one hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a thread began it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that files and semaphores are cleaned up
     with suppress(BrokenPipeError):
         try:

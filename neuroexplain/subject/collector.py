@@ -13,7 +13,7 @@ from torch import Tensor
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.load import Subject
+from neuroexplain.subject.load import Subject, special_ids
 from neuroexplain.subject.statistics import RunningStats, fastest_sum_segments
 from neuroexplain.subject.topk import EMPTY, Offer, TopK, fold_top_k, segments_of
 from neuroexplain.subject.vocabulary import read_vocabulary
@@ -54,7 +54,7 @@ class Collector:
         self.drawn = RandomSegments(n_random, seed)
         shape = (n_random, RECORD_LENGTH, subject.d_mlp)
         self.random = {layer: torch.zeros(shape, dtype=subject.dtype) for layer in layers}
-        specials = [] if special_peaks else sorted(set(subject.tokenizer.all_special_ids))
+        specials = [] if special_peaks else sorted(special_ids(subject.tokenizer))
         self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
 
     def _empty_tops(self) -> dict[Kind, TopK]:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import platform
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def load_causal_lm(
 ) -> tuple[Any, Any, str | None]:
     """A language model in evaluation mode, its tokenizer and its revision, from a hub name, a folder or a .gguf file."""
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     transformers.utils.logging.set_verbosity_error()
@@ -141,7 +143,7 @@ def load_causal_lm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype, **source)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NeuroexplainError(f"Cannot load the model {name}: {first}\nGive a folder, a .gguf file or a hub name.") from error
     if hasattr(model.config, "quantization_config") and name.endswith(".gguf"):
@@ -254,10 +256,14 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of all special tokens, also of those without a role like BOS."""
+    return {*tokenizer.all_special_ids, *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special)}
+
+
 def vocabulary_entries(tokenizer: Any) -> list[VocabularyEntry]:
     """Every token as it is shown: `decode([id])`, and whether it is special."""
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special = special_ids(tokenizer)
     ids = sorted(set(tokenizer.get_vocab().values()) | special)
     texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
     return [VocabularyEntry(i, text, i in special) for i, text in zip(ids, texts, strict=True)]

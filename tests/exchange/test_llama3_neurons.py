@@ -154,3 +154,29 @@ def test_arrays_that_do_not_fit_are_refused(folder, tmp_path):
     (folder / "index.npy").write_bytes(b"no array")
     with pytest.raises(NeuroexplainError, match="Cannot read"):
         imported(folder, tmp_path / "x.db")
+
+
+def test_an_import_again_does_nothing(folder, tmp_path):
+    store, _ = imported(folder, tmp_path / "x.db")
+    (told,) = import_llama3_neurons(store, folder, None, **FACTS)
+    assert "nothing to do" in told.note
+    assert len(list_runs(store)) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("token", 1 << 24), ("index", (1 << 63) - 1), ("index", -65)])
+def test_values_beyond_their_range_are_refused(folder, tmp_path, name, value):
+    array = np.load(folder / f"{name}.npy")
+    array.reshape(-1)[7] = value
+    np.save(folder / f"{name}.npy", array)
+    with pytest.raises(NeuroexplainError, match=f"{name}.npy, layer 0, holds"):
+        imported(folder, tmp_path / "x.db")
+
+
+def test_a_run_without_top_records_is_not_exported(tmp_path):
+    (tmp_path / "text.txt").write_text(words(3_000))
+    config = CollectConfig(model=str(tiny_subject(tmp_path / "model")), dataset=(str(tmp_path / "text.txt"),), sign="negative")
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        list(run_collect(store, config))
+        with pytest.raises(NeuroexplainError, match="no top records"):
+            list(export_llama3_neurons(store, load_run(store), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

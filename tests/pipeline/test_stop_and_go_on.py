@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,45 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(made, tmp_path):
+    """The database was deleted and its checkpoint was not; then a run of other options got the same number."""
+    stopped = {}
+    for activation in ("act", "post"):
+        (tmp_path / "x.db").unlink(missing_ok=True)
+        config = CollectConfig(**made[1] | {"activation": activation})
+        with open_store(str(tmp_path / "x.db"), create=True) as store:
+            events = run_collect(store, config)
+            next(event for event in events if event.done == 4)
+            events.close()
+            (checkpoint,) = tmp_path.glob("*.checkpoint")
+            stopped[activation] = checkpoint.read_bytes()
+    checkpoint.write_bytes(stopped["act"])
+    with open_store(str(tmp_path / "x.db")) as store, open_store(str(tmp_path / "y.db"), create=True) as other:
+        assert not any("continuing" in (event.note or "") for event in run_collect(store, config))
+        list(run_collect(other, config))
+    assert content(tmp_path / "x.db")[0] == content(tmp_path / "y.db")[0]
+    assert not checkpoint.exists()
+
+
+def test_a_model_and_a_tokenizer_that_do_not_belong_together_are_refused(made, tmp_path):
+    subject = load_subject(made[1]["model"])
+    small = replace(subject, unembedding=subject.unembedding[:50])
+    with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match="the model knows 50"):
+        list(run_collect(store, CollectConfig(**made[1]), small))
+
+
+def test_a_part_that_gets_no_segment_says_why(made, tmp_path):
+    config = CollectConfig(**made[1] | {"segments": 3, "shard": (4, 4)})
+    with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match="Take fewer parts"):
+        list(run_collect(store, config))
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 1 << 63}, {"checkpoint_every": float("nan")}])
+def test_impossible_numbers_are_refused(made, wrong):
+    with pytest.raises(NeuroexplainError, match="out of range"):
+        CollectConfig(**made[1] | wrong)
+
+
 def wait_for_checkpoint(running, folder):
     while not list(folder.glob("*.checkpoint")):
         assert running.poll() is None, running.stderr.read()
@@ -184,6 +224,10 @@ def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "It is whole" in done.stderr) == (0, True), done.stderr
     assert_whole(tmp_path / "x.db", undisturbed)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True), again.stderr
+    with open_store(str(tmp_path / "x.db")) as store:
+        assert len(list_runs(store)) == 1
 
 
 def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
@@ -200,6 +244,12 @@ def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
         with pytest.raises(NeuroexplainError, match=said):
             merge(parts / "1.db", tmp_path / f"{name}.db", tmp_path / "x.db")
     merge(parts / "1.db", tmp_path / "mixed.db", tmp_path / "y.db", allow_mixed=True)
+    with open_store(str(tmp_path / "other.db"), create=True) as store:
+        other = "bfloat16" if content(parts / "1.db")[1].dtype == "float32" else "float32"
+        list(run_collect(store, CollectConfig(**made[1] | {"shard": (2, N_PARTS), "dtype": other})))
+    for n, two in enumerate(((parts / "1.db", tmp_path / "other.db"), (tmp_path / "other.db", parts / "1.db"))):
+        merge(*two, tmp_path / f"z{n}.db", allow_mixed=True)
+        assert content(tmp_path / f"z{n}.db")[1].dtype == "float32"  # which holds the values of both
 
 
 def test_a_part_needs_a_batch_size_and_a_number_that_exists(made):

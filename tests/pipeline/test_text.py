@@ -1,6 +1,7 @@
 """The text of a collection, tokenized while it is read: the same segments, and the same run, as tokenized before."""
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -236,3 +237,19 @@ def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path
     assert "continuing" in again.stderr
     assert content(tmp_path / "x.db")[0] == undisturbed
     assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
+
+
+@pytest.mark.parametrize("after", [0.05, 0.7])
+def test_a_terminal_s_ctrl_c_reaches_all_and_is_answered_once(many, tmp_path, after):
+    """Also while the process that tokenizes is only beginning."""
+    (tmp_path / "corpus").mkdir()
+    asked = command((many[0], many[1] | {"dataset": (corpus(tmp_path / "corpus", 30_000),)}), tmp_path / "x.db")
+    asked += ["--sampling", "sequential"]
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        said = ""
+        while "Tokenizing" not in said:
+            said += running.stderr.readline()
+        time.sleep(after)
+        os.killpg(running.pid, signal.SIGINT)
+        said += running.stderr.read()
+    assert (running.returncode, "Traceback" in said) == (130, False), said

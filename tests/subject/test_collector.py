@@ -1,6 +1,7 @@
 """What the collector keeps and where; the published rule beside ours; the search for a batch size."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from neuroexplain.subject import statistics
 from neuroexplain.subject.batch_size import largest_that_fits
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector
-from neuroexplain.subject.load import FAMILIES, Subject, load_subject
+from neuroexplain.subject.load import FAMILIES, Subject, load_subject, special_ids
 from neuroexplain.subject.published import PublishedTopK
 from neuroexplain.subject.statistics import RunningStats, plain_sum_segments
 from neuroexplain.subject.topk import EMPTY, segments_of
-from tests.fakes import tiny_subject
+from tests.fakes import tiny_subject, tiny_tokenizer
 
 OPTIONS = {"activation": "act", "sign": "both", "top_k": 5, "positions": range(64, 97), "special_peaks": False}
 
@@ -199,3 +200,11 @@ def test_statistics_in_one_pass_are_those_of_the_fast_steps(dtype, traced):
             other.fold(some, sum_up)
     for name in ("mean", "std", "min", "max", "share_positive"):
         np.testing.assert_allclose(getattr(one.finish(), name), getattr(other.finish(), name), rtol=1e-6, atol=1e-7)
+
+
+def test_special_tokens_without_a_role_are_special_too(subject):
+    tokenizer = tiny_tokenizer()  # its <s> is no BOS
+    assert tokenizer.all_special_ids == [1]
+    assert special_ids(tokenizer) == {0, 1}
+    collector = Collector(replace(subject, tokenizer=tokenizer), [0], n_random=0, seed=0, **OPTIONS)
+    assert collector.barred.tolist() == [0, 1]
