@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
@@ -150,9 +153,17 @@ class TokenWriter:
 
 
 def new_file(path: Path) -> Path:
-    """An empty file of a new name beside the path. Raises NeuroexplainError where there can be none."""
+    """An empty file of a new name beside the path, in place of those of processes that were killed.
+
+    Raises NeuroexplainError where there can be none.
+    """
+    here = f"{path.name}.{platform.node()}"
     try:
-        number, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+        for left in path.parent.glob(f"{glob.escape(here)}-*"):
+            process = left.name.removeprefix(f"{here}-").partition("-")[0]
+            if process.isdecimal() and not psutil.pid_exists(int(process)):
+                left.unlink(missing_ok=True)
+        number, name = tempfile.mkstemp(prefix=f"{here}-{os.getpid()}-", dir=path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     os.close(number)

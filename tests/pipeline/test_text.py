@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from itertools import chain
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from neuroexplain.config import CollectConfig
+from neuroexplain.corpus.segments import new_file
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline import text
 from neuroexplain.pipeline.collect import run_collect
@@ -253,3 +255,15 @@ def test_a_terminal_s_ctrl_c_reaches_all_and_is_answered_once(many, tmp_path, af
         os.killpg(running.pid, signal.SIGINT)
         said += running.stderr.read()
     assert (running.returncode, "Traceback" in said) == (130, False), said
+
+
+def test_what_killed_processes_left_of_tokens_is_swept(tmp_path):
+    path = tmp_path / "x.tokens"
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        pass
+    mine = new_file(path)
+    for process in (gone.pid, 1):
+        mine.with_name(mine.name.replace(str(os.getpid()), str(process))).touch()
+    other = new_file(path)
+    assert len(list(tmp_path.iterdir())) == 3  # both of this process, and that of process 1, which lives
+    assert {mine, other} <= set(tmp_path.iterdir())
