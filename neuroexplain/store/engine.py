@@ -100,7 +100,7 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     store = Store(place, name, read_only=read_only)
     try:
         found = None if is_new and store.file is not None else _find_revision(store)
-        if found is None and (create or is_new):
+        if found is None and (is_new or (create and store.file is None)):  # a file with tables is somebody else's
             _migrate(store.engine)
         elif found is None:
             raise NeuroexplainError(f"{name} is a database, but not one of neuroexplain's. Give another with --db.")

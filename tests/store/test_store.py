@@ -215,3 +215,15 @@ def test_the_migrations_add_up_to_the_tables(tmp_path):
         found = compare_metadata(MigrationContext.configure(connection), tables.metadata)
         assert [x for x in found if "explanations_fts" not in repr(x)] == []
     assert sorted(migrations_folder().glob("versions/*.py"))[-1].name.startswith(REVISION)
+
+
+def test_a_file_with_other_tables_is_left_alone(tmp_path):
+    """Not even to collect into: what failed would be removed with it."""
+    file = tmp_path / "theirs.db"
+    with sqlite3.connect(file) as theirs:
+        theirs.execute("CREATE TABLE recipes (name TEXT)")
+    theirs.close()
+    before = file.read_bytes()
+    with pytest.raises(NeuroexplainError, match="not one of neuroexplain's"):
+        open_store(str(file), create=True)
+    assert file.read_bytes() == before
