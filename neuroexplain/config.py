@@ -128,10 +128,9 @@ class EngineConfig:
             )
         if self.server is not None and not self.server.strip():
             raise NeuroexplainError("--server is empty. Give the URL of a vLLM server:  --server http://127.0.0.1:8000/v1")
-        if self.server is not None and "@" in self.server:
-            raise NeuroexplainError(
-                "--server holds a name or a key before @. Set NEUROEXPLAIN_API_KEY, and leave it out of the URL."
-            )
+        for name, url in (("--server", self.server), ("NEUROEXPLAIN_SERVER", self.default_server)):
+            if "@" in (url or ""):
+                raise NeuroexplainError(f"{name} holds a name or a key before @. Leave it out, and set NEUROEXPLAIN_API_KEY.")
         if self.in_flight < 1:
             raise NeuroexplainError(f"--in-flight {self.in_flight} is out of range: 1 or more")
         named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import glob
 import os
-import platform
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.types import SEGMENT_LENGTH, Segment
 
 DOCUMENTS_AT_ONCE = 64  # tokenized together: fast tokenizers use the cores
+STALE = 24 * 3600  # seconds after which who wrote a file of tokens was killed
 MARK = 0x6E65_7572_6F6E_7332  # what a whole file of tokens ends with
 FOOTER = np.dtype([("n_tokens", "<i8"), ("n_documents", "<i8"), ("mark", "<i8")])
 
@@ -153,17 +153,15 @@ class TokenWriter:
 
 
 def new_file(path: Path) -> Path:
-    """An empty file of a new name beside the path, in place of those of processes that were killed.
+    """An empty file of a new name beside the path; those that nobody has written to for a day go.
 
     Raises NeuroexplainError where there can be none.
     """
-    here = f"{path.name}.{platform.node()}"
     try:
-        for left in path.parent.glob(f"{glob.escape(here)}-*"):
-            process = left.name.removeprefix(f"{here}-").partition("-")[0]
-            if process.isdecimal() and not psutil.pid_exists(int(process)):
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*"):
+            if time.time() - left.stat().st_mtime > STALE:
                 left.unlink(missing_ok=True)
-        number, name = tempfile.mkstemp(prefix=f"{here}-{os.getpid()}-", dir=path.parent)
+        number, name = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     os.close(number)

@@ -60,7 +60,9 @@ def import_llama3_neurons(
     if wrong:
         raise NeuroexplainError(f"{folder} has no layer {wrong[0]}: it has {n_layers}, counted from 0.")
     config = {"format": NAME, "folder": str(folder.resolve()), "layers": list(wanted), "segment_stride": 1, "shard": None}
-    earlier = {run.status: run.id for run in list_runs(store) if run.config == config}
+    whose = subject, tokenizer_sha256
+    same = (run for run in list_runs(store) if (run.config, run.subject, run.tokenizer_sha256) == (config, *whose))
+    earlier = {run.status: run.id for run in same}
     if "finished" in earlier:
         note = f"Run {earlier['finished']} of {store.name} holds these layers already: nothing to do."
         yield Progress("importing", len(wanted), len(wanted), "layers", note=note)

@@ -102,9 +102,9 @@ def union_text(hypotheses: Sequence[str]) -> str:
 
 
 def _without_reasoning(text: str) -> str:
-    """What comes after the last thought, in the marks of most models or of gpt-oss."""
-    answer = re.split(r"</think>|<\|channel\|>final<\|message\|>", text, flags=re.IGNORECASE)[-1]
-    if re.search(r"<think>|<\|channel\|>", answer, flags=re.IGNORECASE):
+    """What comes after the last thought."""
+    answer = re.split("</think>", text, flags=re.IGNORECASE)[-1]
+    if re.search("<think>", answer, flags=re.IGNORECASE):
         raise LlmReplyError("parse_error", "the answer is reasoning that was cut off", text)
     return answer.strip()
 

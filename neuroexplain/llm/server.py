@@ -233,14 +233,13 @@ class ServerEngine:
 
     def _get(self, path: str) -> httpx.Response:
         """A page of the server; asked for again where it is there but busy. Raises httpx.HTTPError, httpx.InvalidURL."""
-        url = self.url.removesuffix("/v1") + path
         for _ in range(PROBES - 1):
             with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                answer = self._transport.client.get(url)
+                answer = self._transport.get(path)
                 if answer.status_code not in FAULTS:
                     return answer
             time.sleep(FIRST_PAUSE)
-        return self._transport.client.get(url)
+        return self._transport.get(path)
 
     def _choose(self, models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
         names = [card["id"] for card in models]

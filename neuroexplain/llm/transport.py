@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -34,9 +33,9 @@ class Fault(Enum):
     """Why a request got no answer, by what that says of the request itself."""
 
     AWAY = auto()  # nobody there: nothing
-    BUSY = auto()  # too many requests: nothing
+    BUSY = auto()  # too many requests: nothing, if others are answered or nobody is
     FAILED = auto()  # taken, and then an error or nothing: something, if another is answered meanwhile
-    GATEWAY = auto()  # somebody before the server says that it is not there, or too slow: nothing, if it answers no other
+    GATEWAY = auto()  # somebody before the server says that it is not there, or too slow: as BUSY
     BROKEN = auto()  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
 
 
@@ -107,6 +106,11 @@ class Transport:
                     "What was finished is kept; run the same command again when it is back."
                 )
 
+    def get(self, path: str) -> httpx.Response:
+        """A page of the server. Raises httpx.HTTPError, httpx.InvalidURL."""
+        with self.client.stream("GET", self.root + path) as answer:
+            return httpx.Response(answer.status_code, content=self._read(answer))
+
     def close(self) -> None:
         """Requests that wait fail at once."""
         self.gate.close()
@@ -117,9 +121,11 @@ class Transport:
         if self.smallest is None:
             return False
         path, body = self.smallest
-        with suppress(httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
-            return self.client.post(self.root + path, content=body, timeout=SHORTEST_TIMEOUT).is_success
-        return False
+        try:
+            with self.client.stream("POST", self.root + path, content=body, timeout=SHORTEST_TIMEOUT) as answer:
+                return answer.is_success
+        except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
+            return False
 
     def _send(
         self, url: str, body: bytes, decoder: msgspec.json.Decoder[Answer]
@@ -129,10 +135,10 @@ class Transport:
             with self.client.stream("POST", url, content=body) as answer:
                 try:
                     raw = self._read(answer)
+                except _EndlessError as error:
+                    return _Failure(error.fault, f"the answer does not end: {error}")
                 except httpx.HTTPError as error:
                     return _Failure(Fault.BROKEN, f"the answer broke off: {error}")
-                except _EndlessError as error:
-                    return _Failure(Fault.BROKEN, f"the answer does not end: {error}")
         except httpx.TimeoutException as error:
             away = isinstance(error, httpx.ConnectTimeout)
             return _Failure(Fault.AWAY if away else Fault.FAILED, "it took too long")
@@ -157,14 +163,18 @@ class Transport:
         for some in answer.iter_bytes():
             found += some
             if len(found) > LARGEST_ANSWER:
-                raise _EndlessError(f"more than {LARGEST_ANSWER:,} bytes")
+                raise _EndlessError(Fault.BROKEN, f"more than {LARGEST_ANSWER:,} bytes")
             if time.monotonic() - began > self._longest:
-                raise _EndlessError(f"more than {self._longest:g} seconds")
+                raise _EndlessError(Fault.FAILED, f"more than {self._longest:g} seconds")
         return bytes(found)
 
 
-class _EndlessError(Exception):
+class _EndlessError(httpx.ReadError):
     """An answer larger or slower than any can be."""
+
+    def __init__(self, fault: Fault, why: str) -> None:
+        super().__init__(why)
+        self.fault = fault
 
 
 class _Failure(msgspec.Struct, frozen=True):

@@ -66,12 +66,12 @@ def run_collect(
         subject = load_subject(config.model, config.dtype, config.device, config.revision)
     layers = _check_layers(config, subject)
     saved = None if interrupted is None else find_checkpoint(store.checkpoint_path(interrupted.id))
-    if saved is not None and interrupted is not None and saved["run"] != _identity(interrupted):
+    if saved is not None and interrupted is not None and saved.get("run") != _identity(interrupted):
         saved = None  # left by a run of another database of that name
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
     text = yield from prepare_text(config, subject.tokenizer, tokens, tally)
     try:
-        _refuse_too_little(text, config, tokens)
+        _check_text(text, config, subject, tokens if tally is None else None)
         collector = _new_collector(config, subject, layers)
         if saved is not None and interrupted is not None:
             run_id, begin, batch_size = interrupted.id, saved["done"], saved["batch_size"]
@@ -111,10 +111,15 @@ def run_collect(
         tokens.unlink(missing_ok=True)
 
 
-def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:
-    if next(text.batches(0, 1, 1), None) is None:
+def _check_text(text: Text, config: CollectConfig, subject: Subject, tokens: Path | None) -> None:
+    """Raises NeuroexplainError where there is less than a segment, or the first hold tokens that the model does not know."""
+    first = next(text.batches(0, 64, 64), None)
+    if first is not None:
+        _check_tokens(first[1], subject)
+    else:
         stream = text.whole()
-        tokens.unlink(missing_ok=True)
+        if tokens is not None:
+            tokens.unlink(missing_ok=True)
         few = f"less than one segment of {SEGMENT_LENGTH}" if not stream.n_segments else f"{stream.n_segments:,} segments"
         part = "" if config.shard is None else f", too few for part {config.shard[0]}/{config.shard[1]}"
         if config.shard is not None and config.segments is not None and stream.n_segments >= config.segments:
@@ -125,6 +130,15 @@ def _refuse_too_little(text: Text, config: CollectConfig, tokens: Path) -> None:
         raise NeuroexplainError(
             f"{', '.join(config.dataset)} gave {stream.n_documents:,} documents with {stream.n_tokens:,} tokens: {few}{part}. "
             "Give more text."
+        )
+
+
+def _check_tokens(token_ids: NDArray[np.uint32], subject: Subject) -> None:
+    largest, n_known = int(token_ids.max()), len(subject.unembedding)
+    if largest >= n_known:
+        raise NeuroexplainError(
+            f"The tokenizer of {subject.name} gave the token {largest}, and the model knows {n_known}: they do not "
+            "belong together."
         )
 
 
@@ -139,15 +153,9 @@ def _read(
     saved_at = began = time.monotonic()
     saved_of, saving = begin, 0.0
 
-    n_embedded = len(subject.unembedding)
-
     def batches() -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor]]:
         for numbers, ids in text.batches(begin, None, batch_size):
-            if (largest := int(ids.max())) >= n_embedded:
-                raise NeuroexplainError(
-                    f"The tokenizer of {subject.name} gave the token {largest}, and the model knows {n_embedded}: they do not "
-                    "belong together."
-                )
+            _check_tokens(ids, subject)
             padding = np.broadcast_to(ids[0], (batch_size - len(ids), SEGMENT_LENGTH))  # all batches have one shape
             token_ids = torch.from_numpy(np.concatenate([ids, padding]).astype(np.int64))
             yield ids, send(token_ids, subject.device), torch.from_numpy(numbers)

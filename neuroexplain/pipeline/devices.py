@@ -78,7 +78,7 @@ def _collect_parts(config: CollectConfig, folder: Path, parts: dict[str, Collect
                     continue
                 note = told.note
                 if part_of is None:
-                    text = told
+                    text = told if note is None else text
                 else:
                     heard[part_of][told.stage] = told
                     note = None if note is None else f"{parts[part_of].device}: {note}"
@@ -122,6 +122,9 @@ def _collect_part(where: str, config: CollectConfig, tally: Tally) -> Generator[
                 yield Progress("saving", len(finished.layers), len(finished.layers), "layers")
             else:
                 yield from run_collect(store, config, tally=tally)
+        except GeneratorExit:
+            remove_if_unused(store)
+            raise
         except NeuroexplainError as error:
             remove_if_unused(store)
             raise NeuroexplainError(f"{config.device}: {error}") from error

@@ -99,6 +99,8 @@ def is_finished(
     wanted = set(range(asking.candidates)) | set(range(asking.candidates, asking.candidates + asking.revise))
     if found[0].status in NOTHING_TO_ASK:
         return True
+    if usable and not any(e.chosen for e in usable):
+        return False  # another command chose since
     if not asking.says_several and not wanted <= set(found):
         return not usable and set(range(asking.candidates)) <= set(found)  # nothing that could be revised
     return simulator is None or all((e.id or 0) in simulations for e in usable)

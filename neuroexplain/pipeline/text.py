@@ -230,7 +230,8 @@ def tokenize_for_parts(config: CollectConfig, folder: Path, tally: Tally) -> Gen
     if find_tokens(path) is None:
         yield Progress("tokenizing", note=_tokenizing(config))
         for told in write_tokens(config, tokenizer, path, _unfinished(path)):
-            tally.set(n_tokens=told.done)
+            if told.note is None:
+                tally.set(n_tokens=told.done)
             yield told
     tally.set(state=WHOLE)
 
@@ -240,7 +241,9 @@ def _tokenizing(config: CollectConfig) -> str:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unfinished")
+    """Where tokens grow that a process writes and its siblings read: another for each parent, as one may be killed."""
+    parent = multiprocessing.parent_process()
+    return path.with_name(f"{path.name}.{os.getpid() if parent is None else parent.pid}.unfinished")
 
 
 def write_tokens(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -67,19 +67,16 @@ class Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A process that begins meanwhile ignores a terminal's Ctrl-C from its first moment: whoever began it stops it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process that begins meanwhile never hears a terminal's Ctrl-C: whoever began it stops it. Ours waits until the end."""
+    resource_tracker.ensure_running()  # which would let signals through again when it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(work: Work, args: tuple[Any, ...], tell: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a thread began it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that files and semaphores are cleaned up
     with suppress(BrokenPipeError):
         try:

@@ -149,11 +149,15 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
     """Store explanations with their simulations and scores, all of them or none. Returns them with their ids.
 
     Of an explanation that is stored already only `chosen` is written. What an earlier command chose of the same neurons, by the
-    same explainer and model, is chosen no more: a neuron has one chosen explanation of each.
+    same explainer and model, is chosen no more: a neuron has one chosen explanation of each. What people wrote stays.
     """
     stored = [one.explanation for one in made if one.explanation.id is not None]
     with store.write() as connection:
-        _choose_none(connection, run_id, [e for one in made if (e := one.explanation).chosen and e.status == "ok"])
+        _choose_none(
+            connection,
+            run_id,
+            [e for one in made if (e := one.explanation).chosen and e.status == "ok" and e.explainer != "human"],
+        )
         for chosen in (True, False):
             ids = [e.id for e in stored if e.chosen == chosen]
             for some in _batches(ids):
@@ -172,7 +176,7 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
 
 
 def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:
-    """Of their neurons, explainers and models."""
+    """Mark nothing as chosen that is of their neurons, explainers and models."""
     e = t.explanations.c
     same: dict[tuple[str, str, int], set[int]] = {}
     for one in explanations:

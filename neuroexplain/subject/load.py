@@ -20,6 +20,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.types import SEGMENT_LENGTH, VocabularyEntry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error)  # what Transformers raises
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # what mallopt calls them
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -143,9 +144,10 @@ def load_causal_lm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **source)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype, **source)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, struct.error) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NeuroexplainError(f"Cannot load the model {name}: {first}\nGive a folder, a .gguf file or a hub name.") from error
+    except (*UNREADABLE, SafetensorError) as error:
+        raise NeuroexplainError(
+            f"Cannot load the model {name}: {_first_line(error)}\nGive a folder, a .gguf file or a hub name."
+        ) from error
     if hasattr(model.config, "quantization_config") and name.endswith(".gguf"):
         del model.config.quantization_config  # the weights are plain by now
     model.eval().requires_grad_(False)
@@ -160,11 +162,14 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     folder, source = _source(name, revision)
     try:
         return AutoTokenizer.from_pretrained(folder, **source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except UNREADABLE as error:
         raise NeuroexplainError(
-            f"Cannot load the tokenizer {name}: {first}\nGive a folder, a .gguf file or a hub name."
+            f"Cannot load the tokenizer {name}: {_first_line(error)}\nGive a folder, a .gguf file or a hub name."
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _source(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:

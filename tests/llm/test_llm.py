@@ -322,7 +322,6 @@ THOUGHTS = (
     "rivers<think>or more",
     "<THINK>rivers",
     "a</think>b<think>c",
-    "<|channel|>analysis<|message|>User wants",
 )
 
 
@@ -336,7 +335,6 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
 def test_a_hypothesis_is_tidied():
     assert parse_reply("<think>hm</think>\n Explanation: words about **rivers**.\nMore") == "words about rivers"
     assert parse_reply('"buying and selling."') == "buying and selling"
-    assert parse_reply("<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>rivers") == "rivers"
     assert parse_reply("sorry, regret and apologies") == "sorry, regret and apologies"
 
 

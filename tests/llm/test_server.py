@@ -158,7 +158,7 @@ def test_an_answer_without_end_is_cut_and_not_asked_for_ever(scripted, monkeypat
     with pytest.raises(LlmReplyError, match="does not end: more than 1,000 bytes"):
         generate(connect(scripted))
     monkeypatch.setattr("neuroexplain.llm.transport.LARGEST_ANSWER", 10**6)
-    scripted.replies = [completion("geese")] * TRIES
+    scripted.replies = [completion("geese")] * 2 * TRIES  # to each and to the smallest after it
     engine = connect(scripted)
     engine._transport._longest = 0.0
     with pytest.raises(LlmReplyError, match="does not end: more than 0 seconds"):
@@ -211,7 +211,12 @@ def test_what_the_environment_sets_wrong_is_said_and_no_key_is_shown(monkeypatch
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     with pytest.raises(EngineError, match="ALL_PROXY"):
         ServerEngine("http://127.0.0.1:1")
-    for wrong in ({"api_key": "sk-secret\nx"}, {"api_key": "sk-s\u00e9cret"}, {"server": "http://user:sk-secret@host"}):
+    for wrong in (
+        {"api_key": "sk-secret\nx"},
+        {"api_key": "sk-s\u00e9cret"},
+        {"server": "http://user:sk-secret@host"},
+        {"default_server": "http://sk-secret@host"},
+    ):
         with pytest.raises(NeuroexplainError) as refused:
             EngineConfig(**wrong)
         assert "cret" not in str(refused.value)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from itertools import chain
@@ -259,11 +258,9 @@ def test_a_terminal_s_ctrl_c_reaches_all_and_is_answered_once(many, tmp_path, af
 
 def test_what_killed_processes_left_of_tokens_is_swept(tmp_path):
     path = tmp_path / "x.tokens"
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
-        pass
-    mine = new_file(path)
-    for process in (gone.pid, 1):
-        mine.with_name(mine.name.replace(str(os.getpid()), str(process))).touch()
+    left, beside, mine = new_file(path), tmp_path / "y.tokens.a", new_file(path)
+    for file in (left, beside):
+        file.touch()
+        os.utime(file, (0, 0))
     other = new_file(path)
-    assert len(list(tmp_path.iterdir())) == 3  # both of this process, and that of process 1, which lives
-    assert {mine, other} <= set(tmp_path.iterdir())
+    assert set(tmp_path.iterdir()) == {beside, mine, other}

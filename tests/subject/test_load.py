@@ -22,9 +22,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no mallopt")
 def test_freed_memory_is_not_given_back_and_cleared_again():
-    run = lambda keep: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True
-    )
+    def run(keep):
+        code = FAULTS.format(keep=keep)
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
     pages = 10 * sum(range(1, 9)) * 786_432 * 4 // resource.getpagesize()
     kept, given_back = int(run(True).stdout), int(run(False).stdout)
     assert kept < pages / 50 < given_back
