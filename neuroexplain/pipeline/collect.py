@@ -112,8 +112,8 @@ def run_collect(
 
 
 def _check_text(text: Text, config: CollectConfig, subject: Subject, tokens: Path | None) -> None:
-    """Raises NeuroexplainError where there is less than a segment, or the first hold tokens that the model does not know."""
-    first = next(text.batches(0, 64, 64), None)
+    """Raises NeuroexplainError where there is less than a segment, or the first has tokens that the model does not know."""
+    first = next(text.batches(0, 1, 1), None)
     if first is not None:
         _check_tokens(first[1], subject)
     else:
