@@ -155,15 +155,14 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArr
         raise NeuroexplainError(f"act.npy, layer {layer}, holds values that are not finite.")
     if token.size and (token.max() >= 1 << 24 or token.min() < 0):
         raise NeuroexplainError(f"token.npy, layer {layer}, holds token ids beyond 0 .. 2^24.")
-    if index.size and index.max() >= 1 << 32:
-        raise NeuroexplainError(f"index.npy, layer {layer}, holds places beyond 0 .. 2^32.")
     used = index != UNUSED
+    places = index[used]
+    if places.size and (places.max() >= (1 << 32) - WINDOW_START or places.min() < -WINDOW_START):
+        raise NeuroexplainError(f"index.npy, layer {layer}, holds places beyond 0 .. 2^32.")
     peaks = np.where(used, activations[:, :, PEAK_INDEX], -np.inf)
     order = np.lexsort((index, -peaks), axis=1)  # by activation, ties by place
     index, peaks = np.take_along_axis(index, order, 1), np.take_along_axis(peaks, order, 1)
     windows = np.where(index == UNUSED, 0, index + WINDOW_START)  # the segment numbers of the run: where each record begins
-    if windows.size and (windows.max() >= 1 << 32 or windows.min() < 0):
-        raise NeuroexplainError(f"index.npy, layer {layer}, holds places beyond 0 .. 2^32.")
     counts = used.sum(axis=1)
     shape = index.shape
     top = ExemplarArrays(

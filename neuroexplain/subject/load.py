@@ -217,7 +217,8 @@ def _check_family(config: Any, name: str) -> Family:
 def keep_freed_memory() -> None:
     """Have the C library keep the memory of freed tensors of up to 32 MiB for the next ones, from now on in this process.
 
-    By default glibc hands it back to the kernel, which must clear it again: a fifth of a forward pass's time on two cores.
+    By default glibc hands it back to the kernel, which must clear it again: an eighth of a forward pass's time
+    on two cores (docs/benchmarks.md).
     """
     if sys.platform != "linux":
         return
