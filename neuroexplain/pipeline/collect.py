@@ -245,7 +245,8 @@ def _identity(run: Run) -> str:
 
 def _same(subject: Subject, read: Any) -> dict[str, str]:
     """What must be the same to go on: all that decides activations, and the text read so far."""
-    return {"dtype": str(subject.dtype), "device": subject.device.type, "text": read.hexdigest()}
+    found = {"dtype": str(subject.dtype), "device": subject.device.type}
+    return found | {"weights": subject.weights_sha256, "text": read.hexdigest()}
 
 
 def _check_same(saved: dict[str, Any], subject: Subject, text: Text) -> Any:
@@ -254,7 +255,7 @@ def _check_same(saved: dict[str, Any], subject: Subject, text: Text) -> Any:
     now = _same(subject, read)
     different = [f"{name}: {saved.get(name)} then, {value} now" for name, value in now.items() if saved.get(name) != value]
     if different:
-        raise NeuroexplainError(f"The interrupted run read something else. {'; '.join(different)}")
+        raise NeuroexplainError(f"The interrupted run had another model or text. {'; '.join(different)}")
     return read
 
 
@@ -289,6 +290,7 @@ def _run_fields(config: CollectConfig, subject: Subject, layers: tuple[int, ...]
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "batch_size": str(batch_size),
+            "weights": subject.weights_sha256,
             "python": platform.python_version(),
             "device": device_name(subject.device),
         },

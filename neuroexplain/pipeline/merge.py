@@ -91,6 +91,11 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
                 f"{name}: {_value(a, name)} in {store_a.name}, {_value(b, name)} in {store_b.name}" for name in different
             )
             raise NeuroexplainError(f"These are parts of different collections. {shown}")
+        if a.dtype == b.dtype and a.versions.get("weights") != b.versions.get("weights"):
+            raise NeuroexplainError(
+                f"{store_a.name} and {store_b.name} were read by models of the same name with other weights: they are parts of "
+                "different collections."
+            )
         shard_b = b.config["shard"]
         if shard_a["of"] != shard_b["of"]:
             raise NeuroexplainError(

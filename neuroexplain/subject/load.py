@@ -10,6 +10,7 @@ import platform
 import struct
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return self.unembedding.device
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """A hash of 64 values or more of each tensor of the model, in bfloat16 whatever the dtype.
+
+        Other weights under the same name have another.
+        """
+        tensors = (tensor.flatten() for tensor in self.model.state_dict().values())
+        sample = torch.cat([tensor[:: max(1, len(tensor) // 64)].bfloat16() for tensor in tensors])
+        return hashlib.sha256(sample.float().cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
     def site(self, layer: int, activation: str) -> nn.Module:
         """The module whose output (`act`) or input (`post`) is the activation."""

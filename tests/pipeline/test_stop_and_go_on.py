@@ -141,6 +141,20 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(made, tmp_path):
     assert not checkpoint.exists()
 
 
+def test_a_model_whose_weights_were_replaced_is_not_gone_on_with(made, undisturbed, tmp_path):
+    config, subject = CollectConfig(**made[1]), load_subject(made[1]["model"])
+    other = load_subject(made[1]["model"])
+    other.model.get_parameter("layers.1.mlp.down_proj.weight").data += 0.25
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config, subject)
+        next(event for event in events if event.done == 4)
+        events.close()
+        with pytest.raises(NeuroexplainError, match=r"weights: .* then, .* now$"):
+            list(run_collect(store, config, other))
+        list(run_collect(store, config, subject))
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
 def test_a_model_and_a_tokenizer_that_do_not_belong_together_are_refused(made, tmp_path):
     subject = load_subject(made[1]["model"])
     small = replace(subject, unembedding=subject.unembedding[:50])
@@ -243,6 +257,12 @@ def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
             list(run_collect(store, CollectConfig(**made[1] | more)))
         with pytest.raises(NeuroexplainError, match=said):
             merge(parts / "1.db", tmp_path / f"{name}.db", tmp_path / "x.db")
+    subject = load_subject(made[1]["model"])
+    subject.model.get_parameter("layers.0.mlp.gate_proj.weight").data *= 2
+    with open_store(str(tmp_path / "weights.db"), create=True) as store:
+        list(run_collect(store, CollectConfig(**made[1] | {"shard": (2, N_PARTS)}), subject))
+    with pytest.raises(NeuroexplainError, match="with other weights"):
+        merge(parts / "1.db", tmp_path / "weights.db", tmp_path / "x.db", allow_mixed=True)
     merge(parts / "1.db", tmp_path / "mixed.db", tmp_path / "y.db", allow_mixed=True)
     with open_store(str(tmp_path / "other.db"), create=True) as store:
         other = "bfloat16" if content(parts / "1.db")[1].dtype == "float32" else "float32"

@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from neuroexplain.subject.load import load_subject
+from tests.fakes import tiny_subject
+
 FAULTS = """
 import resource, torch
 from neuroexplain.subject.load import keep_freed_memory
@@ -29,3 +32,11 @@ def test_freed_memory_is_not_given_back_and_cleared_again():
     pages = 10 * sum(range(1, 9)) * 786_432 * 4 // resource.getpagesize()
     kept, given_back = int(run(True).stdout), int(run(False).stdout)
     assert kept < pages / 20 < given_back
+
+
+def test_the_hash_of_weights_tells_models_apart_and_not_dtypes(tmp_path):
+    one, same = (load_subject(str(tiny_subject(tmp_path / "a")), dtype) for dtype in ("float32", "bfloat16"))
+    assert one.weights_sha256 == same.weights_sha256
+    other = load_subject(str(tmp_path / "a"), "float32")
+    other.model.get_parameter("layers.1.mlp.up_proj.weight").data[0] *= 1.1
+    assert other.weights_sha256 != one.weights_sha256
