@@ -507,6 +507,7 @@ def import_(
     tokenizer: Annotated[
         str, typer.Option(help="The subject's tokenizer (llama3-neurons): hub name or folder.")
     ] = "meta-llama/Meta-Llama-3-8B",
+    activation: Annotated[str, typer.Option(help="What the arrays hold, act or post (llama3-neurons).")] = "act",
 ) -> None:
     """Read data that others published, so that it can be explained without collecting; or a run that was exported."""
     from neuroexplain.cli.selection import parse_layers
@@ -523,7 +524,7 @@ def import_(
 
         loaded = load_tokenizer(tokenizer)
         sha256, vocabulary = tokenizer_sha256(loaded), vocabulary_entries(loaded)
-        more = {"subject": tokenizer, "tokenizer_sha256": sha256, "vocabulary": vocabulary}
+        more = {"subject": tokenizer, "tokenizer_sha256": sha256, "vocabulary": vocabulary, "activation": activation}
     with open_store(db, create=True) as store:
         try:
             draw(import_llama3_neurons(store, source, wanted, **more) if more else import_parquet(store, source))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain import __version__
+from neuroexplain.config import Activation
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.progress import Progress
@@ -47,12 +48,16 @@ def import_llama3_neurons(
     subject: str,
     tokenizer_sha256: str,
     vocabulary: Sequence[VocabularyEntry],
+    activation: str = "act",
     n_tokens: int = 0,
 ) -> Generator[Progress]:
     """Store the arrays of a folder as a finished run. An import that was cut off goes on with the layers that are missing.
 
-    Raises NeuroexplainError where arrays are missing, do not fit together or lack a layer.
+    The arrays do not say whether they are of `act` or `post`. Raises NeuroexplainError where arrays are missing, do not fit
+    together or lack a layer.
     """
+    if activation not in get_args(Activation):
+        raise NeuroexplainError(f"There is no activation {activation!r}. There are {', '.join(get_args(Activation))}.")
     index, act, token = _open_arrays(folder)
     n_layers, d_mlp, k = index.shape
     wanted = tuple(range(n_layers)) if layers is None else tuple(layers)
@@ -60,8 +65,10 @@ def import_llama3_neurons(
     if wrong:
         raise NeuroexplainError(f"{folder} has no layer {wrong[0]}: it has {n_layers}, counted from 0.")
     config = {"format": NAME, "folder": str(folder.resolve()), "layers": list(wanted), "segment_stride": 1, "shard": None}
-    whose = subject, tokenizer_sha256
-    same = (run for run in list_runs(store) if (run.config, run.subject, run.tokenizer_sha256) == (config, *whose))
+    whose = subject, tokenizer_sha256, activation
+    same = (
+        run for run in list_runs(store) if run.config == config and (run.subject, run.tokenizer_sha256, run.activation) == whose
+    )
     earlier = {run.status: run.id for run in same}
     if "finished" in earlier:
         note = f"Run {earlier['finished']} of {store.name} holds these layers already: nothing to do."
@@ -70,7 +77,7 @@ def import_llama3_neurons(
     run_id = earlier.get("running")
     if run_id is None:
         dtype = "bfloat16" if all(_is_bfloat16(act[layer]) for layer in wanted) else "float32"
-        fields = {"subject": subject, "dtype": dtype, "activation": "act", "layers": list(wanted), "d_mlp": d_mlp}
+        fields = {"subject": subject, "dtype": dtype, "activation": activation, "layers": list(wanted), "d_mlp": d_mlp}
         fields |= {"n_layers": n_layers, "top_k": k, "n_random": 0, "seed": 0, "tokenizer_sha256": tokenizer_sha256}
         run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
         save_vocabulary(store, run_id, vocabulary)
@@ -96,6 +103,10 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
         raise NeuroexplainError(
             f"Run {run.id} was collected with --sign negative: it has no top records, which {NAME} is made of."
         )
+    if run.activation != "act":
+        again = f"to read them again:  neuroexplain import {NAME} {folder} --activation {run.activation}"
+        note = f"The arrays do not say that they are of {run.activation}; {again}"
+        yield Progress("exporting", 0, len(run.layers), "layers", note=note)
     with whole_folder(folder) as partial:
         index = np.lib.format.open_memmap(partial / "index.npy", "w+", np.int64, shape)
         act = np.lib.format.open_memmap(partial / "act.npy", "w+", np.float32, (*shape, RECORD_LENGTH))

@@ -156,6 +156,17 @@ def test_arrays_that_do_not_fit_are_refused(folder, tmp_path):
         imported(folder, tmp_path / "x.db")
 
 
+def test_what_the_arrays_do_not_say_is_said_by_who_reads_them(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db")
+    list(import_llama3_neurons(store, folder, None, **FACTS, activation="post"))
+    assert [run.activation for run in list_runs(store)] == ["act", "post"]
+    told = [event.note for event in export_llama3_neurons(store, load_run(store, 2), tmp_path / "out") if event.note]
+    assert "--activation post" in told[0]
+    assert not any(event.note for event in export_llama3_neurons(store, run, tmp_path / "other"))
+    with pytest.raises(NeuroexplainError, match="no activation 'pre'"):
+        list(import_llama3_neurons(store, folder, None, **FACTS, activation="pre"))
+
+
 def test_an_import_again_does_nothing(folder, tmp_path):
     store, _ = imported(folder, tmp_path / "x.db")
     (told,) = import_llama3_neurons(store, folder, None, **FACTS)
