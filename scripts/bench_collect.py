@@ -7,7 +7,8 @@ rounds' ratios, and quartiles; the share of the device's matrix peak, measured h
 and peak memory.
 
 New candidates get rarer as one over the segments read: after n, a segment is among a neuron's best k with probability k/n. So
-what collecting costs depends on how many were read before, `--warm-up`; a run reads thousands to millions.
+what collecting costs depends on how many were read before, `--warm-up`; a run reads thousands to millions. Unless told, a CPU
+reads 1,000 before, a GPU 16 batches: until then single neurons have more candidates in a batch than they have room for.
 
 `--shape` builds a model of that shape with random weights and reads random tokens: it needs torch and Transformers alone.
 """
@@ -74,7 +75,8 @@ def main() -> None:
 
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    for one in batches(-(-options.warm_up // batch_size)):  # so that the top k have filled up
+    warm_up = options.warm_up or (16 * batch_size if gpu else 1000)
+    for one in batches(-(-warm_up // batch_size)):  # so that the top k have filled up
         collector.read(*one)
     peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
@@ -115,7 +117,7 @@ def main() -> None:
         "model": options.shape or Path(subject.name).name,
         "neurons": len(subject.layers) * subject.d_mlp,
         "batch": [batch_size, 128],
-        "segments_before": options.warm_up,
+        "segments_before": warm_up,
         "dtype": str(subject.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
@@ -130,7 +132,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--dataset", help="text file; the demo's corpus unless told")
     parser.add_argument("--pairs", type=int, default=9, help="rounds in which each work has its turn")
     parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
-    parser.add_argument("--warm-up", type=int, default=1000, help="segments collected before: of a run, the first moment")
+    parser.add_argument("--warm-up", type=int, help="segments collected before: of a run, the first moment")
     parser.add_argument("--batch-size", type=int, help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
