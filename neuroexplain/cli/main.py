@@ -13,7 +13,6 @@ atexit.register(gc.freeze)
 # ruff: noqa: E402
 import json
 import os
-import shlex
 import sys
 import tomllib
 from dataclasses import asdict, replace
@@ -146,9 +145,9 @@ def collect(
             if len(config.devices) > 1:
                 from neuroexplain.pipeline.devices import run_collect_on_devices
 
-                draw(run_collect_on_devices(store, config), stopping)
+                draw(run_collect_on_devices(store, config), gently=True)
             else:
-                draw(run_collect(store, config), stopping)
+                draw(run_collect(store, config), gently=True)
         except NeuroexplainError:
             remove_if_unused(store)
             raise
@@ -689,7 +688,7 @@ def main() -> None:
         sys.exit(1 if isinstance(error, EngineLost) else 2)
     except Interrupted:
         say("Interrupted. What was finished is kept; run the same command again to go on from there.")
-        sys.exit(130)
+        sys.exit(stopping.status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -775,7 +774,11 @@ def _engine_config(
         if model is None:
             return None
         server = base
-    more = shlex.split(vllm_args)
+    more: list[str] = []
+    if vllm_args:
+        from neuroexplain.llm.vllm import split_words
+
+        more = split_words(vllm_args, "--vllm-args")
     default = default or _default_engine()
     return replace(default, server=server, vllm=vllm, vllm_args=tuple(more), local=local, model=model)
 

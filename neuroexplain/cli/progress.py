@@ -6,17 +6,17 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 
-from neuroexplain.cli.interrupt import Stopping
+from neuroexplain.cli.interrupt import stopping
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import printable
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
-def draw(events: Generator[Progress], stopping: Stopping | None = None) -> int:
+def draw(events: Generator[Progress], *, gently: bool = False) -> int:
     """Consume a pipeline and show how far it is. Returns how many failed, in all its stages together.
 
-    With `stopping`, Ctrl-C takes effect between two of its steps, and the pipeline is closed there.
+    `gently`: Ctrl-C takes effect between two of its steps, and the pipeline is closed there.
     """
     failed: dict[str, int] = {}
 
@@ -24,15 +24,13 @@ def draw(events: Generator[Progress], stopping: Stopping | None = None) -> int:
         for event in events:
             failed[event.stage] = event.failed
             yield event
-            if stopping is not None:
-                stopping.gently = True  # from the first step on
-                stopping.check()
+            stopping.gently = gently  # from the first step on
+            stopping.check()  # what a handler raises can be lost
 
     try:
         (_draw_bars if sys.stderr.isatty() else _draw_lines)(counted())
     finally:
-        if stopping is not None:
-            stopping.gently = False
+        stopping.gently = False
         events.close()
     return sum(failed.values())
 

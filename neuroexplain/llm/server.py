@@ -6,7 +6,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -59,24 +59,28 @@ class ServerEngine:
         api_key: str | None = None,
         max_wait: float = 600.0,
         in_flight: int = 64,
+        fate: Callable[[], str | None] | None = None,
     ) -> None:
         """Connect, and find out what is served.
 
         max_wait: seconds that a run goes on trying while the server is away or busy. in_flight: requests at a time at most;
-        how many there are is found out on the way. Raises EngineError where nothing lists models at the URL, or the model
-        asked for is not among them.
+        how many there are is found out on the way. fate: of a server of our own, how it ended, None while it runs. Raises
+        EngineError where nothing lists models at the URL, or the model asked for is not among them.
         """
         self.url = _base_url(url)
         self.in_flight = in_flight
         self.used = Usage()
         root = self.url.removesuffix("/v1")
-        self._transport = Transport(root, api_key=api_key, max_wait=max_wait, in_flight=in_flight)
+        self._transport = Transport(root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, fate=fate)
         self._finding = threading.Lock()
         self._way: Way | None = None
         try:
             card = self._choose(self._list_models(), model)
-        except BaseException:
+        except BaseException as error:
             self._transport.close()
+            ended = fate() if fate is not None and isinstance(error, EngineError) else None
+            if ended is not None:
+                raise EngineError(ended) from error
             raise
         self.model: str = card["id"]
         one_token = {"model": self.model, "prompt": [0], "max_tokens": 1}

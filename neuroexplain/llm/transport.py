@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
@@ -53,9 +53,15 @@ FAULTS = {
 class Transport:
     """POSTs to one server. May be used from many threads: its gate bounds how many requests are under way."""
 
-    def __init__(self, root: str, *, api_key: str | None, max_wait: float, in_flight: int) -> None:
-        """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost."""
+    def __init__(
+        self, root: str, *, api_key: str | None, max_wait: float, in_flight: int, fate: Callable[[], str | None] | None = None
+    ) -> None:
+        """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost.
+
+        fate: how the server ended, None while it may come back.
+        """
         self.root = root
+        self._fate = fate or (lambda: None)
         self.smallest: tuple[str, bytes] | None = None  # path and body of a request that any server at work answers
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
@@ -71,9 +77,9 @@ class Transport:
     def post(self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]) -> tuple[Answer, bytes]:
         """The answer to the request `asked`, decoded, and as it came.
 
-        Tried again while the server is away, restarting or busy. Raises EngineLost where nobody was answered for
-        `max_wait` seconds, or the transport was closed. Raises LlmReplyError where the server refuses the request, where
-        the answer is JSON of another shape, and where this request fails again and again.
+        Tried again while the server is away, restarting or busy. Raises EngineLost where nobody was answered for `max_wait`
+        seconds, where the server ended for good, and where the transport was closed. Raises LlmReplyError where the server
+        refuses the request, where the answer is JSON of another shape, and where this request fails again and again.
         """
         body = msgspec.json.encode(asked)
         failures = turned_away = 0
@@ -91,6 +97,8 @@ class Transport:
             away = self.gate.failed(began, away=found.fault in (Fault.AWAY, Fault.GATEWAY), wait=found.wait)
             if self.gate.closed:
                 raise EngineLost(STOPPED)
+            if (ended := self._fate()) is not None:
+                raise EngineLost(f"{ended}\nWhat was finished is kept; run the same command again to go on from there.")
             others = self.gate.n_answers > seen
             seen = self.gate.n_answers
             # Turned away while others are answered, its turn will come; with nobody beside it, is it that nobody is answered?

@@ -51,10 +51,17 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
         tell(f"Loading {config.local} ...")
         engine = LocalEngine(config.local)
     else:
-        url = config.server or config.default_server
+        serving = None
         if config.vllm is not None:
-            url = stack.enter_context(serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell))
-        engine = ServerEngine(url, config.model, api_key=config.api_key, max_wait=config.max_wait, in_flight=config.in_flight)
+            serving = stack.enter_context(serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell))
+        engine = ServerEngine(
+            config.server or config.default_server if serving is None else serving.url,
+            config.model,
+            api_key=config.api_key,
+            max_wait=config.max_wait,
+            in_flight=config.in_flight,
+            fate=None if serving is None else serving.fate,
+        )
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
     stack.callback(engine.close)
     return engine

@@ -67,9 +67,9 @@ class Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A process that begins meanwhile never hears a terminal's Ctrl-C: whoever began it stops it. Ours waits until the end."""
+    """A process that begins meanwhile never hears what a terminal sends to all: whoever began it stops it. Ours waits."""
     resource_tracker.ensure_running()  # which would let signals through again when it begins
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

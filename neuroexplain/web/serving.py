@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
 
-from neuroexplain.cli.interrupt import Interrupted, stopping
+from neuroexplain.cli.interrupt import Interrupted
 from neuroexplain.errors import NeuroexplainError
 
 PATIENCE = 3  # seconds that requests in progress get at the end
@@ -34,7 +33,6 @@ def serve_until_stopped(app: FastAPI, listening: socket.socket) -> None:
     """Answer requests; returns after Ctrl-C or SIGTERM, when those in progress are answered or PATIENCE is over."""
     logging.getLogger("uvicorn.error").addFilter(_is_no_cancelled_request)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=PATIENCE)
-    signal.signal(signal.SIGTERM, stopping.answer)
     with suppress(Interrupted):  # uvicorn raises the signal again when it has stopped
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -1,11 +1,17 @@
 """Starting vLLM: what is typed, and an older one that does not know the newest option. The real one is in tests/vllm."""
 
+import os
+import signal
 import stat
+import subprocess
+import sys
+import time
 
 import httpx
 import pytest
 
-from neuroexplain.errors import EngineError
+from neuroexplain.errors import EngineError, EngineLost
+from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.vllm import OFFERS, find_command, serve_vllm
 
 FAKE = f"""#!/usr/bin/env python3
@@ -16,23 +22,50 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(" ".join(sys.argv[1:]).encode())
+        listed = b'{{{{"data": [{{{{"id": "m"}}}}]}}}}'
+        self.wfile.write(listed if self.path == "/v1/models" else " ".join(sys.argv[1:]).encode())
+print("the last line of its log", flush=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
 
 
+# Tells the server's process number, then waits as a run does.
+RUN = """
+import sys, time
+from neuroexplain.cli.interrupt import Interrupted, stopping
+from neuroexplain.llm.vllm import serve_vllm
+stopping.install()
+try:
+    with serve_vllm("model", (), sys.argv[1] + " serve", lambda told: print(told, flush=True)):
+        print("serving", flush=True)
+        time.sleep(60)
+except Interrupted:
+    sys.exit(stopping.status)
+"""
+
+
+def make_fake(folder, *, refuses=False, more=""):
+    fake = folder / "vllm"
+    fake.write_text(FAKE.format(refuses=refuses).replace("import http.server, sys\n", f"import http.server, sys\n{more}\n"))
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    return fake
+
+
+def tells_pid(folder):
+    return f"import os; open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))"
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_distributions_at_chosen_rows_are_offered_where_vllm_knows_them(tmp_path, refuses):
-    fake = tmp_path / "vllm"
-    fake.write_text(FAKE.format(refuses=refuses))
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    fake = make_fake(tmp_path, refuses=refuses)
     told = []
-    with serve_vllm("model", ("--dtype", "float32"), f"{fake} serve", told.append) as url:
+    with serve_vllm("model", ("--dtype", "float32"), f"{fake} serve", told.append) as serving:
+        url = serving.url
         typed = httpx.get(url).text
     assert typed.startswith("serve model --host 127.0.0.1 --port")
     assert "--dtype float32" in typed
     assert (OFFERS in typed) is not refuses
-    assert len(told) == 1 + refuses
+    assert len([line for line in told if line.startswith("Starting")]) == 1 + refuses
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 
@@ -44,3 +77,42 @@ def test_what_cannot_start_says_so(tmp_path):
         find_command(" ", "model")
     with pytest.raises(EngineError, match="There is no vLLM"):
         find_command(None, "model", {"PATH": ""})
+    with pytest.raises(EngineError, match='NEUROEXPLAIN_VLLM, "x\'y": No closing quotation'):
+        find_command("x'y", "model")
+
+
+@pytest.mark.parametrize("given", ["--port", "--host=0.0.0.0"])
+def test_what_we_choose_ourselves_is_not_taken_from_the_arguments(given):
+    with pytest.raises(EngineError, match=f"holds {given}"), serve_vllm("model", (given, "1"), "vllm serve", print):
+        pass
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_the_run_stops_the_server(tmp_path, how, stubborn):
+    """A server that does not listen is killed when the signal comes again."""
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" if stubborn else ""
+    command = [sys.executable, "-c", RUN, str(make_fake(tmp_path, more=f"{tells_pid(tmp_path)}; {deaf}"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        while run.stdout.readline() != "serving\n":
+            pass
+        run.send_signal(how)
+        assert run.stdout.readline() == "Stopping vLLM ...\n"
+        if stubborn:
+            time.sleep(0.5)
+            run.send_signal(how)
+        assert run.wait(15) == 128 + how
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_server_that_died_is_not_waited_for(tmp_path):
+    with serve_vllm("model", (), f"{make_fake(tmp_path, more=tells_pid(tmp_path))} serve", print) as serving:
+        engine = ServerEngine(serving.url, fate=serving.fate)
+        assert serving.fate() is None
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        with pytest.raises(EngineLost, match=r"(?s)vLLM ended with status -9.*the last line of its log.*finished is kept"):
+            engine._transport.post("/v1/completions", {}, None)
+        with pytest.raises(EngineError, match="vLLM ended with status -9"):
+            ServerEngine(serving.url, fate=serving.fate)
+        engine.close()

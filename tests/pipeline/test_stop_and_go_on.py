@@ -197,12 +197,14 @@ def test_killed_five_times_at_random_moments_it_ends_the_same(made, undisturbed,
     assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(made, undisturbed, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_by_a_signal_it_says_how_to_go_on(made, undisturbed, tmp_path, how):
+    """Ctrl-C (130), kill, and a terminal that is closed."""
     with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.PIPE, text=True) as running:
         wait_for_checkpoint(running, tmp_path)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(how)
         said = running.stderr.read()
-    assert (running.returncode, "Traceback" in said) == (130, False), said
+    assert (running.returncode, "Traceback" in said) == (128 + how, False), said
     assert "run the same command again" in said
     again = subprocess.run(command(made, tmp_path / "x.db"), capture_output=True, text=True, check=False)
     assert "continuing" in again.stderr
