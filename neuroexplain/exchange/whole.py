@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise NeuroexplainError(f"{folder} exists already. Name a folder that does not.")
-    partial = folder.with_name(folder.name + ".partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield partial
-        partial.rename(folder)
+        around = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name that nobody has
+        try:
+            partial = around / folder.name
+            partial.mkdir()  # with the rights that any new folder has
+            yield partial
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
     except OSError as error:
         raise NeuroexplainError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

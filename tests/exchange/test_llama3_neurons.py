@@ -191,3 +191,13 @@ def test_a_run_without_top_records_is_not_exported(tmp_path):
         with pytest.raises(NeuroexplainError, match="no top records"):
             list(export_llama3_neurons(store, load_run(store), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_leaves_alone_what_others_put_beside_it(folder, tmp_path):
+    store, run = imported(folder, tmp_path / "x.db")
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / "out.partial").mkdir()
+    list(export_llama3_neurons(store, run, tmp_path / "out"))
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "out", tmp_path / "out.partial"])
+    with pytest.raises(NeuroexplainError, match="Cannot write"):
+        list(export_llama3_neurons(store, run, tmp_path / "none" / "out"))
