@@ -215,7 +215,7 @@ def explain(
 
         with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, simulating):
             if dry_run:
-                say(_estimate_text(estimate_explain(store, run, config, engine, simulating)))
+                say(_estimate_text(estimate_explain(store, run, config, engine, simulating, with_null=null)))
                 return
             failed = draw(run_explain(store, run, config, engine, simulating, with_null=null))
     say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")

@@ -6,6 +6,7 @@ pipeline/engines.py which engine it runs on.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,9 @@ from neuroexplain.types import Tokens, VocabularyEntry
 TINY = 1e-12  # a probability below which two words are alike: none
 MARK = "0"  # what a token's line ends with: right for most tokens, and the digit mass stays
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
+NEUTRAL_KEPT = (
+    32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
+)
 
 Records = Sequence[Sequence[int]]  # token ids
 
@@ -58,8 +62,8 @@ class Simulator(Protocol):
         """Predictions for the records, which do not depend on their order."""
         ...
 
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
-        """The lengths of the prompts, in tokens, that simulating these records asks, at most."""
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
+        """The lengths of the prompts, in tokens, that simulating these records asks for n explanations as long as this one."""
         ...
 
 
@@ -87,7 +91,7 @@ class DigitsSimulator:
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
         self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", MARK, "\n"))
         self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
-        self._neutral = Once(256)
+        self._neutral = Once(NEUTRAL_KEPT)
 
     def build_prompt(self, explanation: str | None, records: Records, vocabulary: Tokens) -> tuple[list[int], list[int]]:
         """(token ids, rows): the level of each token is read at the distribution after its row, the end of its tab.
@@ -132,7 +136,8 @@ class DigitsSimulator:
             ids, rows = self.build_prompt(explanation, together, vocabulary)
             levels, mass = self._read(ids, rows)
             plain = self.build_prompt(None, together, vocabulary)
-            (neutral, _), is_new = self._neutral.ask(tuple(plain[0]), partial(self._read, *plain))
+            key = hashlib.blake2b(np.asarray(plain[0], np.int64).tobytes(), digest_size=16).digest()
+            (neutral, _), is_new = self._neutral.ask(key, partial(self._read, *plain))
             spent += len(ids) + is_new * len(plain[0])
             raised = raised_level(levels, neutral).astype(np.float32)
             ends = np.cumsum([len(record) for record in together])[:-1]
@@ -141,10 +146,15 @@ class DigitsSimulator:
                 found[place] = Prediction(*one)
         return Predictions([found[place] for place in range(len(records))], spent)
 
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
         grouped = [[records[place] for place in places] for places in group_records(records)]
-        asked = (explanation, None)
-        return [len(self.build_prompt(text, together, vocabulary)[0]) for together in grouped for text in asked]
+        asked = ((explanation, n), (None, 1))
+        return [
+            length
+            for together in grouped
+            for text, times in asked
+            for length in [len(self.build_prompt(text, together, vocabulary)[0])] * times
+        ]
 
     def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """(expected levels, digit masses) at the rows; NaN and 0 where no level is among what the engine gave."""
@@ -255,7 +265,7 @@ class LexicalSimulator:
             found.append(Prediction(values))
         return Predictions(found)
 
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens) -> list[int]:
+    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
         return []  # a few tokens, whatever the records
 
     def _probabilities(self, explanation: str) -> NDArray[np.float32]:

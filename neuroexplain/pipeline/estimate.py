@@ -14,7 +14,8 @@ from neuroexplain.llm.simulator import Simulator
 from neuroexplain.pipeline.explain import find_answers, is_finished, plan_neuron
 from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, ask, shown_records
 from neuroexplain.pipeline.score import find_simulations
-from neuroexplain.pipeline.simulate import Crop, cut_crops
+from neuroexplain.pipeline.simulate import cut_crops
+from neuroexplain.scoring.splits import split_by_rank
 from neuroexplain.store.engine import Store
 from neuroexplain.types import Exemplar, Run, Split
 
@@ -35,9 +36,18 @@ class Estimate:
 
 
 def estimate_explain(
-    store: Store, run: Run, config: ExplainConfig, engine: Engine | None, simulator: Simulator | None
+    store: Store,
+    run: Run,
+    config: ExplainConfig,
+    engine: Engine | None,
+    simulator: Simulator | None,
+    *,
+    with_null: bool = False,
 ) -> Estimate:
-    """Build the prompts of some neurons, spread over the selection, and time one request of each sort."""
+    """Build the prompts of some neurons, spread over the selection, and time one request of each sort.
+
+    Prompt tokens are counted as they are sent. Not counted: nulls that finished neurons still lack.
+    """
     asking = Asking.of(config, engine)
     answers = find_answers(store, run, asking, config)
     stored = [e for of_neuron in answers.values() for e in of_neuron.values()]
@@ -50,13 +60,13 @@ def estimate_explain(
     requests = tokens = 0
     seconds = 0.0
     each: dict[str, float] = {}  # seconds of one request of each sort
+    as_sent = 1.0  # tokens sent for one of a simulation's prompts: a server that takes cut prompts is sent each many times
     for neuron_id in sample:
         task = plan_neuron(store, run, neuron_id, answers[neuron_id], simulations)
         shown = shown_records(task.neuron, asking.explainer)
         if task.neuron.status == "dead" or not shown:
             continue
-        if asking.prompt is not None and asking.engine is not None:
-            n = asking.candidates + asking.revise
+        if asking.prompt is not None and asking.engine is not None and (n := _n_to_ask(asking, task)):
             requests += n
             tokens += n * _explaining_tokens(asking, task, shown)
             if "explain" not in each:
@@ -64,15 +74,17 @@ def estimate_explain(
                 ask(task, asking, asking.request(neuron_id, 0), shown)
                 each["explain"] = time.perf_counter() - began
             seconds += n * each["explain"]
-        if simulator is not None and (asked := _asked(asking, simulator, cut_crops(task.neuron, run.seed))):
-            plans = [simulator.plan(STAND_IN, records, task.tokens) for records in asked]
+        if simulator is not None and (asked := _asked(asking, simulator, task, run.seed, with_null=with_null)):
             if "simulate" not in each:
-                began = time.perf_counter()
-                _try_simulation(simulator, asked[0], task, max(plans[0], default=0))
-                each["simulate"] = (time.perf_counter() - began) / max(1, len(plans[0]))
+                trial = simulator.plan(STAND_IN, asked[0][0], task.tokens)
+                began, before = time.perf_counter(), simulator.engine.used.prompt_tokens
+                _try_simulation(simulator, asked[0][0], task, max(trial, default=0))
+                each["simulate"] = (time.perf_counter() - began) / max(1, len(trial))
+                as_sent = (simulator.engine.used.prompt_tokens - before) / sum(trial) if trial else 1.0
+            plans = [simulator.plan(STAND_IN, records, task.tokens, n) for records, n in asked]
             n = sum(map(len, plans))
             requests += n
-            tokens += sum(map(sum, plans))
+            tokens += round(as_sent * sum(map(sum, plans)))
             seconds += (n or 1) * each["simulate"]
     scale = len(pending) / len(sample)
     in_flight = max(engine.in_flight if engine else 1, simulator.engine.in_flight if simulator else 1)
@@ -94,17 +106,32 @@ def _explaining_tokens(asking: Asking, task: ExplainTask, shown: Sequence[Exempl
     return len(chat_token_ids(asking.engine.tokenizer, asking.explainer.messages(asking.prompt, shown, task.tokens)))
 
 
-def _asked(asking: Asking, simulator: Simulator, crops: Sequence[Crop]) -> list[list[tuple[int, ...]]]:
-    """The records of a split as often as they are simulated: for the chosen explanation, and for each that may be chosen."""
+def _n_to_ask(asking: Asking, task: ExplainTask) -> int:
+    """How many requests for explanations the neuron still lacks."""
+    if asking.says_several:
+        return not task.found
+    return sum(number not in task.found for number in range(asking.candidates + asking.revise))
 
-    def of(split: Split) -> list[list[tuple[int, ...]]]:
-        records = [crop.token_ids for crop in crops if crop.split == split]
-        return [records] if records else []
 
+def _asked(
+    asking: Asking, simulator: Simulator, task: ExplainTask, seed: int, *, with_null: bool
+) -> list[tuple[list[tuple[int, ...]], int]]:
+    """Each split's records, and for how many hypotheses they are still simulated.
+
+    `report` for the chosen explanation, unless one was chosen before, `select` for each that may be chosen, both for another
+    neuron's as the null. A union is simulated by its parts.
+    """
+    crops = cut_crops(task.neuron, seed)
+    each = MOST_MEANINGS if asking.says_several else 1
+    several = each if asking.says_several else asking.candidates + asking.revise
+    done = sum(e.status != "ok" or e.id in task.simulated for e in task.found.values() if not e.parts)
+    reported = any(split_by_rank(r.rank) == "report" for s in task.simulated.values() for r in s.records)
+    null = each * with_null
+    times: dict[Split, int] = {"report": each * (not reported) + null}
+    if asking.chooses:
+        times["select"] = max(0, several - done) + null
     if not simulator.asks_per_record:
-        return (of("select") + of("report"))[:1]
-    if not asking.chooses:
-        return of("report")
-    several = MOST_MEANINGS if asking.says_several else asking.candidates + asking.revise
-    reported = of("report") * (MOST_MEANINGS if asking.says_several else 1)  # a union is simulated by its parts
-    return reported + several * of("select")
+        times = {"select": 1, "report": 1}
+    found = [([crop.token_ids for crop in crops if crop.split == split], n) for split, n in times.items()]
+    found = [(records, n) for records, n in found if records and n]
+    return found if simulator.asks_per_record else found[:1]

@@ -12,10 +12,12 @@ import pytest
 
 from neuroexplain.config import CollectConfig, ExplainConfig
 from neuroexplain.errors import EngineLost, LlmReplyError, NeuroexplainError
+from neuroexplain.llm.engine import chat_token_ids
 from neuroexplain.llm.explainer import parse_meanings
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator
 from neuroexplain.pipeline.collect import run_collect
+from neuroexplain.pipeline.estimate import estimate_explain
 from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.score import find_others, run_score, verify_run
 from neuroexplain.scoring.correlation import correlation_score
@@ -415,3 +417,35 @@ def test_progress_only_grows(store, local):
     done = [event.done for event in events if event.stage == "explaining"]
     assert all(a <= b for a, b in pairwise(done))
     assert done[-1] == len(NEURONS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"with_null": True},
+        {"candidates": 3},
+        {"candidates": 3, "with_null": True},
+        {"explainer": "tokens"},
+        "some are there",
+    ],
+)
+def test_an_estimate_says_what_the_run_then_asks(store, local, options):
+    """All neurons are in the sample. The last: two candidates are stored, and simulated for half of the neurons."""
+    run, llm = load_run(store), ScriptedLlm(by_words)
+    llm.tokenizer = local.tokenizer
+    with_null = options != "some are there" and options.get("with_null", False)
+    if options == "some are there":
+        explain(store, llm, None, candidates=2)
+        list(run_explain(store, run, ExplainConfig(NEURONS[:2], "excerpts", candidates=2), llm, DigitsSimulator(local)))
+        options = {"candidates": 3}
+    named = {"explainer": "excerpts"} | {name: value for name, value in options.items() if name != "with_null"}
+    config = ExplainConfig(NEURONS, **named)
+    engine = llm if config.asks_llm else None
+    said = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_null=with_null)
+    before, asked = local.used.requests, len(llm.requests)
+    list(run_explain(store, run, config, engine, DigitsSimulator(local), with_null=with_null))
+    assert said.n_requests == local.used.requests - before + len(llm.requests) - asked
+    explaining = sum(len(chat_token_ids(local.tokenizer, messages)) for messages, _ in llm.requests[asked:])
+    sent = list_sessions(store, run.id)[-1].simulator_prompt_tokens + explaining
+    assert said.n_prompt_tokens == pytest.approx(sent, rel=0.05)  # texts of other lengths
