@@ -37,7 +37,7 @@ class NeuronId:
     @classmethod
     def parse(cls, text: str) -> NeuronId:
         """Read `15:16`. Raises ValueError for anything else."""
-        match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", text, re.ASCII)
         if match is None:
             raise ValueError(f"a neuron is written LAYER:NEURON, like 15:16; found {text!r}")
         return cls(int(match[1]), int(match[2]))

@@ -112,6 +112,11 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "x.db", "--run", "77"), "no finished run 77"),
         (("show", "0:999", "--db", "x.db"), "No neuron 0:999"),
         (("show", "zero", "--db", "x.db"), "LAYER:NEURON"),
+        (("show", f"{10**20}:0", "--db", "x.db"), "LAYER:NEURON"),
+        (("query", "--db", "x.db", "--limit", 10**20), "is not in the range"),
+        (("query", "--db", "x.db", "--run", 10**20), "no finished run"),
+        (("query", "--db", "postgresql+psycopg://u@127.0.0.1:port/x"), "Cannot read the database URL"),
+        (("explain", "--db", "x.db", "--layer", "0", "--vllm", "m", "--vllm-args", "it's"), "No closing quotation"),
         (("explain", "--db", "x.db"), "Name a layer"),
         (("explain", "--db", "x.db", "--layer", "9", "--local", "model"), "has no layer 9"),
         (("explain", "--db", "x.db", "--layer", "0"), "There is no server at"),
@@ -154,6 +159,11 @@ def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
     for wrong, said in (
         ("[query]\nlimits = 1", "there is no option 'limits'"),
         ("[quary]", "no command"),
+        ("[query]\nlimit = 1.5", "limit is 1.5; wanted is a whole number"),
+        ("[query]\nlimit = true", "wanted is a whole number"),
+        ("[query]\ndb = ['x.db']", "wanted is a text"),
+        ("[query]\njson = 1", "wanted is true or false"),
+        ('[collect]\ndataset = "text.jsonl"', "wanted is a list, each item a text"),
         ("query", "Cannot read"),
     ):
         (tmp_path / "neuroexplain.toml").write_text(wrong)
@@ -184,3 +194,14 @@ def test_a_ctrl_c_that_python_drops_stops_at_the_next_step():
             stopping.answer(2, None)
         with pytest.raises(Interrupted):
             stopping.check()
+
+
+def test_what_an_encoding_lacks_is_shown_by_its_number(made):
+    for encoding in ("ascii", "latin-1"):
+        done = run("show", "0:1", "--db", "x.db", cwd=made, PYTHONIOENCODING=encoding)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    with sqlite3.connect(made / "x.db") as database:
+        database.execute("UPDATE explanations SET text = 'a\u009b31m\u202eb\u00e9' WHERE id = 1")
+    rows = run("query", "--db", "x.db", "--all", "--json", cwd=made).stdout
+    assert "a\\u009b31m\\u202eb\u00e9" in rows
+    assert "a\u009b31m\u202eb\u00e9" in {row["explanation"] for row in json.loads(rows)}

@@ -6,6 +6,7 @@ modules alone, while they load and when the process ends: that was a fifth of th
 
 import atexit
 import gc
+import io
 
 gc.set_threshold(100_000)
 atexit.register(gc.freeze)
@@ -13,6 +14,7 @@ atexit.register(gc.freeze)
 # ruff: noqa: E402
 import json
 import os
+import re
 import sys
 import tomllib
 from dataclasses import asdict, replace
@@ -301,7 +303,7 @@ def query(
     max_score: Annotated[float | None, typer.Option(help="Greatest correlation.")] = None,
     sort: Annotated[str, typer.Option(help="score, activation or neuron.")] = "score",
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100_000_000, help="Rows at most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="What could not be explained or scored, and why.")] = False,
     as_json: AsJson = False,
@@ -312,7 +314,7 @@ def query(
     from neuroexplain.cli.render import failures_table, query_table
     from neuroexplain.cli.selection import parse_layers
     from neuroexplain.pipeline.page import find_explanations
-    from neuroexplain.present import query_csv, query_json
+    from neuroexplain.present import printable, query_csv, query_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_failures, load_run
 
@@ -342,7 +344,8 @@ def query(
     if as_json:
         _print_json(query_json(rows))
     elif as_csv:
-        sys.stdout.write(query_csv(rows))
+        table = query_csv(rows)
+        sys.stdout.write("\n".join(map(printable, table.split("\n"))) if sys.stdout.isatty() else table)
     elif rows:
         _print(query_table(rows))
     else:
@@ -679,6 +682,9 @@ def demo(
 def main() -> None:
     """The console script."""
     stopping.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours are plain lines there
     try:
@@ -708,12 +714,22 @@ def _read_defaults() -> dict[str, Any]:
     for name, options in tables.items():
         if name not in commands or not isinstance(options, dict):
             raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(commands))}.")
-        known = {flag.lstrip("-"): one.name for one in commands[name].params for flag in one.opts if flag.startswith("--")}
+        known = {flag.lstrip("-"): one for one in commands[name].params for flag in one.opts if flag.startswith("--")}
         for key, value in options.items():
-            if key.replace("_", "-") not in known:
+            option = known.get(key.replace("_", "-"))
+            if option is None:
                 raise NeuroexplainError(f"{file}, [{name}]: there is no option {key!r}; there are {', '.join(sorted(known))}.")
-            defaults.setdefault(name, {})[known[key.replace("_", "-")]] = value
+            values = value if option.multiple and isinstance(value, list) else [value]
+            wanted = WANTED.get(option.type.name.removesuffix(" range"), "a text")
+            if any(type(one) not in KINDS[wanted] for one in values) or (option.multiple and values is not value):
+                listed = "a list, each item " if option.multiple else ""
+                raise NeuroexplainError(f"{file}, [{name}]: {key} is {value!r}; wanted is {listed}{wanted}.")
+            defaults.setdefault(name, {})[option.name] = value
     return defaults
+
+
+WANTED = {"int": "a whole number", "float": "a number", "boolean": "true or false"}  # by the names that typer gives types
+KINDS = {"a whole number": (int,), "a number": (int, float), "true or false": (bool,), "a text": (str, int)}
 
 
 def _drop_run(db: str, run_id: int) -> None:
@@ -815,8 +831,12 @@ def _print(renderable: Any) -> None:
 
 
 def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=not _speaks_utf8(), allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(value, ensure_ascii=not _speaks_utf8(), allow_nan=False)
+    sys.stdout.write(_ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+# What a terminal acts on or hides and JSON leaves as it is: controls from U+007F on, marks of direction and of no width.
+_ACTED_ON = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 def _speaks_utf8() -> bool:

@@ -21,7 +21,7 @@ def parse_neurons(text: str) -> tuple[NeuronId, ...]:
     found: set[NeuronId] = set()
     for part in _parts(text):
         layer, colon, numbers = part.partition(":")
-        if not colon or re.fullmatch(r"\d+", layer.strip(), re.ASCII) is None:
+        if not colon or re.fullmatch(r"\d{1,9}", layer.strip(), re.ASCII) is None:
             raise NeuroexplainError(f"Cannot read the neurons {text!r}: write them like {form}")
         found.update(NeuronId(int(layer), number) for number in _range(numbers, text, "neurons", form))
     return tuple(sorted(found))

@@ -157,7 +157,7 @@ def _locate(where: str) -> tuple[Path | URL, str]:
 
     try:
         url = make_url(where)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise NeuroexplainError(
             f"Cannot read the database URL {where!r}. Give a file or a URL:  --db demo.db | postgresql+psycopg://user@host/name"
         ) from error

@@ -6,6 +6,7 @@ only read.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,7 @@ class FileReaders:
             return self._resting.pop()
         except IndexError:
             with _explained(self._name):
-                connection = sqlite3.connect(self._file, timeout=30, check_same_thread=False)
+                connection = sqlite3.connect(_file_uri(self._file), uri=True, timeout=30, check_same_thread=False)
                 connection.execute("PRAGMA query_only = ON")
             return connection
 
@@ -83,6 +84,13 @@ class FileReaders:
         with _explained(self._name):
             cursor = connection.execute(sql, values)
             return [column[0] for column in cursor.description], cursor.fetchall()
+
+
+def _file_uri(file: Path) -> str:
+    """SQLite reads a WAL database with two files beside it. Where it cannot make them, nobody writes, and it does without."""
+    log = file.with_name(file.name + "-wal")
+    is_still = not os.access(file.parent, os.W_OK) and not log.exists()
+    return file.absolute().as_uri() + ("?immutable=1" if is_still else "")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Reading: the same answers from both libraries, many readers at a time, and what a broken file says."""
 
+import os
 import sqlite3
 import threading
 
@@ -97,3 +98,16 @@ def test_a_broken_file_is_said_to_be_so(tmp_path):
         pytest.raises(StoreUnreadable, match=r"x\.db cannot be read"),
     ):
         reader.rows("SELECT * FROM prompts")
+
+
+def test_where_nobody_can_write_a_file_is_read_as_it_lies(tmp_path, monkeypatch):
+    """SQLite wants to make two files beside it; in a folder of somebody else's it cannot."""
+    open_store(str(tmp_path / "x.db"), create=True).close()
+    monkeypatch.setattr("os.access", lambda _, how: how != os.W_OK)
+    with open_store(str(tmp_path / "x.db"), read_only=True) as store, store.read() as reader:
+        assert reader.value("SELECT count(*) FROM runs") == 0
+        assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
+    (tmp_path / "x.db-wal").touch()  # somebody writes
+    with open_store(str(tmp_path / "x.db"), read_only=True) as store, store.read() as reader:
+        assert reader.value("SELECT count(*) FROM runs") == 0
+        assert (tmp_path / "x.db-shm").exists()
