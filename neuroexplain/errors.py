@@ -14,7 +14,7 @@ class NotInStore(NeuroexplainError):
 
 
 class StoreUnreadable(NeuroexplainError):
-    """The database cannot be read: no database, broken, or its server is gone."""
+    """The database or a row of it cannot be read: no database, broken, or its server is gone."""
 
 
 class EngineError(NeuroexplainError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from neuroexplain.errors import NotInStore, StoreUnreadable
 from neuroexplain.llm.simulator import Simulator
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.pipeline.progress import Progress
@@ -20,9 +23,30 @@ from neuroexplain.pipeline.simulate import (
 from neuroexplain.scoring.splits import find_leaks, split_by_rank
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_explanations, list_scores, list_simulations, load_neuron, load_tokens
+from neuroexplain.store.read import (
+    list_explained_ids,
+    list_explanations,
+    list_misplaced,
+    list_scores,
+    list_simulations,
+    load_neuron,
+    load_tokens,
+)
 from neuroexplain.store.write import as_stored, save_prompt
-from neuroexplain.types import Explained, Explanation, Neuron, NeuronId, Run, Simulation, Split, Tokens
+from neuroexplain.types import (
+    CROP_LENGTH,
+    RECORD_LENGTH,
+    Explained,
+    Explanation,
+    Neuron,
+    NeuronId,
+    Run,
+    Score,
+    ScoreKind,
+    Simulation,
+    Split,
+    Tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -188,22 +212,54 @@ def _is_scored(simulation: Simulation | None) -> bool:
 
 
 def verify_run(store: Store, run: Run) -> Iterator[str]:
-    """Recompute every score from what is stored and look for leaks; yields a line for each fault."""
-    explanations = list_explanations(store, run.id, status="ok")
-    ids = [e.id for e in explanations if e.id is not None]
-    stored = {
-        (s.explanation_id, s.simulator, s.simulator_model, s.score.split, s.score.kind): s.score
-        for s in list_scores(store, ids)
-    }
+    """Recompute every score from what is stored; look for leaks and for rows that cannot be read or are in the wrong place.
+
+    Yields a line for each fault, and goes on with the next neuron where one cannot be read.
+    """
+    for neuron_id in list_explained_ids(store, run.id):
+        try:
+            yield from _verify_neuron(store, run, neuron_id)
+        except (NotInStore, StoreUnreadable) as error:
+            yield f"{neuron_id}: {str(error).splitlines()[0]}"
+    yield from list_misplaced(store, run.id)
+
+
+def _verify_neuron(store: Store, run: Run, neuron_id: NeuronId) -> Iterator[str]:
+    neuron = load_neuron(store, run, neuron_id)
+    ids = [e.id for e in list_explanations(store, run.id, neuron_id, status="ok") if e.id is not None]
+    stored: dict[tuple[int, str, str], dict[tuple[Split, ScoreKind], Score]] = {}
+    for s in list_scores(store, ids):
+        stored.setdefault((s.explanation_id, s.simulator, s.simulator_model), {})[s.score.split, s.score.kind] = s.score
     for simulation in list_simulations(store, ids):
-        what = f"{simulation.neuron}, explanation {simulation.explanation_id} by {simulation.simulator}"
-        neuron = load_neuron(store, run, simulation.neuron)
-        for score in score_simulation(neuron, simulation):
-            key = (simulation.explanation_id, simulation.simulator, simulation.provenance.model, score.split, score.kind)
-            found = stored.pop(key, None)
-            if found != score:
-                yield f"{what}: the stored score {found} differs from the recomputed {score}"
+        what = f"{neuron_id}, explanation {simulation.explanation_id} by {simulation.simulator}"
+        found = stored.pop((simulation.explanation_id, simulation.simulator, simulation.provenance.model), {})
+        wrong = _find_unscorable(neuron, simulation)
+        if wrong is not None:
+            yield f"{what}: the simulation cannot be read: {wrong}"
+            continue
+        recomputed = {(score.split, score.kind): score for score in score_simulation(neuron, simulation)}
+        for key in dict.fromkeys((*recomputed, *found)):
+            if found.get(key) != recomputed.get(key):
+                yield f"{what}: the stored score {found.get(key)} differs from the recomputed {recomputed.get(key)}"
         for leak in find_leaks(neuron.exemplars, {(r.kind, r.rank) for r in simulation.records}):
             yield f"{what}: a leak: {leak}"
-    for explanation_id, simulator, model, split, kind in stored:
-        yield f"explanation {explanation_id}: a score by {simulator}, {model} on {split}, {kind} without its simulation"
+    for (explanation_id, simulator, model), scores in stored.items():
+        what = f"{neuron_id}, explanation {explanation_id} by {simulator}"
+        yield f"{what}: {len(scores)} scores of {model} without their simulation"
+
+
+def _find_unscorable(neuron: Neuron, simulation: Simulation) -> str | None:
+    """Why a simulation does not fit its neuron's exemplars, so that no score can be computed; None where it does."""
+    true = {(x.kind, x.rank): x.activations for x in neuron.exemplars}
+    for r in simulation.records:
+        which, recorded = f"its record {r.kind} {r.rank}", true.get((r.kind, r.rank))
+        if recorded is None:
+            return f"{which} is not among the neuron's exemplars"
+        if r.first > RECORD_LENGTH - CROP_LENGTH:
+            return f"{which} begins at token {r.first}, too late"
+        if simulation.other_explanation_id is not None and r.other_levels is None:
+            return f"{which} lacks the levels of the other explanation"
+        levels = (r.expected_levels, r.other_levels, recorded)
+        if any(values is not None and np.isinf(values).any() for values in levels) or np.isnan(recorded).any():
+            return f"{which} holds values that are not finite"
+    return None

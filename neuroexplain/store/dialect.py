@@ -35,6 +35,10 @@ END""",
 POSTGRESQL_SEARCH_DDL = (
     "CREATE INDEX ix_explanations_text_search ON explanations USING gin (to_tsvector('simple', coalesce(text, '')))",
 )
+NOT_SEARCHABLE = {  # how many explanations of a run the search lacks; PostgreSQL's index is its own affair
+    "sqlite": "SELECT count(*) FROM explanations WHERE run_id = :run AND id NOT IN (SELECT id FROM explanations_fts_docsize)",
+    "postgresql": "SELECT 0 FROM runs WHERE id = :run",
+}
 
 POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(e.text, '')) @@ plainto_tsquery('simple', :words)"
 LONGEST_LOG = 1 << 29  # bytes

@@ -55,9 +55,11 @@ def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
 
 
 def unpack_activations(data: bytes, dtype: str) -> NDArray[np.float32]:
-    """What pack_activations packed, as float32 [n]."""
+    """What pack_activations packed, as float32 [n]. Raises ValueError where it is cut, or for an unknown dtype."""
     if dtype == "bfloat16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    if dtype not in WIDTHS:
+        raise ValueError(f"there is no dtype {dtype!r}")
     return np.frombuffer(data, {"float32": "<f4", "float16": "<f2"}[dtype]).astype(np.float32)
 
 

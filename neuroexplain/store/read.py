@@ -1,5 +1,7 @@
 """Find what was saved, as types.py objects, never rows. `find_x` may return None; `load_x` raises NotInStore.
 
+Raises StoreUnreadable, naming the row, where what a row holds is cut off or is not what its columns are for.
+
 SQL as text, for SQLite and PostgreSQL alike: see reader.py. What a person or a corpus wrote is bound as a value; numbers in a
 list are written out. numpy is imported where arrays are read: `query` reads none, and starts a tenth of a second earlier.
 """
@@ -8,17 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from neuroexplain.errors import NotInStore
-from neuroexplain.store.dialect import as_search, explanation_matches, matching_ids, search_words
+from neuroexplain.errors import NotInStore, StoreUnreadable
+from neuroexplain.store.dialect import NOT_SEARCHABLE, as_search, explanation_matches, matching_ids, search_words
 from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.types import (
     CROP_LENGTH,
     KINDS,
     RECORD_LENGTH,
+    SEGMENT_LENGTH,
     CollectedLayer,
     Exemplar,
     ExemplarArrays,
@@ -56,6 +60,40 @@ ORDERS = {
     "score": "s.correlation DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
     "neuron": "",
+}
+MISPLACED = {  # what is wrong -> the rows of a run that are
+    "score {} of explanation {} stands under another neuron or run": (
+        "SELECT s.id, e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
+        "WHERE e.run_id = :run AND (s.run_id, s.layer, s.neuron) <> (e.run_id, e.layer, e.neuron) ORDER BY s.id"
+    ),
+    "simulation {} of explanation {} stands under another run": (
+        "SELECT s.id, e.id FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+        "WHERE e.run_id = :run AND s.run_id <> e.run_id ORDER BY s.id"
+    ),
+    "explanation {} has scores, though its status is {}": (
+        "SELECT id, status FROM explanations e WHERE run_id = :run AND status <> 'ok' "
+        "AND EXISTS (SELECT 1 FROM scores s WHERE s.explanation_id = e.id) ORDER BY id"
+    ),
+    "{}:{}: {} explanations by {}, {} are chosen, not one": (
+        "SELECT layer, neuron, n, explainer, model FROM (SELECT layer, neuron, explainer, model, "
+        "sum(CASE WHEN chosen THEN 1 ELSE 0 END) AS n FROM explanations "
+        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, neuron, explainer, model) AS counted "
+        "WHERE n <> 1 ORDER BY layer, neuron, explainer, model"
+    ),
+    **{
+        f"{table[:-1]} {{}} was compared with explanation {{}}, which is missing": (
+            f"SELECT id, other_explanation_id FROM {table} WHERE run_id = :run "
+            "AND other_explanation_id IS NOT NULL AND other_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
+        )
+        for table in ("simulations", "scores")
+    },
+    **{
+        f"{table[:-1]} {{}} is of the prompt {{}}, which is missing": (
+            f"SELECT id, prompt_sha256 FROM {table} WHERE run_id = :run "
+            "AND prompt_sha256 IS NOT NULL AND prompt_sha256 NOT IN (SELECT sha256 FROM prompts) ORDER BY id"
+        )
+        for table in ("explanations", "simulations")
+    },
 }
 
 
@@ -122,11 +160,17 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
                 f"Ask for one of those, like  neuroexplain show {run.layers[0]}:0 --db {store.name}"
             )
         packed = reader.rows(f"SELECT * FROM exemplars WHERE {OF_NEURON}", **whose)
-        wanted = {segment for one in packed for segment in unpack_array("segments", one.segments).tolist()}
+        wanted: set[int] = set()
+        for one in packed:
+            with _whole("exemplars", one):
+                wanted.update(unpack_array("segments", one.segments).tolist())
         ids = read_segment_ids(reader, run.id, wanted)
         reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_NEURON}", **whose)
     by_kind = {one.kind: one for one in packed}
-    exemplars = [x for kind in KINDS if kind in by_kind for x in _unpack(by_kind[kind], neuron, run, ids)]
+    exemplars: list[Exemplar] = []
+    for packed_kind in (by_kind[kind] for kind in KINDS if kind in by_kind):
+        with _whole("exemplars", packed_kind):
+            exemplars += _unpack(packed_kind, neuron, run, ids)
     return Neuron(
         id=neuron,
         status=row.status,
@@ -170,14 +214,12 @@ def load_vocabulary(store: Store, run_id: int) -> list[VocabularyEntry]:
 
 def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[list[Segment]]:
     """The stored segments in ascending order, some at a time; their documents stand with the exemplars."""
-    from neuroexplain.store.packing import unpack_token_ids
-
     last = -1
-    sql = "SELECT segment, token_ids FROM segments WHERE run_id = :run AND segment > :last ORDER BY segment LIMIT :n"
+    sql = "SELECT * FROM segments WHERE run_id = :run AND segment > :last ORDER BY segment LIMIT :n"
     while True:
         with store.read() as reader:
             rows = reader.rows(sql, run=run_id, last=last, n=at_once)
-        found = [Segment(number, unpack_token_ids(blob)) for number, blob in rows]
+        found = [Segment(row.segment, _segment_ids(row)) for row in rows]
         if not found:
             return
         yield found
@@ -207,15 +249,19 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
             exemplars[kind] = _exemplar_arrays(found, run)
         readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY neuron", **place)
     names = VocabularyArrays.__dataclass_fields__
+    vocabulary: VocabularyArrays | None = None
+    if readings:
+        with _whole("vocabulary_readings", readings[0]):
+            vocabulary = VocabularyArrays(
+                *(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names)
+            )
     return CollectedLayer(
         layer=layer,
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
         stats=None
         if rows[0].mean is None
         else StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
-        vocabulary=VocabularyArrays(*(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names))
-        if readings
-        else None,
+        vocabulary=vocabulary,
     )
 
 
@@ -493,6 +539,14 @@ def count_orphans(store: Store) -> int:
         )
 
 
+def list_misplaced(store: Store, run_id: int) -> list[str]:
+    """A line for each row of the run that stands in the wrong place or names what is missing; one for gaps of the search."""
+    with store.read() as reader:
+        found = [said.format(*row) for said, sql in MISPLACED.items() for row in reader.rows(sql, run=run_id)]
+        n_lost = int(reader.value(NOT_SEARCHABLE[reader.dialect], run=run_id))
+    return found + ([f"{n_lost:,} explanations are not found by the search"] if n_lost else [])
+
+
 def load_prompt(store: Store, sha256: str) -> tuple[str, str]:
     """Name and text of a stored prompt file."""
     with store.read() as reader:
@@ -503,15 +557,39 @@ def load_prompt(store: Store, sha256: str) -> tuple[str, str]:
 
 
 def read_segment_ids(reader: Reader, run_id: int, wanted: set[int]) -> dict[int, Any]:
-    """The token ids of the given segments, read by one that is reading already."""
+    """The token ids of the given segments, read by one that is reading already. Raises StoreUnreadable where one is missing."""
+    found: dict[int, Any] = {}
+    for some in _chunks(sorted(wanted)):
+        sql = f"SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment {_among(some)}"
+        found |= {row.segment: _segment_ids(row) for row in reader.rows(sql, run=run_id)}
+    if missing := wanted - found.keys():
+        raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")
+    return found
+
+
+@contextmanager
+def _whole(table: str, row: Any) -> Iterator[None]:
+    """Reading a row. Raises StoreUnreadable, naming it, where its values are cut off or not what its columns are for.
+
+    SQLite keeps any type in any column, hence TypeError.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        names = [name for name in ("id", "run_id", "layer", "neuron", "kind", "segment") if hasattr(row, name)]
+        which = ", ".join(f"{name} {getattr(row, name)}" for name in names)
+        raise StoreUnreadable(f"A row of {table} ({which}) cannot be read: {error}.") from error
+
+
+def _segment_ids(row: Any) -> Any:
+    """A segment's token ids: 128, or the last 64 of them where no more is known."""
     from neuroexplain.store.packing import unpack_token_ids
 
-    found = {}
-    for some in _chunks(sorted(wanted)):
-        sql = f"SELECT segment, token_ids FROM segments WHERE run_id = :run AND segment {_among(some)}"
-        for segment, blob in reader.rows(sql, run=run_id):
-            found[segment] = unpack_token_ids(blob)
-    return found
+    with _whole("segments", row):
+        token_ids = unpack_token_ids(row.token_ids)
+        if len(token_ids) not in (SEGMENT_LENGTH, RECORD_LENGTH):
+            raise ValueError(f"it holds {len(token_ids)} token ids")
+        return token_ids
 
 
 def _exemplar_arrays(rows: Iterable[Any], run: Run) -> ExemplarArrays:
@@ -534,10 +612,11 @@ def _exemplar_arrays(rows: Iterable[Any], run: Run) -> ExemplarArrays:
     }
     activations = np.zeros((run.d_mlp, k, RECORD_LENGTH), np.float32)
     for n, row in found.items():
-        for name in ("segments", "starts", "documents", "token_offsets"):
-            arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name))
-        arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, run.dtype)
-        activations[n, : counts[n]] = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
+        with _whole("exemplars", row):
+            for name in ("segments", "starts", "documents", "token_offsets"):
+                arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name)).reshape(counts[n])
+            arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, run.dtype).reshape(counts[n])
+            activations[n, : counts[n]] = unpack_activations(row.activations, run.dtype).reshape(counts[n], RECORD_LENGTH)
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
@@ -545,9 +624,11 @@ def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Ite
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
     arrays = [unpack_array(name, getattr(row, name)).tolist() for name in ("segments", "starts", "documents", "token_offsets")]
-    peaks = unpack_activations(row.peaks, run.dtype)
-    activations = unpack_activations(row.activations, run.dtype).reshape(-1, RECORD_LENGTH)
-    for rank, (segment, start, document, token_offset) in enumerate(zip(*arrays, strict=True)):
+    peaks = unpack_activations(row.peaks, run.dtype).tolist()
+    activations = unpack_activations(row.activations, run.dtype).reshape(len(peaks), RECORD_LENGTH)
+    for rank, (segment, start, document, token_offset, peak) in enumerate(zip(*arrays, peaks, strict=True)):
+        if start > len(ids[segment]) - RECORD_LENGTH:
+            raise ValueError(f"there is no record at {start} of segment {segment}")
         yield Exemplar(
             neuron=neuron,
             kind=row.kind,
@@ -556,7 +637,7 @@ def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Ite
             start=start,
             document=document if document >= 0 else None,
             token_offset=token_offset if document >= 0 else None,
-            activation=float(peaks[rank]),
+            activation=peak,
             token_ids=ids[segment][start : start + RECORD_LENGTH],
             activations=activations[rank],
             stride=run.segment_stride,
@@ -564,61 +645,69 @@ def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Ite
 
 
 def _run(row: Any) -> Run:
-    decoded = {name: _json(getattr(row, name)) for name in ("layers", "config", "versions")}
-    return Run(**_fields(row, Run) | decoded | {"layers": tuple(decoded["layers"])})
+    with _whole("runs", row):
+        decoded = {"layers": tuple(map(int, _json(row.layers))), "config": dict(_json(row.config))}
+        return Run(**_fields(row, Run) | decoded | {"versions": dict(_json(row.versions))})
 
 
 def _explanation(row: Any) -> Explanation:
+    with _whole("explanations", row):
+        provenance = _provenance(row)
+        covers, parts = (None if listed is None else tuple(_json(listed)) for listed in (row.covers, row.parts))
     return Explanation(
         neuron=NeuronId(row.layer, row.neuron),
         explainer=row.explainer,
         status=row.status,
         text=row.text,
-        provenance=_provenance(row),
+        provenance=provenance,
         candidate=row.candidate,
         chosen=bool(row.chosen),
         reason=row.reason,
         reply=row.reply,
-        covers=None if row.covers is None else tuple(_json(row.covers)),
-        parts=None if row.parts is None else tuple(_json(row.parts)),
+        covers=covers,
+        parts=parts,
         id=row.id,
     )
 
 
 def _provenance(row: Any) -> Provenance:
-    return Provenance(**_fields(row, Provenance) | {"sampling": _json(row.sampling)})
+    return Provenance(**_fields(row, Provenance) | {"sampling": dict(_json(row.sampling))})
 
 
-def _simulation(row: Any) -> Simulation:
+def _simulated_records(row: Any) -> Iterator[SimulatedRecord]:
     import numpy as np
 
     from neuroexplain.store.packing import unpack_array, unpack_mass
 
-    def levels(name: str) -> Any:
+    def by_record(name: str) -> Any:
         packed = getattr(row, name)
-        return None if packed is None else unpack_array(name, packed).astype(np.float32).reshape(-1, CROP_LENGTH)
+        return None if packed is None else unpack_array(name, packed).reshape(len(places[0]), CROP_LENGTH)
 
-    expected_levels, other = levels("expected_levels"), levels("other_levels")
-    mass = None if row.digit_mass is None else unpack_mass(unpack_array("digit_mass", row.digit_mass)).reshape(-1, CROP_LENGTH)
-    places = (unpack_array(name, getattr(row, name)).tolist() for name in ("kinds", "ranks", "firsts"))
-    records = tuple(
-        SimulatedRecord(
+    places = [unpack_array(name, getattr(row, name)).tolist() for name in ("kinds", "ranks", "firsts")]
+    levels, mass, other = map(by_record, ("expected_levels", "digit_mass", "other_levels"))
+    for i, (kind, rank, first) in enumerate(zip(*places, strict=True)):
+        if kind >= len(KINDS):
+            raise ValueError(f"there is no kind {kind}")
+        yield SimulatedRecord(
             kind=KINDS[kind],
             rank=rank,
             first=first,
-            expected_levels=expected_levels[i],
-            digit_mass=None if mass is None else mass[i],
-            other_levels=None if other is None else other[i],
+            expected_levels=levels[i].astype(np.float32),
+            digit_mass=None if mass is None else unpack_mass(mass[i]),
+            other_levels=None if other is None else other[i].astype(np.float32),
         )
-        for i, (kind, rank, first) in enumerate(zip(*places, strict=True))
-    )
+
+
+def _simulation(row: Any) -> Simulation:
+    with _whole("simulations", row):
+        records, provenance = tuple(_simulated_records(row)), _provenance(row)
     return Simulation(
         explanation_id=row.explanation_id,
         neuron=NeuronId(row.layer, row.neuron),
         simulator=row.simulator,
         status=row.status,
         records=records,
-        provenance=_provenance(row),
+        provenance=provenance,
         reason=row.reason,
         reply=row.reply,
         other_explanation_id=row.other_explanation_id,
@@ -635,7 +724,8 @@ def _pairs(reading: Any, which: str) -> tuple[tuple[int, float], ...]:
     from neuroexplain.store.packing import unpack_array
 
     columns = (f"{which}_ids", f"{which}_logits")
-    return tuple(zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True))
+    with _whole("vocabulary_readings", reading):
+        return tuple(zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True))
 
 
 def _fields(row: Any, of: Any) -> dict[str, Any]:
