@@ -206,6 +206,7 @@ class Provenance:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    created_at: str | None = None  # ISO 8601, UTC; None until it is stored
 
 
 @dataclass(frozen=True, slots=True)

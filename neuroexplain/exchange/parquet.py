@@ -6,23 +6,31 @@ of the database that was exported; importing gives new ones.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import run_json, short_name
 from neuroexplain.store.engine import Store
+from neuroexplain.store.packing import pack_activations
 from neuroexplain.store.read import (
     count_layer_neurons,
     list_explanations,
@@ -37,6 +45,7 @@ from neuroexplain.store.read import (
 )
 from neuroexplain.store.write import (
     create_run,
+    delete_run,
     finish_run,
     save_collected_layer,
     save_explanations,
@@ -46,8 +55,10 @@ from neuroexplain.store.write import (
     save_vocabulary,
 )
 from neuroexplain.types import (
+    CROP_LENGTH,
     KINDS,
     RECORD_LENGTH,
+    SEGMENT_LENGTH,
     CollectedLayer,
     ExemplarArrays,
     Explanation,
@@ -68,7 +79,8 @@ from neuroexplain.types import (
 
 VERSION = 1
 TABLES = ("neurons", "exemplars", "explanations", "scores", "simulations", "segments", "vocabulary", "prompts")
-READINGS = ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")
+READINGS = {f"{which}_ids": pa.list_(pa.uint32()) for which in ("promoted", "suppressed")}
+READINGS |= {f"{which}_logits": pa.list_(pa.float32()) for which in ("promoted", "suppressed")}
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 AT_ONCE = 500  # rows of a table that are in memory
 SCALARS: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
@@ -79,7 +91,19 @@ RECORDS = pa.list_(
         + [(name, pa.list_(pa.float32())) for name in ("expected_levels", "digit_mass", "other_levels")]
     )
 )
-NOT_KEPT = {"id", "status", "started_at", "finished_at", "n_segments", "n_documents", "n_tokens"}
+AT_END = ("n_segments", "n_documents", "n_tokens", "finished_at")  # fields of a run that are known when it is finished
+LATER = ("created_at",)  # columns that earlier exports lack
+MOST_LEVEL = 65_504.0  # that a float16 holds
+T = TypeVar("T")
+Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by simulator and its model
+
+
+class DamagedFolder(NeuroexplainError):
+    """An exported folder is not as it was written."""
+
+    def __init__(self, file: Path, how: object) -> None:
+        said = str(how).strip("'.\n")
+        super().__init__(f"{file} is damaged: {said}. Nothing of it was imported. Copy or export the folder anew.")
 
 
 def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
@@ -87,7 +111,6 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
     with whole_folder(folder) as partial:
         for name in TABLES:
             (partial / name).mkdir()
-        (partial / "run.json").write_text(json.dumps({"format": VERSION, **run_json(run)}, indent=1))
         entries = load_vocabulary(store, run.id)
         _write(partial, "vocabulary", "all", [asdict(entry) for entry in entries])
         texts = _texts(entries)
@@ -110,12 +133,14 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             _write(partial, "simulations", name, _simulation_rows(store, ids, prompts))
             _write(partial, "scores", name, (_score_row(one) for some in _some(ids) for one in list_scores(store, some)))
             yield Progress("exporting", done, len(run.layers), "layers")
-        told = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
-        _write(partial, "prompts", "all", ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in told))
+        texts_of = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
+        _write(partial, "prompts", "all", ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in texts_of))
         held = [name for name in TABLES if any((partial / name).iterdir())]
         for name in set(TABLES) - set(held):
             (partial / name).rmdir()
         (partial / "README.md").write_text(_card(run, held), encoding="utf-8")
+        told = {"format": VERSION, **run_json(run), "files": {name: _sha256(file) for name, file in _files(partial).items()}}
+        (partial / "run.json").write_text(json.dumps(told, indent=1))
 
 
 def _simulation_rows(store: Store, explanation_ids: Sequence[int], prompts: set[str | None]) -> Iterator[dict[str, Any]]:
@@ -129,63 +154,152 @@ def _simulation_rows(store: Store, explanation_ids: Sequence[int], prompts: set[
 def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     """Store what export_parquet wrote as a finished run; an import that was cut off goes on with the layers that are missing.
 
-    Raises NeuroexplainError where the folder is not one of these.
+    The run keeps its times, by which it is known: one that is stored already is left as it is. Raises NeuroexplainError where
+    the folder is not one of these, and DamagedFolder, with nothing of the run left behind, where a part of it is damaged.
     """
+    told = _read_run_json(folder)
+    fields = {name: told[name] for name in Run.__dataclass_fields__ if name not in ("id", "status", *AT_END)}
+    same = {r.status: r.id for r in list_runs(store) if fields.items() <= run_json(r).items()}
+    if "finished" in same:
+        note = f"Run {same['finished']} of {store.name} is this run already: nothing to do."
+        yield Progress("importing", len(told["layers"]), len(told["layers"]), "layers", note=note)
+        return
+    yield from _check_files(folder, told.get("files"))
+    run_id = same["running"] if "running" in same else create_run(store, fields)
     try:
-        told = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
+        with store.much_writing():
+            yield from _import_tables(store, run_id, folder, told)
+    except DamagedFolder:
+        delete_run(store, run_id)
+        raise
+    finish_run(store, run_id, **{name: told[name] for name in AT_END})
+
+
+def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, Any]) -> Iterator[Progress]:
+    limits = {"neuron": range(told["d_mlp"]), "rank": range(max(told["top_k"], told["n_random"]))}  # of columns, by name
+    limits |= {"segment": range(1 << 32), "token_id": range(1 << 24)}
+    vocabulary = [
+        entry for some in _batches(folder, "vocabulary", lambda row: VocabularyEntry(**row), limits) for entry in some
+    ]
+    if len({entry.token_id for entry in vocabulary}) != len(vocabulary) or not vocabulary:
+        raise DamagedFolder(folder / "vocabulary", "tokens are missing or there twice")
+    save_vocabulary(store, run_id, vocabulary)
+    numbers, lengths = [np.zeros(0, np.int64)], set()
+    for segments in _batches(folder, "segments", _segment, limits):
+        save_segments(store, run_id, segments)
+        numbers.append(np.array([one.segment for one in segments]))
+        lengths |= {len(one.token_ids) for one in segments}
+    if len(lengths) != 1:
+        raise DamagedFolder(folder / "segments", "they are missing or of different lengths")
+    known, limits["starts"] = np.concatenate(numbers), range(lengths.pop() - RECORD_LENGTH + 1)
+    rows = (row for some in _batches(folder, "prompts", dict, limits) for row in some)
+    prompts = {None, *(save_prompt(store, row["name"], row["text"]) for row in rows)}
+    new_ids, layers = _NewIds(), told["layers"]
+    for done, layer in enumerate(layers, 1):
+        if count_layer_neurons(store, run_id, layer) < told["d_mlp"]:
+            save_collected_layer(store, run_id, _read_layer(folder, layer, told, limits, known))
+        for asked in _batches(folder, "explanations", partial(_explanation, prompts=prompts), limits, layer):
+            new_ids.add(asked, save_explanations(store, run_id, asked))
+        yield Progress("importing", done, len(layers), "layers")
+    for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
+        scores = _read_scores(folder, limits, layer)
+        simulations = _batches(folder, "simulations", partial(_simulation, prompts=prompts), limits, layer)
+        for made in _join_scores(folder, simulations, scores):
+            save_simulations(store, run_id, [_with_new_ids(folder, *one, new_ids) for one in made])
+        yield Progress("importing scores", done, len(layers), "layers")
+
+
+def _read_run_json(folder: Path) -> dict[str, Any]:
+    """What run.json says: the fields of Run, checked, and the hashes of the other files where it has them."""
+    file = folder / "run.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # nothing that no database holds
+    except (OSError, ValueError, RecursionError) as error:
         raise NeuroexplainError(f"{folder} has no run.json that can be read: it is no export of ours ({error}).") from error
-    if told.pop("format", None) != VERSION:
+    if not isinstance(told, dict) or told.get("format") != VERSION:
         raise NeuroexplainError(f"{folder} was written in another version of this format; {VERSION} is read.")
-    fields = {name: value for name, value in told.items() if name in Run.__dataclass_fields__ and name not in NOT_KEPT}
-    run_id = next((r.id for r in list_runs(store) if r.status == "running" and r.config == fields["config"]), None)
-    if run_id is None:
-        run_id = create_run(store, fields)
-    with store.much_writing():
-        save_vocabulary(store, run_id, (VocabularyEntry(**row) for row in _rows(folder, "vocabulary")))
-        for row_batch in _batches(folder, "segments"):
-            save_segments(store, run_id, [Segment(r["segment"], np.array(r["token_ids"], np.uint32)) for r in row_batch])
-        for row in _rows(folder, "prompts"):
-            save_prompt(store, row["name"], row["text"])
-        layers, d_mlp = told["layers"], told["d_mlp"]
-        new_ids = _NewIds()
-        for done, layer in enumerate(layers, 1):
-            name = f"layer-{layer:03}"
-            if count_layer_neurons(store, run_id, layer) < d_mlp:
-                save_collected_layer(store, run_id, _read_layer(folder, layer, d_mlp))
-            for rows in _batches(folder, "explanations", name):
-                asked = [_explanation(row) for row in rows]
-                new_ids.add(asked, save_explanations(store, run_id, asked))
-            yield Progress("importing", done, len(layers), "layers")
-        for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
-            _import_simulations(store, run_id, folder, f"layer-{layer:03}", new_ids)
-            yield Progress("importing scores", done, len(layers), "layers")
-    finish_run(store, run_id, **{name: told[name] for name in ("n_segments", "n_documents", "n_tokens")})
+    hints = get_type_hints(Run)
+    wrong = [name for name, hint in hints.items() if name not in told or not _is_of(told[name], hint)]
+    if not wrong:
+        layers, stride = told["layers"], told["config"].get("segment_stride", SEGMENT_LENGTH)
+        fits = {name: 0 <= told[name] < 1 << 63 for name, hint in hints.items() if hint is int}
+        fits["layers"] = 0 < len(layers) == len(set(layers)) and all(layer in range(told["n_layers"]) for layer in layers)
+        fits["d_mlp"] = 0 < told["d_mlp"] < 1 << 31
+        fits["config"] = _is_of(stride, int) and 0 < stride <= SEGMENT_LENGTH
+        fits["files"] = isinstance(told.get("files", {}), dict)
+        wrong = [name for name, is_fit in fits.items() if not is_fit]
+    if wrong:
+        raise DamagedFolder(file, f"{wrong[0]} is {json.dumps(told.get(wrong[0]))[:60]}")
+    return told
 
 
-def _import_simulations(store: Store, run_id: int, folder: Path, name: str, new_ids: _NewIds) -> None:
-    """One layer's simulations with their scores. Both files are in the order of explanations and are read side by side."""
-    by_explanation = groupby(
-        (row for rows in _batches(folder, "scores", name) for row in rows), key=lambda row: row["explanation_id"]
-    )
-    at, own = next(by_explanation, (None, iter(())))
-    scores: dict[tuple[str, str], list[Score]] = {}
-    held: int | None = None  # whose scores these are
-    for rows in _batches(folder, "simulations", name):
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type of a field of Run."""
+    kind, of = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return value in of
+    if kind is UnionType:
+        return any(_is_of(value, one) for one in of)
+    if kind is tuple:
+        return isinstance(value, list) and all(_is_of(one, of[0]) for one in value)
+    return isinstance(value, dict) if kind is Mapping else type(value) is hint
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.glob("*/*.parquet"))}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check_files(folder: Path, hashes: Mapping[str, str] | None) -> Iterator[Progress]:
+    """Compare the files with the hashes that they were exported with; exports of an earlier version have none."""
+    if hashes is None:
+        return
+    there = _files(folder)
+    for name in sorted({*there, *hashes}):
+        if name not in there:
+            raise DamagedFolder(folder / name, "it is missing")
+        if name not in hashes:
+            raise DamagedFolder(folder / name, "it does not belong to the export")
+    for done, (name, file) in enumerate(there.items(), 1):
+        with _reading(file):
+            if _sha256(file) != hashes[name]:
+                raise DamagedFolder(file, "it has changed since it was exported")
+        yield Progress("checking", done, len(there), "files")
+
+
+def _read_scores(folder: Path, limits: Mapping[str, range], layer: int) -> Iterator[tuple[float, Scores]]:
+    """The layer's explanations that have scores, as they are stored: in ascending order."""
+    rows = (row for some in _batches(folder, "scores", dict, limits, layer) for row in some)
+    for explanation_id, own in groupby(rows, key=lambda row: row["explanation_id"]):
+        found: Scores = {}
+        for row in own:
+            score = Score(**{name: row[name] for name in Score.__dataclass_fields__})
+            found.setdefault((row["simulator"], row["simulator_model"]), []).append(score)
+        if any(len({(s.split, s.kind) for s in same}) < len(same) for same in found.values()):
+            raise DamagedFolder(folder / "scores", f"explanation {explanation_id} has a score twice")
+        yield explanation_id, found
+
+
+def _join_scores(
+    folder: Path, simulations: Iterable[list[Simulation]], scores: Iterator[tuple[float, Scores]]
+) -> Iterator[list[tuple[Simulation, list[Score]]]]:
+    """Simulations with their scores. Both are in the order of explanations and are read side by side."""
+    end: tuple[float, Scores] = (math.inf, {})
+    at, own = next(scores, end)
+    for some in simulations:
         made = []
-        for simulation in map(_simulation, rows):
-            if simulation.explanation_id != held:
-                held, scores = simulation.explanation_id, {}
-                while at is not None and at < held:
-                    at, own = next(by_explanation, (None, iter(())))
-                if at == held:
-                    for row in own:
-                        score = Score(**{f: row[f] for f in Score.__dataclass_fields__})
-                        scores.setdefault((row["simulator"], row["simulator_model"]), []).append(score)
-                    at, own = next(by_explanation, (None, iter(())))
-            found = scores.get((simulation.simulator, simulation.provenance.model), [])
-            made.append(_with_new_ids(simulation, found, new_ids))
-        save_simulations(store, run_id, made)
+        for one in some:
+            while at < one.explanation_id and not own:
+                at, own = next(scores, end)
+            made.append((one, own.pop((one.simulator, one.provenance.model), []) if at == one.explanation_id else []))
+        yield made
+    if own or next(scores, None) is not None:
+        raise DamagedFolder(folder / "scores", "there are scores without their simulation")
 
 
 class _NewIds:
@@ -211,12 +325,10 @@ class _NewIds:
         return int(news[at]) if at < len(olds) and olds[at] == old else None
 
 
-def _with_new_ids(made: Simulation, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Simulation, list[Score]]:
+def _with_new_ids(folder: Path, made: Simulation, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Simulation, list[Score]]:
     own = new_ids.find(made.explanation_id)
     if own is None:
-        raise NeuroexplainError(
-            f"A simulation of {made.neuron} belongs to explanation {made.explanation_id}, which is missing."
-        )
+        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.neuron} was simulated by, is missing")
     moved = replace(made, explanation_id=own, other_explanation_id=new_ids.find(made.other_explanation_id))
     return moved, [replace(score, other_explanation_id=new_ids.find(score.other_explanation_id)) for score in scores]
 
@@ -254,30 +366,53 @@ def _simulation_row(simulation: Simulation) -> dict[str, Any]:
     return _flat(simulation) | {"records": records}
 
 
-def _provenance(row: Mapping[str, Any]) -> Provenance:
+def _segment(row: Mapping[str, Any]) -> Segment:
+    ids = np.array(row["token_ids"], np.int64)
+    if len(ids) not in (SEGMENT_LENGTH, RECORD_LENGTH) or ids.min() < 0 or ids.max() >= 1 << 24:
+        raise ValueError(f"segment {row['segment']} does not hold {SEGMENT_LENGTH} token ids of 0 to 2^24")
+    return Segment(row["segment"], ids.astype(np.uint32))
+
+
+def _provenance(row: Mapping[str, Any], prompts: Collection[str | None]) -> Provenance:
     values = {name: row[name] for name in Provenance.__dataclass_fields__}
-    return Provenance(**(values | {"sampling": json.loads(values["sampling"])}))
+    sampling = json.loads(values["sampling"])
+    if not isinstance(sampling, dict):
+        raise ValueError("sampling is not an object")
+    if values["prompt_sha256"] not in prompts:
+        raise ValueError(f"the prompt {values['prompt_sha256']} is missing")
+    return Provenance(**(values | {"sampling": sampling}))
 
 
-def _explanation(row: Mapping[str, Any]) -> Explanation:
+def _explanation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
     names = set(Explanation.__dataclass_fields__) - {"neuron", "provenance"}
     values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
-    return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row), **values)
+    if values["status"] == "ok" and values["text"] is None:
+        raise ValueError(f"explanation {values['id']} has no text")
+    return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row, prompts), **values)
 
 
-def _simulation(row: Mapping[str, Any]) -> Simulation:
-    def array(values: Sequence[float | None] | None) -> Any:
-        return None if values is None else np.array([np.nan if v is None else v for v in values], np.float32)
-
-    records = tuple(
-        SimulatedRecord(
-            r["kind"], r["rank"], r["first"], array(r["expected_levels"]), array(r["digit_mass"]), array(r["other_levels"])
-        )
-        for r in row["records"] or ()
-    )
+def _simulation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Simulation:
     names = set(Simulation.__dataclass_fields__) - {"neuron", "provenance", "records"}
-    values = {name: row[name] for name in names}
-    return Simulation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row), records=records, **values)
+    return Simulation(
+        neuron=NeuronId(row["layer"], row["neuron"]),
+        provenance=_provenance(row, prompts),
+        records=tuple(map(_record, row["records"])),
+        **{name: row[name] for name in names},
+    )
+
+
+def _record(row: Mapping[str, Any]) -> SimulatedRecord:
+    expected, mass, other = (
+        None if (values := row[name]) is None else np.array([np.nan if v is None else v for v in values], np.float32)
+        for name in ("expected_levels", "digit_mass", "other_levels")
+    )
+    is_placed = row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - CROP_LENGTH + 1)
+    is_whole = expected is not None and all(x is None or x.shape == (CROP_LENGTH,) for x in (expected, mass, other))
+    is_finite = not any(x is not None and (np.abs(x) > MOST_LEVEL).any() for x in (expected, other))
+    if not (is_placed and is_whole and is_finite and (mass is None or ((mass >= 0) & (mass <= 1)).all())):
+        raise ValueError(f"the simulated record {row['kind']} {row['rank']} is not one of {CROP_LENGTH} levels")
+    assert expected is not None
+    return SimulatedRecord(row["kind"], row["rank"], row["first"], expected, mass, other)
 
 
 def _neurons_table(found: CollectedLayer, d_mlp: int) -> pa.Table:
@@ -318,56 +453,81 @@ def _texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
     return pa.array(texts)
 
 
-def _read_layer(folder: Path, layer: int, d_mlp: int) -> CollectedLayer:
-    neurons = _table(folder, "neurons", f"layer-{layer:03}")
-    needed = ["neuron", "kind", "rank", "activation", "activations", *PLACES]
-    exemplars = _table(folder, "exemplars", f"layer-{layer:03}", needed)
-    if neurons is None or exemplars is None or neurons.num_rows != d_mlp:
-        raise NeuroexplainError(f"{folder} lacks the neurons or exemplars of layer {layer}, or some of them.")
-    columns = {name: neurons[name].to_numpy() for name in neurons.column_names if name in Stats.__dataclass_fields__}
-    readings = {name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names}
+def _read_layer(
+    folder: Path, layer: int, told: Mapping[str, Any], limits: Mapping[str, range], known: NDArray[np.int64]
+) -> CollectedLayer:
+    """A layer's neurons and exemplars, which are of `known` segments."""
     kinds: dict[Kind, ExemplarArrays] = {}
-    if exemplars.num_rows:
-        all_kinds = np.array(exemplars["kind"].to_pylist())
+    file, neurons = _table(folder, "neurons", limits, layer)
+    with _reading(file):
+        if neurons.num_rows != told["d_mlp"] or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
+            raise ValueError(f"it does not hold the neurons 0 to {told['d_mlp'] - 1} in order")
+        columns = {name: neurons[name].to_numpy() for name in neurons.column_names if name in Stats.__dataclass_fields__}
+        readings = {name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names}
+        if len({array.shape for array in readings.values()}) > 1:
+            raise ValueError("vocabulary readings are of different lengths")
+        stats = StatsArrays(**columns) if columns else None
+        vocabulary = VocabularyArrays(**readings) if readings else None
+    file, exemplars = _table(folder, "exemplars", limits, layer)
+    with _reading(file):
+        all_kinds = np.array(exemplars["kind"].to_pylist(), "U8")
+        if not set(all_kinds.tolist()) <= set(KINDS):
+            raise ValueError(f"there are kinds other than {', '.join(KINDS)}")
+        if not np.isin(exemplars["segments"].to_numpy(), known).all():
+            raise ValueError("exemplars are of segments that are missing")
+        if not exemplars.num_rows:
+            raise ValueError("there are no exemplars")
         for kind in KINDS:
             rows = exemplars.filter(pa.array(all_kinds == kind))
             if rows.num_rows:
-                kinds[kind] = _arrays(rows, d_mlp)
-    return CollectedLayer(
-        layer, kinds, StatsArrays(**columns) if columns else None, VocabularyArrays(**readings) if readings else None
-    )
+                kinds[kind] = _arrays(rows, told["d_mlp"], told["dtype"])
+    return CollectedLayer(layer, kinds, stats, vocabulary)
 
 
-def _arrays(rows: pa.Table, d_mlp: int) -> ExemplarArrays:
+def _arrays(rows: pa.Table, d_mlp: int, dtype: str) -> ExemplarArrays:
+    """Exemplars of one kind. Raises ValueError where ranks have gaps, or the run's dtype does not hold an activation."""
     neuron, rank = rows["neuron"].to_numpy(), rows["rank"].to_numpy()
-    k = int(rank.max()) + 1
+    counts = np.bincount(neuron, minlength=d_mlp)
+    is_used = np.zeros((d_mlp, k := int(counts.max())), np.bool_)
+    is_used[neuron[rank < k], rank[rank < k]] = True
+    if not np.array_equal(is_used, np.arange(k) < counts[:, None]):
+        raise ValueError("ranks of a neuron's exemplars are missing or there twice")
     placed: dict[str, Any] = {}
-    for name, dtype in PLACES.items():
-        placed[name] = np.full((d_mlp, k), -1 if name == "documents" else 0, dtype)
+    for name, place_dtype in PLACES.items():
+        placed[name] = np.full((d_mlp, k), -1 if name == "documents" else 0, place_dtype)
         placed[name][neuron, rank] = rows[name].to_numpy()
     peaks, activations = np.zeros((d_mlp, k), np.float32), np.zeros((d_mlp, k, RECORD_LENGTH), np.float32)
     peaks[neuron, rank] = rows["activation"].to_numpy()
     values = rows["activations"].combine_chunks().flatten().to_numpy()
     activations[neuron, rank] = values.reshape(-1, RECORD_LENGTH)
-    return ExemplarArrays(np.bincount(neuron, minlength=d_mlp), **placed, peaks=peaks, activations=activations)
+    for numbers in (peaks, activations):
+        if not np.isfinite(numbers).all():
+            raise ValueError("an activation is not finite")
+        pack_activations(numbers, dtype)
+    return ExemplarArrays(counts, **placed, peaks=peaks, activations=activations)
 
 
 def _schema(table: str) -> pa.Schema:
     """A table's columns: the same in every file, also where all values of one are missing."""
     neuron = [("layer", pa.int64()), ("neuron", pa.int64())]
     scored = [("explanation_id", pa.int64()), ("simulator", pa.string()), ("simulator_model", pa.string())]
-    columns: dict[str, list[tuple[str, Any]]] = {
+    placed = [(name, pa.from_numpy_dtype(dtype)) for name, dtype in PLACES.items()]
+    activations = ("activations", pa.list_(pa.float32(), RECORD_LENGTH))
+    columns: dict[str, list[Any]] = {
         "vocabulary": _columns(VocabularyEntry),
         "segments": [("segment", pa.int64()), ("token_ids", pa.list_(pa.int64()))],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
         "simulations": [*neuron, *_columns(Simulation), *_columns(Provenance), ("records", RECORDS)],
         "scores": [*neuron, *_columns(Score), *scored],
+        "neurons": [*neuron, *_columns(Stats), *READINGS.items()],
+        "exemplars": [*neuron, ("kind", pa.string()), ("rank", pa.int64()), *placed, ("activation", pa.float32()), activations],
     }
-    return pa.schema(columns[table])
+    fields = (one if isinstance(one, pa.Field) else pa.field(*one, nullable=False) for one in columns[table])
+    return pa.schema(fields)
 
 
-def _columns(kind: type) -> list[tuple[str, Any]]:
+def _columns(kind: type) -> list[pa.Field]:
     """The fields of a type from types.py as columns; mappings are JSON; what has parts of its own is left out."""
     found = []
     for name, hint in get_type_hints(kind).items():
@@ -375,7 +535,7 @@ def _columns(kind: type) -> list[tuple[str, Any]]:
         if get_origin(hint) is Literal or get_origin(hint) is Mapping:
             inner = str
         if inner in SCALARS and name not in ("neuron", "records"):
-            found.append((name, SCALARS[inner]))
+            found.append(pa.field(name, SCALARS[inner], nullable=NoneType in get_args(hint)))
     return found
 
 
@@ -391,27 +551,59 @@ def _write(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any]]) 
             some = list(islice(waiting, AT_ONCE))
 
 
-def _table(folder: Path, table: str, name: str, columns: list[str] | None = None) -> Any:
-    file = folder / table / f"{name}.parquet"
+def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Table:
+    """The rows with their table's columns. Raises KeyError or ValueError for a column that is missing, or not what it was.
+
+    Neurons may lack their statistics, and their vocabulary readings. A file without rows may have no columns either.
+    """
+    schema = _schema(table)
+    if not rows.num_rows:
+        return schema.empty_table()
+    for name in set(LATER) & set(schema.names) - set(rows.column_names):
+        rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+    if table == "neurons":
+        absent = [
+            name for group in (Stats.__dataclass_fields__, READINGS) for name in group if not {*group} & {*rows.column_names}
+        ]
+        schema = pa.schema([one for one in schema if one.name not in absent])
+    found = rows.select(schema.names).cast(schema)
+    for name, column in zip(schema.names, found.columns, strict=True):
+        is_list = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
+        if is_list and pc.list_flatten(column).null_count:
+            raise ValueError(f"values are missing in {name}")
+        if name in limits and not all(end in limits[name] for end in pc.min_max(column).as_py().values()):
+            raise ValueError(f"{name} is not always one of {limits[name].start} to {limits[name].stop - 1}")
+    return found
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises DamagedFolder where what a file holds cannot be read, or is not what its table is for."""
     try:
-        return pq.read_table(file, columns=columns) if file.exists() else None
-    except (OSError, pa.ArrowException) as error:
-        raise NeuroexplainError(f"Cannot read {file}: {error}") from error
+        yield
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+        raise DamagedFolder(file, error) from error
 
 
-def _batches(folder: Path, table: str, name: str = "*") -> Iterator[list[dict[str, Any]]]:
-    """The rows of a table's files, some at a time, in the order they were written."""
-    for file in sorted((folder / table).glob(f"{name}.parquet")):
-        try:
-            with pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(AT_ONCE):
-                    yield batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise NeuroexplainError(f"Cannot read {file}: {error}") from error
+def _table(folder: Path, table: str, limits: Mapping[str, range], layer: int) -> tuple[Path, pa.Table]:
+    """One layer's file, and what it holds."""
+    file = folder / table / f"layer-{layer:03}.parquet"
+    names = _schema(table).names
+    with _reading(file), pq.ParquetFile(file) as opened:
+        there = [name for name in opened.schema_arrow.names if name in names]
+        return file, _checked(opened.read(there), table, {**limits, "layer": range(layer, layer + 1)})
 
 
-def _rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
-    return (row for batch in _batches(folder, table) for row in batch)
+def _batches(
+    folder: Path, table: str, make: Callable[[dict[str, Any]], T], limits: Mapping[str, range], layer: int | None = None
+) -> Iterator[list[T]]:
+    """What is made of the rows of a table's files, or of one layer's, some at a time, in the order they were written."""
+    if layer is not None:
+        limits = {**limits, "layer": range(layer, layer + 1)}
+    for file in sorted((folder / table).glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
+        with _reading(file), pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(AT_ONCE):
+                yield [make(row) for row in _checked(pa.Table.from_batches([batch]), table, limits).to_pylist()]
 
 
 def _card(run: Run, held: Sequence[str]) -> str:

@@ -55,8 +55,13 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
         return int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
 
 
-def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int) -> None:
-    """Drop the segments that no exemplar refers to, and mark the run finished. Needs 9 bytes of memory a stored segment."""
+def finish_run(
+    store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int, finished_at: str | None = None
+) -> None:
+    """Drop the segments that no exemplar refers to, and mark the run finished, now unless told when.
+
+    Needs 9 bytes of memory a stored segment.
+    """
     of_run, x = t.segments.c.run_id == run_id, t.exemplars.c
     with store.write() as connection:
         numbers = connection.execute(select(t.segments.c.segment).where(of_run).order_by(t.segments.c.segment)).scalars()
@@ -67,8 +72,13 @@ def finish_run(store: Store, run_id: int, *, n_segments: int, n_documents: int, 
         drop = delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment"))
         for some in _batches(stored[~is_used]):
             connection.execute(drop, [{"b_segment": int(segment)} for segment in some])
-        values = {"n_segments": n_segments, "n_documents": n_documents, "n_tokens": n_tokens}
-        connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", finished_at=now(), **values))
+        values = {
+            "n_segments": n_segments,
+            "n_documents": n_documents,
+            "n_tokens": n_tokens,
+            "finished_at": finished_at or now(),
+        }
+        connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", **values))
 
 
 def delete_run(store: Store, run_id: int) -> None:
@@ -336,7 +346,7 @@ def _batches(rows: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _provenance_row(provenance: Provenance) -> dict[str, Any]:
-    return {**asdict(provenance), "sampling": dict(provenance.sampling), "created_at": now()}
+    return {**asdict(provenance), "sampling": dict(provenance.sampling), "created_at": provenance.created_at or now()}
 
 
 def _joined(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

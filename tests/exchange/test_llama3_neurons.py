@@ -1,6 +1,7 @@
 """The published arrays in, the same arrays out; overlapping windows never on both sides of a split."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import select
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.llama3_neurons import export_llama3_neurons, import_llama3_neurons
+from neuroexplain.exchange.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.collect import run_collect
 from neuroexplain.pipeline.score import score_simulation, verify_run
 from neuroexplain.scoring.splits import assign_splits
@@ -58,6 +60,20 @@ def test_what_comes_in_goes_out_again(folder, tmp_path):
     for name in ("act", "token", "index"):
         np.testing.assert_array_equal(np.load(tmp_path / "out" / f"{name}.npy"), np.load(folder / f"{name}.npy"))
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_it_goes_through_parquet_as_well(folder, tmp_path):
+    """Its segments hold 64 tokens, not 128."""
+    store, run = imported(folder, tmp_path / "x.db")
+    list(export_parquet(store, run, tmp_path / "out"))
+    with open_store(str(tmp_path / "y.db"), create=True) as back:
+        list(import_parquet(back, tmp_path / "out"))
+        again = load_run(back)
+        assert again == replace(run, id=again.id)
+        mine, its = (load_neuron(a, r, NeuronId(1, 7)).exemplars for a, r in ((back, again), (store, run)))
+        for x, y in zip(mine, its, strict=True):
+            np.testing.assert_array_equal(x.token_ids, y.token_ids)
+            np.testing.assert_array_equal(x.activations, y.activations)
 
 
 def test_one_layer_alone(folder, tmp_path):
