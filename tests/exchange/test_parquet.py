@@ -20,6 +20,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.jsonl import export_jsonl
 from neuroexplain.exchange.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.page import load_page
+from neuroexplain.pipeline.score import verify_run
 from neuroexplain.present import query_csv, show_json
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import (
@@ -115,6 +116,7 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
             assert without_ids(show_json(load_page(back, again, neuron))) == without_ids(
                 show_json(load_page(store, run, neuron))
             )
+        assert list(verify_run(back, again)) == []
         token = nx.open(str(store.file)).query(peak_token="river")
         assert [r.neuron for r in token] == [r.neuron for r in nx.open(database).query(peak_token="river")]
     exemplars = datasets.load_dataset(str(tmp_path / "out"), "exemplars", split="train", cache_dir=str(tmp_path / "cache"))

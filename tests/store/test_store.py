@@ -2,10 +2,11 @@
 
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import delete, insert, select, text, update
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
@@ -18,7 +19,14 @@ from neuroexplain.store.packing import (
     unpack_mass,
     unpack_token_ids,
 )
-from neuroexplain.store.read import list_explanations, list_segments, load_collected_layer, load_run, query_explanations
+from neuroexplain.store.read import (
+    list_explanations,
+    list_misplaced,
+    list_segments,
+    load_collected_layer,
+    load_run,
+    query_explanations,
+)
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.write import (
     create_run,
@@ -195,6 +203,21 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
             explain_plan = "EXPLAIN QUERY PLAN " if store.dialect == "sqlite" else "EXPLAIN "
             plan = connection.execute(text(explain_plan + sql), values).all()
         assert any("ix_scores_headline" in row[-1] for row in plan), plan
+
+
+def test_scores_in_the_wrong_place_and_what_is_chosen_twice_are_told(store, run_id):
+    e, other = explain(store, run_id, 3, "rivers"), explain(store, run_id, 4, "mills")
+    scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10, other_explanation_id=other.id)]
+    save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
+    assert list_misplaced(store, run_id) == []
+    for candidate in (0, 1):
+        save_explanation(store, run_id, replace(e, explainer="pairs", candidate=candidate))
+    with store.write() as connection:
+        connection.execute(update(tables.scores).values(neuron=5, other_explanation_id=99))
+    moved, twice, missing = list_misplaced(store, run_id)
+    assert "stands under another neuron" in moved
+    assert twice == "0:3: 2 explanations by pairs, m are chosen, not one"
+    assert "was compared with explanation 99, which is missing" in missing
 
 
 def test_another_schema_version_is_refused_with_the_command(tmp_path):
