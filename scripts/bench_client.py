@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import MARK, TOGETHER, DigitsSimulator
+from neuroexplain.llm.simulator import TOGETHER, DigitsSimulator, find_level_words
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.subject.load import embedded_model, load_causal_lm
 from neuroexplain.types import CROP_LENGTH, VocabularyEntry
@@ -108,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_causal_lm(embedded_model(), "float32", "cpu")[1]
         tokenizer.save_pretrained(folder)
-        mark = tokenizer(MARK, add_special_tokens=False).input_ids[0]
+        mark = find_level_words(tokenizer)[1][0][0]
         for way in ("prompt_logprob_token_ids", "logprob_token_ids", "prompt_logprobs=20"):
             port = multiprocessing.Value("i", 0)
             server = multiprocessing.Process(target=serve, args=(folder, way, mark, port), daemon=True)

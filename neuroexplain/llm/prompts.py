@@ -70,8 +70,8 @@ def displayed(text: str) -> str:
     return re.sub(r"<(?=[|/]?\w)|(?<=\w)>|\|>", _swap, shown)
 
 
-def level_lines(record: Iterable[tuple[str, int]]) -> str:
-    """One line a token: its text, a tab and its level, as explainers and simulators read them."""
+def level_lines(record: Iterable[tuple[str, int | str]]) -> str:
+    """One line a token: its text, a tab and its level or word, as explainers and simulators read them."""
     return "\n".join(f"{displayed(text)}\t{level}" for text, level in record)
 
 

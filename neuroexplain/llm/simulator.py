@@ -25,7 +25,8 @@ from neuroexplain.stable_hash import stable_hash
 from neuroexplain.types import Tokens, VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
-MARK = "0"  # what a token's line ends with: right for most tokens, and the digit mass stays
+LEVEL_WORDS = (("no", "yes"), ("0", "1"))  # whether a token is what the neuron looks for: the first that are single tokens
+FITS = 5  # a worked token's level above which its line says yes
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
 NEUTRAL_KEPT = (
     32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
@@ -68,15 +69,15 @@ class Simulator(Protocol):
 
 
 class DigitsSimulator:
-    """All at once (Bills et al. 2023), over a neutral explanation.
+    """All at once (Bills et al. 2023), by two words in place of ten digits, over a neutral explanation.
 
-    Every token has a line of its own: its text, a tab, where the distribution over the levels is read, and MARK. The records of
-    up to TOGETHER tokens follow each other in one prompt, in the order of a hash. What is predicted is not the expected level
-    itself, which says more of a token than of the explanation, but how much it is raised over what the same prompt gives with a
-    neutral explanation: see `raised_level`. The neutral levels of records are asked for once, whatever explains them.
+    Every token has a line of its own: its text, a tab, where the distribution over the two LEVEL_WORDS is read, and the first
+    of them: right for most tokens, and the mass on both stays. The records of up to TOGETHER tokens follow each other in one
+    prompt, in the order of a hash. What is predicted is not the share of `yes` itself, which says more of a token than of the
+    explanation, but how much its odds are raised over what the same prompt gives with a neutral explanation: see
+    `raised_level`. The neutral levels of records are asked for once, whatever explains them.
 
-    The prompt is built as token ids, piece by piece, so the rows are known by construction. The scale is 0..10 where the
-    model's tokenizer has a single token for 10, else 0..9.
+    The prompt is built as token ids, piece by piece, so the rows are known by construction.
     """
 
     name = "digits"
@@ -85,11 +86,10 @@ class DigitsSimulator:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.prompt = load_prompt("simulate/digits")
-        self.level_token_ids = find_level_tokens(engine.tokenizer)
-        self._top = len(self.level_token_ids) - 1
+        self.level_words, self.level_token_ids = find_level_words(engine.tokenizer)
         self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
-        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", MARK, "\n"))
+        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", self.level_words[0], "\n"))
         self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
         self._neutral = Once(NEUTRAL_KEPT)
 
@@ -117,7 +117,7 @@ class DigitsSimulator:
             for neuron in self.prompt.examples
             for turn in (
                 self._turns(neuron.explanation)[1],
-                Message("assistant", level_lines((text, min(level, self._top)) for text, level in neuron.records[0])),
+                Message("assistant", level_lines((text, self.level_words[level > FITS]) for text, level in neuron.records[0])),
             )
         ]
         before, asked, neutral = self._turns(explanation or "")
@@ -126,7 +126,8 @@ class DigitsSimulator:
         return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
     def _turns(self, explanation: str) -> list[Message]:
-        return self.prompt.fill({"scale": str(self._top), "explanation": explanation})
+        no, yes = self.level_words
+        return self.prompt.fill({"no": no, "yes": yes, "explanation": explanation})
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
         found: dict[int, Prediction] = {}
@@ -157,7 +158,7 @@ class DigitsSimulator:
         ]
 
     def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """(expected levels, digit masses) at the rows; NaN and 0 where no level is among what the engine gave."""
+        """(shares of yes, masses on both words) at the rows; NaN and 0 where neither is among what the engine gave."""
         shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
         probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
@@ -213,21 +214,19 @@ class Once:
         return mine.result(), True
 
 
-def find_level_tokens(tokenizer: Any) -> list[list[int]]:
-    """For each level the token ids that spell it, with or without a space before it: 0..10, or 0..9 where 10 is no token.
+def find_level_words(tokenizer: Any) -> tuple[tuple[str, str], list[list[int]]]:
+    """The first of LEVEL_WORDS that are single tokens, and the ids that spell each, with or without a space before it.
 
-    Raises NeuroexplainError where a digit is no single token.
+    Raises NeuroexplainError where there are none.
     """
-    spellings = []
-    for level in range(11):
-        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in (str(level), f" {level}")]
-        single = sorted({ids[0] for ids in encoded if len(ids) == 1})
-        if not single and level == 10:
-            break
-        if not single:
-            raise NeuroexplainError(f"The simulator's tokenizer has no single token for {level}: use --simulator lexical.")
-        spellings.append(single)
-    return spellings
+    for words in LEVEL_WORDS:
+        encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in (word, f" {word}")] for word in words]
+        spellings = [sorted({ids[0] for ids in each if len(ids) == 1}) for each in encoded]
+        if all(spellings):
+            return words, spellings
+    raise NeuroexplainError(
+        "The simulator's tokenizer has no single tokens for no and yes, or 0 and 1: use --simulator lexical."
+    )
 
 
 class LexicalSimulator:

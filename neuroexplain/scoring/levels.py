@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEAST_LEVEL = 1e-3  # an expected level below which two are alike: 0, as where the digits above it were cut off
+LEAST_SHARE = 1e-3  # below which two shares are alike: 0, as where a word was cut off
 
 
 def to_levels(activations: ArrayLike, maximum: float, scale: int = 10) -> NDArray[np.int64]:
@@ -29,9 +29,15 @@ def expected_level(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float
 
 
 def raised_level(expected: NDArray[np.float64], neutral: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much an explanation raises expected levels over a neutral one: `max(0, log(expected / neutral))`, same shape.
+    """How much an explanation raises the odds of the upper of two levels, 0 and 1, over a neutral one; same shape.
 
-    What the neutral one gives is what the simulator says of the token whatever is looked for; NaN stays NaN.
+    `max(0, log(odds / neutral odds))`, of expected levels in 0..1. What the neutral one gives is what the simulator says of the
+    token whatever is looked for; NaN stays NaN.
     """
-    raised: NDArray[np.float64] = np.maximum(0.0, np.log((expected + LEAST_LEVEL) / (neutral + LEAST_LEVEL)))
+    raised: NDArray[np.float64] = np.maximum(0.0, _log_odds(expected) - _log_odds(neutral))
     return raised
+
+
+def _log_odds(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    odds: NDArray[np.float64] = np.log((share + LEAST_SHARE) / (1 - share + LEAST_SHARE))
+    return odds

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from neuroexplain.errors import LlmReplyError
+from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.prompts import displayed, load_prompt
@@ -15,7 +15,7 @@ from neuroexplain.llm.simulator import (
     DigitsSimulator,
     LexicalSimulator,
     Once,
-    find_level_tokens,
+    find_level_words,
     group_records,
     likelihood_ratio,
 )
@@ -51,7 +51,7 @@ def entries(texts):
 def test_no_token_moves_a_row(engine):
     digits = DigitsSimulator(engine)
     ids, rows = digits.build_prompt("rivers", [range(len(HOSTILE)), range(3)], entries(HOSTILE))
-    tab, mark = (engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", "0"))
+    tab, mark = (engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", digits.level_words[0]))
     assert len(rows) == len(HOSTILE) + 3
     for row in rows:
         assert ids[row + 1 - len(tab) : row + 1] == tab
@@ -62,14 +62,19 @@ def test_no_token_moves_a_row(engine):
 
 
 def by_hand(engine, digits, explanation, records, vocabulary):
-    """(expected levels, masses) against one forward pass of the whole model, softmax by hand."""
+    """(shares of yes, masses) against one forward pass of the whole model, softmax by hand."""
     import torch
 
     ids, rows = digits.build_prompt(explanation, records, vocabulary)
     with torch.inference_mode():
         probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
     by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
-    return by_level @ np.arange(by_level.shape[1]) / by_level.sum(1), by_level.sum(1)
+    return by_level[:, 1] / by_level.sum(1), by_level.sum(1)
+
+
+def log_odds(share):
+    """Not exactly: a share of 0 counts as one of 0.001."""
+    return np.log((share + 1e-3) / (1 - share + 1e-3))
 
 
 def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
@@ -78,9 +83,9 @@ def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engin
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
     np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found.levels, np.maximum(0, log_odds(levels) - log_odds(neutral)), rtol=1e-2, atol=1e-4)
     assert (found.levels > 0).any()
-    neutral_prompt = digits.prompt.fill({"scale": "9", "explanation": ""})[-1].content.removeprefix("The neuron looks for: ")
+    neutral_prompt = digits._turns("")[-1].content.removeprefix("The neuron looks for: ")
     assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].levels.any()
 
 
@@ -143,12 +148,12 @@ def test_where_no_level_was_given_nothing_is_predicted():
         def level_distributions(self, ids, rows, level_token_ids, shared=0):
             found = np.zeros((len(rows), len(level_token_ids)))
             found[1:, 0] = 0.5
-            found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
+            found[2, 1] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
             return found
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
     assert np.isnan(found.levels[0])
-    assert found.levels[1:].tolist() == pytest.approx([0, np.log((0.9 / 0.6 + 1e-3) / 1e-3)])
+    assert found.levels[1:].tolist() == pytest.approx([0, log_odds(1 / 6) - log_odds(0)])
     assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
 
 
@@ -164,7 +169,7 @@ def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).of
     assert np.isnan(found.levels).tolist() == [False, True]
-    assert found.digit_mass.tolist() == pytest.approx([0.5, 0.0])
+    assert found.digit_mass.tolist() == pytest.approx([0.1, 0.0])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
@@ -226,25 +231,33 @@ def test_a_chat_template_without_a_system_turn_gets_its_text_in_the_next(engine,
     assert rows == [len(tokenizer(text[:-2]).input_ids) - 1]
 
 
-def test_without_a_token_for_ten_the_scale_ends_at_nine(engine):
-    assert [len(level) > 0 for level in find_level_tokens(engine.tokenizer)] == [True] * 10
-
-
-def test_with_a_token_for_ten_the_scale_ends_at_ten_and_spellings_are_summed(tmp_path):
+def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summed(tmp_path):
     folder = tiny_subject(tmp_path)
     tokenizer = LocalEngine(str(folder)).tokenizer
-    tokenizer.add_tokens(["10", " 1"])  # both within the model's 330 rows
+    assert find_level_words(tokenizer)[0] == ("0", "1")
+    tokenizer.add_tokens(["no", "yes", " yes"])  # within the model's 330 rows
     tokenizer.save_pretrained(folder)
     engine = LocalEngine(str(folder))
     digits = DigitsSimulator(engine)
-    assert len(digits.level_token_ids) == 11
-    assert [len(ids) for ids in digits.level_token_ids[:3]] == [1, 2, 1]  # "1" and " 1"
+    assert digits.level_words == ("no", "yes")
+    assert [len(ids) for ids in digits.level_token_ids] == [1, 2]
     vocabulary = entries(["river", " ran"])
-    assert "and a level: 10 where" in tokenizer.decode(digits.build_prompt("rivers", [], {})[0])
+    text = tokenizer.decode(digits.build_prompt("rivers", [[0]], vocabulary)[0])
+    assert "and yes or no: yes where" in text
+    assert " red\tyes\n" in text
+    assert text.endswith("river\tno\n")
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
     np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, np.maximum(0, np.log(levels / neutral)), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found.levels, np.maximum(0, log_odds(levels) - log_odds(neutral)), rtol=1e-2, atol=1e-4)
+
+
+def test_a_tokenizer_without_single_tokens_for_either_is_refused():
+    def split(text, **_):
+        return type("Encoding", (), {"input_ids": list(text.encode()) * 2})
+
+    with pytest.raises(NeuroexplainError, match="--simulator lexical"):
+        find_level_words(split)
 
 
 def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
