@@ -25,7 +25,7 @@ from neuroexplain.stable_hash import stable_hash
 from neuroexplain.types import Tokens, VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
-LEVEL_WORDS = (("no", "yes"), ("0", "1"))  # whether a token is what the neuron looks for: the first that are single tokens
+LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
 FITS = 5  # a worked token's level above which its line says yes
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
 NEUTRAL_KEPT = (
@@ -69,13 +69,13 @@ class Simulator(Protocol):
 
 
 class DigitsSimulator:
-    """All at once (Bills et al. 2023), by two words in place of ten digits, over a neutral explanation.
+    """All at once (Bills et al. 2023), by yes and no where they are tokens, over a neutral explanation.
 
-    Every token has a line of its own: its text, a tab, where the distribution over the two LEVEL_WORDS is read, and the first
-    of them: right for most tokens, and the mass on both stays. The records of up to TOGETHER tokens follow each other in one
-    prompt, in the order of a hash. What is predicted is not the share of `yes` itself, which says more of a token than of the
-    explanation, but how much its odds are raised over what the same prompt gives with a neutral explanation: see
-    `raised_level`. The neutral levels of records are asked for once, whatever explains them.
+    Every token has a line of its own: its text, a tab, where the distribution over LEVEL_WORDS is read, and the least of them:
+    right for most tokens, and the mass on all stays. The records of up to TOGETHER tokens follow each other in one prompt, in
+    the order of a hash. What is predicted is not the expected level itself (with yes and no the share of yes), which says more
+    of a token than of the explanation, but how much its odds are raised over what the same prompt gives with a neutral
+    explanation: see `raised_level`. The neutral levels of records are asked for once, whatever explains them.
 
     The prompt is built as token ids, piece by piece, so the rows are known by construction.
     """
@@ -117,7 +117,9 @@ class DigitsSimulator:
             for neuron in self.prompt.examples
             for turn in (
                 self._turns(neuron.explanation)[1],
-                Message("assistant", level_lines((text, self.level_words[level > FITS]) for text, level in neuron.records[0])),
+                Message(
+                    "assistant", level_lines((text, self.level_words[-(level > FITS)]) for text, level in neuron.records[0])
+                ),
             )
         ]
         before, asked, neutral = self._turns(explanation or "")
@@ -126,8 +128,7 @@ class DigitsSimulator:
         return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
     def _turns(self, explanation: str) -> list[Message]:
-        no, yes = self.level_words
-        return self.prompt.fill({"no": no, "yes": yes, "explanation": explanation})
+        return self.prompt.fill({"no": self.level_words[0], "yes": self.level_words[-1], "explanation": explanation})
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
         found: dict[int, Prediction] = {}
@@ -158,7 +159,7 @@ class DigitsSimulator:
         ]
 
     def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """(shares of yes, masses on both words) at the rows; NaN and 0 where neither is among what the engine gave."""
+        """(expected levels in 0..1, masses on all of them) at the rows; NaN and 0 where none is among what the engine gave."""
         shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
         probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
@@ -166,7 +167,7 @@ class DigitsSimulator:
         levels, mass = np.full(len(rows), np.nan), np.zeros(len(rows), np.float32)
         said = probabilities.sum(axis=1) > 0
         levels[said], mass[said] = expected_level(probabilities[said])
-        return levels, mass
+        return levels / (len(self.level_words) - 1), mass
 
     def _encode(self, text: str) -> list[int]:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
@@ -214,8 +215,8 @@ class Once:
         return mine.result(), True
 
 
-def find_level_words(tokenizer: Any) -> tuple[tuple[str, str], list[list[int]]]:
-    """The first of LEVEL_WORDS that are single tokens, and the ids that spell each, with or without a space before it.
+def find_level_words(tokenizer: Any) -> tuple[tuple[str, ...], list[list[int]]]:
+    """The first of LEVEL_WORDS that are all single tokens, and the ids that spell each, with or without a space before it.
 
     Raises NeuroexplainError where there are none.
     """
@@ -225,7 +226,7 @@ def find_level_words(tokenizer: Any) -> tuple[tuple[str, str], list[list[int]]]:
         if all(spellings):
             return words, spellings
     raise NeuroexplainError(
-        "The simulator's tokenizer has no single tokens for no and yes, or 0 and 1: use --simulator lexical."
+        "The simulator's tokenizer has no single tokens for no and yes, or for digits: use --simulator lexical."
     )
 
 

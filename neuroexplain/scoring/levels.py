@@ -29,7 +29,7 @@ def expected_level(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float
 
 
 def raised_level(expected: NDArray[np.float64], neutral: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much an explanation raises the odds of the upper of two levels, 0 and 1, over a neutral one; same shape.
+    """How much an explanation raises the odds of the highest level over a neutral one; same shape.
 
     `max(0, log(odds / neutral odds))`, of expected levels in 0..1. What the neutral one gives is what the simulator says of the
     token whatever is looked for; NaN stays NaN.

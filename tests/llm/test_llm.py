@@ -62,14 +62,15 @@ def test_no_token_moves_a_row(engine):
 
 
 def by_hand(engine, digits, explanation, records, vocabulary):
-    """(shares of yes, masses) against one forward pass of the whole model, softmax by hand."""
+    """(expected levels in 0..1, masses) against one forward pass of the whole model, softmax by hand."""
     import torch
 
     ids, rows = digits.build_prompt(explanation, records, vocabulary)
     with torch.inference_mode():
         probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
     by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
-    return by_level[:, 1] / by_level.sum(1), by_level.sum(1)
+    most = by_level.shape[1] - 1
+    return by_level @ np.arange(most + 1) / by_level.sum(1) / most, by_level.sum(1)
 
 
 def log_odds(share):
@@ -148,7 +149,7 @@ def test_where_no_level_was_given_nothing_is_predicted():
         def level_distributions(self, ids, rows, level_token_ids, shared=0):
             found = np.zeros((len(rows), len(level_token_ids)))
             found[1:, 0] = 0.5
-            found[2, 1] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
+            found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
             return found
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
@@ -169,7 +170,7 @@ def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).of
     assert np.isnan(found.levels).tolist() == [False, True]
-    assert found.digit_mass.tolist() == pytest.approx([0.1, 0.0])
+    assert found.digit_mass.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
@@ -234,7 +235,7 @@ def test_a_chat_template_without_a_system_turn_gets_its_text_in_the_next(engine,
 def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summed(tmp_path):
     folder = tiny_subject(tmp_path)
     tokenizer = LocalEngine(str(folder)).tokenizer
-    assert find_level_words(tokenizer)[0] == ("0", "1")
+    assert find_level_words(tokenizer)[0] == tuple("0123456789")
     tokenizer.add_tokens(["no", "yes", " yes"])  # within the model's 330 rows
     tokenizer.save_pretrained(folder)
     engine = LocalEngine(str(folder))
