@@ -112,14 +112,13 @@ class DigitsSimulator:
 
     def _encode_head(self, explanation: str | None) -> list[int]:
         """What is the same for all records of an explanation: the chat up to where the model would answer."""
+        least, *_, most = self.level_words
         worked = [
             turn
             for neuron in self.prompt.examples
             for turn in (
                 self._turns(neuron.explanation)[1],
-                Message(
-                    "assistant", level_lines((text, self.level_words[-(level > FITS)]) for text, level in neuron.records[0])
-                ),
+                Message("assistant", level_lines((text, most if level > FITS else least) for text, level in neuron.records[0])),
             )
         ]
         before, asked, neutral = self._turns(explanation or "")
