@@ -30,6 +30,7 @@ class TokenizerOnly:
     """What building a prompt needs of an engine."""
 
     tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["no", "yes"])  # as in those of real models
 
 
 def golden_files() -> dict[Path, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEAST_SHARE = 1e-3  # below which two shares are alike: 0, as where a word was cut off
+LEAST_SHARE = 1e-3  # an expected level in 0..1 below which two are alike: 0, as where a word was cut off
 
 
 def to_levels(activations: ArrayLike, maximum: float, scale: int = 10) -> NDArray[np.int64]:
