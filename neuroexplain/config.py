@@ -48,6 +48,7 @@ class CollectConfig:
     device: str = "auto"
     dtype: str = "auto"
     shard: tuple[int, int] | None = None  # (2, 8): the second of eight parts
+    compile: bool = True  # on a GPU: make few kernels of many; the last bits may differ
     windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
 

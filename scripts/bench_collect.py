@@ -1,7 +1,8 @@
 """How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json] [--shape llama3-8b]
 
 Three works take turns in one process on the same segments, model, batch shape and dtype. `forward` is Transformers' base
-model, all layers, without the head and without any hook of ours: the floor. `collect` is what `neuroexplain collect` does
+model, all layers, without the head and without any hook of ours: the floor. On a GPU attention and norms are compiled for all
+three, unless `--no-compile`; `plain_forward` is the forward pass before that. `collect` is what `neuroexplain collect` does
 with a batch. `published` is the same pass with the published method's rule in place of ours. Printed: the median of the
 rounds' ratios, and quartiles; the share of the device's matrix peak, measured here by one large product in the model's dtype;
 and peak memory.
@@ -29,6 +30,7 @@ from torch import Tensor
 from neuroexplain.subject.batch_size import CPU_BATCH_SIZE, find_batch_size
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector, send
+from neuroexplain.subject.kernels import can_compile
 from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype, keep_freed_memory
 from neuroexplain.subject.published import PublishedTopK
 
@@ -73,6 +75,15 @@ def main() -> None:
     numbers = iter(range(10**9))
     batches = lambda n: [read(next(numbers), batch_size) for _ in range(n)]  # noqa: E731
 
+    def forward(token_ids: Tensor, segments: Tensor) -> None:
+        with torch.inference_mode():
+            subject.model(token_ids, use_cache=False)
+
+    plain = None
+    if options.compile and can_compile(subject.device):
+        forward(*batches(1)[0])
+        plain = statistics.median(seconds(forward, batches(options.batches), gpu) for _ in range(5))
+        collector.compile(batch_size)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     warm_up = options.warm_up or (16 * batch_size if gpu else 1000)
@@ -80,10 +91,6 @@ def main() -> None:
         collector.read(*one)
     peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
-
-    def forward(token_ids: Tensor, segments: Tensor) -> None:
-        with torch.inference_mode():
-            subject.model(token_ids, use_cache=False)
 
     def published_rule(token_ids: Tensor, segments: Tensor) -> None:
         places = send(segments, subject.device)
@@ -106,6 +113,7 @@ def main() -> None:
     flops = 2 * n_matrix_weights(subject)  # a token; attention's own products are left out
     found = {
         **{f"{name}_tokens_per_s": round(speed[name], 1) for name in WORKS},
+        **({} if plain is None else {"plain_forward_tokens_per_s": round(tokens / plain, 1)}),
         "collect_over_forward": ratio(rounds, "collect")[1],
         "collect_over_forward_quartiles": ratio(rounds, "collect")[::2],
         "published_over_forward": ratio(rounds, "published")[1],
@@ -119,6 +127,7 @@ def main() -> None:
         "batch": [batch_size, 128],
         "segments_before": warm_up,
         "dtype": str(subject.dtype).removeprefix("torch."),
+        "kernels": "compiled" if collector.compiled else "plain",
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
@@ -134,6 +143,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
     parser.add_argument("--warm-up", type=int, help="segments collected before: of a run, the first moment")
     parser.add_argument("--batch-size", type=int, help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="as `collect --no-compile`")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sign", choices=("positive", "negative", "both"), default="positive")

@@ -91,6 +91,7 @@ def collect(
     windows: Annotated[
         str, typer.Option(help="Where records are kept while collecting: device, or host to spare a GPU's memory.")
     ] = "device",
+    compile: Annotated[bool, typer.Option(help="On a GPU: make few kernels of the model's many with torch.compile.")] = True,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
     """Read a corpus with a language model and keep each neuron's strongest snippets."""
@@ -130,6 +131,7 @@ def collect(
         dtype=dtype,
         shard=parse_shard(shard) if shard is not None else None,
         windows=windows,  # type: ignore[arg-type]
+        compile=compile,
         checkpoint_every=checkpoint_every,
     )
     from neuroexplain.corpus.documents import find_files

@@ -37,6 +37,7 @@ from neuroexplain.store.write import (
 from neuroexplain.subject.batch_size import find_batch_size
 from neuroexplain.subject.checkpoint import find_checkpoint, save_checkpoint
 from neuroexplain.subject.collector import Collector, send
+from neuroexplain.subject.kernels import FAILED, can_compile
 from neuroexplain.subject.load import Subject, device_name, load_subject, tokenizer_sha256, vocabulary_entries
 from neuroexplain.types import SEGMENT_LENGTH, Run
 
@@ -73,18 +74,23 @@ def run_collect(
     try:
         _check_text(text, config, subject, tokens if tally is None else None)
         collector = _new_collector(config, subject, layers)
+        if saved is not None:
+            batch_size = saved["batch_size"]
+        else:
+            batch_size = config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
+        if config.compile and can_compile(subject.device):
+            yield from _compile(collector, batch_size)
         if saved is not None and interrupted is not None:
-            run_id, begin, batch_size = interrupted.id, saved["done"], saved["batch_size"]
-            read = _check_same(saved, subject, text)
+            run_id, begin = interrupted.id, saved["done"]
+            read = _check_same(saved, collector, text)
             collector.restore(saved["collector"])
             of = "" if text.total is None else f"of {text.total:,} "
             note = f"continuing: {begin:,} {of}segments done"
         else:
             if interrupted is not None:
                 delete_run(store, interrupted.id)
-            begin, batch_size = 0, config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
-            read = hash_text(text, 0)
-            run_id = create_run(store, _run_fields(config, subject, layers, batch_size))
+            begin, read = 0, hash_text(text, 0)
+            run_id = create_run(store, _run_fields(config, collector, batch_size))
             store.checkpoint_path(run_id).unlink(missing_ok=True)
             save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
             note = f"Reading {batch_size} segments at once."
@@ -163,7 +169,7 @@ def _read(
     def checkpoint() -> None:
         nonlocal saved_at, saved_of, saving
         before = time.monotonic()
-        state = {**_same(subject, read), "run": _identity(run), "batch_size": batch_size, "done": done}
+        state = {**_same(collector, read), "run": _identity(run), "batch_size": batch_size, "done": done}
         save_checkpoint(path, {**state, "collector": collector.state()})
         saved_at, saved_of = time.monotonic(), done
         saving += saved_at - before
@@ -243,19 +249,37 @@ def _identity(run: Run) -> str:
     return json.dumps([run.started_at, dict(run.config)], sort_keys=True)
 
 
-def _same(subject: Subject, read: Any) -> dict[str, str]:
+def _compile(collector: Collector, batch_size: int) -> Generator[Progress]:
+    """Read with few kernels where that works, else as before, and say so."""
+    yield Progress("loading the model", note="Compiling the model's attention and norms ...")
+    try:
+        collector.compile(batch_size)
+    except torch.OutOfMemoryError:
+        raise
+    except FAILED as error:
+        cause = getattr(error, "inner_exception", error)  # what the compiler's own error is about
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        yield Progress("loading the model", note=f"That failed, so the model is read as it is, more slowly: {reason}")
+
+
+def _same(collector: Collector, read: Any) -> dict[str, str]:
     """What must be the same to go on: all that decides activations, and the text read so far."""
-    found = {"dtype": str(subject.dtype), "device": subject.device.type}
+    subject = collector.subject
+    found = {"dtype": str(subject.dtype), "device": subject.device.type, "kernels": _kernels(collector)}
     return found | {"weights": subject.weights_sha256, "text": read.hexdigest()}
 
 
-def _check_same(saved: dict[str, Any], subject: Subject, text: Text) -> Any:
+def _kernels(collector: Collector) -> str:
+    return "compiled" if collector.compiled else "plain"
+
+
+def _check_same(saved: dict[str, Any], collector: Collector, text: Text) -> Any:
     """The SHA-256 of the text that was read, to go on with. Raises NeuroexplainError where anything differs."""
     read = hash_text(text, saved["done"])
-    now = _same(subject, read)
+    now = _same(collector, read)
     different = [f"{name}: {saved.get(name)} then, {value} now" for name, value in now.items() if saved.get(name) != value]
     if different:
-        raise NeuroexplainError(f"The interrupted run had another model or text. {'; '.join(different)}")
+        raise NeuroexplainError(f"The interrupted run had another model, text or way to read it. {'; '.join(different)}")
     return read
 
 
@@ -271,13 +295,14 @@ def _check_layers(config: CollectConfig, subject: Subject) -> tuple[int, ...]:
     return layers
 
 
-def _run_fields(config: CollectConfig, subject: Subject, layers: tuple[int, ...], batch_size: int) -> dict[str, Any]:
+def _run_fields(config: CollectConfig, collector: Collector, batch_size: int) -> dict[str, Any]:
+    subject = collector.subject
     return {
         "subject": subject.name,
         "subject_revision": subject.revision,
         "dtype": str(subject.dtype).removeprefix("torch."),
         "activation": config.activation,
-        "layers": list(layers),
+        "layers": list(collector.layers),
         "d_mlp": subject.d_mlp,
         "n_layers": len(subject.layers),
         "top_k": config.top_k,
@@ -293,5 +318,6 @@ def _run_fields(config: CollectConfig, subject: Subject, layers: tuple[int, ...]
             "weights": subject.weights_sha256,
             "python": platform.python_version(),
             "device": device_name(subject.device),
+            "kernels": _kernels(collector),
         },
     }

@@ -15,7 +15,7 @@ from neuroexplain.subject.merge import merge_layers
 from neuroexplain.types import RANDOM_START, SEGMENT_LENGTH, CollectedLayer, Run
 
 SAME = ("subject", "subject_revision", "activation", "layers", "d_mlp", "top_k", "n_random", "seed", "tokenizer_sha256")
-SHAPES = ("dtype", "batch_size", "device")  # what may change the last bits of activations
+SHAPES = ("dtype", "batch_size", "device", "kernels")  # what may change the last bits of activations
 
 
 def run_merge(

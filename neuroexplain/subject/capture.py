@@ -23,7 +23,7 @@ def capture_activations(
 ) -> None:
     """Run the subject on a batch of segments and call `receive(layer, acts)` for each layer, in order.
 
-    acts is [batch, seq, d_mlp] in the subject's dtype, valid during the call only. `act` is the activation module's output,
+    acts is [batch, seq, d_mlp] in the subject's dtype; nothing writes into it later. `act` is the activation module's output,
     `post` the down-projection's input. The pass ends after the last layer; the head is never run.
     """
     last = max(layers)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.stable_hash import stable_hash
+from neuroexplain.subject.behind import Behind
 from neuroexplain.subject.capture import capture_activations
+from neuroexplain.subject.kernels import compile_around_mlp, compiled_sum_segments, undo
 from neuroexplain.subject.load import Subject, special_ids
-from neuroexplain.subject.statistics import RunningStats, fastest_sum_segments
+from neuroexplain.subject.statistics import RunningStats, SumUp, sum_segments, sum_segments_in_cache
 from neuroexplain.subject.topk import EMPTY, Offer, TopK, fold_top_k, segments_of
 from neuroexplain.subject.vocabulary import read_vocabulary
 from neuroexplain.types import PEAK_INDEX, RANDOM_START, RECORD_LENGTH, SEGMENT_LENGTH, CollectedLayer, ExemplarArrays, Kind
@@ -50,7 +52,9 @@ class Collector:
         self.windows_device = torch.device("cpu") if windows_on_host else subject.device
         self.tops = {layer: self._empty_tops() for layer in layers}
         self.stats = {layer: RunningStats(subject.d_mlp, subject.device) for layer in layers}
-        self.sum_up = fastest_sum_segments(subject.device)
+        self.sum_up: SumUp = sum_segments_in_cache if subject.device.type == "cpu" else sum_segments
+        self.compiled = False
+        self.behind = Behind(subject.device)
         self.drawn = RandomSegments(n_random, seed)
         shape = (n_random, RECORD_LENGTH, subject.d_mlp)
         self.random = {layer: torch.zeros(shape, dtype=subject.dtype) for layer in layers}
@@ -72,28 +76,58 @@ class Collector:
         offer = self._offer(token_ids[:n], segments)
         places, rows = self.drawn.draw(segments.tolist())
 
-        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-            acts = acts[:n]
+        def keep(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             self._fold(self.tops[layer], self.stats[layer], acts, offer)
             if places:
                 self.random[layer][places] = acts[rows, RANDOM_START:].cpu()
 
-        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+        self._run(token_ids, self.layers, n, keep)
+
+    def _run(
+        self, token_ids: Int[Tensor, "batch seq"], layers: Sequence[int], n: int, keep: Callable[[int, Tensor], None]
+    ) -> None:
+        """Run a batch, and call keep(layer, acts) of its first n segments for each layer, in order."""
+        self.behind.forget()
+
+        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
+            acts = acts[:n]
+            self.behind.do(lambda: keep(layer, acts), acts)
+
+        capture_activations(self.subject, token_ids, layers, self.activation, receive)
+        with torch.inference_mode():
+            self.behind.finish()
 
     def probe(self, batch_size: int) -> None:
-        """Read a batch of so many segments and keep nothing; raises what the device raises where it does not fit.
+        """Read a batch of so many segments in two layers and keep nothing; raises what the device raises where it does not fit.
 
-        It takes the memory that the first batches of a run take, of which every segment is a candidate of every neuron.
+        It takes the memory that the first batches of a run take, of which every segment is a candidate of every neuron: nothing
+        stays from layer to layer, and between two all of a layer is run.
         """
         token_ids = torch.arange(SEGMENT_LENGTH, device=self.subject.device).repeat(batch_size, 1)
         if self.barred is not None:
             token_ids[::2, self.positions.start] = self.barred[0]
         offer = self._offer(token_ids, torch.arange(batch_size))
 
-        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
+        def drop(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             self._fold(self._empty_tops(), RunningStats(self.subject.d_mlp, self.subject.device), acts, offer)
 
-        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+        self._run(token_ids, self.layers[:2], batch_size, drop)
+
+    def compile(self, batch_size: int) -> None:
+        """Make few kernels of many, for batches of this size, and read one to see that they work.
+
+        Raises what the compiler raises; then all is as it was.
+        """
+        plain = self.sum_up
+        try:
+            compile_around_mlp(self.subject)
+            self.sum_up = compiled_sum_segments(batch_size)
+            self.probe(batch_size)
+        except BaseException:
+            undo(self.subject)
+            self.sum_up = plain
+            raise
+        self.compiled = True
 
     def _offer(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "batch"]) -> Offer:
         allowed = None

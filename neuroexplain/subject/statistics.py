@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils._triton import has_triton
 
 from neuroexplain.types import StatsArrays
 
@@ -21,6 +19,7 @@ Sums = tuple[
     Float[Tensor, "batch d_mlp"],
     Int[Tensor, "batch d_mlp"],
 ]
+SumUp = Callable[[Tensor, Tensor], Sums]  # of acts and a center
 
 
 class RunningStats:
@@ -34,7 +33,7 @@ class RunningStats:
         self.max = torch.full((d_mlp,), -torch.inf, device=device)
         self.positive = torch.zeros(d_mlp, dtype=torch.int64, device=device)
 
-    def fold(self, acts: Float[Tensor, "batch seq d_mlp"], sum_up: Callable[[Tensor, Tensor], Sums] | None = None) -> None:
+    def fold(self, acts: Float[Tensor, "batch seq d_mlp"], sum_up: SumUp | None = None) -> None:
         """Add tokens' activations. Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
 
         Distances are taken from the mean so far, which is known before the batch is read: one pass over it is enough.
@@ -88,14 +87,3 @@ def plain_sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Ten
     """The same without scratch memory, which a compiler turns into one pass; slow as it stands."""
     away = acts.float() - center
     return away.sum(1), away.square().sum(1), acts.amin(1), acts.amax(1), (acts > 0).sum(1, dtype=torch.int32)
-
-
-def fastest_sum_segments(device: torch.device) -> Callable[[Tensor, Tensor], Sums]:
-    """On a GPU with Triton and a C compiler at hand one compiled pass; else steps that read the batch 8 times."""
-    if device.type == "cpu":
-        return sum_segments_in_cache
-    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
-    if device.type != "cuda" or compiler is None or not has_triton():
-        return sum_segments
-    found: Callable[[Tensor, Tensor], Sums] = torch.compile(plain_sum_segments)
-    return found

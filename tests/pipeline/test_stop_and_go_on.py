@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import torch
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.pipeline import collect
 from neuroexplain.pipeline.collect import run_collect
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
+from neuroexplain.subject import kernels
 from neuroexplain.subject.load import load_subject
-from neuroexplain.subject.statistics import RunningStats
+from neuroexplain.subject.statistics import RunningStats, sum_segments
 from tests.pipeline.runs import assert_whole, command, content, merge
 
 N_PARTS = 4
@@ -45,6 +48,45 @@ def test_other_options_than_the_interrupted_runs_are_named(made, tmp_path):
         events.close()
         with pytest.raises(NeuroexplainError, match=r"top_k: 4 then, 5 now[^;]*runs --drop 1"):
             next(run_collect(store, CollectConfig(**made[1] | {"top_k": 5})))
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """A processor that compiles as a GPU does; what is compiled is traced only."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(collect, "can_compile", lambda device: True)
+    monkeypatch.setattr(kernels, "HOW", {"backend": "aot_eager", "dynamic": False})
+    monkeypatch.setattr("neuroexplain.subject.collector.compiled_sum_segments", lambda batch_size: sum_segments)
+
+
+def test_compiled_kernels_give_the_same_and_only_they_go_on(made, undisturbed, tmp_path, compiles, monkeypatch):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        told = [event.note for event in takewhile(lambda event: event.done < 4, events)]
+        events.close()
+        assert "Compiling the model's attention and norms ..." in told
+        with pytest.raises(NeuroexplainError, match="compile: True then, False now"):
+            list(run_collect(store, replace(config, compile=False)))
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(collect, "can_compile", lambda device: False)
+            with pytest.raises(NeuroexplainError, match="kernels: compiled then, plain now"):
+                list(run_collect(store, config))
+        list(run_collect(store, config))
+        assert list_runs(store)[0].versions["kernels"] == "compiled"
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def test_where_the_compiler_fails_it_says_so_and_reads_as_before(made, undisturbed, tmp_path, compiles, monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no compiler\nat all")
+
+    monkeypatch.setattr(kernels, "HOW", {"backend": broken})
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        notes = [event.note for event in run_collect(store, CollectConfig(**made[1])) if event.note]
+        assert any("the model is read as it is, more slowly" in note and "no compiler" in note for note in notes)
+        assert list_runs(store)[0].versions["kernels"] == "plain"
+    assert content(tmp_path / "x.db")[0] == undisturbed
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(made, undisturbed, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -88,6 +89,45 @@ def test_a_state_restored_in_the_middle_ends_the_same(subject):
     assert_same_state(second.state(), whole.state())
 
 
+@pytest.fixture
+def a_layer_later(monkeypatch):
+    """A function that has a collector work in a GPU's order, without its streams."""
+    for name in ("Event", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.Tensor, "record_stream", MagicMock())
+
+    def defer(collector):
+        collector.behind.stream = MagicMock()
+        return collector
+
+    return defer
+
+
+def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_layer_later, monkeypatch):
+    at_once = Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0)
+    later = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0))
+    order = []
+    do, fold = later.behind.do, later._fold
+    monkeypatch.setattr(later.behind, "do", lambda *args: (order.append("made"), do(*args)))
+    monkeypatch.setattr(later, "_fold", lambda *args: (order.append("folded"), fold(*args)))
+    for token_ids, segments in batches(60, 8):
+        at_once.read(token_ids, segments)
+        later.read(token_ids, segments)
+    assert order == ["made", "made", "folded", "folded"] * 8
+    assert_same_state(later.state(), at_once.state())
+
+
+def test_of_a_batch_that_failed_nothing_waits_for_the_next(subject, a_layer_later, monkeypatch):
+    collector = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=0, seed=0))
+    (token_ids, segments), (others, more) = batches(16, 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(subject.layers[1], "forward", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+        with pytest.raises(torch.OutOfMemoryError):
+            collector.read(token_ids, segments)
+    collector.read(others, more)
+    assert {stats.n for stats in collector.stats.values()} == {8 * 64}
+
+
 def assert_same_state(one, other):
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -106,16 +146,16 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
     ids = torch.randint(2, 300, (200, 128), generator=torch.Generator().manual_seed(5))
     options = OPTIONS | {"sign": "positive", "positions": range(96, 97), "special_peaks": True, "top_k": 32}
     ours = Collector(subject, (0, 1), **options, n_random=0, seed=0)
-    theirs = {layer: PublishedTopK(24, 32, torch.float32, torch.device("cpu")) for layer in (0, 1)}
+    theirs = {layer: PublishedTopK(24, 32, torch.float32, subject.device) for layer in (0, 1)}
     seen = {0: [], 1: []}
 
     def fold(layer, acts):
-        theirs[layer].fold(acts, segments)
+        theirs[layer].fold(acts, segments.to(subject.device))
         seen[layer].append(acts[:, 96].clone())
 
     for token_ids, segments in zip(ids.split(batch_size), torch.arange(200).split(batch_size), strict=True):
         ours.read(token_ids, segments)
-        capture_activations(subject, token_ids, (0, 1), "act", fold)
+        capture_activations(subject, token_ids.to(subject.device), (0, 1), "act", fold)
     n_compared = 0
     for layer in (0, 1):
         state, rule = ours.tops[layer]["top"], theirs[layer]

@@ -65,7 +65,7 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
     assert (len(subject.layers), subject.d_mlp) == (2, 24)
     gate, up, down = PARTS[family]
     function = function_of(subject.model.config)
-    ids = torch.randint(2, 320, (3, 128), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(2, 320, (3, 128), generator=torch.Generator().manual_seed(2)).to(subject.device)
     seen = {}
     for n, layer in enumerate(subject.layers):
         for name, path in (("in", up), ("out", down)):
@@ -75,7 +75,11 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
         subject.model(ids, use_cache=False)
         for activation in ("act", "post"):
             found = {}
-            capture_activations(subject, ids, (0, 1), activation, lambda n, acts, found=found: found.update({n: acts.clone()}))
+            capture_activations(
+                subject, ids, (0, 1), activation, lambda n, acts, found=found: found.update({n: (acts, acts.clone())})
+            )
+            assert all(torch.equal(*both) for both in found.values())  # nothing wrote into them later
+            found = {n: kept for n, (_, kept) in found.items()}
             for n, layer in enumerate(subject.layers):
                 before, projected = seen[n, "in"]
                 if gate == "fused":

@@ -1,0 +1,59 @@
+"""Few kernels in place of many, made by torch.compile: of what a GPU spends on neither matrix products nor us."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+
+from neuroexplain.subject.load import Subject
+from neuroexplain.subject.statistics import Sums, SumUp, plain_sum_segments, sum_segments
+
+# Of torch.compile. Values are rounded in between as the separate kernels round them: else half of the bfloat16 ones have other
+# last bits some layers on. Batches have one shape.
+HOW: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
+# What a compiler that does not work raises; running out of memory is none of it.
+FAILED = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether it is a GPU, with Triton and a C compiler at hand."""
+    return device.type == "cuda" and has_triton() and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+
+
+def around_mlp(subject: Subject) -> list[nn.Module]:
+    """Each layer's attention and norms: its parts that hold no neurons. Torch's own modules are one kernel as they are."""
+    found = []
+    for number, layer in enumerate(subject.layers):
+        sites = {subject.site(number, "act"), subject.site(number, "post")}
+        parts = (part for part in layer.children() if not sites & set(part.modules()))
+        found += [part for part in parts if not type(part).__module__.startswith("torch.nn.")]
+    return found
+
+
+def compile_around_mlp(subject: Subject) -> None:
+    """Have the parts around the MLPs compiled when they are first called."""
+    for part in around_mlp(subject):
+        part.compile(**HOW)
+
+
+def undo(subject: Subject) -> None:
+    """Have them run as they were."""
+    for part in around_mlp(subject):
+        part._compiled_call_impl = None
+
+
+def compiled_sum_segments(batch_size: int) -> SumUp:
+    """`sum_segments` in one pass over the activations, in place of eight; for batches of this size, others go as before."""
+    bare = inspect.unwrap(plain_sum_segments)  # without the checks of shapes that tests put around it
+    compiled: SumUp = torch.compile(bare, dynamic=False)
+
+    def sum_up(acts: Tensor, center: Tensor) -> Sums:
+        return (compiled if len(acts) == batch_size else sum_segments)(acts, center)
+
+    return sum_up

@@ -1,0 +1,104 @@
+"""Compiled kernels: the same activations, of every family, and nothing of it left where the compiler fails."""
+
+import shutil
+
+import pytest
+import torch
+
+from neuroexplain.subject import kernels
+from neuroexplain.subject.capture import capture_activations
+from neuroexplain.subject.collector import Collector
+from neuroexplain.subject.load import load_subject
+from tests.fakes import tiny_subject
+from tests.subject.test_collector import OPTIONS, assert_same_state, batches
+from tests.subject.test_families import CONFIGS, saved
+
+TRACED = {"backend": "aot_eager", "dynamic": False}  # all of a compiler but the making of kernels
+
+
+def activations(subject, activation):
+    ids = torch.randint(2, 320, (3, 128), generator=torch.Generator().manual_seed(2)).to(subject.device)
+    found = {}
+    capture_activations(subject, ids, (0, 1), activation, lambda n, acts: found.update({n: acts.clone()}))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Start each test without what the ones before compiled: of one piece of code only so many versions are kept."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_is_around_the_mlp_is_compiled_and_gives_the_same(tmp_path, family, monkeypatch):
+    subject = load_subject(saved(tmp_path, family), "float32")
+    names, weights = list(subject.model.state_dict()), subject.weights_sha256
+    parts = kernels.around_mlp(subject)
+    assert [type(part).__name__ for part in parts if "Attention" in type(part).__name__] == [
+        type(part).__name__ for layer in subject.layers for part in layer.children() if "Attention" in type(part).__name__
+    ]
+    assert len(parts) >= len(subject.layers)
+    neurons = {subject.site(n, activation) for n in (0, 1) for activation in ("act", "post")}
+    assert not neurons & {module for part in parts for module in part.modules()}
+    plain = {activation: activations(subject, activation) for activation in ("act", "post")}
+    monkeypatch.setattr(kernels, "HOW", TRACED)
+    kernels.compile_around_mlp(subject)
+    for activation, wanted in plain.items():
+        for n, acts in activations(subject, activation).items():
+            torch.testing.assert_close(acts, wanted[n], rtol=0, atol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert (list(subject.model.state_dict()), type(subject)(**vars_of(subject)).weights_sha256) == (names, weights)
+
+
+def vars_of(subject):
+    return {name: value for name, value in vars(subject).items() if name != "weights_sha256"}
+
+
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++")), reason="no C++ compiler")
+def test_real_kernels_round_as_the_model_does(tmp_path):
+    """In bfloat16, on a processor, where kernels that do not round in between differ in a third of the values."""
+    subject = load_subject(str(tiny_subject(tmp_path)), "bfloat16", "cpu")
+    plain = activations(subject, "act")
+    kernels.compile_around_mlp(subject)
+    for n, acts in activations(subject, "act").items():
+        assert (acts == plain[n]).float().mean() > 0.999
+
+
+def test_a_collector_compiles_reads_the_same_and_keeps_nothing_of_the_trial(tmp_path, monkeypatch):
+    subject = load_subject(str(tiny_subject(tmp_path)), "float32")
+    plain, fast = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(2))
+    for token_ids, segments in batches(60, 16):
+        plain.read(token_ids, segments)
+    monkeypatch.setattr(kernels, "HOW", TRACED)
+    monkeypatch.setattr("neuroexplain.subject.collector.compiled_sum_segments", lambda batch_size: plain.sum_up)
+    fast.compile(16)
+    assert fast.compiled
+    assert all(stats.n == 0 for stats in fast.stats.values())
+    for token_ids, segments in batches(60, 16):
+        fast.read(token_ids, segments)
+    assert_same_state(fast.state(), plain.state())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_where_the_compiler_fails_all_is_as_before(tmp_path, monkeypatch):
+    subject = load_subject(str(tiny_subject(tmp_path)), "float32")
+    wanted = activations(subject, "act")
+    collector = Collector(subject, (0, 1), **OPTIONS, n_random=0, seed=0)
+    before = collector.sum_up
+
+    def broken(graph, inputs):
+        raise OSError("no compiler\nat all")
+
+    monkeypatch.setattr(kernels, "HOW", {"backend": broken})
+    with pytest.raises(kernels.FAILED, match="no compiler"):
+        collector.compile(4)
+    assert not collector.compiled
+    assert collector.sum_up is before
+    for n, acts in activations(subject, "act").items():
+        assert torch.equal(acts, wanted[n])
+
+
+def test_a_processor_compiles_nothing():
+    assert not kernels.can_compile(torch.device("cpu"))
