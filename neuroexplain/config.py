@@ -48,7 +48,7 @@ class CollectConfig:
     device: str = "auto"
     dtype: str = "auto"
     shard: tuple[int, int] | None = None  # (2, 8): the second of eight parts
-    compile: bool = True  # on a GPU: make few kernels of many; the last bits may differ
+    compile: bool = True  # on a GPU: few kernels in place of many; the run's versions say which it was
     windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
 
@@ -92,7 +92,7 @@ class CollectConfig:
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
         values = asdict(self)
-        del values["checkpoint_every"], values["windows"]
+        del values["checkpoint_every"], values["windows"], values["compile"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}

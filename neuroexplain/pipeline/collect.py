@@ -37,7 +37,7 @@ from neuroexplain.store.write import (
 from neuroexplain.subject.batch_size import find_batch_size
 from neuroexplain.subject.checkpoint import find_checkpoint, save_checkpoint
 from neuroexplain.subject.collector import Collector, send
-from neuroexplain.subject.kernels import FAILED, can_compile
+from neuroexplain.subject.kernels import FAILED, can_compile, undo
 from neuroexplain.subject.load import Subject, device_name, load_subject, tokenizer_sha256, vocabulary_entries
 from neuroexplain.types import SEGMENT_LENGTH, Run
 
@@ -69,6 +69,8 @@ def run_collect(
     saved = None if interrupted is None else find_checkpoint(store.checkpoint_path(interrupted.id))
     if saved is not None and interrupted is not None and saved.get("run") != _identity(interrupted):
         saved = None  # left by a run of another database of that name
+    if saved is not None:
+        saved.setdefault("kernels", "plain")  # all were, before there was a choice
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
     text = yield from prepare_text(config, subject.tokenizer, tokens, tally)
     try:
@@ -78,7 +80,8 @@ def run_collect(
             batch_size = saved["batch_size"]
         else:
             batch_size = config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
-        if config.compile and can_compile(subject.device):
+        undo(subject)
+        if config.compile and can_compile(subject.device) and (saved is None or saved["kernels"] == "compiled"):
             yield from _compile(collector, batch_size)
         if saved is not None and interrupted is not None:
             run_id, begin = interrupted.id, saved["done"]
@@ -254,8 +257,11 @@ def _compile(collector: Collector, batch_size: int) -> Generator[Progress]:
     yield Progress("loading the model", note="Compiling the model's attention and norms ...")
     try:
         collector.compile(batch_size)
-    except torch.OutOfMemoryError:
-        raise
+    except torch.OutOfMemoryError as error:
+        raise NeuroexplainError(
+            f"The device's memory does not hold a batch of {batch_size} segments beside what is kept of the neurons. "
+            "Take a smaller --batch-size, or --windows host."
+        ) from error
     except FAILED as error:
         cause = getattr(error, "inner_exception", error)  # what the compiler's own error is about
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

@@ -120,4 +120,6 @@ def _value(run: Run, name: str) -> Any:
 
 
 def _shape(run: Run, name: str) -> Any:
+    if name == "kernels":
+        return run.versions.get(name, "plain")  # all were, before there was a choice
     return run.dtype if name == "dtype" else run.versions.get(name)

@@ -26,7 +26,7 @@ class Behind:
             work()
             return
         made = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        made.record()
+        made.record(torch.cuda.current_stream(self.stream.device))
         waiting, self._waiting = self._waiting, (work, acts, made)
         if waiting is not None:
             self._do_now(*waiting)

@@ -14,7 +14,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.subject.behind import Behind
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.kernels import compile_around_mlp, compiled_sum_segments, undo
+from neuroexplain.subject.kernels import MOST_GRAPHS, compile_around_mlp, compiled_sum_segments, undo
 from neuroexplain.subject.load import Subject, special_ids
 from neuroexplain.subject.statistics import RunningStats, SumUp, sum_segments, sum_segments_in_cache
 from neuroexplain.subject.topk import EMPTY, Offer, TopK, fold_top_k, segments_of
@@ -98,10 +98,9 @@ class Collector:
             self.behind.finish()
 
     def probe(self, batch_size: int) -> None:
-        """Read a batch of so many segments in two layers and keep nothing; raises what the device raises where it does not fit.
+        """Read a batch of so many segments and keep nothing; raises what the device raises where it does not fit.
 
-        It takes the memory that the first batches of a run take, of which every segment is a candidate of every neuron: nothing
-        stays from layer to layer, and between two all of a layer is run.
+        It takes the memory that the first batches of a run take, of which every segment is a candidate of every neuron.
         """
         token_ids = torch.arange(SEGMENT_LENGTH, device=self.subject.device).repeat(batch_size, 1)
         if self.barred is not None:
@@ -111,7 +110,7 @@ class Collector:
         def drop(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             self._fold(self._empty_tops(), RunningStats(self.subject.d_mlp, self.subject.device), acts, offer)
 
-        self._run(token_ids, self.layers[:2], batch_size, drop)
+        self._run(token_ids, self.layers, batch_size, drop)
 
     def compile(self, batch_size: int) -> None:
         """Make few kernels of many, for batches of this size, and read one to see that they work.
@@ -122,7 +121,8 @@ class Collector:
         try:
             compile_around_mlp(self.subject)
             self.sum_up = compiled_sum_segments(batch_size)
-            self.probe(batch_size)
+            with torch._dynamo.config.patch(cache_size_limit=MOST_GRAPHS):
+                self.probe(batch_size)
         except BaseException:
             undo(self.subject)
             self.sum_up = plain

@@ -14,16 +14,27 @@ from torch.utils._triton import has_triton
 from neuroexplain.subject.load import Subject
 from neuroexplain.subject.statistics import Sums, SumUp, plain_sum_segments, sum_segments
 
-# Of torch.compile. Values are rounded in between as the separate kernels round them: else half of the bfloat16 ones have other
-# last bits some layers on. Batches have one shape.
-HOW: dict[str, Any] = {"dynamic": False, "options": {"emulate_precision_casts": True}}
+MOST_GRAPHS = 256  # of one module's code: of few families each layer has its own
 # What a compiler that does not work raises; running out of memory is none of it.
 FAILED = (RuntimeError, OSError, ImportError, subprocess.SubprocessError)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether it is a GPU, with Triton and a C compiler at hand."""
-    return device.type == "cuda" and has_triton() and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    """Whether it is a GPU, with Triton and a C compiler at hand, and TORCHDYNAMO_DISABLE is not set."""
+    if device.type != "cuda" or torch._dynamo.config.disable:
+        return False
+    return has_triton() and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+
+
+def how() -> dict[str, Any]:
+    """What torch.compile is told: batches have one shape; the same kernels in each process, not the fastest by a trial.
+
+    Values are rounded in between as the separate kernels do: else half of the bfloat16 ones have other last bits layers on.
+    """
+    from torch._inductor import config
+
+    wanted = ("emulate_precision_casts", "deterministic")
+    return {"dynamic": False, "options": {name: True for name in wanted if hasattr(config, name)}}
 
 
 def around_mlp(subject: Subject) -> list[nn.Module]:
@@ -38,8 +49,9 @@ def around_mlp(subject: Subject) -> list[nn.Module]:
 
 def compile_around_mlp(subject: Subject) -> None:
     """Have the parts around the MLPs compiled when they are first called."""
+    told = how()
     for part in around_mlp(subject):
-        part.compile(**HOW)
+        part.compile(**told)
 
 
 def undo(subject: Subject) -> None:
@@ -51,7 +63,7 @@ def undo(subject: Subject) -> None:
 def compiled_sum_segments(batch_size: int) -> SumUp:
     """`sum_segments` in one pass over the activations, in place of eight; for batches of this size, others go as before."""
     bare = inspect.unwrap(plain_sum_segments)  # without the checks of shapes that tests put around it
-    compiled: SumUp = torch.compile(bare, dynamic=False)
+    compiled: SumUp = torch.compile(bare, **how())
 
     def sum_up(acts: Tensor, center: Tensor) -> Sums:
         return (compiled if len(acts) == batch_size else sum_segments)(acts, center)

@@ -40,7 +40,7 @@ class RunningStats:
         """
         n = acts.shape[0] * acts.shape[1]
         if not self.n:
-            self.mean = acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n
+            self.mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
         center = self.mean.float()
         sums, squares, low, high, positive = (sum_up or sum_segments)(acts, center)
         off = sums.sum(dim=0, dtype=torch.float64) / n  # of this batch's mean from the center
@@ -49,8 +49,8 @@ class RunningStats:
         away = center + off - self.mean
         self.squares += own + away.square() * (self.n * n / total)
         self.mean += away * (n / total)
-        self.min = torch.minimum(self.min, low.amin(dim=0).float())
-        self.max = torch.maximum(self.max, high.amax(dim=0).float())
+        torch.minimum(self.min, low.amin(dim=0).float(), out=self.min)
+        torch.maximum(self.max, high.amax(dim=0).float(), out=self.max)
         self.positive += positive.sum(dim=0)
         self.n = total
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from neuroexplain.pipeline.collect import run_collect
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
 from neuroexplain.subject import kernels
+from neuroexplain.subject.collector import Collector
 from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.statistics import RunningStats, sum_segments
 from tests.pipeline.runs import assert_whole, command, content, merge
@@ -55,7 +57,7 @@ def compiles(monkeypatch):
     """A processor that compiles as a GPU does; what is compiled is traced only."""
     torch._dynamo.reset()
     monkeypatch.setattr(collect, "can_compile", lambda device: True)
-    monkeypatch.setattr(kernels, "HOW", {"backend": "aot_eager", "dynamic": False})
+    monkeypatch.setattr(kernels, "how", lambda: {"backend": "aot_eager", "dynamic": False})
     monkeypatch.setattr("neuroexplain.subject.collector.compiled_sum_segments", lambda batch_size: sum_segments)
 
 
@@ -66,7 +68,7 @@ def test_compiled_kernels_give_the_same_and_only_they_go_on(made, undisturbed, t
         told = [event.note for event in takewhile(lambda event: event.done < 4, events)]
         events.close()
         assert "Compiling the model's attention and norms ..." in told
-        with pytest.raises(NeuroexplainError, match="compile: True then, False now"):
+        with pytest.raises(NeuroexplainError, match="kernels: compiled then, plain now"):
             list(run_collect(store, replace(config, compile=False)))
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(collect, "can_compile", lambda device: False)
@@ -77,14 +79,28 @@ def test_compiled_kernels_give_the_same_and_only_they_go_on(made, undisturbed, t
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
+def test_too_large_a_batch_is_said_while_compiling(made, tmp_path, compiles, monkeypatch):
+    monkeypatch.setattr(Collector, "probe", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    with (
+        open_store(str(tmp_path / "x.db"), create=True) as store,
+        pytest.raises(NeuroexplainError, match=r"does not hold a batch of 2 segments.*--batch-size"),
+    ):
+        list(run_collect(store, CollectConfig(**made[1])))
+
+
 def test_where_the_compiler_fails_it_says_so_and_reads_as_before(made, undisturbed, tmp_path, compiles, monkeypatch):
     def broken(graph, inputs):
         raise OSError("no compiler\nat all")
 
-    monkeypatch.setattr(kernels, "HOW", {"backend": broken})
+    config = CollectConfig(**made[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
-        notes = [event.note for event in run_collect(store, CollectConfig(**made[1])) if event.note]
-        assert any("the model is read as it is, more slowly" in note and "no compiler" in note for note in notes)
+        with monkeypatch.context() as at_first:
+            at_first.setattr(kernels, "how", lambda: {"backend": broken})
+            events = run_collect(store, config)
+            notes = [event.note for event in takewhile(lambda event: event.done < 4, events)]
+            events.close()
+        assert any("the model is read as it is, more slowly: no compiler" in note for note in notes if note)
+        list(run_collect(store, config))  # by now it would compile, but what was begun is read to its end as it was
         assert list_runs(store)[0].versions["kernels"] == "plain"
     assert content(tmp_path / "x.db")[0] == undisturbed
 

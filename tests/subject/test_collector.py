@@ -108,12 +108,14 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
     later = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0))
     order = []
     do, fold = later.behind.do, later._fold
-    monkeypatch.setattr(later.behind, "do", lambda *args: (order.append("made"), do(*args)))
+    monkeypatch.setattr(later.behind, "do", lambda *args: (order.append("made"), do(*args), order.append("queued")))
     monkeypatch.setattr(later, "_fold", lambda *args: (order.append("folded"), fold(*args)))
     for token_ids, segments in batches(60, 8):
         at_once.read(token_ids, segments)
         later.read(token_ids, segments)
-    assert order == ["made", "made", "folded", "folded"] * 8
+    assert order == ["made", "queued", "made", "folded", "queued", "folded"] * 8
+    assert later.behind.stream.wait_event.call_count == torch.Tensor.record_stream.call_count == 2 * 8
+    assert torch.cuda.current_stream.return_value.wait_stream.call_count == 8
     assert_same_state(later.state(), at_once.state())
 
 

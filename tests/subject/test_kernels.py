@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from neuroexplain.subject import kernels
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector
 from neuroexplain.subject.load import load_subject
-from tests.fakes import tiny_subject
+from neuroexplain.subject.statistics import plain_sum_segments, sum_segments
+from tests.fakes import tiny_subject, tiny_tokenizer
 from tests.subject.test_collector import OPTIONS, assert_same_state, batches
 from tests.subject.test_families import CONFIGS, saved
 
@@ -42,7 +44,7 @@ def test_what_is_around_the_mlp_is_compiled_and_gives_the_same(tmp_path, family,
     neurons = {subject.site(n, activation) for n in (0, 1) for activation in ("act", "post")}
     assert not neurons & {module for part in parts for module in part.modules()}
     plain = {activation: activations(subject, activation) for activation in ("act", "post")}
-    monkeypatch.setattr(kernels, "HOW", TRACED)
+    monkeypatch.setattr(kernels, "how", lambda: TRACED)
     kernels.compile_around_mlp(subject)
     for activation, wanted in plain.items():
         for n, acts in activations(subject, activation).items():
@@ -69,13 +71,13 @@ def test_real_kernels_round_as_the_model_does(tmp_path):
 def test_a_collector_compiles_reads_the_same_and_keeps_nothing_of_the_trial(tmp_path, monkeypatch):
     subject = load_subject(str(tiny_subject(tmp_path)), "float32")
     plain, fast = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(2))
+    plain.sum_up = plain_sum_segments
     for token_ids, segments in batches(60, 16):
         plain.read(token_ids, segments)
-    monkeypatch.setattr(kernels, "HOW", TRACED)
-    monkeypatch.setattr("neuroexplain.subject.collector.compiled_sum_segments", lambda batch_size: plain.sum_up)
+    monkeypatch.setattr(kernels, "how", lambda: TRACED)
     fast.compile(16)
     assert fast.compiled
-    assert all(stats.n == 0 for stats in fast.stats.values())
+    assert_same_state(fast.state(), Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0).state())
     for token_ids, segments in batches(60, 16):
         fast.read(token_ids, segments)
     assert_same_state(fast.state(), plain.state())
@@ -91,13 +93,39 @@ def test_where_the_compiler_fails_all_is_as_before(tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise OSError("no compiler\nat all")
 
-    monkeypatch.setattr(kernels, "HOW", {"backend": broken})
+    monkeypatch.setattr(kernels, "how", lambda: {"backend": broken})
     with pytest.raises(kernels.FAILED, match="no compiler"):
         collector.compile(4)
     assert not collector.compiled
     assert collector.sum_up is before
     for n, acts in activations(subject, "act").items():
         assert torch.equal(acts, wanted[n])
+
+
+def test_whole_batches_are_summed_up_by_the_compiled_kernel_and_others_as_before(monkeypatch):
+    summed = []
+
+    def compile(function, **how):
+        return lambda acts, center: (summed.append(len(acts)), function(acts, center))[1]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    sum_up = kernels.compiled_sum_segments(4)
+    for n in (4, 3, 5, 4):
+        acts, center = torch.randn(n, 64, 6, generator=torch.Generator().manual_seed(n)), torch.linspace(-1, 1, 6)
+        for found, wanted in zip(sum_up(acts, center), sum_segments(acts, center), strict=True):
+            torch.testing.assert_close(found, wanted)
+    assert summed == [4, 4]
+
+
+def test_layers_with_code_of_their_own_are_all_compiled(tmp_path, monkeypatch):
+    """More of them than torch.compile makes graphs of one module by itself: those beyond it would run plain."""
+    config = GPT2Config(**CONFIGS["gpt2"] | {"n_layer": 12, "scale_attn_by_inverse_layer_idx": True})
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    subject = load_subject(str(tmp_path), "float32")
+    monkeypatch.setattr(kernels, "how", lambda: TRACED)
+    Collector(subject, range(12), **OPTIONS, n_random=0, seed=0).compile(4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12 + 1  # attention, and the statistics
 
 
 def test_a_processor_compiles_nothing():
