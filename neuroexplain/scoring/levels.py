@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEAST_SHARE = 1e-3  # an expected level in 0..1 below which two are alike: 0, as where a word was cut off
+NOISE = 0.2  # of log odds: by so much two prompts differ that say the same of a token
 
 
 def to_levels(activations: ArrayLike, maximum: float, scale: int = 10) -> NDArray[np.int64]:
@@ -31,11 +32,12 @@ def expected_level(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float
 def raised_level(expected: NDArray[np.float64], neutral: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much an explanation raises the odds of the highest level over a neutral one; same shape.
 
-    `max(0, log(odds / neutral odds))`, of expected levels in 0..1. What the neutral one gives is what the simulator says of the
-    token whatever is looked for; NaN stays NaN.
+    `r = max(0, log(odds / neutral odds))` of expected levels in 0..1, less where it is no more than noise: `r^2 / (r + NOISE)`.
+    What the neutral one gives is what the simulator says of the token whatever is looked for; NaN stays NaN.
     """
-    raised: NDArray[np.float64] = np.maximum(0.0, _log_odds(expected) - _log_odds(neutral))
-    return raised
+    raised = np.maximum(0.0, _log_odds(expected) - _log_odds(neutral))
+    beyond_noise: NDArray[np.float64] = raised**2 / (raised + NOISE)
+    return beyond_noise
 
 
 def _log_odds(share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -78,13 +78,18 @@ def log_odds(share):
     return np.log((share + 1e-3) / (1 - share + 1e-3))
 
 
+def raised(levels, neutral):
+    ratio = np.maximum(0, log_odds(levels) - log_odds(neutral))
+    return ratio * ratio / (ratio + 0.2)
+
+
 def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
     np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, np.maximum(0, log_odds(levels) - log_odds(neutral)), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found.levels, raised(levels, neutral), rtol=2e-2, atol=1e-4)
     assert (found.levels > 0).any()
     neutral_prompt = digits._turns("")[-1].content.removeprefix("The neuron looks for: ")
     assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].levels.any()
@@ -154,7 +159,7 @@ def test_where_no_level_was_given_nothing_is_predicted():
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
     assert np.isnan(found.levels[0])
-    assert found.levels[1:].tolist() == pytest.approx([0, log_odds(1 / 6) - log_odds(0)])
+    assert found.levels[1:].tolist() == pytest.approx([0, raised(1 / 6, 0)])
     assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
 
 
@@ -250,7 +255,7 @@ def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summ
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
     np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, np.maximum(0, log_odds(levels) - log_odds(neutral)), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(found.levels, raised(levels, neutral), rtol=2e-2, atol=1e-4)
 
 
 def test_a_tokenizer_without_single_tokens_for_either_is_refused():
