@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.pipeline.page import find_explanations, load_page
-from neuroexplain.present import number, printable, query_json, show_json
+from neuroexplain.present import QUERY_COLUMNS, number, printable, query_json, show_json
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_runs, load_run
 from neuroexplain.types import Exemplar, Explanation, NeuronId, NeuronPage, QueryRow, Run, StoredScore
@@ -24,7 +24,7 @@ class QueryRows(list[QueryRow]):
         """One row an explanation: the columns of `query --json`."""
         import pandas as pd
 
-        return pd.DataFrame(query_json(self))
+        return pd.DataFrame(query_json(self), columns=list(QUERY_COLUMNS))
 
     def _repr_html_(self) -> str:
         from neuroexplain.web.views import notebook_rows

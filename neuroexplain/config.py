@@ -105,6 +105,12 @@ MOST_CANDIDATES, MOST_REVISIONS = 100, 10
 SIMULATOR_NAMES: tuple[SimulatorName, ...] = ("digits", "lexical")
 
 
+def check_simulator(name: str) -> None:
+    """Raises NeuroexplainError where there is none of that name."""
+    if name not in SIMULATOR_NAMES:
+        raise NeuroexplainError(f"--simulator {name!r} is not one of {', '.join(SIMULATOR_NAMES)}.")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Which engine answers: at most one of `server`, `vllm` and `local`; with none, the default server."""
@@ -150,8 +156,7 @@ class ScoreConfig:
     engine: EngineConfig | None = None  # the simulator's own; None: the explainer's
 
     def __post_init__(self) -> None:
-        if self.simulator not in SIMULATOR_NAMES:
-            raise NeuroexplainError(f"--simulator {self.simulator!r} is not one of {', '.join(SIMULATOR_NAMES)}.")
+        check_simulator(self.simulator)
 
 
 @dataclass(frozen=True)

@@ -113,12 +113,16 @@ def run_json(run: Run) -> dict[str, Any]:
     return {**asdict(run), "layers": list(run.layers)}
 
 
+QUERY_COLUMNS = (
+    *("layer", "neuron", "explanation", "explanation_id", "correlation", "ci_low", "ci_high"),
+    *("explainer", "model", "simulator", "simulator_model", "max_activation"),
+)
+
+
 def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """`query --json`: one object a row, best first."""
-    names = ("explanation", "explanation_id", "correlation", "ci_low", "ci_high", "explainer", "model", "simulator")
-    more = ("simulator_model", "max_activation")
     return [
-        {"layer": row.neuron.layer, "neuron": row.neuron.neuron} | {name: getattr(row, name) for name in (*names, *more)}
+        {"layer": row.neuron.layer, "neuron": row.neuron.neuron} | {name: getattr(row, name) for name in QUERY_COLUMNS[2:]}
         for row in rows
     ]
 
@@ -127,8 +131,7 @@ def query_csv(rows: Sequence[QueryRow]) -> str:
     """`query --csv`: a header and one line a row; a cell that a spreadsheet would run as a formula gets an apostrophe."""
     out = io.StringIO()
     objects = query_json(rows)
-    names = list(objects[0]) if objects else ["layer", "neuron", "explanation", "correlation"]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, QUERY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for one in objects:
         writer.writerow({name: _defused(value) if isinstance(value, str) else value for name, value in one.items()})

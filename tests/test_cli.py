@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from neuroexplain import __version__
 from neuroexplain.cli.interrupt import Interrupted, Stopping
 from tests.fakes import tiny_subject, words
 
@@ -91,6 +92,12 @@ def test_verify_finds_every_score_again_and_sees_a_changed_one(made, tmp_path):
         )
     changed = run("verify", "--db", copy)
     assert (changed.returncode, "1 faults" in changed.stderr) == (1, True)
+    assert len(changed.stdout.splitlines()) == 1  # for a file
+
+
+def test_the_version_is_said():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"neuroexplain {__version__}\n")
 
 
 def test_a_hypothesis_of_ones_own_is_scored(made):
@@ -107,6 +114,12 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "text.jsonl"), "cannot be read as a database"),
         (("query", "--db", "model"), "is a folder"),
         (("query", "--db", "x.db", "--sort", "colour"), "is not known; there is score"),
+        (("query", "--db", "x.db", "--layer", "99"), "has no layer 99: it has 2 of them"),
+        (("query", "--db", "x.db", "--simulator", "colour"), "is not one of digits, lexical"),
+        (("query", "geese", "--db", "x.db", "--failed"), "leave out the words"),
+        (("export", "jsonl", "out", "--db", "x.db", "--layers", "99", "--every"), "has no layer 99"),
+        (("import", "llama3-neurons", "none", "--db", "new.db"), "There is no folder none"),
+        (("explain", "--db", "x.db", "--layer", "0", "--neurons", "0:1"), "both given"),
         (("query", '" OR', "--db", "x.db", "--layer", "x"), "Cannot read the layers"),
         (("query", "***", "--db", "x.db"), "no word to search for"),
         (("query", "--db", "x.db", "--run", "77"), "no finished run 77"),

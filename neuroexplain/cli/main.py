@@ -55,12 +55,33 @@ SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help=
 SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")]
 SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")]
 SimulatorName = Annotated[
-    str, typer.Option("--simulator", help="digits (Bills et al. 2023; a capable model) or lexical (any model, no context).")
+    str,
+    typer.Option(
+        "--simulator",
+        help="digits (a capable model judges each token, after Bills et al. 2023) or lexical (any model, no context).",
+    ),
 ]
 WithNull = Annotated[
     bool, typer.Option("--null", help="Score another neuron's explanation on the same records too (lexical always does).")
 ]
 DEFAULT_DB = "neuroexplain.db"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from neuroexplain import __version__
+
+        print(f"neuroexplain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example:  neuroexplain collect --model ./llama --dataset 'texts/*.jsonl' --segments 4000")
@@ -305,6 +326,7 @@ def query(
     max_score: Annotated[float | None, typer.Option(help="Greatest correlation.")] = None,
     sort: Annotated[str, typer.Option(help="score, activation or neuron.")] = "score",
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
+    simulator: Annotated[str | None, typer.Option(help="Only scores by this one: digits or lexical.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000_000, help="Rows at most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="What could not be explained or scored, and why.")] = False,
@@ -314,16 +336,21 @@ def query(
 ) -> None:
     """Find explanations by text, layer, score or peak token, best first."""
     from neuroexplain.cli.render import failures_table, query_table
-    from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.config import check_simulator
     from neuroexplain.pipeline.page import find_explanations
     from neuroexplain.present import printable, query_csv, query_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_failures, load_run
 
+    if failed and (as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, simulator))):
+        raise NeuroexplainError("--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv.")
+    if simulator is not None:
+        check_simulator(simulator)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
+        layers = _layers_of(run, layer) if layer is not None else None
         if failed:
-            failures = list_failures(store, run.id, parse_layers(layer) if layer is not None else None, limit)
+            failures = list_failures(store, run.id, layers, limit)
             if as_json:
                 _print_json([asdict(one) for one in failures])
             elif failures:
@@ -335,7 +362,8 @@ def query(
             store,
             run,
             text=text,
-            layers=parse_layers(layer) if layer is not None else None,
+            layers=layers,
+            simulator=simulator,
             min_score=min_score,
             max_score=max_score,
             sort=sort,
@@ -428,7 +456,7 @@ def serve(
         serve_until_stopped(made, listening)
 
 
-@app.command()
+@app.command(epilog="Example:  neuroexplain runs --db demo.db")
 def runs(
     db: Db = DEFAULT_DB,
     as_json: AsJson = False,
@@ -523,6 +551,8 @@ def import_(
     _check_format(file_format, IMPORTED)
     wanted = parse_layers(layers) if layers is not None else None
     more: dict[str, Any] = {}
+    if not source.is_dir():
+        raise NeuroexplainError(f"There is no folder {source}. Give the one that holds the data.")
     if file_format == "llama3-neurons":
         from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
 
@@ -558,8 +588,10 @@ def export(
     ] = False,
     run_id: RunId = None,
 ) -> None:
-    """Write a run for others to read. parquet and llama3-neurons hold all of it; the rest the neurons that are explained."""
-    from neuroexplain.cli.selection import parse_layers
+    """Write a run for others to read.
+
+    parquet holds all of it, llama3-neurons all top records, the rest the neurons that are explained.
+    """
     from neuroexplain.exchange.jsonl import export_jsonl
     from neuroexplain.exchange.llama3_neurons import export_llama3_neurons
     from neuroexplain.exchange.neuronpedia import export_neuronpedia
@@ -571,7 +603,7 @@ def export(
     _check_format(file_format, EXPORTED)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
-        wanted = parse_layers(layers) if layers is not None else None
+        wanted = _layers_of(run, layers) if layers is not None else None
         if file_format in ("llama3-neurons", "parquet"):
             if wanted is not None:
                 raise NeuroexplainError(f"{file_format} holds all layers of a run; leave out --layers.")
@@ -629,10 +661,11 @@ def plot(
     say(f"Wrote {', '.join(map(str, files))}.")
 
 
-@app.command()
+@app.command(epilog="Example:  neuroexplain verify --db demo.db > faults.txt")
 def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
     """Recompute every score from what is stored, and look for leaks and orphans."""
     from neuroexplain.pipeline.score import verify_run
+    from neuroexplain.present import printable
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_orphans, load_run
 
@@ -640,13 +673,13 @@ def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
         wrong = list(verify_run(store, load_run(store, run_id)))
         orphans = count_orphans(store)
     for line in wrong:
-        say(line)
+        print(printable(line))
     say(f"{len(wrong)} faults, {orphans} orphans.")
     if wrong or orphans:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example:  neuroexplain upgrade --db old.db")
 def upgrade(db: Db = DEFAULT_DB) -> None:
     """Bring a database to this version's schema."""
     from neuroexplain.store.engine import upgrade_store
@@ -655,7 +688,7 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
     say(f"{db}: schema version {before} to {after}.")
 
 
-@app.command()
+@app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --local ./model")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for demo.db.")] = Path(),
     local: Annotated[
@@ -753,20 +786,17 @@ def _drop_run(db: str, run_id: int) -> None:
 
 def _select(store: Any, run: "Run", layers: str | None, neurons: str | None) -> "list[NeuronId]":
     """The neurons named; raises NeuroexplainError where the run does not hold one."""
-    from neuroexplain.cli.selection import parse_layers, parse_neurons
+    from neuroexplain.cli.selection import parse_neurons
     from neuroexplain.store.read import list_neuron_ids
 
-    if (layers is None) == (neurons is None):
+    if layers is None and neurons is None:
         raise NeuroexplainError("Name a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7")
+    if layers is not None and neurons is not None:
+        raise NeuroexplainError(
+            f"--layer {layers} and --neurons {neurons} are both given, one of them perhaps in neuroexplain.toml: name one."
+        )
     if layers is not None:
-        wanted_layers = parse_layers(layers)
-        missing = [one for one in wanted_layers if one not in run.layers]
-        if missing:
-            raise NeuroexplainError(
-                f"Run {run.id} has no layer {missing[0]}: "
-                f"it holds {len(run.layers)} layers, {min(run.layers)} to {max(run.layers)}."
-            )
-        return list_neuron_ids(store, run.id, wanted_layers)
+        return list_neuron_ids(store, run.id, _layers_of(run, layers))
     wanted = parse_neurons(neurons or "")
     for one in wanted:
         if one.layer not in run.layers or one.neuron >= run.d_mlp:
@@ -775,6 +805,19 @@ def _select(store: Any, run: "Run", layers: str | None, neurons: str | None) -> 
                 f"with {run.d_mlp:,} neurons each, both counted from 0."
             )
     return list(wanted)
+
+
+def _layers_of(run: "Run", typed: str) -> tuple[int, ...]:
+    """The layers named; raises NeuroexplainError where the run does not hold one."""
+    from neuroexplain.cli.selection import parse_layers
+
+    wanted = parse_layers(typed)
+    missing = [one for one in wanted if one not in run.layers]
+    if missing:
+        raise NeuroexplainError(
+            f"Run {run.id} has no layer {missing[0]}: it has {len(run.layers)} of them, {min(run.layers)} to {max(run.layers)}."
+        )
+    return wanted
 
 
 def _engine_config(

@@ -46,9 +46,14 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False)
     for name, right in (("neuron", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("neuron", "score"))
+    several = len({(row.simulator, row.simulator_model) for row in rows if row.simulator}) > 1
+    if several:  # else a line is not told from the next
+        table.add_column("scored by", overflow="fold")
     for row in rows:
         by = explained_by(row.explainer, row.model)
-        cells = (str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by)
+        cells = [str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by]
+        if several:
+            cells.append(f"{row.simulator}, {short_name(row.simulator_model or '')}" if row.simulator else "")
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -120,6 +125,9 @@ def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Gr
     if not page.explanations:
         lines.append(Text(f"not explained yet:  neuroexplain explain --neurons {neuron.id} --db {db}", style="dim"))
     simulated = {(r.kind, r.rank): r for s in page.simulations[:1] for r in s.records}
+    scale = _scale(list(simulated.values()))
+    if simulated:
+        lines += [Text(), _simulated_by(page)]
     strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
     for kind in ("top", "bottom", "random"):
         shown = [x for x in neuron.exemplars if x.kind == kind][: top if kind != "random" else max(1, top // 2)]
@@ -128,7 +136,7 @@ def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Gr
         for x in shown:
             lines.append(record_line(page, x, strongest, width))
             if (x.kind, x.rank) in simulated:
-                lines.append(_simulated_line(page, x, simulated[x.kind, x.rank], width))
+                lines.append(_simulated_line(page, x, simulated[x.kind, x.rank], scale, width))
     s = neuron.stats
     if s is not None:
         said = f"mean {s.mean:.4g}, std {s.std:.4g}, min {s.min:.4g}, max {s.max:.4g}, {s.share_positive:.1%} above 0"
@@ -146,7 +154,8 @@ def record_line(page: NeuronPage, x: Exemplar, strongest: float, width: int = 80
     from rich.text import Text
 
     shown, peak = _around_peak(page, x, width)
-    line = Text(f"  {x.activation:8.3g}  ", style="dim", no_wrap=True, overflow="ellipsis")
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"  {x.activation:8.3g}  ", style="dim")
     for at in shown:
         token = page.tokens[int(x.token_ids[at])]
         text = printable(token.text)
@@ -252,16 +261,32 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     return lines
 
 
-def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord, width: int) -> Text:
+def _simulated_by(page: NeuronPage) -> Text:
+    """Whose levels stand under the records, and from which explanation."""
+    from rich.text import Text
+
+    one = page.simulations[0]
+    explained = next((e.text or "" for e in page.explanations if e.id == one.explanation_id), "")
+    said = f"predicted by {one.simulator}, {short_name(one.provenance.model)}, from: {explained}"
+    return Text(printable(said), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def _scale(records: Sequence[SimulatedRecord]) -> tuple[float, float]:
+    """The least and the greatest level of a simulation; (0, 0) without any."""
+    predicted = [float(level) for r in records for level in r.expected_levels if not math.isnan(level)]
+    return (min(predicted), max(predicted)) if predicted else (0.0, 0.0)
+
+
+def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord, scale: tuple[float, float], width: int) -> Text:
     """Simulated levels under the true ones: a bar under each token of the crop that was scored, ? without a prediction."""
-    import numpy as np
     from rich.text import Text
 
     shown, peak = _around_peak(page, x, width)
-    levels = r.expected_levels
-    predicted = levels[~np.isnan(levels)]
-    low, high = (float(predicted.min()), float(predicted.max())) if len(predicted) else (0.0, 0.0)
-    line = Text("simulated".ljust(MARGIN), style="dim", no_wrap=True, overflow="ellipsis")
+    levels, (low, high) = r.expected_levels, scale
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append("simulated".ljust(MARGIN), style="dim")
+    if not range(max(shown.start, r.first), min(shown.stop, r.first + CROP_LENGTH)):
+        return line.append("(on tokens that do not fit here)", style="dim")
     for at in shown:
         cells = cell_width(page.tokens[int(x.token_ids[at])].text) + (len("[]") if at == peak else 0)
         inside = r.first <= at < r.first + CROP_LENGTH and high > low

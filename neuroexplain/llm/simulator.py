@@ -69,7 +69,7 @@ class Simulator(Protocol):
 
 
 class DigitsSimulator:
-    """All at once (Bills et al. 2023), by yes and no where they are tokens, over a neutral explanation.
+    """All at once as Bills et al. (2023) do, but by yes and no where they are tokens, and over a neutral explanation.
 
     Every token has a line of its own: its text, a tab, where the distribution over LEVEL_WORDS is read, and the least of them:
     right for most tokens, and the mass on all stays. The records of up to TOGETHER tokens follow each other in one prompt, in

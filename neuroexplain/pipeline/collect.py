@@ -96,7 +96,8 @@ def run_collect(
             run_id = create_run(store, _run_fields(config, collector, batch_size))
             store.checkpoint_path(run_id).unlink(missing_ok=True)
             save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
-            note = f"Reading {batch_size} segments at once."
+            dtype = str(subject.dtype).removeprefix("torch.")
+            note = f"Reading {batch_size} segments at once, in {dtype} on {subject.device}."
         yield Progress("collecting", begin, text.total, "segments", note=note)
         saved = None  # its tensors are the collector's by now
         path = store.checkpoint_path(run_id)

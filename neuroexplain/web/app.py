@@ -274,6 +274,10 @@ def make_app(
     def docs() -> Response:
         return HTMLResponse(views.render("docs.html"))
 
+    @app.get("/api", include_in_schema=False)
+    def api() -> Response:
+        return RedirectResponse("/docs")
+
     @app.get("/api/runs", responses=problems)
     def api_runs() -> list[RunAnswer]:
         """All runs, oldest first."""

@@ -1,10 +1,12 @@
 """Records on a terminal: the peak is in sight at every width, and bars stand under their tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.render import MARGIN, record_line, show_text
+from neuroexplain.cli.render import MARGIN, query_table, record_line, show_text
 from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
@@ -13,6 +15,7 @@ from neuroexplain.types import (
     NeuronId,
     NeuronPage,
     Provenance,
+    QueryRow,
     Run,
     SimulatedRecord,
     Simulation,
@@ -80,3 +83,37 @@ def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
     end = sum(cells[: first + CROP_LENGTH])
     assert bars[end - 1] == "█"
     assert bars[end:].isspace()
+
+
+def test_all_records_of_a_simulation_are_drawn_on_one_scale():
+    page = make_page(np.linspace(0, 8, CROP_LENGTH, dtype=np.float32), PEAK_INDEX - 8)
+    (x,), (simulation,) = page.neuron.exemplars, page.simulations
+    weak = SimulatedRecord("top", 1, PEAK_INDEX - 8, np.linspace(0, 2, CROP_LENGTH, dtype=np.float32))
+    page = replace(
+        page,
+        neuron=replace(page.neuron, exemplars=(x, replace(x, rank=1))),
+        simulations=(replace(simulation, records=(*simulation.records, weak)),),
+    )
+    one, other = (line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated"))
+    assert "█" in one
+    assert set(other[MARGIN:].strip()) == {"▁", "▂"}
+
+
+def test_where_the_scored_tokens_are_out_of_sight_it_says_so():
+    shown = drawn(show_text(make_page(np.ones(CROP_LENGTH, np.float32), 0), "x.db", width=16), 60)
+    assert "simulated   (on tokens that do not fit here)" in shown
+
+
+def test_only_the_number_before_a_record_is_dim():
+    line = record_line(make_page(), make_page().neuron.exemplars[0], 5.0, 80)
+    assert line.style == ""
+    assert [line.plain[span.start : span.end].strip() for span in line.spans if "dim" in str(span.style)] == ["5"]
+
+
+def test_scores_by_several_simulators_are_told_apart():
+    row = QueryRow(NEURON, "rivers", 1, "pairs", "m", "digits", "some/m", 0.5, 0.4, 0.6, 5.0)
+    other = replace(row, simulator="lexical", correlation=0.7)
+    assert "scored by" not in "".join(drawn(query_table([row, row]), 100))
+    lines = [" ".join(line.split()) for line in drawn(query_table([row, other]), 100)]
+    assert "0:1 0.50 0.40 to 0.60 rivers pairs, m digits, some/m" in lines
+    assert "0:1 0.70 0.40 to 0.60 rivers pairs, m lexical, some/m" in lines
