@@ -344,6 +344,8 @@ def query(
 
     if failed and (as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, simulator))):
         raise NeuroexplainError("--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv.")
+    if min_score is not None and max_score is not None and min_score > max_score:
+        raise NeuroexplainError(f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them.")
     if simulator is not None:
         check_simulator(simulator)
     with open_store(db, read_only=True) as store:
