@@ -75,12 +75,12 @@ def run_collect(
     text = yield from prepare_text(config, subject.tokenizer, tokens, tally)
     try:
         _check_text(text, config, subject, tokens if tally is None else None)
+        undo(subject)  # what an earlier run of this process compiled
         collector = _new_collector(config, subject, layers)
         if saved is not None:
             batch_size = saved["batch_size"]
         else:
             batch_size = config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
-        undo(subject)
         if config.compile and can_compile(subject.device) and (saved is None or saved["kernels"] == "compiled"):
             yield from _compile(collector, batch_size)
         if saved is not None and interrupted is not None:
@@ -93,11 +93,11 @@ def run_collect(
             if interrupted is not None:
                 delete_run(store, interrupted.id)
             begin, read = 0, hash_text(text, 0)
-            run_id = create_run(store, _run_fields(config, collector, batch_size))
+            fields = _run_fields(config, collector, batch_size)
+            run_id = create_run(store, fields)
             store.checkpoint_path(run_id).unlink(missing_ok=True)
             save_vocabulary(store, run_id, vocabulary_entries(subject.tokenizer))
-            dtype = str(subject.dtype).removeprefix("torch.")
-            note = f"Reading {batch_size} segments at once, in {dtype} on {subject.device}."
+            note = f"Reading {batch_size} segments at once, in {fields['dtype']} on {subject.device}."
         yield Progress("collecting", begin, text.total, "segments", note=note)
         saved = None  # its tensors are the collector's by now
         path = store.checkpoint_path(run_id)

@@ -14,7 +14,7 @@ LARGEST_BATCH_SIZE = 256  # from 64 on a GPU reads no faster, and new candidates
 
 
 def find_batch_size(collector: Collector, n_segments: int) -> int:
-    """On a CPU always the same; on a GPU the largest power of two that fits, found by trying before the first segment."""
+    """On a CPU always the same; on a GPU the largest power of two, up to 256, that fits, found by trying before all else."""
     if collector.subject.device.type != "cuda":
         return CPU_BATCH_SIZE
     return largest_that_fits(collector.probe, min(LARGEST_BATCH_SIZE, n_segments))

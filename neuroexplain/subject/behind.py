@@ -47,5 +47,5 @@ class Behind:
         assert self.stream is not None
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(made)
+            acts.record_stream(self.stream)  # nobody gets their memory before this stream has read them, also where work fails
             work()
-        acts.record_stream(self.stream)  # nobody gets their memory before this stream has read them

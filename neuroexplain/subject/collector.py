@@ -81,11 +81,9 @@ class Collector:
             if places:
                 self.random[layer][places] = acts[rows, RANDOM_START:].cpu()
 
-        self._run(token_ids, self.layers, n, keep)
+        self._run(token_ids, n, keep)
 
-    def _run(
-        self, token_ids: Int[Tensor, "batch seq"], layers: Sequence[int], n: int, keep: Callable[[int, Tensor], None]
-    ) -> None:
+    def _run(self, token_ids: Int[Tensor, "batch seq"], n: int, keep: Callable[[int, Tensor], None]) -> None:
         """Run a batch, and call keep(layer, acts) of its first n segments for each layer, in order."""
         self.behind.forget()
 
@@ -93,7 +91,7 @@ class Collector:
             acts = acts[:n]
             self.behind.do(lambda: keep(layer, acts), acts)
 
-        capture_activations(self.subject, token_ids, layers, self.activation, receive)
+        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
         with torch.inference_mode():
             self.behind.finish()
 
@@ -110,7 +108,7 @@ class Collector:
         def drop(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
             self._fold(self._empty_tops(), RunningStats(self.subject.d_mlp, self.subject.device), acts, offer)
 
-        self._run(token_ids, self.layers, batch_size, drop)
+        self._run(token_ids, batch_size, drop)
 
     def compile(self, batch_size: int) -> None:
         """Make few kernels of many, for batches of this size, and read one to see that they work.

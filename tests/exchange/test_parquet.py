@@ -390,6 +390,7 @@ def test_python_gives_objects_frames_and_pictures(hostile):
         found = db.query(min_score=-1.0, limit=5)
         frame = found.to_frame()
         assert list(frame["correlation"]) == [row.correlation for row in found]
+        assert list(db.query("nobody wrote this").to_frame().columns) == list(frame.columns)
         reading = db.neuron(0, 1)
         assert len(reading.to_frame()) == len(reading.exemplars)
         assert len(reading.tokens(reading.exemplars[0])) == 64

@@ -79,6 +79,29 @@ def test_compiled_kernels_give_the_same_and_only_they_go_on(made, undisturbed, t
     assert content(tmp_path / "x.db")[0] == undisturbed
 
 
+def test_parts_of_other_kernels_are_merged_when_asked_for(parts, made, tmp_path, compiles):
+    with open_store(str(tmp_path / "2.db"), create=True) as store:
+        list(run_collect(store, CollectConfig(**made[1] | {"shard": (2, N_PARTS)})))
+    with pytest.raises(NeuroexplainError, match="kernels: plain and compiled"):
+        merge(parts / "1.db", tmp_path / "2.db", tmp_path / "x.db")
+    merge(parts / "1.db", tmp_path / "2.db", tmp_path / "x.db", allow_mixed=True)
+
+
+def test_a_checkpoint_of_before_there_was_a_choice_goes_on_plain(made, undisturbed, tmp_path, compiles):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, replace(config, compile=False))
+        next(event for event in events if event.done == 4)
+        events.close()
+        path = store.checkpoint_path(1)
+        saved = torch.load(path)
+        del saved["kernels"]
+        torch.save(saved, path)
+        notes = [event.note for event in run_collect(store, config) if event.note]
+        assert any("continuing: 4 of" in note for note in notes)
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
 def test_too_large_a_batch_is_said_while_compiling(made, tmp_path, compiles, monkeypatch):
     monkeypatch.setattr(Collector, "probe", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     with (

@@ -73,7 +73,7 @@ def check(html):
 
 
 PAGES = ["/", "/0/1", "/0/2", "/1/23", "/search", "/search?q=evil", "/search?q=hyperlink", "/search?token=river", "/try"]
-PAGES += ["/docs", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
+PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
 PAGES += ["/search?q=%3Cscript%3E&token=%22%3E%3Cimg%20src=x%20onerror=a%3E&layer=%3Cb%3E&sort=%22onload="]
 
