@@ -71,7 +71,7 @@ class NeuronReading:
         return pd.DataFrame(show_json(self.page)["exemplars"])
 
     def __repr__(self) -> str:
-        scores = [s.score.correlation for s in self.scores if s.score.split == "report" and s.score.kind == "top_and_random"]
+        scores = [s.score.correlation for s in self.scores if self.page.run.headline.is_of(s.score)]
         said = [f"{number(max(r for r in scores if r is not None))}"] if any(r is not None for r in scores) else []
         said += [repr(printable(e.text or "")) for e in self.explanations[:1]]
         return f"<neuron {self.id}: {' '.join(said) or self.page.neuron.status}>"

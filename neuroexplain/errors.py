@@ -1,5 +1,9 @@
 """What can go wrong in a way that the person at the keyboard can fix."""
 
+from __future__ import annotations
+
+from neuroexplain.types import Status
+
 
 class NeuroexplainError(Exception):
     """A mistake or a circumstance that the reader can act on.
@@ -32,8 +36,8 @@ class LlmReplyError(Exception):
     and the raw `reply`, and the run goes on.
     """
 
-    def __init__(self, status: str, reason: str, reply: str | None = None) -> None:
+    def __init__(self, status: Status, reason: str, reply: str | None = None) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status = Status(status)
         self.reason = reason
         self.reply = reply

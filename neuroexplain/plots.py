@@ -14,10 +14,10 @@ from neuroexplain.types import Neuron
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Headline = tuple[int, str, str, float]  # layer, explainer, simulator, correlation
+OneScore = tuple[int, str, str, float]  # layer, explainer, simulator, correlation
 
 
-def scores_by_layer(axes: Axes, scores: Sequence[Headline]) -> None:
+def scores_by_layer(axes: Axes, scores: Sequence[OneScore]) -> None:
     """Each score as a dot, and each layer's median as a line, by explainer and simulator."""
     for number, (name, own) in enumerate(_by_name(scores).items()):
         layers, values = np.array([layer for layer, _ in own]), np.array([r for _, r in own])
@@ -29,7 +29,7 @@ def scores_by_layer(axes: Axes, scores: Sequence[Headline]) -> None:
     axes.legend()
 
 
-def score_distribution(axes: Axes, scores: Sequence[Headline]) -> None:
+def score_distribution(axes: Axes, scores: Sequence[OneScore]) -> None:
     """Histograms of the scores, LLM and baseline."""
     for name, own in _by_name(scores).items():
         axes.hist([r for _, r in own], bins=np.linspace(-1, 1, 41).tolist(), alpha=0.55, label=f"{name} ({len(own):,})")
@@ -37,7 +37,7 @@ def score_distribution(axes: Axes, scores: Sequence[Headline]) -> None:
     axes.legend()
 
 
-def share_above(axes: Axes, scores: Sequence[Headline]) -> None:
+def share_above(axes: Axes, scores: Sequence[OneScore]) -> None:
     """The share of explained neurons that score above each value, as in Bills et al. (2023)."""
     for name, own in _by_name(scores).items():
         values = np.sort([r for _, r in own])
@@ -76,7 +76,7 @@ def save_figure(draw: Callable[[Axes], None], out: Path) -> list[Path]:
     return files
 
 
-def _by_name(scores: Sequence[Headline]) -> Mapping[str, list[tuple[int, float]]]:
+def _by_name(scores: Sequence[OneScore]) -> Mapping[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
     for layer, explainer, simulator, r in scores:
         found.setdefault(printable(f"{explainer}, {simulator}"), []).append((layer, r))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
@@ -22,6 +23,53 @@ Split = Literal["explain", "select", "report"]
 ScoreKind = Literal["top_and_random", "top", "random"]
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
 SCORE_KINDS: tuple[ScoreKind, ...] = ("top_and_random", "top", "random")
+
+
+class Status(StrEnum):
+    """How an attempt to explain, to predict or to score ended. Only `ok` has a value; the others come with a reason."""
+
+    OK = "ok"
+    DEAD = "dead"  # the unit never fires: there is nothing to explain
+    NO_RECORDS = "no_records"  # there are no records to show or to score
+    NOT_CHOSEN = "not_chosen"  # another candidate was chosen, so this one was not scored on `report`
+    CONTEXT_TOO_LONG = "context_too_long"  # the prompt does not fit into the model's context
+    LLM_ERROR = "llm_error"  # the request failed
+    PARSE_ERROR = "parse_error"  # the reply holds no hypothesis
+    CONSTANT_ACTIVATIONS = "constant_activations"
+    CONSTANT_SIMULATION = "constant_simulation"
+    LOW_DIGIT_MASS = "low_digit_mass"  # too few tokens came back with a prediction
+
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong that a person may want to look at."""
+        return self not in (Status.OK, Status.DEAD, Status.NOT_CHOSEN)
+
+    @property
+    def is_worth_retrying(self) -> bool:
+        """Whether `--retry-failed` tries again."""
+        return self.failed
+
+    @property
+    def has_nothing_to_ask(self) -> bool:
+        """Whether the unit's records alone decided it, so that no LLM was asked."""
+        return self in (Status.DEAD, Status.NO_RECORDS)
+
+
+FINE = tuple(status for status in Status if not status.failed)
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Which score stands for a unit wherever a single value is shown: a metric on the `report` records of a subset."""
+
+    metric: str
+    subset: ScoreKind
+
+    def is_of(self, score: Score) -> bool:
+        return score.split == "report" and score.kind == self.subset
+
+    def __str__(self) -> str:
+        return f"{self.metric}, {self.subset}"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -176,6 +224,11 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
 
     @property
+    def headline(self) -> Headline:
+        """Bills' score over top and random records; over top records alone where a run has no others (imported arrays)."""
+        return Headline("correlation", "top_and_random" if self.n_random else "top")
+
+    @property
     def segment_stride(self) -> int:
         """Tokens from one segment number to the next: 128 on the grid that collect reads, 1 where segments lie anywhere."""
         return int(self.config.get("segment_stride", SEGMENT_LENGTH))
@@ -186,7 +239,7 @@ class Neuron:
     """What collecting stored about one neuron, exemplars included."""
 
     id: NeuronId
-    status: Literal["ok", "dead"]
+    status: Status  # ok or dead
     stats: Stats | None  # None where the data was imported without
     exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
     promoted: tuple[tuple[int, float], ...]  # (token id, logit), strongest first
@@ -215,7 +268,7 @@ class Explanation:
 
     neuron: NeuronId
     explainer: str  # pairs, excerpts, tokens; human for a person's own
-    status: str  # ok, or why there is none: dead, llm_error, parse_error, ...
+    status: Status
     text: str | None  # None unless status is ok
     provenance: Provenance
     candidate: int = 0
@@ -251,7 +304,7 @@ class Simulation:
     explanation_id: int
     neuron: NeuronId
     simulator: str  # digits, lexical
-    status: str
+    status: Status
     records: tuple[SimulatedRecord, ...]
     provenance: Provenance
     reason: str | None = None
@@ -266,7 +319,7 @@ class Score:
 
     split: Split
     kind: ScoreKind
-    status: str  # ok, or why there is no correlation: constant_activations, constant_simulation, no_records, ...
+    status: Status
     correlation: float | None
     n_tokens: int
     n_records: int
@@ -344,8 +397,8 @@ class Failure:
     """An explanation or a simulation that could not be had."""
 
     neuron: NeuronId
-    what: str  # the explainer, or the explanation and its simulator
-    status: str
+    what: str  # the explainer, or the simulator
+    status: Status
     reason: str | None
     reply: str | None
 

@@ -174,9 +174,7 @@ with open_store(options.db, read_only=True) as store:
         "text sorted by neuron": {"text": "money", "sort": "neuron"},
         "peak token": {"peak_token_ids": [77, 78]},
     }
-    queries = {
-        name: quantiles(lambda _, more=more: query_explanations(store, run.id, **more), 20) for name, more in asked.items()
-    }
+    queries = {name: quantiles(lambda _, more=more: query_explanations(store, run, **more), 20) for name, more in asked.items()}
 n_neurons = options.layers * options.d_mlp
 report = {
     "neurons": n_neurons,

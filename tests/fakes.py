@@ -22,9 +22,9 @@ def words(n: int, seed: int = 0) -> str:
 
 
 def run_fields(n_layers: int, d_mlp: int, **other: Any) -> dict[str, Any]:
-    """What create_run wants, of a run that no model made: 4 top records a neuron, unless told, no random ones, float32."""
+    """What create_run wants, of a run that no model made: 4 top and 4 random records a neuron, unless told, float32."""
     run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers)), "d_mlp": d_mlp}
-    run |= {"n_layers": n_layers, "top_k": 4, "n_random": 0, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
+    run |= {"n_layers": n_layers, "top_k": 4, "n_random": 4, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
     return run | {"versions": {}} | other
 
 

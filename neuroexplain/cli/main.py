@@ -280,7 +280,7 @@ def score(
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explanations, list_scores, load_run
     from neuroexplain.store.write import save_explanation
-    from neuroexplain.types import Explanation, Provenance
+    from neuroexplain.types import Explanation, Provenance, Status
 
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
@@ -291,7 +291,7 @@ def score(
         wanted = _select(store, run, None, neurons)
         if text is not None and not text.strip():
             raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-        asked = [] if text is not None else [e for n in wanted for e in list_explanations(store, run.id, n, status="ok")]
+        asked = [] if text is not None else [e for n in wanted for e in list_explanations(store, run.id, n, status=Status.OK)]
         if text is None and not asked:
             raise NeuroexplainError(
                 f"There is no explanation to score. Write one:  neuroexplain explain --neurons {neurons} --db {db}"
@@ -303,7 +303,7 @@ def score(
             assert simulating is not None
             if text is not None:
                 mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
-                asked = [save_explanation(store, run.id, Explanation(n, "human", "ok", text, mine)) for n in wanted]
+                asked = [save_explanation(store, run.id, Explanation(n, "human", Status.OK, text, mine)) for n in wanted]
             failed = draw(run_score(store, run, asked, simulating, with_null=null, retry_failed=retry_failed))
             name = simulating.name, simulating.engine.model
         found = list_scores(store, [e.id for e in asked if e.id is not None])
@@ -645,7 +645,7 @@ def plot(
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         if what in drawn:
-            scores = list_headline_scores(store, run.id)
+            scores = list_headline_scores(store, run)
             if not scores:
                 raise NeuroexplainError(f"{db} holds no score yet. Make some:  neuroexplain explain --db {db} --layer 0")
             chosen = partial(drawn[what], scores=scores)

@@ -17,6 +17,7 @@ from neuroexplain.types import (
     QueryRow,
     Run,
     SimulatedRecord,
+    Status,
     StoredScore,
 )
 
@@ -77,7 +78,7 @@ def scores_text(scores: Sequence[StoredScore]) -> str:
     lines = []
     for s in sorted(scores, key=lambda s: (s.neuron, s.explanation_id, SCORE_KINDS.index(s.score.kind))):
         said = f"{number(s.score.correlation)}  {interval(s.score.ci_low, s.score.ci_high)}"
-        if s.score.status != "ok":
+        if s.score.status != Status.OK:
             said = f"{s.score.status}: {s.score.reason}"
         lines.append(printable(f"{s.neuron}  {s.score.kind:15}  {said}  {s.score.n_records} records").rstrip())
     return "\n".join(lines)
@@ -241,7 +242,7 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     from rich.text import Text
 
     by = explained_by(e.explainer, e.provenance.model)
-    if e.status != "ok":
+    if e.status != Status.OK:
         return [Text(f"{e.status} ({by}): {printable(e.reason or '')}", style="dim")]
     lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {by}", "dim"))]
     mine = [x for x in page.scores if x.explanation_id == e.id and x.score.split == "report"]
@@ -251,7 +252,7 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
         scores = {x.score.kind: x.score for x in mine if (x.simulator, x.simulator_model) == (simulator, model)}
         for kind in (k for k in SCORE_KINDS if k in scores):
             score = scores[kind]
-            if score.status != "ok":
+            if score.status != Status.OK:
                 said = f"{score.status}: {printable(score.reason or '')}"
             else:
                 said = f"{number(score.correlation):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"

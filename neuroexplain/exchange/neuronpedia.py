@@ -22,7 +22,7 @@ from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, random_histogram, short_name
 from neuroexplain.store.engine import Store
-from neuroexplain.types import SEGMENT_LENGTH, NeuronId, NeuronPage, Run
+from neuroexplain.types import SEGMENT_LENGTH, NeuronId, NeuronPage, Run, Status
 
 BATCH = 512  # neurons in one file
 BY = "neuroexplain"
@@ -150,7 +150,7 @@ def explanation_rows(page: NeuronPage) -> list[dict[str, Any]]:
             "explanationModelName": short_name(e.provenance.model),
         }
         for e in page.explanations
-        if e.status == "ok"
+        if e.status == Status.OK
     ]
 
 

@@ -72,6 +72,7 @@ from neuroexplain.types import (
     Simulation,
     Stats,
     StatsArrays,
+    Status,
     StoredScore,
     VocabularyArrays,
     VocabularyEntry,
@@ -278,7 +279,7 @@ def _read_scores(folder: Path, limits: Mapping[str, range], layer: int) -> Itera
     for explanation_id, own in groupby(rows, key=lambda row: row["explanation_id"]):
         found: Scores = {}
         for row in own:
-            score = Score(**{name: row[name] for name in Score.__dataclass_fields__})
+            score = Score(**{name: row[name] for name in Score.__dataclass_fields__} | {"status": Status(row["status"])})
             found.setdefault((row["simulator"], row["simulator_model"]), []).append(score)
         if any(len({(s.split, s.kind) for s in same}) < len(same) for same in found.values()):
             raise DamagedFolder(folder / "scores", f"explanation {explanation_id} has a score twice")
@@ -386,8 +387,9 @@ def _provenance(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prov
 def _explanation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
     names = set(Explanation.__dataclass_fields__) - {"neuron", "provenance"}
     values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
-    if values["status"] == "ok" and values["text"] is None:
+    if values["status"] == Status.OK and values["text"] is None:
         raise ValueError(f"explanation {values['id']} has no text")
+    values["status"] = Status(values["status"])
     return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row, prompts), **values)
 
 
@@ -397,7 +399,7 @@ def _simulation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Simu
         neuron=NeuronId(row["layer"], row["neuron"]),
         provenance=_provenance(row, prompts),
         records=tuple(map(_record, row["records"])),
-        **{name: row[name] for name in names},
+        **{name: row[name] for name in names} | {"status": Status(row["status"])},
     )
 
 
@@ -532,7 +534,7 @@ def _columns(kind: type) -> list[pa.Field]:
     found = []
     for name, hint in get_type_hints(kind).items():
         inner = next((one for one in get_args(hint) if one in SCALARS), hint)  # of `X | None`
-        if get_origin(hint) is Literal or get_origin(hint) is Mapping:
+        if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
         if inner in SCALARS and name not in ("neuron", "records"):
             found.append(pa.field(name, SCALARS[inner], nullable=NoneType in get_args(hint)))

@@ -78,7 +78,7 @@ def export_site(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Pat
             "index": views.render(
                 "start.html",
                 run=run,
-                charts=views.score_charts(list_headline_scores(store, run.id)),
+                charts=views.score_charts(list_headline_scores(store, run)),
                 counts=count_explanations(store, run.id),
                 n_neurons=sum(count_neurons(store, run.id).values()),
                 best=best,
@@ -147,7 +147,7 @@ def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
     def key(row: QueryRow) -> tuple[int, str | None, str | None]:
         return row.explanation_id, row.simulator, row.simulator_model
 
-    while rows := query_explanations(store, run.id, max_score=last, limit=ROWS + len(seen)):
+    while rows := query_explanations(store, run, max_score=last, limit=ROWS + len(seen)):
         fresh = [row for row in rows if key(row) not in seen]
         if not fresh:
             break
@@ -155,7 +155,7 @@ def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
         last = rows[-1].correlation
         seen = {key(row) for row in rows if row.correlation == last}
     for layer in run.layers:
-        rows = query_explanations(store, run.id, layers=[layer], sort="neuron", limit=ALL)
+        rows = query_explanations(store, run, layers=[layer], sort="neuron", limit=ALL)
         yield from (row for row in rows if row.correlation is None)
 
 

@@ -11,7 +11,7 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
-from neuroexplain.types import PEAK_INDEX, Exemplar, Tokens
+from neuroexplain.types import PEAK_INDEX, Exemplar, Status, Tokens
 
 MARKED_FROM = 4  # the level from which `excerpts` marks a token
 MOST_MEANINGS = 3
@@ -50,10 +50,10 @@ def parse_meanings(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
         if not bar or not words or numbers[0] < 0:
             continue
         if not 1 <= numbers[0] <= numbers[-1] <= len(records):
-            raise LlmReplyError("parse_error", f"an excerpt outside 1 to {len(records)} is named", text)
+            raise LlmReplyError(Status.PARSE_ERROR, f"an excerpt outside 1 to {len(records)} is named", text)
         found.append(Hypothesis(_tidied(words, text), tuple(records[n - 1].rank for n in numbers)))
     if not found:
-        raise LlmReplyError("parse_error", "no line is of the form: words | numbers of excerpts", text)
+        raise LlmReplyError(Status.PARSE_ERROR, "no line is of the form: words | numbers of excerpts", text)
     return found[:MOST_MEANINGS]
 
 
@@ -105,18 +105,18 @@ def _without_reasoning(text: str) -> str:
     """What comes after the last thought."""
     answer = re.split("</think>", text, flags=re.IGNORECASE)[-1]
     if re.search("<think>", answer, flags=re.IGNORECASE):
-        raise LlmReplyError("parse_error", "the answer is reasoning that was cut off", text)
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is reasoning that was cut off", text)
     return answer.strip()
 
 
 def _tidied(line: str, text: str) -> str:
     tidy = line.strip().replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
     if not any(c.isalnum() for c in tidy):
-        raise LlmReplyError("parse_error", "the answer is empty", text)
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is empty", text)
     if _REFUSAL.match(tidy.lower().replace("\u2019", "'")):
-        raise LlmReplyError("parse_error", "the answer is a refusal", text)
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is a refusal", text)
     if len(tidy) > LONGEST_REPLY:
-        raise LlmReplyError("parse_error", f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text)
+        raise LlmReplyError(Status.PARSE_ERROR, f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text)
     return tidy
 
 
@@ -170,7 +170,7 @@ def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
     peaks = [displayed(tokens[int(x.token_ids[PEAK_INDEX])].text).strip() for x in records]
     counted = Counter(peak for peak in peaks if peak)
     if not counted:
-        raise LlmReplyError("parse_error", "the neuron peaks on white space only")
+        raise LlmReplyError(Status.PARSE_ERROR, "the neuron peaks on white space only")
     return ", ".join(token for token, _ in counted.most_common())
 
 

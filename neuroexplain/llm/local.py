@@ -19,6 +19,7 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
+from neuroexplain.types import Status
 
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # renamed in 5.x
 
@@ -108,4 +109,4 @@ class LocalEngine:
     def _check_length(self, n_tokens: int) -> None:
         longest = getattr(self._model.config, "max_position_embeddings", None)
         if longest is not None and n_tokens > longest:
-            raise LlmReplyError("context_too_long", f"{n_tokens:,} tokens, and {self.model} reads {longest:,}")
+            raise LlmReplyError(Status.CONTEXT_TOO_LONG, f"{n_tokens:,} tokens, and {self.model} reads {longest:,}")

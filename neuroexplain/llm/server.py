@@ -22,6 +22,7 @@ from neuroexplain.llm.distributions import BY_PREFERENCE, NEUTRAL, AtNext, AtRow
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
 from neuroexplain.llm.transport import FAULTS, KEPT, Refused, Transport, unusable
+from neuroexplain.types import Status
 
 THREE_WAYS = (
     "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
@@ -129,7 +130,7 @@ class ServerEngine:
             thought = choice.reasoning or choice.reasoning_content
             why = "holds only reasoning" if thought else "is empty"
             cut = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
-            raise LlmReplyError("parse_error", f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT])
+            raise LlmReplyError(Status.PARSE_ERROR, f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT])
         text = opened_thought(self.tokenizer, ids) + choice.text
         return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
 
@@ -264,7 +265,7 @@ class ServerEngine:
 
     def _check_length(self, n_tokens: int) -> None:
         if self.context_length is not None and n_tokens > self.context_length:
-            raise LlmReplyError("context_too_long", f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}")
+            raise LlmReplyError(Status.CONTEXT_TOO_LONG, f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}")
 
 
 def _short_question(token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]) -> Question:

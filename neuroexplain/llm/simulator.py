@@ -22,7 +22,7 @@ from neuroexplain.llm.engine import Engine, Message, VocabularyEngine, chat_toke
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import expected_level, raised_level
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import Tokens, VocabularyEntry
+from neuroexplain.types import Status, Tokens, VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
 LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
@@ -162,7 +162,7 @@ class DigitsSimulator:
         shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
         probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
         if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
-            raise LlmReplyError("llm_error", f"the engine answered distributions of shape {probabilities.shape}")
+            raise LlmReplyError(Status.LLM_ERROR, f"the engine answered distributions of shape {probabilities.shape}")
         levels, mass = np.full(len(rows), np.nan), np.zeros(len(rows), np.float32)
         said = probabilities.sum(axis=1) > 0
         levels[said], mass[said] = expected_level(probabilities[said])

@@ -14,6 +14,7 @@ import msgspec
 
 from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
 from neuroexplain.llm.gate import Gate
+from neuroexplain.types import Status
 
 TRIES = 5  # of a request that is itself at fault, for all that one can tell
 KEPT = 20_000  # characters of a reply that are kept with a failed attempt
@@ -107,7 +108,7 @@ class Transport:
             works = others or (doubtful and self._answers_the_smallest())
             failures += found.fault is Fault.BROKEN or (works and doubtful)
             if failures == TRIES:
-                raise LlmReplyError("llm_error", f"{found.why}, {TRIES} times", found.reply)
+                raise LlmReplyError(Status.LLM_ERROR, f"{found.why}, {TRIES} times", found.reply)
             if away > self._max_wait and not works:
                 raise EngineLost(
                     f"The server at {self.root} did not answer for {self._max_wait:g} seconds ({found.why}). "
@@ -194,7 +195,7 @@ class _Failure(msgspec.Struct, frozen=True):
 
 def unusable(reason: str, raw: bytes) -> LlmReplyError:
     """A failed attempt whose answer is kept to be looked at."""
-    return LlmReplyError("llm_error", reason, raw.decode("utf-8", "replace")[:KEPT])
+    return LlmReplyError(Status.LLM_ERROR, reason, raw.decode("utf-8", "replace")[:KEPT])
 
 
 def refusal(status: int, raw: bytes) -> Refused:
@@ -207,7 +208,7 @@ def refusal(status: int, raw: bytes) -> Refused:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = text
     too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
-    return Refused("context_too_long" if too_long else "llm_error", f"{status}: {str(said)[:500]}", text[:KEPT])
+    return Refused(Status.CONTEXT_TOO_LONG if too_long else Status.LLM_ERROR, f"{status}: {str(said)[:500]}", text[:KEPT])
 
 
 def _retry_after(answer: httpx.Response) -> float:

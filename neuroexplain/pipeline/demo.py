@@ -21,7 +21,7 @@ from neuroexplain.pipeline.progress import Progress
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_explanations, list_neuron_ids, list_scores, load_neuron, load_run, query_explanations
 from neuroexplain.subject.load import embedded_model
-from neuroexplain.types import PEAK_INDEX, NeuronId, NeuronPage, QueryRow, Run
+from neuroexplain.types import PEAK_INDEX, NeuronId, NeuronPage, QueryRow, Run, Status
 
 SEGMENTS = 800
 N_NEURONS = 30
@@ -60,7 +60,7 @@ def pick_neurons(store: Store, run: Run) -> list[NeuronId]:
     """
     per_layer: dict[int, list[tuple[float, NeuronId, int]]] = {}
     for layer in run.layers:
-        ids = list_neuron_ids(store, run.id, [layer], "ok")
+        ids = list_neuron_ids(store, run.id, [layer], Status.OK)
         for neuron_id in ids[:: max(1, len(ids) // SAMPLED_PER_LAYER)]:
             neuron = load_neuron(store, run, neuron_id)
             tops = [x for x in neuron.exemplars if x.kind == "top"]
@@ -96,7 +96,7 @@ class Highlights:
 
 @dataclass(frozen=True)
 class OwnAboveOther:
-    """How an explainer's explanations did against another neuron's on the same records: `top_and_random` on `report`."""
+    """How an explainer's explanations did against another neuron's on the same records, by the headline."""
 
     n_won: int
     n: int
@@ -106,17 +106,17 @@ class OwnAboveOther:
 
 def find_highlights(store: Store, run: Run) -> Highlights:
     """The best explanations with their neurons, and whether own explanations beat others'."""
-    rows = [r for r in query_explanations(store, run.id, limit=100) if r.explainer == "excerpts"][:6]
+    rows = [r for r in query_explanations(store, run, limit=100) if r.explainer == "excerpts"][:6]
     best = [(row, load_page(store, run, row.neuron)) for row in rows]
     return Highlights(best, [(explainer, _own_above_other(store, run, explainer)) for explainer in EXPLAINERS])
 
 
 def _own_above_other(store: Store, run: Run, explainer: ExplainerName) -> OwnAboveOther:
-    explanations = list_explanations(store, run.id, explainer=explainer, status="ok")
+    explanations = list_explanations(store, run.id, explainer=explainer, status=Status.OK)
     pairs = [
         (s.score.correlation, s.score.other_correlation)
         for s in list_scores(store, [e.id for e in explanations if e.id is not None])
-        if s.score.split == "report" and s.score.kind == "top_and_random"
+        if run.headline.is_of(s.score)
     ]
     compared = [(own, other) for own, other in pairs if own is not None and other is not None]
     if not compared:

@@ -17,7 +17,7 @@ from neuroexplain.pipeline.score import find_simulations
 from neuroexplain.pipeline.simulate import cut_crops
 from neuroexplain.scoring.splits import split_by_rank
 from neuroexplain.store.engine import Store
-from neuroexplain.types import Exemplar, Run, Split
+from neuroexplain.types import Exemplar, Run, Split, Status
 
 SAMPLED = 16  # neurons whose prompts are built
 STAND_IN = "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
@@ -64,7 +64,7 @@ def estimate_explain(
     for neuron_id in sample:
         task = plan_neuron(store, run, neuron_id, answers[neuron_id], simulations)
         shown = shown_records(task.neuron, asking.explainer)
-        if task.neuron.status == "dead" or not shown:
+        if task.neuron.status == Status.DEAD or not shown:
             continue
         if asking.prompt is not None and asking.engine is not None and (n := _n_to_ask(asking, task)):
             requests += n
@@ -124,7 +124,7 @@ def _asked(
     crops = cut_crops(task.neuron, seed)
     each = MOST_MEANINGS if asking.says_several else 1
     several = each if asking.says_several else asking.candidates + asking.revise
-    done = sum(e.status != "ok" or e.id in task.simulated for e in task.found.values() if not e.parts)
+    done = sum(e.status != Status.OK or e.id in task.simulated for e in task.found.values() if not e.parts)
     reported = any(split_by_rank(r.rank) == "report" for s in task.simulated.values() for r in s.records)
     null = each * with_null
     times: dict[Split, int] = {"report": each * (not reported) + null}

@@ -9,7 +9,7 @@ from functools import partial
 from neuroexplain.config import ExplainConfig
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.simulator import Simulator
-from neuroexplain.pipeline.hypothesize import NOTHING_TO_ASK, Asking, ExplainTask, explain_neuron
+from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, explain_neuron
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.pipeline.score import compare_with_others, find_simulations
@@ -18,9 +18,7 @@ from neuroexplain.pipeline.simulate import neurons_at_once
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_explanations, load_neuron, load_tokens
 from neuroexplain.store.write import request_key, save_prompt
-from neuroexplain.types import Explanation, NeuronId, Run, Simulation
-
-FINISHED = ("ok", "dead")  # statuses that --retry-failed leaves alone
+from neuroexplain.types import Explanation, NeuronId, Run, Simulation, Status
 
 
 def run_explain(
@@ -47,10 +45,10 @@ def run_explain(
     simulations = find_simulations(store, found, simulator, retry_failed=config.retry_failed)
     pending = [n for n in config.neurons if not is_finished(asking, answers[n], simulations, simulator)]
     n_neurons, n_crops = neurons_at_once(simulator, engine.in_flight if engine is not None else 1, len(pending))
-    work = partial(explain_neuron, asking=asking, simulator=simulator, seed=run.seed, at_once=n_crops)
+    work = partial(explain_neuron, asking=asking, simulator=simulator, seed=run.seed, headline=run.headline, at_once=n_crops)
     tasks = (plan_neuron(store, run, n, answers[n], simulations) for n in pending)
     before = len(config.neurons) - len(pending)
-    failed = sum(e.status not in FINISHED for e in found) + sum(s.status != "ok" for s in simulations.values())
+    failed = sum(e.status.failed for e in found) + sum(s.status.failed for s in simulations.values())
     with Saving(store, run, asking.explainer.name, engine, simulator) as saving:
         last = Progress("explaining", before, len(config.neurons), "neurons", failed)
         yield last
@@ -65,7 +63,7 @@ def run_explain(
         if simulator is not None:
             wanted = set(config.neurons)
             stored = find_answers(store, run, asking, config)
-            chosen = [e for n, of in stored.items() if n in wanted for e in of.values() if e.chosen and e.status == "ok"]
+            chosen = [e for n, of in stored.items() if n in wanted for e in of.values() if e.chosen and e.status == Status.OK]
             for last in compare_with_others(
                 store, run, chosen, simulator, saving, with_null=with_null, retry_failed=config.retry_failed
             ):
@@ -79,7 +77,7 @@ def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) 
     keys: dict[str, int] = {request_key(one): one.candidate for one in asking.possible(config.neurons[0])}
     model = asking.request(config.neurons[0], 0).provenance.model
     for found in list_explanations(store, run.id, explainer=asking.explainer.name, model=model):
-        if found.neuron in answers and (found.status in FINISHED or not config.retry_failed):
+        if found.neuron in answers and not (config.retry_failed and found.status.is_worth_retrying):
             candidate = keys.get(request_key(found))
             if candidate is not None:
                 answers[found.neuron][candidate] = found
@@ -95,9 +93,9 @@ def is_finished(
     """Whether the store holds all that the command would find out about a neuron, but for the null."""
     if 0 not in found:
         return False
-    usable = [e for e in found.values() if e.status == "ok"]
+    usable = [e for e in found.values() if e.status == Status.OK]
     wanted = set(range(asking.candidates)) | set(range(asking.candidates, asking.candidates + asking.revise))
-    if found[0].status in NOTHING_TO_ASK:
+    if found[0].status.has_nothing_to_ask:
         return True
     if usable and not any(e.chosen for e in usable):
         return False  # another command chose since

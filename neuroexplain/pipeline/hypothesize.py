@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +21,7 @@ from neuroexplain.pipeline.simulate import (
     begin_simulation,
     cut_crops,
     score_simulation,
-    select_correlation,
+    select_score,
 )
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.splits import assign_splits, halve_select
@@ -30,16 +31,17 @@ from neuroexplain.types import (
     Exemplar,
     Explained,
     Explanation,
+    Headline,
     Neuron,
     NeuronId,
     Provenance,
     Simulation,
     Split,
+    Status,
     Tokens,
 )
 
 CANDIDATE_TEMPERATURE = 0.8  # of the candidates and revisions after the first, which is the likeliest answer
-NOTHING_TO_ASK = ("dead", "no_records")  # statuses of neurons that no LLM is asked about
 MOST_MISTAKES = 3  # records that a revision is shown
 
 
@@ -87,7 +89,7 @@ class Asking:
         """
         if self.prompt is None or self.engine is None:
             return Explanation(
-                neuron, self.explainer.name, "ok", None, Provenance("none", None, self.explainer.name, None, None)
+                neuron, self.explainer.name, Status.OK, None, Provenance("none", None, self.explainer.name, None, None)
             )
         revises = self.revising is not None and candidate >= self.candidates
         prompt = self.revising if revises and self.revising is not None else self.prompt
@@ -99,7 +101,7 @@ class Asking:
         }
         e = self.engine
         whom = Provenance(e.engine, e.version, e.model, e.revision, prompt.sha256, sampling)
-        return Explanation(neuron, self.explainer.name, "ok", None, whom, candidate)
+        return Explanation(neuron, self.explainer.name, Status.OK, None, whom, candidate)
 
     def possible(self, neuron: NeuronId) -> Iterator[Explanation]:
         """Every request whose answer this command may store."""
@@ -119,7 +121,7 @@ class ExplainTask:
 
 
 def explain_neuron(
-    task: ExplainTask, *, asking: Asking, simulator: Simulator | None, seed: int, at_once: int
+    task: ExplainTask, *, asking: Asking, simulator: Simulator | None, seed: int, headline: Headline, at_once: int
 ) -> list[Explained]:
     """Everything that the command wants of one neuron: each explanation, and what was newly simulated of it.
 
@@ -128,7 +130,7 @@ def explain_neuron(
     """
     shown = shown_records(task.neuron, asking.explainer)
     explanations = list(_answers(task, asking, shown))
-    usable = [e for e in explanations if e.status == "ok"]
+    usable = [e for e in explanations if e.status == Status.OK]
     if simulator is None or not usable:
         chosen = _without_scores(explanations)
         return [Explained(replace(e, chosen=e is chosen)) for e in explanations]
@@ -146,13 +148,13 @@ def explain_neuron(
         simulate(e, *first)
     best = usable[0]
     if asking.chooses:
-        best = max(usable, key=lambda e: _or_least(select_correlation(task.neuron, made[e.candidate])))  # first of equals
+        best = max(usable, key=lambda e: _or_least(select_score(task.neuron, made[e.candidate], headline)))  # first of equals
     for number in range(asking.candidates, asking.candidates + asking.revise):
         revised = task.found.get(number) or _revise(task, asking, shown, best, made[best.candidate], number)
         explanations.append(revised)
-        if revised.status == "ok":
+        if revised.status == Status.OK:
             simulate(revised, *first)
-            if _is_better(task.neuron, made[revised.candidate], made[best.candidate]):
+            if _is_better(task.neuron, made[revised.candidate], made[best.candidate], headline):
                 best = revised
     simulate(best, *(everything if asking.chooses else first))
     explained = []
@@ -178,15 +180,15 @@ def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> It
     for candidate in range(asking.candidates):
         if candidate in task.found:
             yield task.found[candidate]
-            if task.found[candidate].status in NOTHING_TO_ASK:
+            if task.found[candidate].status.has_nothing_to_ask:
                 return
             continue
         asked = asking.request(task.neuron.id, candidate)
-        if task.neuron.status == "dead":
-            yield replace(asked, status="dead", reason="its strongest record is not above 0")
+        if task.neuron.status == Status.DEAD:
+            yield replace(asked, status=Status.DEAD, reason="its strongest record is not above 0")
             return
         if not shown:
-            yield replace(asked, status="no_records", reason="there is no top record to show")
+            yield replace(asked, status=Status.NO_RECORDS, reason="there is no top record to show")
             return
         yield from ask(task, asking, asked, shown)
 
@@ -237,7 +239,7 @@ def _revise(
     asked = asking.request(task.neuron.id, number)
     mistakes = find_mistakes(task.neuron, simulation)
     if not mistakes:
-        return replace(asked, status="no_records", reason="there is no simulated select record of a rank 2 mod 8 to show")
+        return replace(asked, status=Status.NO_RECORDS, reason="there is no simulated select record of a rank 2 mod 8 to show")
     assert asking.prompt is not None
     assert asking.revision is not None
     said = render_mistakes(mistakes, task.tokens)
@@ -268,18 +270,19 @@ def _known(levels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.nan_to_num(levels)  # a token without a prediction is shown as silent
 
 
-def _is_better(neuron: Neuron, revised: Simulation, best: Simulation) -> bool:
+def _is_better(neuron: Neuron, revised: Simulation, best: Simulation, headline: Headline) -> bool:
     """Whether the revision is better on the `select` records that it was not shown."""
     _, held = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
-    return _or_least(select_correlation(neuron, revised, held)) > _or_least(select_correlation(neuron, best, held))
+    scores = (_or_least(select_score(neuron, simulation, headline, held)) for simulation in (revised, best))
+    return next(scores) > next(scores)
 
 
-def _or_least(correlation: float | None) -> float:
+def _or_least(score: float | None) -> float:
     """For comparing only: what has no score is below all that have one."""
-    return -2.0 if correlation is None else correlation
+    return -math.inf if score is None else score
 
 
 def _without_scores(explanations: Sequence[Explanation]) -> Explanation:
     """Chosen where nothing was scored: the union where there is one, else the first that can be used, else the first."""
-    usable = [e for e in explanations if e.status == "ok"] or list(explanations)
+    usable = [e for e in explanations if e.status == Status.OK] or list(explanations)
     return next((e for e in usable if e.parts), usable[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError
@@ -34,7 +35,7 @@ def find_explanations(
     peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
     if peaks == []:
         raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
-    return query_explanations(store, run.id, peak_token_ids=peaks, sort=sort, **more)
+    return query_explanations(store, run, peak_token_ids=peaks, sort=sort, **more)
 
 
 class Vocabulary(dict[int, VocabularyEntry]):
@@ -59,9 +60,9 @@ def load_page(store: Store, run: Run, neuron_id: NeuronId, vocabulary: Vocabular
     scores = list_scores(store, ids)
     best: dict[int, float] = {}
     for s in scores:
-        if s.score.split == "report" and s.score.kind == "top_and_random" and s.score.correlation is not None:
-            best[s.explanation_id] = max(best.get(s.explanation_id, -2.0), s.score.correlation)
-    explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -2.0), e.id or 0))
+        if run.headline.is_of(s.score) and s.score.correlation is not None:
+            best[s.explanation_id] = max(best.get(s.explanation_id, -math.inf), s.score.correlation)
+    explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -math.inf), e.id or 0))
     place = {e.id: at for at, e in enumerate(explanations)}
     simulations = sorted(list_simulations(store, ids), key=lambda s: place[s.explanation_id])
     tokens: Tokens | None = vocabulary

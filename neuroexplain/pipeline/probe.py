@@ -60,7 +60,7 @@ class Probe:
                 if greatest > 0 and value > 0:
                     found.append((value / greatest, NeuronId(layer, neuron), value))
         found.sort(key=lambda one: (-one[0], one[1]))
-        rows = list_best(store, run.id, [neuron for _, neuron, _ in found[:limit]])
+        rows = list_best(store, run, [neuron for _, neuron, _ in found[:limit]])
         return [Strongest(neuron, value, share, rows.get(neuron)) for share, neuron, value in found[:limit]]
 
     def _acts(self, text: str, run: Run) -> Any:

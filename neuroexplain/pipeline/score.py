@@ -45,6 +45,7 @@ from neuroexplain.types import (
     ScoreKind,
     Simulation,
     Split,
+    Status,
     Tokens,
 )
 
@@ -87,7 +88,7 @@ def run_score(
         return Explained(e, made, tuple(score_simulation(task.neuron, made)), replaces=task.simulation)
 
     before = len(explanations) - len(pending)
-    failed = sum(s.status != "ok" for s in finished.values())
+    failed = sum(s.status.failed for s in finished.values())
     with Saving(store, run, None, None, simulator) as saving:
         yield Progress("scoring", before, len(explanations), "explanations", failed)
         tasks = (plan_simulation(store, run, e, None, finished.get(e.id or 0)) for e in pending)
@@ -132,7 +133,7 @@ def compare_with_others(
         for e in explanations
         if e.id in others
         and (s := simulations.get(e.id or 0)) is not None
-        and s.status == "ok"
+        and s.status == Status.OK
         and s.other_explanation_id is None
         and (s.reason is None or retry_failed)
     ]
@@ -167,7 +168,8 @@ def find_simulations(
     return {
         s.explanation_id: s
         for s in list_simulations(store, [e.id for e in explanations if e.id is not None])
-        if (s.simulator, s.provenance.model, s.provenance.prompt_sha256) == mine and (s.status == "ok" or not retry_failed)
+        if (s.simulator, s.provenance.model, s.provenance.prompt_sha256) == mine
+        and not (retry_failed and s.status.is_worth_retrying)
     }
 
 
@@ -207,7 +209,7 @@ def _following(ring: Sequence[Explanation]) -> dict[NeuronId, Explanation]:
 def _is_scored(simulation: Simulation | None) -> bool:
     """Whether nothing is left to simulate: it failed, or it has more than the `select` records of a candidate."""
     return simulation is not None and (
-        simulation.status != "ok" or any(split_by_rank(r.rank) == "report" for r in simulation.records)
+        simulation.status != Status.OK or any(split_by_rank(r.rank) == "report" for r in simulation.records)
     )
 
 
@@ -226,7 +228,7 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
 
 def _verify_neuron(store: Store, run: Run, neuron_id: NeuronId) -> Iterator[str]:
     neuron = load_neuron(store, run, neuron_id)
-    ids = [e.id for e in list_explanations(store, run.id, neuron_id, status="ok") if e.id is not None]
+    ids = [e.id for e in list_explanations(store, run.id, neuron_id, status=Status.OK) if e.id is not None]
     stored: dict[tuple[int, str, str], dict[tuple[Split, ScoreKind], Score]] = {}
     for s in list_scores(store, ids):
         stored.setdefault((s.explanation_id, s.simulator, s.simulator_model), {})[s.score.split, s.score.kind] = s.score

@@ -15,7 +15,6 @@ from neuroexplain.store.write import now, save_explained, save_session
 from neuroexplain.types import CROP_LENGTH, Explained, Run, Session
 
 FLUSH_EVERY = 1.0  # seconds
-FINE = ("ok", "dead")
 
 
 class Saving:
@@ -48,10 +47,10 @@ class Saving:
         self.n_neurons += counts
         for one in made:
             if one.explanation.id is None:
-                self.n_failed += one.explanation.status not in FINE
+                self.n_failed += one.explanation.status.failed
                 self._asked += one.explanation.provenance.prompt_tokens
             if one.simulation is not None:
-                self.n_failed += one.simulation.status != "ok"
+                self.n_failed += one.simulation.status.failed
                 before = 0 if one.replaces is None else len(one.replaces.records)
                 self.scored_tokens += CROP_LENGTH * max(0, len(one.simulation.records) - before)
         if time.monotonic() - self._flushed >= FLUSH_EVERY:

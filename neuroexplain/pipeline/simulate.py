@@ -18,6 +18,7 @@ from neuroexplain.types import (
     CROP_LENGTH,
     SCORE_KINDS,
     Explanation,
+    Headline,
     Kind,
     Neuron,
     Provenance,
@@ -25,6 +26,7 @@ from neuroexplain.types import (
     SimulatedRecord,
     Simulation,
     Split,
+    Status,
     Tokens,
 )
 
@@ -63,7 +65,7 @@ def begin_simulation(explanation: Explanation, simulator: Simulator) -> Simulati
     """A simulation of this explanation without records yet."""
     engine = simulator.engine
     whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, simulator.prompt.sha256)
-    return Simulation(explanation.id or 0, explanation.neuron, simulator.name, "ok", (), whom)
+    return Simulation(explanation.id or 0, explanation.neuron, simulator.name, Status.OK, (), whom)
 
 
 class Simulating:
@@ -81,7 +83,7 @@ class Simulating:
         """
         there = {(r.kind, r.rank) for r in made.records}
         missing = [crop for crop in self._crops.values() if crop.split in splits and crop.place not in there]
-        if made.status != "ok" or not missing:
+        if made.status != Status.OK or not missing:
             return made
         began = time.perf_counter()
         try:
@@ -141,7 +143,7 @@ class Simulating:
 
 def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
     """The scores of a stored simulation on the splits that it has records of: what `verify` computes again."""
-    if simulation.status != "ok":
+    if simulation.status != Status.OK:
         failed = (simulation.status, None, 0, 0, simulation.reason)
         return [Score("report", kind, *failed) for kind in SCORE_KINDS]
     joined = _by_split(neuron, simulation)
@@ -155,15 +157,18 @@ def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
     ]
     if _is_unread(neuron, simulation):
         reason = "another candidate was chosen, so the report records were not simulated"
-        scores += [Score("report", kind, "not_chosen", None, 0, 0, reason) for kind in SCORE_KINDS]
+        scores += [Score("report", kind, Status.NOT_CHOSEN, None, 0, 0, reason) for kind in SCORE_KINDS]
     return scores
 
 
-def select_correlation(neuron: Neuron, simulation: Simulation | None, among: Collection[Place] | None = None) -> float | None:
-    """The headline correlation on `select`, or on those of its records that are in `among`; None where it is undefined."""
-    if simulation is None or simulation.status != "ok":
+def select_score(
+    neuron: Neuron, simulation: Simulation | None, headline: Headline, among: Collection[Place] | None = None
+) -> float | None:
+    """The headline on `select`, or on those of its records that are in `among`; None where it is undefined."""
+    if simulation is None or simulation.status != Status.OK:
         return None
-    return score_records("select", _by_split(neuron, simulation, among)["select"], ())[0].correlation
+    scores = score_records("select", _by_split(neuron, simulation, among)["select"], ())
+    return next(score.correlation for score in scores if score.kind == headline.subset)
 
 
 def _is_unread(neuron: Neuron, simulation: Simulation) -> bool:

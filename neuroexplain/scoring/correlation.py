@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuroexplain.types import SCORE_KINDS, Kind, Score, ScoreKind, Split
+from neuroexplain.types import SCORE_KINDS, Kind, Score, ScoreKind, Split, Status
 
 KINDS_OF: Mapping[ScoreKind, tuple[Kind, ...]] = {
     "top_and_random": ("top", "random"),
@@ -132,19 +132,22 @@ def _score(
     mine = [x for x in records if x.kind in kinds]
     simulated, recorded = _join(mine)
     n_tokens, n_records = len(recorded), len(mine)
-    status, reason = "ok", None
+    status, reason = Status.OK, None
     missing = [one for one in kinds if not any(x.kind == one for x in mine)]
     if missing:
-        status, reason = "no_records", f"no {' and no '.join(missing)} records in the split {split}"
+        status, reason = Status.NO_RECORDS, f"no {' and no '.join(missing)} records in the split {split}"
     elif (share := _share_with_mass(mine)) < 0.5:
-        status, reason = "low_digit_mass", f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+        status, reason = (
+            Status.LOW_DIGIT_MASS,
+            f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more",
+        )
     elif not n_tokens:
-        status, reason = "low_digit_mass", "no token has a prediction"
+        status, reason = Status.LOW_DIGIT_MASS, "no token has a prediction"
     elif np.ptp(recorded) == 0:
-        status, reason = "constant_activations", "the true activations are all equal"
+        status, reason = Status.CONSTANT_ACTIVATIONS, "the true activations are all equal"
     elif np.ptp(simulated) == 0:
-        status, reason = "constant_simulation", "the simulated activations are all equal"
-    if status != "ok":
+        status, reason = Status.CONSTANT_SIMULATION, "the simulated activations are all equal"
+    if status != Status.OK:
         undefined = Score(split, kind, status, None, n_tokens, n_records, reason)
         return replace(undefined, ci_reason=reason, other_reason=other_reason or reason, calibration_reason=reason)
     interval = jackknife_interval(mine, kinds)

@@ -20,6 +20,7 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.types import (
     CROP_LENGTH,
+    FINE,
     KINDS,
     RECORD_LENGTH,
     SEGMENT_LENGTH,
@@ -40,6 +41,7 @@ from neuroexplain.types import (
     Simulation,
     Stats,
     StatsArrays,
+    Status,
     StoredScore,
     Tokens,
     VocabularyArrays,
@@ -55,7 +57,7 @@ QUERY_COLUMNS = (
     "s.simulator, s.simulator_model, s.correlation, s.ci_low, s.ci_high, n.max_activation"
 )
 ITS_NEURON = "n.run_id = e.run_id AND n.layer = e.layer AND n.neuron = e.neuron"
-HEADLINE = "s.split = 'report' AND s.kind = 'top_and_random'"
+OF_HEADLINE = "s.split = 'report' AND s.kind = :subset"
 ORDERS = {
     "score": "s.correlation DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
@@ -173,7 +175,7 @@ def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
             exemplars += _unpack(packed_kind, neuron, run, ids)
     return Neuron(
         id=neuron,
-        status=row.status,
+        status=_status("neurons", row),
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
         promoted=_pairs(reading, "promoted") if reading else (),
@@ -316,7 +318,7 @@ def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScor
 
 def query_explanations(
     store: Store,
-    run_id: int,
+    run: Run,
     *,
     text: str | None = None,
     layers: Collection[int] | None = None,
@@ -329,12 +331,13 @@ def query_explanations(
     limit: int = 20,
     offset: int = 0,
 ) -> list[QueryRow]:
-    """Explanations with their headline score (`report`, `top_and_random`), one row per explanation, simulator and model.
+    """Explanations with the run's headline score, one row per explanation, simulator and model.
 
     With bounds of the score, or a simulator, those without such a score are left out. Sorted by `score` (highest first,
     unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
     """
-    values: dict[str, Any] = {"run": run_id, "least": min_score, "most": max_score, "simulator": simulator}
+    values: dict[str, Any] = {"run": run.id, "least": min_score, "most": max_score, "simulator": simulator}
+    values["subset"] = run.headline.subset
     if text is not None:
         values["words"] = as_search(store.dialect, search_words(text))
     limit += offset
@@ -351,7 +354,7 @@ def query_explanations(
         return reader.rows(sql, n=n, **values)
 
     with store.read() as reader:
-        ids = _find_few(reader, run_id, values.get("words"), peak_token_ids)
+        ids = _find_few(reader, run.id, values.get("words"), peak_token_ids)
         if ids is not None:  # few: fetched by id, and sorted
             conditions.append(f"e.id {_among(ids)}")
         else:  # many: taken in the order of an index until there are enough
@@ -361,7 +364,7 @@ def query_explanations(
                 conditions.append(_peaks_on(peak_token_ids))
         rows: list[Any] = []
         if (ids is None and sort == "score") or scored_only:
-            where = ["s.run_id = :run", HEADLINE, "s.correlation IS NOT NULL", *conditions]
+            where = ["s.run_id = :run", OF_HEADLINE, "s.correlation IS NOT NULL", *conditions]
             if layers is not None:
                 where.append(f"s.layer {_among(layers)}")
             if simulator is not None:
@@ -385,37 +388,41 @@ def query_explanations(
                 **values,
             )
             its_ids = f"SELECT id FROM explanations WHERE {OF_NEURON}"
-            ids = [i for layer, neuron in strongest for i in reader.column(its_ids, run=run_id, layer=layer, neuron=neuron)]
+            ids = [i for layer, neuron in strongest for i in reader.column(its_ids, run=run.id, layer=layer, neuron=neuron)]
             conditions.append(f"e.id {_among(ids)}")
         # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
         conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
-        tables = f"explanations e JOIN neurons n ON {ITS_NEURON} LEFT JOIN scores s ON s.explanation_id = e.id AND {HEADLINE}"
+        tables = (
+            f"explanations e JOIN neurons n ON {ITS_NEURON} LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE}"
+        )
         rows += found(tables, conditions, sort, limit)
     return _query_rows(rows)[offset:]
 
 
-def list_headline_scores(store: Store, run_id: int) -> list[tuple[int, str, str, float]]:
+def list_headline_scores(store: Store, run: Run) -> list[tuple[int, str, str, float]]:
     """(layer, explainer, simulator, correlation) of every headline score there is, chosen explanations only."""
     sql = (
         "SELECT s.layer, e.explainer, s.simulator, s.correlation FROM scores s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND {HEADLINE} AND s.correlation IS NOT NULL AND e.chosen"
+        f"WHERE s.run_id = :run AND {OF_HEADLINE} AND s.correlation IS NOT NULL AND e.chosen"
     )
     with store.read() as reader:
-        return [(row[0], row[1], row[2], row[3]) for row in reader.rows(sql, run=run_id)]
+        rows = reader.rows(sql, run=run.id, subset=run.headline.subset)
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def list_best(store: Store, run_id: int, neurons: Sequence[NeuronId]) -> dict[NeuronId, QueryRow]:
+def list_best(store: Store, run: Run, neurons: Sequence[NeuronId]) -> dict[NeuronId, QueryRow]:
     """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
     sql = (
         f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN neurons n ON {ITS_NEURON} "
-        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {HEADLINE} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE} "
         "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.neuron = :neuron "
         "ORDER BY s.correlation DESC NULLS LAST LIMIT 1"
     )
     found: dict[NeuronId, QueryRow] = {}
     with store.read() as reader:
         for one in dict.fromkeys(neurons):
-            for row in _query_rows(reader.rows(sql, run=run_id, layer=one.layer, neuron=one.neuron)):
+            values = {"run": run.id, "subset": run.headline.subset, "layer": one.layer, "neuron": one.neuron}
+            for row in _query_rows(reader.rows(sql, **values)):
                 found[one] = row
     return found
 
@@ -472,18 +479,19 @@ def _query_rows(rows: Iterable[Any]) -> list[QueryRow]:
 
 
 def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
-    """Explanations and simulations whose status is neither ok nor dead, in the order of neurons."""
+    """Explanations and simulations that failed, in the order of neurons."""
+    fine = ", ".join(f"'{status}'" for status in FINE)
     here = "" if layers is None else f" AND e.layer {_among(layers)}"
     sql = (
         "SELECT e.layer, e.neuron, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
-        f"WHERE e.run_id = :run AND e.status NOT IN ('ok', 'dead'){here} "
+        f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){here} "
         "UNION ALL SELECT e.layer, e.neuron, s.simulator AS what, s.status, s.reason, s.reply "
         "FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND s.status <> 'ok'{here} ORDER BY layer, neuron LIMIT :n"
+        f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){here} ORDER BY layer, neuron LIMIT :n"
     )
     with store.read() as reader:
         rows = reader.rows(sql, run=run_id, n=limit)
-    return [Failure(NeuronId(row.layer, row.neuron), row.what, row.status, row.reason, row.reply) for row in rows]
+    return [Failure(NeuronId(row.layer, row.neuron), row.what, Status(row.status), row.reason, row.reply) for row in rows]
 
 
 def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
@@ -581,6 +589,11 @@ def _whole(table: str, row: Any) -> Iterator[None]:
         raise StoreUnreadable(f"A row of {table} ({which}) cannot be read: {error}.") from error
 
 
+def _status(table: str, row: Any) -> Status:
+    with _whole(table, row):
+        return Status(row.status)
+
+
 def _segment_ids(row: Any) -> Any:
     """A segment's token ids: 128, or the last 64 of them where no more is known."""
     from neuroexplain.store.packing import unpack_token_ids
@@ -652,12 +665,12 @@ def _run(row: Any) -> Run:
 
 def _explanation(row: Any) -> Explanation:
     with _whole("explanations", row):
-        provenance = _provenance(row)
+        provenance, status = _provenance(row), Status(row.status)
         covers, parts = (None if listed is None else tuple(_json(listed)) for listed in (row.covers, row.parts))
     return Explanation(
         neuron=NeuronId(row.layer, row.neuron),
         explainer=row.explainer,
-        status=row.status,
+        status=status,
         text=row.text,
         provenance=provenance,
         candidate=row.candidate,
@@ -700,12 +713,12 @@ def _simulated_records(row: Any) -> Iterator[SimulatedRecord]:
 
 def _simulation(row: Any) -> Simulation:
     with _whole("simulations", row):
-        records, provenance = tuple(_simulated_records(row)), _provenance(row)
+        records, provenance, status = tuple(_simulated_records(row)), _provenance(row), Status(row.status)
     return Simulation(
         explanation_id=row.explanation_id,
         neuron=NeuronId(row.layer, row.neuron),
         simulator=row.simulator,
-        status=row.status,
+        status=status,
         records=records,
         provenance=provenance,
         reason=row.reason,
@@ -716,7 +729,7 @@ def _simulation(row: Any) -> Simulation:
 
 
 def _score(row: Any) -> StoredScore:
-    score = Score(**_fields(row, Score))
+    score = Score(**_fields(row, Score) | {"status": _status("scores", row)})
     return StoredScore(NeuronId(row.layer, row.neuron), row.explanation_id, row.simulator, row.simulator_model, score)
 
 

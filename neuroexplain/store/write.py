@@ -33,6 +33,7 @@ from neuroexplain.types import (
     Segment,
     Session,
     Simulation,
+    Status,
     VocabularyArrays,
     VocabularyEntry,
 )
@@ -166,7 +167,7 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
         _choose_none(
             connection,
             run_id,
-            [e for one in made if (e := one.explanation).chosen and e.status == "ok" and e.explainer != "human"],
+            [e for one in made if (e := one.explanation).chosen and e.status == Status.OK and e.explainer != "human"],
         )
         for chosen in (True, False):
             ids = [e.id for e in stored if e.chosen == chosen]
@@ -365,7 +366,7 @@ def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
     if top is not None and top.peaks.shape[1]:
         peaks = zip(top.counts.tolist(), top.peaks[:, 0].tolist(), strict=True)
         strongest = [peak if count else None for count, peak in peaks]
-    status = ["dead" if top is not None and (peak is None or peak <= 0) else "ok" for peak in strongest]
+    status = [Status.DEAD if top is not None and (peak is None or peak <= 0) else Status.OK for peak in strongest]
     columns = [[None] * n] * 5
     if stats is not None:
         columns = [x.tolist() for x in (stats.mean, stats.std, stats.min, stats.max, stats.share_positive)]

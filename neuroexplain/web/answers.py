@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from neuroexplain.types import Kind, ScoreKind, Split
+from neuroexplain.types import Kind, ScoreKind, Split, Status
 
 BIG = 2**31 - 1
 
@@ -151,7 +151,7 @@ class NeuronAnswer(Answer):
     run: RunAnswer
     layer: int
     neuron: int
-    status: Literal["ok", "dead"]
+    status: Status
     stats: StatsAnswer
     promoted_tokens: list[tuple[str, float]]
     suppressed_tokens: list[tuple[str, float]]

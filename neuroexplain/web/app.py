@@ -134,7 +134,7 @@ def make_app(
     @lru_cache(maxsize=8)
     def charts(run_id: int, at: int) -> Any:
         return (
-            views.score_charts(list_headline_scores(store, run_id)),
+            views.score_charts(list_headline_scores(store, load_run(store, run_id))),
             count_explanations(store, run_id),
             count_neurons(store, run_id),
         )
@@ -149,7 +149,7 @@ def make_app(
     def start(run: RunId = None) -> Response:
         found = load_run(store, run)
         drawn, counts, neurons = charts(found.id, int(time.monotonic() / SUMMARY_SECONDS))
-        best = [views.row_view(row) for row in query_explanations(store, found.id, limit=12)]
+        best = [views.row_view(row) for row in query_explanations(store, found, limit=12)]
         finished = [one for one in list_runs(store) if one.status == "finished"]
         return page(
             "start.html",
@@ -167,9 +167,7 @@ def make_app(
     def random_neuron(run: RunId = None) -> Response:
         found = load_run(store, run)
         drawn = [NeuronId(random.choice(found.layers), random.randrange(found.d_mlp)) for _ in range(20)]
-        explained = list(list_best(store, found.id, drawn)) or [
-            row.neuron for row in query_explanations(store, found.id, limit=500)
-        ]
+        explained = list(list_best(store, found, drawn)) or [row.neuron for row in query_explanations(store, found, limit=500)]
         return RedirectResponse(Links(run).neuron(random.choice(explained or drawn)), 303)
 
     @app.get("/jump", include_in_schema=False)

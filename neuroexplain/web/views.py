@@ -28,6 +28,7 @@ from neuroexplain.types import (
     Run,
     SimulatedRecord,
     Simulation,
+    Status,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -353,11 +354,10 @@ def _explanation_view(page: NeuronPage, e: Explanation, links: Links, open_simul
     lines = []
     for s in own:
         said = f"{s.score.n_records} records, {s.score.n_tokens} tokens"
-        if s.score.status != "ok":
+        if s.score.status != Status.OK:
             said = f"{s.score.status}: {s.score.reason}"
         elif s.score.other_correlation is not None:
             said += f"; another neuron's explanation {number(s.score.other_correlation)}"
-        headline = s.score.split == "report" and s.score.kind == "top_and_random"
         by = f"{s.simulator}, {short_name(s.simulator_model)}"
         lines.append(
             ScoreView(
@@ -367,7 +367,7 @@ def _explanation_view(page: NeuronPage, e: Explanation, links: Links, open_simul
                 correlation=number(s.score.correlation),
                 interval=interval(s.score.ci_low, s.score.ci_high),
                 said=printable(said),
-                is_headline=headline,
+                is_headline=page.run.headline.is_of(s.score),
             )
         )
     best = next((line for line in lines if line.is_headline), None)

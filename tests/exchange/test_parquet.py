@@ -380,7 +380,7 @@ def test_jsonl_is_what_show_prints(store, tmp_path):
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_text(store):
-    rows = query_explanations(store, load_run(store).id, text="hyperlink")
+    rows = query_explanations(store, load_run(store), text="hyperlink")
     cell = next(csv.DictReader(io.StringIO(query_csv(rows))))["explanation"]
     assert cell.startswith("'=HYPERLINK")
 

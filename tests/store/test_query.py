@@ -8,7 +8,7 @@ from sqlalchemy import insert
 
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import query_explanations
+from neuroexplain.store.read import list_runs, query_explanations
 from neuroexplain.store.write import create_run, save_explanation, save_simulation
 from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
 from tests.fakes import run_fields
@@ -74,12 +74,13 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
 def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
     monkeypatch.setattr("neuroexplain.store.read.FEW", few)
     store, expected = made
+    run = next(run for run in list_runs(store) if run.id == 2)
     texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))
     scores = ((None, None), (0.1, None), (None, 0.2), (-0.5, 0.5))
     for text, some, peak, (low, high), chosen, limit in itertools.product(texts, layers, peaks, scores, (True, False), (3, 99)):
         options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
         options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
-        rows = query_explanations(store, 2, **options)
+        rows = query_explanations(store, run, **options)
         found = [(x.neuron.layer, x.neuron.neuron, x.explanation_id, x.simulator, x.correlation) for x in rows]
         wanted = plain(expected, **options)
         if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order

@@ -22,6 +22,7 @@ from neuroexplain.store.packing import (
 from neuroexplain.store.read import (
     list_explanations,
     list_misplaced,
+    list_runs,
     list_segments,
     load_collected_layer,
     load_run,
@@ -168,6 +169,11 @@ def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_pea
     assert [s.segment for some in list_segments(store, run_id) for s in some] == sorted(used)
 
 
+def run_of(store, run_id):
+    """The run, finished or not."""
+    return next(run for run in list_runs(store) if run.id == run_id)
+
+
 def test_the_same_request_has_one_row(store, run_id):
     first, again = explain(store, run_id, 1, "rivers"), explain(store, run_id, 1, "rivers")
     assert first.id == again.id
@@ -178,7 +184,7 @@ def test_the_same_request_has_one_row(store, run_id):
 def test_search_words_are_data(store, run_id, text):
     explain(store, run_id, 1, "rivers")
     explain(store, run_id, 2, f"says {text} literally")
-    assert [row.neuron.neuron for row in query_explanations(store, run_id, text=text)] == [2]
+    assert [row.neuron.neuron for row in query_explanations(store, run_of(store, run_id), text=text)] == [2]
 
 
 def test_text_that_no_database_holds_is_replaced(store, run_id):
@@ -190,11 +196,11 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     e = explain(store, run_id, 1, "rivers")
     scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10)]
     save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
-    asked = []
+    asked, run = [], run_of(store, run_id)
     rows = Reader.rows
     monkeypatch.setattr(Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values))
-    assert query_explanations(store, run_id, min_score=0.4, layers=[0])[0].correlation == 0.5
-    assert query_explanations(store, run_id, max_score=0.4) == []
+    assert query_explanations(store, run, min_score=0.4, layers=[0])[0].correlation == 0.5
+    assert query_explanations(store, run, max_score=0.4) == []
     assert len(asked) == 2
     for sql, values in asked:
         with store.engine.connect() as connection:

@@ -1,0 +1,34 @@
+"""The words of the system: what a status means, and which score stands for a neuron."""
+
+from dataclasses import replace
+
+import pytest
+
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import list_runs
+from neuroexplain.store.write import create_run
+from neuroexplain.types import Headline, Score, Status
+from tests.fakes import run_fields
+
+
+def test_only_what_went_wrong_is_tried_again():
+    assert {status for status in Status if not status.failed} == {Status.OK, Status.DEAD, Status.NOT_CHOSEN}
+    assert {status for status in Status if status.has_nothing_to_ask} == {Status.DEAD, Status.NO_RECORDS}
+    assert all(status.failed for status in Status if status.is_worth_retrying)
+
+
+def test_a_status_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="fine"):
+        Status("fine")
+
+
+def test_the_headline_is_the_runs(tmp_path):
+    with open_store(str(tmp_path / "runs.db"), create=True) as store:
+        create_run(store, run_fields(1, 2))
+        create_run(store, run_fields(1, 2, n_random=0))
+        collected, imported = (run.headline for run in list_runs(store))
+    assert (collected, imported) == (Headline("correlation", "top_and_random"), Headline("correlation", "top"))
+    score = Score("report", "top", Status.OK, 0.5, 64, 2)
+    assert imported.is_of(score)
+    assert not imported.is_of(replace(score, split="select"))
+    assert not collected.is_of(score)
