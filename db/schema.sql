@@ -6,7 +6,7 @@ CREATE TABLE exemplars (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
 	kind VARCHAR(8) NOT NULL, 
 	segments BLOB NOT NULL, 
 	starts BLOB NOT NULL, 
@@ -16,13 +16,13 @@ CREATE TABLE exemplars (
 	activations BLOB NOT NULL, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
-	CONSTRAINT uq_exemplars_run_id_layer_neuron_kind UNIQUE (run_id, layer, neuron, kind)
+	CONSTRAINT uq_exemplars_run_id_layer_neuron_kind UNIQUE (run_id, layer, unit, kind)
 );
 CREATE TABLE explanations (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
 	explainer VARCHAR(32) NOT NULL, 
 	candidate INTEGER NOT NULL, 
 	request_key VARCHAR(64) NOT NULL, 
@@ -44,7 +44,7 @@ CREATE TABLE explanations (
 	PRIMARY KEY (id), 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
-	CONSTRAINT uq_explanations_run_id_layer_neuron_request_key UNIQUE (run_id, layer, neuron, request_key)
+	CONSTRAINT uq_explanations_run_id_layer_neuron_request_key UNIQUE (run_id, layer, unit, request_key)
 );
 CREATE VIRTUAL TABLE explanations_fts USING fts5(text, content='explanations', content_rowid='id');
 CREATE TRIGGER explanations_fts_delete AFTER DELETE ON explanations BEGIN
@@ -57,34 +57,17 @@ CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGI
   INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
   INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
 END;
-CREATE INDEX ix_neurons_run_id_max_activation ON neurons (run_id, max_activation);
 CREATE INDEX ix_scores_headline ON scores (run_id, split, kind, correlation);
 CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, split, kind, correlation);
 CREATE INDEX ix_tokens_run_id_text ON tokens (run_id, text);
-CREATE TABLE neurons (
-	run_id INTEGER NOT NULL, 
-	layer INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
-	status VARCHAR(8) NOT NULL, 
-	mean FLOAT, 
-	std FLOAT, 
-	min FLOAT, 
-	max FLOAT, 
-	share_positive FLOAT, 
-	max_activation FLOAT, 
-	PRIMARY KEY (run_id, layer, neuron), 
-	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
-)
- WITHOUT ROWID
-
-;
+CREATE INDEX ix_units_run_id_max_activation ON units (run_id, max_activation);
 CREATE TABLE peak_tokens (
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
 	token_id INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
 	count INTEGER NOT NULL, 
-	PRIMARY KEY (run_id, layer, token_id, neuron), 
+	PRIMARY KEY (run_id, layer, token_id, unit), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )
  WITHOUT ROWID
@@ -102,9 +85,7 @@ CREATE TABLE runs (
 	subject TEXT NOT NULL, 
 	subject_revision TEXT, 
 	dtype VARCHAR(16) NOT NULL, 
-	activation VARCHAR(8) NOT NULL, 
 	layers JSON NOT NULL, 
-	d_mlp INTEGER NOT NULL, 
 	n_layers INTEGER NOT NULL, 
 	top_k INTEGER NOT NULL, 
 	n_random INTEGER NOT NULL, 
@@ -116,14 +97,14 @@ CREATE TABLE runs (
 	n_tokens INTEGER NOT NULL, 
 	started_at VARCHAR(32) NOT NULL, 
 	finished_at VARCHAR(32), 
-	versions JSON NOT NULL, 
+	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, 
 	PRIMARY KEY (id)
 );
 CREATE TABLE scores (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
 	explanation_id INTEGER NOT NULL, 
 	simulator VARCHAR(32) NOT NULL, 
 	simulator_model TEXT NOT NULL, 
@@ -208,6 +189,22 @@ CREATE TABLE simulations (
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
 	CONSTRAINT uq_simulations_explanation_id_simulator_model UNIQUE (explanation_id, simulator, model)
 );
+CREATE TABLE sources (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	kind VARCHAR(64) NOT NULL, 
+	module VARCHAR(200), 
+	side VARCHAR(8) NOT NULL, 
+	width INTEGER NOT NULL, 
+	dtype VARCHAR(16) NOT NULL, 
+	group_size INTEGER, 
+	encoder TEXT, 
+	PRIMARY KEY (run_id, layer), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE tokens (
 	run_id INTEGER NOT NULL, 
 	token_id INTEGER NOT NULL, 
@@ -219,15 +216,32 @@ CREATE TABLE tokens (
  WITHOUT ROWID
 
 ;
+CREATE TABLE "units" (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
+	status VARCHAR(8) NOT NULL, 
+	mean FLOAT, 
+	std FLOAT, 
+	min FLOAT, 
+	max FLOAT, 
+	share_positive FLOAT, 
+	max_activation FLOAT, 
+	PRIMARY KEY (run_id, layer, unit), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE vocabulary_readings (
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 
-	neuron INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
 	promoted_ids BLOB NOT NULL, 
 	promoted_logits BLOB NOT NULL, 
 	suppressed_ids BLOB NOT NULL, 
 	suppressed_logits BLOB NOT NULL, 
-	PRIMARY KEY (run_id, layer, neuron), 
+	PRIMARY KEY (run_id, layer, unit), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )
  WITHOUT ROWID

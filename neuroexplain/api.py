@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.pipeline.page import find_explanations, load_page
-from neuroexplain.present import QUERY_COLUMNS, number, printable, query_json, show_json
+from neuroexplain.present import QUERY_COLUMNS, number, printable, query_json, run_json, show_json
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_runs, load_run
-from neuroexplain.types import Exemplar, Explanation, NeuronId, NeuronPage, QueryRow, Run, StoredScore
+from neuroexplain.types import Exemplar, Explanation, QueryRow, Run, StoredScore, UnitId, UnitPage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,11 +36,11 @@ class QueryRows(list[QueryRow]):
 class NeuronReading:
     """One neuron with all that is known about it; a notebook shows its explanations and coloured snippets."""
 
-    page: NeuronPage
+    page: UnitPage
 
     @property
-    def id(self) -> NeuronId:
-        return self.page.neuron.id
+    def id(self) -> UnitId:
+        return self.page.unit.id
 
     @property
     def explanations(self) -> tuple[Explanation, ...]:
@@ -54,7 +54,7 @@ class NeuronReading:
     @property
     def exemplars(self) -> tuple[Exemplar, ...]:
         """Top, bottom and random records, each in rank order; activations [64] float32."""
-        return self.page.neuron.exemplars
+        return self.page.unit.exemplars
 
     def tokens(self, exemplar: Exemplar) -> list[str]:
         """The record's 64 tokens as strings."""
@@ -74,7 +74,7 @@ class NeuronReading:
         scores = [s.score.correlation for s in self.scores if self.page.run.headline.is_of(s.score)]
         said = [f"{number(max(r for r in scores if r is not None))}"] if any(r is not None for r in scores) else []
         said += [repr(printable(e.text or "")) for e in self.explanations[:1]]
-        return f"<neuron {self.id}: {' '.join(said) or self.page.neuron.status}>"
+        return f"<neuron {self.id}: {' '.join(said) or self.page.unit.status}>"
 
     def _repr_html_(self) -> str:
         from neuroexplain.web.views import notebook_neuron
@@ -94,7 +94,7 @@ class Database:
 
     def neuron(self, layer: int, neuron: int, run: int | None = None) -> NeuronReading:
         """One neuron of the latest finished run, or of `run`. Raises NotInStore where it is not held."""
-        return NeuronReading(load_page(self._store, load_run(self._store, run), NeuronId(layer, neuron)))
+        return NeuronReading(load_page(self._store, load_run(self._store, run), UnitId(layer, neuron)))
 
     def query(
         self,
@@ -130,7 +130,7 @@ class Database:
         """The runs as a data frame."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(run) for run in self.runs()])
+        return pd.DataFrame([run_json(run) for run in self.runs()])
 
     def close(self) -> None:
         self._store.close()

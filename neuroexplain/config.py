@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, NeuronId
+from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Sign, UnitId
 
 MOST_SECONDS = 1_000_000  # that one can ask to wait: eleven days
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
 
-Activation = Literal["act", "post"]
-Sign = Literal["positive", "negative", "both"]
 Sampling = Literal["random", "sequential"]
 Windows = Literal["device", "host"]
 ExplainerName = Literal["pairs", "excerpts", "meanings", "tokens"]
@@ -35,8 +33,9 @@ class CollectConfig:
     text_column: str = "text"
     revision: str | None = None
     layers: tuple[int, ...] | None = None  # None: all
-    activation: Activation = "act"
-    sign: Sign = "positive"
+    source: str = "mlp"  # what the units are
+    activation: str | None = None  # what is read of them; None: the source's first
+    sign: Sign | None = None  # None: the source's own
     top_k: int = 32
     segments: int | None = None  # None: all that the corpus has
     sampling: Sampling = "random"
@@ -53,6 +52,14 @@ class CollectConfig:
     checkpoint_every: float = 300.0  # seconds
 
     def __post_init__(self) -> None:
+        from neuroexplain.sources.base import SOURCES
+
+        kind = SOURCES.load(self.source, "--source")
+        if self.activation is not None and self.activation not in kind.activations:
+            raise NeuroexplainError(
+                f"--activation {self.activation!r} is not read of --source {self.source}: there is "
+                f"{', '.join(kind.activations)}."
+            )
         if not self.dataset:
             raise NeuroexplainError("No text was named. Give files, a glob or a hub data set:  --dataset 'texts/*.jsonl'")
         first, stop = self.positions
@@ -85,13 +92,27 @@ class CollectConfig:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
 
     @property
+    def read(self) -> str:
+        """What is read of the source: `act` or `post` of neurons."""
+        from neuroexplain.sources.base import SOURCES
+
+        return self.activation or SOURCES.load(self.source).activations[0]
+
+    @property
+    def signed(self) -> Sign:
+        """Which activations are collected: those that were asked for, else what suits the source."""
+        from neuroexplain.sources.base import SOURCES
+
+        return self.sign or SOURCES.load(self.source).sign
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Each device that collects a part: `--device cuda:0,cuda:1`."""
         return tuple(device.strip() for device in self.device.split(","))
 
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
-        values = asdict(self)
+        values = asdict(self) | {"activation": self.read, "sign": self.signed}
         del values["checkpoint_every"], values["windows"], values["compile"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
@@ -163,7 +184,7 @@ class ScoreConfig:
 class ExplainConfig:
     """`neuroexplain explain`: which neurons, by which explainer."""
 
-    neurons: tuple[NeuronId, ...]
+    neurons: tuple[UnitId, ...]
     explainer: ExplainerName = "pairs"
     seed: int = 0
     retry_failed: bool = False
@@ -181,7 +202,7 @@ class ExplainConfig:
             )
         if not self.neurons:
             raise NeuroexplainError(
-                "No neuron was named. Give a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7"
+                "No unit was named. Give a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7"
             )
         if self.explainer not in EXPLAINER_NAMES:
             raise NeuroexplainError(f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINER_NAMES)}.")

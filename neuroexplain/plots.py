@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuroexplain.present import printable
-from neuroexplain.types import Neuron
+from neuroexplain.types import Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def share_above(axes: Axes, scores: Sequence[OneScore]) -> None:
     axes.legend()
 
 
-def activation_histogram(axes: Axes, neuron: Neuron) -> None:
+def activation_histogram(axes: Axes, neuron: Unit) -> None:
     """The activations of a neuron's random and top records, log counts."""
     for kind in ("random", "top"):
         values = [x.activations for x in neuron.exemplars if x.kind == kind]

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.types import CROP_LENGTH, Exemplar, NeuronPage, QueryRow, Run, Session, Stats, StoredScore
+from neuroexplain.types import CROP_LENGTH, Exemplar, QueryRow, Run, Session, Stats, StoredScore, UnitPage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,19 +44,21 @@ def strength(value: float, strongest: float) -> float:
     return 0.05 + 0.95 * math.log10(1 + 9 * min(1.0, abs(value) / strongest))
 
 
-def show_json(page: NeuronPage) -> dict[str, Any]:
+def show_json(page: UnitPage) -> dict[str, Any]:
     """One neuron as `show --json` prints it and the API answers."""
-    neuron, run = page.neuron, page.run
+    unit, run = page.unit, page.run
     scores = {e.id: [s for s in page.scores if s.explanation_id == e.id] for e in page.explanations}
     simulations = {e.id: [s for s in page.simulations if s.explanation_id == e.id] for e in page.explanations}
     return {
         "run": run_json(run),
-        "layer": neuron.id.layer,
-        "neuron": neuron.id.neuron,
-        "status": neuron.status,
-        "stats": dict.fromkeys(Stats.__dataclass_fields__) if neuron.stats is None else asdict(neuron.stats),
-        "promoted_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.promoted],
-        "suppressed_tokens": [[page.tokens[i].text, logit] for i, logit in neuron.suppressed],
+        "source": asdict(source) if (source := run.source(unit.id.layer)) is not None else None,
+        "layer": unit.id.layer,
+        "unit": unit.id.index,
+        "neuron": unit.id.index,  # its name in earlier versions
+        "status": unit.status,
+        "stats": dict.fromkeys(Stats.__dataclass_fields__) if unit.stats is None else asdict(unit.stats),
+        "promoted_tokens": [[page.tokens[i].text, logit] for i, logit in unit.promoted],
+        "suppressed_tokens": [[page.tokens[i].text, logit] for i, logit in unit.suppressed],
         "exemplars": [
             {
                 "kind": x.kind,
@@ -71,7 +73,7 @@ def show_json(page: NeuronPage) -> dict[str, Any]:
                 "tokens": [page.tokens[i].text for i in x.token_ids.tolist()],
                 "activations": x.activations.tolist(),
             }
-            for x in neuron.exemplars
+            for x in unit.exemplars
         ],
         "explanations": [
             {
@@ -110,7 +112,10 @@ def show_json(page: NeuronPage) -> dict[str, Any]:
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    return {**asdict(run), "layers": list(run.layers)}
+    widths = {source.width for source in run.sources}
+    neurons = {"d_mlp": max(widths)} if run.kind == "mlp" and widths else {}  # as earlier versions said it
+    sources = [asdict(source) for source in run.sources]
+    return {**asdict(run), "layers": list(run.layers), "sources": sources, **neurons}
 
 
 QUERY_COLUMNS = (
@@ -122,7 +127,7 @@ QUERY_COLUMNS = (
 def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """`query --json`: one object a row, best first."""
     return [
-        {"layer": row.neuron.layer, "neuron": row.neuron.neuron} | {name: getattr(row, name) for name in QUERY_COLUMNS[2:]}
+        {"layer": row.unit.layer, "neuron": row.unit.index} | {name: getattr(row, name) for name in QUERY_COLUMNS[2:]}
         for row in rows
     ]
 
@@ -142,8 +147,8 @@ def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
     """`score --json`: one object a score."""
     return [
         {
-            "layer": s.neuron.layer,
-            "neuron": s.neuron.neuron,
+            "layer": s.unit.layer,
+            "neuron": s.unit.index,
             "explanation_id": s.explanation_id,
             "simulator": s.simulator,
             "simulator_model": s.simulator_model,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on
 
 Kind = Literal["top", "bottom", "random"]
 Split = Literal["explain", "select", "report"]
+Sign = Literal["positive", "negative", "both"]
 ScoreKind = Literal["top_and_random", "top", "random"]
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
 SCORE_KINDS: tuple[ScoreKind, ...] = ("top_and_random", "top", "random")
@@ -73,22 +74,45 @@ class Headline:
 
 
 @dataclass(frozen=True, order=True, slots=True)
-class NeuronId:
-    """One unit of one layer's MLP, both counted from 0; written `15:16`."""
+class UnitId:
+    """One unit of a layer's source within a run, both counted from 0; written `15:16`."""
 
     layer: int
-    neuron: int
+    index: int
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.neuron}"
+        return f"{self.layer}:{self.index}"
 
     @classmethod
-    def parse(cls, text: str) -> NeuronId:
+    def parse(cls, text: str) -> UnitId:
         """Read `15:16`. Raises ValueError for anything else."""
         match = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\s*", text, re.ASCII)
         if match is None:
-            raise ValueError(f"a neuron is written LAYER:NEURON, like 15:16; found {text!r}")
+            raise ValueError(f"a unit is written LAYER:UNIT, like 15:16; found {text!r}")
         return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run reads the units of one layer."""
+
+    layer: int
+    kind: str  # mlp, heads, residual: a name of sources.base.SOURCES
+    module: str | None  # path from the subject's base model; None where arrays were imported that do not say it
+    side: Literal["input", "output"]  # of the module
+    width: int  # units
+    dtype: str  # of activations
+    group_size: int | None = None  # units that belong together, as the dimensions of a head; None: they do not
+    encoder: str | None = None  # the dictionary that makes units of what is read; None: what is read are the units
+
+    def is_like(self, other: Source) -> bool:
+        """Whether both read the same units, whatever the dtype; a module that is not known may be any."""
+        is_module_alike = None in (self.module, other.module) or self.module == other.module
+        return is_module_alike and replace(self, module=None, dtype="") == replace(other, module=None, dtype="")
+
+    def label(self, index: int) -> str:
+        """How a unit is called within its layer: `16`; of groups, group and place: `3.40`."""
+        return str(index) if self.group_size is None else f"{index // self.group_size}.{index % self.group_size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +127,7 @@ class Segment:
 class Exemplar:
     """A record kept as evidence for a neuron."""
 
-    neuron: NeuronId
+    unit: UnitId
     kind: Kind
     rank: int  # 0 is strongest; random: order of the draw
     segment: int
@@ -133,22 +157,22 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class ExemplarArrays:
-    """The exemplars of one kind for neurons `0..d_mlp` of one layer, in rank order.
+    """The exemplars of one kind for neurons `0..width` of one layer, in rank order.
 
     Unused places (fewer candidates than `top_k`) come last and are not counted in `counts`.
     """
 
-    counts: NDArray[np.int64]  # [d_mlp], exemplars of each neuron
-    segments: NDArray[np.uint32]  # [d_mlp, k]
-    starts: NDArray[np.uint8]  # [d_mlp, k]
-    documents: NDArray[np.int32]  # [d_mlp, k]; -1 where the source does not tell
-    token_offsets: NDArray[np.int32]  # [d_mlp, k]
-    peaks: NDArray[np.float32]  # [d_mlp, k]
-    activations: NDArray[np.float32]  # [d_mlp, k, 64]
-    peak_token_ids: NDArray[np.uint32] | None = None  # [d_mlp, k]; None: read from the stored segments when needed
+    counts: NDArray[np.int64]  # [width], exemplars of each neuron
+    segments: NDArray[np.uint32]  # [width, k]
+    starts: NDArray[np.uint8]  # [width, k]
+    documents: NDArray[np.int32]  # [width, k]; -1 where the source does not tell
+    token_offsets: NDArray[np.int32]  # [width, k]
+    peaks: NDArray[np.float32]  # [width, k]
+    activations: NDArray[np.float32]  # [width, k, 64]
+    peak_token_ids: NDArray[np.uint32] | None = None  # [width, k]; None: read from the stored segments when needed
 
     def counts_mask(self) -> NDArray[np.bool_]:
-        """Which places are used, [d_mlp, k]."""
+        """Which places are used, [width, k]."""
         import numpy as np
 
         found: NDArray[np.bool_] = np.arange(self.segments.shape[1]) < self.counts[:, None]
@@ -159,15 +183,15 @@ class ExemplarArrays:
 class VocabularyArrays:
     """For every neuron of a layer, the tokens that its output vector promotes and suppresses most, strongest first."""
 
-    promoted_ids: NDArray[np.uint32]  # [d_mlp, 10]
-    promoted_logits: NDArray[np.float32]  # [d_mlp, 10]
-    suppressed_ids: NDArray[np.uint32]  # [d_mlp, 10]
-    suppressed_logits: NDArray[np.float32]  # [d_mlp, 10]
+    promoted_ids: NDArray[np.uint32]  # [width, 10]
+    promoted_logits: NDArray[np.float32]  # [width, 10]
+    suppressed_ids: NDArray[np.uint32]  # [width, 10]
+    suppressed_logits: NDArray[np.float32]  # [width, 10]
 
 
 @dataclass(frozen=True, slots=True)
 class StatsArrays:
-    """`Stats` of every neuron of a layer, each [d_mlp] float64."""
+    """`Stats` of every neuron of a layer, each [width] float64."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -207,9 +231,8 @@ class Run:
     subject: str
     subject_revision: str | None
     dtype: Literal["float32", "bfloat16", "float16"]
-    activation: Literal["act", "post"]
+    activation: str  # act or post of MLP neurons; what else is read bears the name of its kind
     layers: tuple[int, ...]
-    d_mlp: int
     n_layers: int  # of the whole subject
     top_k: int
     n_random: int
@@ -222,6 +245,52 @@ class Run:
     started_at: str  # ISO 8601, UTC
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
+    sources: tuple[Source, ...] = ()  # of the layers, in their order
+
+    def source(self, layer: int) -> Source | None:
+        """A layer's source; None where the run does not hold the layer."""
+        return next((source for source in self.sources if source.layer == layer), None)
+
+    def width(self, layer: int) -> int:
+        """How many units a layer has; 0 where the run does not hold it."""
+        source = self.source(layer)
+        return 0 if source is None else source.width
+
+    def label(self, unit: UnitId) -> str:
+        """How a unit is shown: `15:16`, or `15:3.40` where its source has groups."""
+        source = self.source(unit.layer)
+        return str(unit) if source is None else f"{unit.layer}:{source.label(unit.index)}"
+
+    def find_unit(self, text: str) -> UnitId:
+        """The unit that a person names: `15:16`, or `15:3.40` where its source has groups. Else raises ValueError."""
+        match = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\.(\d{1,9})\s*", text, re.ASCII)
+        if match is None:
+            return UnitId.parse(text)
+        layer, group, place = map(int, match.groups())
+        source = self.source(layer)
+        size = None if source is None else source.group_size
+        if size is None:
+            raise ValueError(f"run {self.id} holds {self.kind} units, which have no groups: write LAYER:UNIT, like 15:16")
+        if place >= size:
+            raise ValueError(f"{text.strip()} is not there: a group has {size} units, counted from 0")
+        return UnitId(layer, group * size + place)
+
+    @property
+    def kind(self) -> str:
+        """What its units are."""
+        return self.sources[0].kind if self.sources else "mlp"
+
+    @property
+    def noun(self) -> str:
+        """What its units are called in a sentence."""
+        return "neurons" if self.kind == "mlp" else f"{self.kind} units"
+
+    @property
+    def size(self) -> str:
+        """How many layers and units it holds, for messages: `layers 0-31 of 32 with 14,336 units each`."""
+        widths = sorted({source.width for source in self.sources})
+        each = " to ".join(f"{width:,}" for width in dict.fromkeys((widths[0], widths[-1]))) if widths else "no"
+        return f"layers {ranges_text(self.layers)} of {self.n_layers} with {each} units each"
 
     @property
     def headline(self) -> Headline:
@@ -235,10 +304,10 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Neuron:
+class Unit:
     """What collecting stored about one neuron, exemplars included."""
 
-    id: NeuronId
+    id: UnitId
     status: Status  # ok or dead
     stats: Stats | None  # None where the data was imported without
     exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
@@ -266,7 +335,7 @@ class Provenance:
 class Explanation:
     """A hypothesis about a neuron in words, or the failed attempt to get one."""
 
-    neuron: NeuronId
+    unit: UnitId
     explainer: str  # pairs, excerpts, tokens; human for a person's own
     status: Status
     text: str | None  # None unless status is ok
@@ -302,7 +371,7 @@ class Simulation:
     """All records simulated from one explanation by one simulator and model, or the failed attempt."""
 
     explanation_id: int
-    neuron: NeuronId
+    unit: UnitId
     simulator: str  # digits, lexical
     status: Status
     records: tuple[SimulatedRecord, ...]
@@ -368,7 +437,7 @@ class Session:
 class StoredScore:
     """A score together with whose it is."""
 
-    neuron: NeuronId
+    unit: UnitId
     explanation_id: int
     simulator: str
     simulator_model: str
@@ -379,7 +448,8 @@ class StoredScore:
 class QueryRow:
     """One line of `neuroexplain query`: an explanation with its headline score by one simulator and model."""
 
-    neuron: NeuronId
+    unit: UnitId
+    label: str  # how the unit is shown
     explanation: str
     explanation_id: int
     explainer: str
@@ -396,7 +466,7 @@ class QueryRow:
 class Failure:
     """An explanation or a simulation that could not be had."""
 
-    neuron: NeuronId
+    unit: UnitId
     what: str  # the explainer, or the simulator
     status: Status
     reason: str | None
@@ -404,13 +474,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronPage:
+class UnitPage:
     """Everything that is known about one neuron: what `show`, the viewer and the API present."""
 
     run: Run
-    neuron: Neuron
+    unit: Unit
     splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
     tokens: Tokens  # every token id that the page shows
     explanations: tuple[Explanation, ...]  # best first
     simulations: tuple[Simulation, ...]
     scores: tuple[StoredScore, ...]
+
+
+def ranges_text(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> 0-2,5"""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(str(n) for n in part) for part in parts)

@@ -95,7 +95,7 @@ def main() -> None:
     def published_rule(token_ids: Tensor, segments: Tensor) -> None:
         places = send(segments, subject.device)
         fold = lambda layer, acts: published[layer].fold(acts, places)  # noqa: E731
-        capture_activations(subject, token_ids, collector.layers, "act", fold)
+        capture_activations(subject, token_ids, collector.sources, fold)
 
     works = dict(zip(WORKS, (forward, collector.read, published_rule), strict=True))
     for work in works.values():

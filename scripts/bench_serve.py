@@ -21,7 +21,7 @@ from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
 from neuroexplain.store.write import save_explanations
-from neuroexplain.types import Explanation, NeuronId, Provenance
+from neuroexplain.types import Explanation, Provenance, UnitId
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("db")
@@ -43,7 +43,7 @@ def read(address: str, run: object, seed: int) -> None:
         done.wait(draw.random() * options.think)
         while not done.is_set():
             kind = draw.choice(["neuron", "search"])
-            path = f"/{draw.choice(run.layers)}/{draw.randrange(run.d_mlp)}"
+            path = f"/{draw.choice(run.layers)}/{draw.randrange(run.width(run.layers[0]))}"
             if kind == "search":
                 path = f"/search?q={draw.choice(words)}&min_score={draw.random() / 2:.2f}"
             began = time.perf_counter()
@@ -58,7 +58,7 @@ def write(store: object, run: object) -> int:
     saved, by = 0, Provenance("none", None, "bench_serve", None, None)
     while not done.is_set():
         some = [
-            Explanation(NeuronId(run.layers[0], n), "human", "ok", f"written {saved}", by, candidate=saved, chosen=False)
+            Explanation(UnitId(run.layers[0], n), "human", "ok", f"written {saved}", by, candidate=saved, chosen=False)
             for n in range(16)
         ]
         save_explanations(store, run.id, some)

@@ -32,13 +32,14 @@ from neuroexplain.types import (
     CollectedLayer,
     ExemplarArrays,
     Explanation,
-    NeuronId,
     Provenance,
     Score,
     Segment,
     SimulatedRecord,
     Simulation,
+    Source,
     StatsArrays,
+    UnitId,
     VocabularyArrays,
     VocabularyEntry,
 )
@@ -100,7 +101,7 @@ def explained(layer: int, first: int, last: int) -> list[Explanation]:
     )
     texts = random.choice(WORDS, (last - first, 8))
     return [
-        Explanation(NeuronId(layer, n), "pairs", "ok", " ".join(words), nobody, reply=" ".join(words))
+        Explanation(UnitId(layer, n), "pairs", "ok", " ".join(words), nobody, reply=" ".join(words))
         for n, words in zip(range(first, last), texts, strict=True)
     ]
 
@@ -117,7 +118,7 @@ def simulated(explanations: list[Explanation]) -> list[tuple[Simulation, list[Sc
             Score("report", kind, "ok", correlation, 512, 16, ci_low=correlation - 0.1, ci_high=correlation + 0.1)
             for kind in ("top_and_random", "top", "random")
         ]
-        made.append((Simulation(e.id, e.neuron, "digits", "ok", shown, whom), scores))
+        made.append((Simulation(e.id, e.unit, "digits", "ok", shown, whom), scores))
     return made
 
 
@@ -142,7 +143,8 @@ Path(options.db).unlink(missing_ok=True)
 began = time.perf_counter()
 with open_store(options.db, create=True) as store:
     fields = {"subject": "synthetic", "dtype": "bfloat16", "activation": "act", "layers": list(range(options.layers))}
-    fields |= {"d_mlp": options.d_mlp, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
+    sources = [Source(layer, "mlp", None, "output", options.d_mlp, "bfloat16") for layer in range(options.layers)]
+    fields |= {"sources": sources, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
     run_id = create_run(store, {**fields, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}})
     save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
     for first in range(0, options.segments, 50_000):
@@ -164,23 +166,23 @@ with open_store(options.db, create=True) as store:
 with open_store(options.db, read_only=True) as store:
     run = load_run(store)
     places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()
-    shows = quantiles(lambda i: load_page(store, run, NeuronId(*places[i])), 200)
+    shows = quantiles(lambda i: load_page(store, run, UnitId(*places[i])), 200)
     asked = {
         "text": {"text": "relief"},
         "text and score": {"text": "relief river", "min_score": 0.5},
         "layer and score": {"layers": [options.layers // 2], "min_score": 0.5},
         "score": {"min_score": 0.6},
         "sorted by activation": {"sort": "activation"},
-        "text sorted by neuron": {"text": "money", "sort": "neuron"},
+        "text sorted by neuron": {"text": "money", "sort": "unit"},
         "peak token": {"peak_token_ids": [77, 78]},
     }
     queries = {name: quantiles(lambda _, more=more: query_explanations(store, run, **more), 20) for name, more in asked.items()}
-n_neurons = options.layers * options.d_mlp
+n_units = options.layers * options.d_mlp
 report = {
-    "neurons": n_neurons,
+    "neurons": n_units,
     "bytes": Path(options.db).stat().st_size,
     "seconds": round(time.perf_counter() - began),
-    "exemplars_per_s": round(n_neurons * 2 * K / writing),
+    "exemplars_per_s": round(n_units * 2 * K / writing),
     "peak_memory_bytes": peak_memory(),
     "show_ms": shows,
     "query_ms": queries,

@@ -17,7 +17,7 @@ from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
 from neuroexplain.store.write import save_explanation
-from neuroexplain.types import Explanation, NeuronId, Provenance
+from neuroexplain.types import Explanation, Provenance, UnitId
 from tests.fakes import tiny_subject, words
 
 ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
@@ -40,13 +40,13 @@ def hostile(tmp_path_factory):
     with open_store(str(folder / "x.db"), create=True) as store:
         draw(run_collect(store, CollectConfig(model=model, dataset=(str(folder / "text.jsonl"),))))
         run = load_run(store)
-        neurons = tuple(NeuronId(layer, n) for layer in (0, 1) for n in range(10))
+        neurons = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(10))
         engine = EngineConfig(local=model)
         with open_engines(run, engine, ScoreConfig("lexical", None), explains=False, tell=lambda line: None) as engines:
             draw(run_explain(store, run, ExplainConfig(neurons, "tokens", 0, False), *engines))
         mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
-        save_explanation(store, run.id, Explanation(NeuronId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
-        other = Explanation(NeuronId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False)
+        save_explanation(store, run.id, Explanation(UnitId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
+        other = Explanation(UnitId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False)
         save_explanation(store, run.id, other)
     return folder
 

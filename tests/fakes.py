@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuroexplain.llm.engine import Message, Reply, Usage
+from neuroexplain.types import Source
 
 WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
 
@@ -23,7 +24,8 @@ def words(n: int, seed: int = 0) -> str:
 
 def run_fields(n_layers: int, d_mlp: int, **other: Any) -> dict[str, Any]:
     """What create_run wants, of a run that no model made: 4 top and 4 random records a neuron, unless told, float32."""
-    run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers)), "d_mlp": d_mlp}
+    run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers))}
+    run |= {"sources": [Source(layer, "mlp", None, "output", d_mlp, "float32") for layer in range(n_layers)]}
     run |= {"n_layers": n_layers, "top_k": 4, "n_random": 4, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
     return run | {"versions": {}} | other
 

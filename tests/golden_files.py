@@ -18,7 +18,7 @@ from neuroexplain.llm.explainer import EXPLAINERS, render_mistakes
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.llm.simulator import DigitsSimulator
 from neuroexplain.store.engine import open_store
-from neuroexplain.types import Exemplar, NeuronId, VocabularyEntry
+from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
 from tests.fakes import WORDS, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def record(rank: int) -> Exemplar:
     ids[32] = WORDS.index("geese")
     acts = np.where(ids == WORDS.index("geese"), 1.0 - rank / 20, -0.1).astype(np.float32)
     acts[32] = 2.0 - rank / 10
-    return Exemplar(NeuronId(3, 17), "top", rank, rank, 0, 0, 0, float(acts[32]), ids, acts)
+    return Exemplar(UnitId(3, 17), "top", rank, rank, 0, 0, 0, float(acts[32]), ids, acts)
 
 
 def filled_prompts() -> dict[str, str]:

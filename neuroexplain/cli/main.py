@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from neuroexplain.config import EngineConfig
     from neuroexplain.pipeline.estimate import Estimate
-    from neuroexplain.types import NeuronId, Run
+    from neuroexplain.types import Run, UnitId
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,8 @@ app = typer.Typer(
 )
 
 Db = Annotated[str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Database: a file or an SQLAlchemy URL.")]
+Units = Annotated[str | None, typer.Option("--units", help="Units, like 15:0-99,20:7; of heads 15:3.40 too.")]
+OldUnits = Annotated[str | None, typer.Option("--neurons", help="The old name of --units.")]
 RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest finished one unless told.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
 Server = Annotated[str | None, typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.")]
@@ -94,11 +96,19 @@ def collect(
     text_column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, like 0-31 or 3,5; all unless told.")] = None,
+    source: Annotated[
+        str, typer.Option(help="The units: mlp (neurons), heads (dimensions of attention heads) or residual (of the stream).")
+    ] = "mlp",
     activation: Annotated[
-        str, typer.Option(help="act: the activation function's output; post: what enters down-projection.")
-    ] = "act",
-    sign: Annotated[str, typer.Option(help="positive, negative or both.")] = "positive",
-    top_k: Annotated[int, typer.Option(help="Strongest records kept of each neuron.")] = 32,
+        str | None,
+        typer.Option(
+            help="Of neurons: act (the activation function's output; unless told) or post (what enters down-projection)."
+        ),
+    ] = None,
+    sign: Annotated[
+        str | None, typer.Option(help="positive, negative or both; unless told positive of neurons, else both.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Strongest records kept of each unit.")] = 32,
     segments: Annotated[int | None, typer.Option(help="Segments of 128 tokens to read; all unless told.")] = None,
     sampling: Annotated[str, typer.Option(help="random or sequential.")] = "random",
     positions: Annotated[str, typer.Option(help="Which tokens of a segment may be peaks, half open.")] = "64:97",
@@ -115,13 +125,12 @@ def collect(
     compile: Annotated[bool, typer.Option(help="On a GPU: make few kernels of the model's many with torch.compile.")] = True,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
-    """Read a corpus with a language model and keep each neuron's strongest snippets."""
+    """Read a corpus with a language model and keep each unit's strongest snippets."""
     from neuroexplain.cli.selection import parse_layers, parse_positions, parse_shard
     from neuroexplain.config import CollectConfig
 
     for name, value, known in (
-        ("--activation", activation, ("act", "post")),
-        ("--sign", sign, ("positive", "negative", "both")),
+        ("--sign", sign or "both", ("positive", "negative", "both")),
         ("--sampling", sampling, ("random", "sequential")),
         ("--dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
         ("--windows", windows, ("device", "host")),
@@ -138,7 +147,8 @@ def collect(
         text_column=text_column,
         revision=revision,
         layers=parse_layers(layers) if layers is not None else None,
-        activation=activation,  # type: ignore[arg-type]
+        source=source,
+        activation=activation,
         sign=sign,  # type: ignore[arg-type]
         top_k=top_k,
         segments=segments,
@@ -158,7 +168,7 @@ def collect(
     from neuroexplain.corpus.documents import find_files
     from neuroexplain.pipeline.collect import find_finished_run, run_collect
     from neuroexplain.store.engine import open_store, remove_if_unused
-    from neuroexplain.store.read import count_neurons, load_run
+    from neuroexplain.store.read import count_units, load_run
 
     find_files(config.dataset)
     with open_store(db, create=True) as store:
@@ -177,18 +187,25 @@ def collect(
             remove_if_unused(store)
             raise
         run = load_run(store)
-        counts = count_neurons(store, run.id)
+        counts = count_units(store, run.id)
         say(
-            f"Run {run.id} in {db}: {sum(counts.values()):,} neurons of {len(run.layers)} layers from {run.n_tokens:,} tokens, "
-            f"{counts.get('dead', 0):,} dead.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]} --local MODEL"
+            f"Run {run.id} in {db}: {sum(counts.values()):,} {run.noun} of {len(run.layers)} layers "
+            f"from {run.n_tokens:,} tokens, {counts.get('dead', 0):,} dead.\n"
+            f"Next:  neuroexplain explain --db {db} --layer {run.layers[0]} --local MODEL"
         )
 
 
-@app.command(epilog="Example:  neuroexplain explain --neurons 15:0-99 --explainer excerpts --local ./model")
+@app.command(epilog="Example:  neuroexplain explain --units 15:0-99 --explainer excerpts --local ./model")
 def explain(
+    ctx: typer.Context,
     db: Db = DEFAULT_DB,
     layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
-    neurons: Annotated[str | None, typer.Option(help="Neurons, like 15:0-99,20:7.")] = None,
+    units: Units = None,
+    neurons: OldUnits = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only N of the selected units that are not dead: a fair sample, by a stable hash."),
+    ] = None,
     explainer: Annotated[
         str,
         typer.Option(
@@ -209,7 +226,7 @@ def explain(
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     no_score: Annotated[bool, typer.Option("--no-score", help="Do not score what is written.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N neurons of the selection.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N units of the selection.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again where the last answer could not be used.")
     ] = False,
@@ -230,7 +247,7 @@ def explain(
 
     with open_store(db) as store:
         run = load_run(store, run_id)
-        wanted = tuple(_select(store, run, layer, neurons)[:limit])
+        wanted = tuple(_sample(store, run, _select(store, run, layer, _renamed(ctx, "units", "neurons")), sample)[:limit])
         config = ExplainConfig(wanted, explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
         if no_score and (candidates > 1 or revise):
             raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
@@ -243,7 +260,7 @@ def explain(
                 say(_estimate_text(estimate_explain(store, run, config, engine, simulating, with_null=null)))
                 return
             failed = draw(run_explain(store, run, config, engine, simulating, with_null=null))
-    say(f"Done: {len(wanted):,} neurons.  See them:  neuroexplain query --db {db}")
+    say(f"Done: {len(wanted):,} {run.noun}.  See them:  neuroexplain query --db {db}")
     if failed:
         say(
             f"{failed:,} explanations or simulations failed; ask again with --retry-failed.\n"
@@ -254,7 +271,7 @@ def explain(
 
 @app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
 def score(
-    neurons: Annotated[str, typer.Argument(help="Neurons, like 3:17 or 15:0-99.")],
+    units: Annotated[str, typer.Argument(help="Units, like 3:17 or 15:0-99.")],
     text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
     db: Db = DEFAULT_DB,
     simulator: SimulatorName = "digits",
@@ -288,13 +305,13 @@ def score(
     engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     with open_store(db) as store:
         run = load_run(store, run_id)
-        wanted = _select(store, run, None, neurons)
+        wanted = _select(store, run, None, units)
         if text is not None and not text.strip():
             raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
         asked = [] if text is not None else [e for n in wanted for e in list_explanations(store, run.id, n, status=Status.OK)]
         if text is None and not asked:
             raise NeuroexplainError(
-                f"There is no explanation to score. Write one:  neuroexplain explain --neurons {neurons} --db {db}"
+                f"There is no explanation to score. Write one:  neuroexplain explain --units {units} --db {db}"
             )
         from neuroexplain.pipeline.engines import open_engines
         from neuroexplain.pipeline.score import run_score
@@ -319,12 +336,15 @@ def score(
 
 @app.command(epilog="Example:  neuroexplain query relief --layer 15 --min-score 0.4")
 def query(
+    ctx: typer.Context,
     text: Annotated[str | None, typer.Argument(help="Words that the explanation holds.")] = None,
     db: Db = DEFAULT_DB,
     layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
+    units: Units = None,
+    neurons: OldUnits = None,
     min_score: Annotated[float | None, typer.Option(help="Least correlation.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Greatest correlation.")] = None,
-    sort: Annotated[str, typer.Option(help="score, activation or neuron.")] = "score",
+    sort: Annotated[str, typer.Option(help="score, activation or unit.")] = "score",
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
     simulator: Annotated[str | None, typer.Option(help="Only scores by this one: digits or lexical.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000_000, help="Rows at most.")] = 20,
@@ -351,6 +371,8 @@ def query(
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         layers = _layers_of(run, layer) if layer is not None else None
+        wanted = _renamed(ctx, "units", "neurons")
+        selected = _select(store, run, layer, wanted) if wanted is not None else None
         if failed:
             failures = list_failures(store, run.id, layers, limit)
             if as_json:
@@ -365,6 +387,7 @@ def query(
             run,
             text=text,
             layers=layers,
+            units=selected,
             simulator=simulator,
             min_score=min_score,
             max_score=max_score,
@@ -386,7 +409,7 @@ def query(
 
 @app.command(epilog='Example:  neuroexplain show 15:16   |   neuroexplain show 15:16 --text "a river" --model ./llama')
 def show(
-    neuron: Annotated[str, typer.Argument(help="LAYER:NEURON, both from 0.")],
+    unit: Annotated[str, typer.Argument(help="LAYER:UNIT, both from 0, like 15:16; of heads 15:3.40 too.")],
     db: Db = DEFAULT_DB,
     top: Annotated[int, typer.Option(min=1, help="Top records to show.")] = 8,
     text: Annotated[str | None, typer.Option(help="A text of yours: what the neuron does on each of its tokens.")] = None,
@@ -403,14 +426,13 @@ def show(
     from neuroexplain.present import show_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
-    from neuroexplain.types import NeuronId
 
-    try:
-        wanted = NeuronId.parse(neuron)
-    except ValueError as error:
-        raise NeuroexplainError(str(error)) from error
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
+        try:
+            wanted = run.find_unit(unit)
+        except ValueError as error:
+            raise NeuroexplainError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
         page = load_page(store, run, wanted)
     if text is not None:
         from neuroexplain.cli.render import text_line
@@ -418,7 +440,7 @@ def show(
 
         tokens, acts = Probe(model or run.subject, run.dtype).activations(text, run, wanted)
         if as_json:
-            said = {"layer": wanted.layer, "neuron": wanted.neuron, "tokens": tokens, "activations": acts}
+            said = {"layer": wanted.layer, "unit": wanted.index, "neuron": wanted.index, "tokens": tokens, "activations": acts}
             _print_json(said)
         else:
             _print(text_line(page, tokens, acts))
@@ -471,14 +493,14 @@ def runs(
     from neuroexplain.cli.render import runs_table
     from neuroexplain.present import join_sessions, printable, run_json, session_text
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import count_explanations, count_neurons, list_runs, list_sessions
+    from neuroexplain.store.read import count_explanations, count_units, list_runs, list_sessions
 
     with open_store(db, read_only=True) as store:
         found = list_runs(store)
         notes = {}
         sessions = {run.id: list_sessions(store, run.id) for run in found}
         for run in found:
-            parts = [f"{n:,} neurons {status}" for status, n in count_neurons(store, run.id).items()]
+            parts = [f"{n:,} {run.noun} {status}" for status, n in count_units(store, run.id).items()]
             parts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
             notes[run.id] = ", ".join(parts)
     if as_json:
@@ -573,6 +595,7 @@ def import_(
 
 @app.command(epilog="Example:  neuroexplain export parquet ./out --db demo.db")
 def export(
+    ctx: typer.Context,
     file_format: Annotated[
         str,
         typer.Argument(
@@ -585,8 +608,10 @@ def export(
     layers: Annotated[
         str | None, typer.Option("--layers", "--layer", help="Only these layers (site, jsonl, neuronpedia).")
     ] = None,
+    units: Units = None,
+    neurons: OldUnits = None,
     every: Annotated[
-        bool, typer.Option("--every", help="Neurons without an explanation too (site, jsonl, neuronpedia).")
+        bool, typer.Option("--every", help="Units without an explanation too (site, jsonl, neuronpedia).")
     ] = False,
     run_id: RunId = None,
 ) -> None:
@@ -600,22 +625,25 @@ def export(
     from neuroexplain.exchange.parquet import export_parquet
     from neuroexplain.exchange.site import export_site
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_explained_ids, list_neuron_ids, load_run
+    from neuroexplain.store.read import list_explained_ids, list_unit_ids, load_run
 
     _check_format(file_format, EXPORTED)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         wanted = _layers_of(run, layers) if layers is not None else None
+        named = _renamed(ctx, "units", "neurons")
+        selected = set(_select(store, run, layers, named)) if named is not None else None
         if file_format in ("llama3-neurons", "parquet"):
-            if wanted is not None:
-                raise NeuroexplainError(f"{file_format} holds all layers of a run; leave out --layers.")
+            if wanted is not None or selected is not None:
+                raise NeuroexplainError(f"{file_format} holds all units of a run; leave out --layers and --units.")
             draw((export_parquet if file_format == "parquet" else export_llama3_neurons)(store, run, out))
         else:
-            neurons = list_neuron_ids(store, run.id, wanted) if every else list_explained_ids(store, run.id, wanted)
-            if not neurons:
-                raise NeuroexplainError("No neuron of these is explained yet. To export them all the same:  --every")
+            units_out = list_unit_ids(store, run.id, wanted) if every else list_explained_ids(store, run.id, wanted)
+            units_out = [unit for unit in units_out if selected is None or unit in selected]
+            if not units_out:
+                raise NeuroexplainError("No unit of these is explained yet. To export them all the same:  --every")
             by_format = {"jsonl": export_jsonl, "neuronpedia": export_neuronpedia, "site": export_site}
-            draw(by_format[file_format](store, run, neurons, out))
+            draw(by_format[file_format](store, run, units_out, out))
     say(f"Wrote {out}.")
 
 
@@ -638,8 +666,7 @@ def plot(
 
     from neuroexplain import plots
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_headline_scores, load_neuron, load_run
-    from neuroexplain.types import NeuronId
+    from neuroexplain.store.read import list_headline_scores, load_run, load_unit
 
     drawn = {"layers": plots.scores_by_layer, "distribution": plots.score_distribution, "above": plots.share_above}
     with open_store(db, read_only=True) as store:
@@ -651,10 +678,10 @@ def plot(
             chosen = partial(drawn[what], scores=scores)
         else:
             try:
-                neuron = NeuronId.parse(what)
+                unit = run.find_unit(what)
             except ValueError as error:
                 raise NeuroexplainError(f"{what!r} is none of {', '.join(drawn)}; and {error}.") from error
-            chosen = partial(plots.activation_histogram, neuron=load_neuron(store, run, neuron))
+            chosen = partial(plots.activation_histogram, neuron=load_unit(store, run, unit))
     target = out if out is not None else Path(what.replace(":", "-"))
     try:
         files = plots.save_figure(chosen, target)
@@ -786,26 +813,49 @@ def _drop_run(db: str, run_id: int) -> None:
     say(f"Run {run_id} and all that belonged to it is gone from {db}.")
 
 
-def _select(store: Any, run: "Run", layers: str | None, neurons: str | None) -> "list[NeuronId]":
-    """The neurons named; raises NeuroexplainError where the run does not hold one."""
-    from neuroexplain.cli.selection import parse_neurons
-    from neuroexplain.store.read import list_neuron_ids
+def _renamed(context: typer.Context, name: str, old_name: str) -> Any:
+    """The value of an option or of its old name. Raises NeuroexplainError where both are given; flags win over files."""
+    given: dict[str, tuple[Any, bool]] = {}  # the value, and whether it was typed
+    for option in (name, old_name):
+        source = getattr(context.get_parameter_source(option), "name", "")
+        if source in ("COMMANDLINE", "DEFAULT_MAP") and context.params[option] is not None:
+            given[option] = context.params[option], source == "COMMANDLINE"
+    if len(given) == 2 and len({is_typed for _, is_typed in given.values()}) == 1:
+        raise NeuroexplainError(f"--{old_name} is the old name of --{name}, and both are given. Give --{name} alone.")
+    typed = {option: value for option, (value, is_typed) in given.items() if is_typed or len(given) == 1}
+    return next(iter(typed.values()), context.params[name])
 
-    if layers is None and neurons is None:
-        raise NeuroexplainError("Name a layer, layers or neurons:  --layer 15 | --layers 3-5 | --neurons 15:0-99,20:7")
-    if layers is not None and neurons is not None:
+
+def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "list[UnitId]":
+    """N of the units that are not dead, by a stable hash, in ascending order; all of them where no N is given."""
+    from neuroexplain.stable_hash import stable_hash
+    from neuroexplain.store.read import list_unit_ids
+    from neuroexplain.types import Status
+
+    if n is None:
+        return units
+    alive = set(list_unit_ids(store, run.id, {unit.layer for unit in units}, Status.OK))
+    order = sorted(alive & set(units), key=lambda unit: (stable_hash(run.seed, "sample", unit.layer, unit.index), unit))
+    return sorted(order[:n])
+
+
+def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "list[UnitId]":
+    """The units named; raises NeuroexplainError where the run does not hold one."""
+    from neuroexplain.cli.selection import parse_units
+    from neuroexplain.store.read import list_unit_ids
+
+    if layers is None and units is None:
+        raise NeuroexplainError("Name a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7")
+    if layers is not None and units is not None:
         raise NeuroexplainError(
-            f"--layer {layers} and --neurons {neurons} are both given, one of them perhaps in neuroexplain.toml: name one."
+            f"--layer {layers} and --units {units} are both given, one of them perhaps in neuroexplain.toml: name one."
         )
     if layers is not None:
-        return list_neuron_ids(store, run.id, _layers_of(run, layers))
-    wanted = parse_neurons(neurons or "")
+        return list_unit_ids(store, run.id, _layers_of(run, layers))
+    wanted = parse_units(units or "", {source.layer: source.group_size for source in run.sources})
     for one in wanted:
-        if one.layer not in run.layers or one.neuron >= run.d_mlp:
-            raise NeuroexplainError(
-                f"Run {run.id} has no neuron {one}: it holds layers {min(run.layers)} to {max(run.layers)} "
-                f"with {run.d_mlp:,} neurons each, both counted from 0."
-            )
+        if one.index >= run.width(one.layer):
+            raise NeuroexplainError(f"Run {run.id} has no unit {one}: it holds {run.size}, both counted from 0.")
     return list(wanted)
 
 
@@ -857,11 +907,11 @@ def _default_engine(max_wait: float = 600.0, in_flight: int = 64) -> "EngineConf
 
 def _estimate_text(estimate: "Estimate") -> str:
     finished = f" ({estimate.n_finished:,} are finished)" if estimate.n_finished else ""
-    if not estimate.n_neurons:
+    if not estimate.n_units:
         return f"Nothing to explain{finished}."
     at_once = f", {estimate.in_flight} at once: at best {clock(estimate.seconds / estimate.in_flight)}"
     return (
-        f"{estimate.n_neurons:,} neurons to explain{finished}: about {estimate.n_requests:,} requests with "
+        f"{estimate.n_units:,} neurons to explain{finished}: about {estimate.n_requests:,} requests with "
         f"{estimate.n_prompt_tokens:,} prompt tokens.\n"
         f"One after the other {clock(estimate.seconds)}{at_once if estimate.in_flight > 1 else ''}."
     )

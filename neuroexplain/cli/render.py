@@ -13,12 +13,12 @@ from neuroexplain.types import (
     SCORE_KINDS,
     Exemplar,
     Failure,
-    NeuronPage,
     QueryRow,
     Run,
     SimulatedRecord,
     Status,
     StoredScore,
+    UnitPage,
 )
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for name, right in (("neuron", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("neuron", "score"))
+    for name, right in (("unit", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("unit", "score"))
     several = len({(row.simulator, row.simulator_model) for row in rows if row.simulator}) > 1
     if several:  # else a line is not told from the next
         table.add_column("scored by", overflow="fold")
     for row in rows:
         by = explained_by(row.explainer, row.model)
-        cells = [str(row.neuron), number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by]
+        cells = [row.label, number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by]
         if several:
             cells.append(f"{row.simulator}, {short_name(row.simulator_model or '')}" if row.simulator else "")
         table.add_row(*(Text(printable(cell)) for cell in cells))
@@ -65,10 +65,10 @@ def failures_table(failures: Sequence[Failure]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for name in ("neuron", "what", "status", "reason", "reply"):
+    for name in ("unit", "what", "status", "reason", "reply"):
         table.add_column(name, overflow="fold")
     for one in failures:
-        cells = (str(one.neuron), one.what, one.status, one.reason or "", (one.reply or "")[:200])
+        cells = (str(one.unit), one.what, one.status, one.reason or "", (one.reply or "")[:200])
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -76,11 +76,11 @@ def failures_table(failures: Sequence[Failure]) -> Table:
 def scores_text(scores: Sequence[StoredScore]) -> str:
     """One line a score: the headline first."""
     lines = []
-    for s in sorted(scores, key=lambda s: (s.neuron, s.explanation_id, SCORE_KINDS.index(s.score.kind))):
+    for s in sorted(scores, key=lambda s: (s.unit, s.explanation_id, SCORE_KINDS.index(s.score.kind))):
         said = f"{number(s.score.correlation)}  {interval(s.score.ci_low, s.score.ci_high)}"
         if s.score.status != Status.OK:
             said = f"{s.score.status}: {s.score.reason}"
-        lines.append(printable(f"{s.neuron}  {s.score.kind:15}  {said}  {s.score.n_records} records").rstrip())
+        lines.append(printable(f"{s.unit}  {s.score.kind:15}  {said}  {s.score.n_records} records").rstrip())
     return "\n".join(lines)
 
 
@@ -108,15 +108,15 @@ def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
     return table
 
 
-def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Group:
+def show_text(page: UnitPage, db: str, *, top: int = 5, width: int = 80) -> Group:
     """One neuron for a terminal of `width` columns: explanations, scores, coloured snippets, statistics, vocabulary."""
     from rich.console import Group
     from rich.text import Text
 
-    neuron, run = page.neuron, page.run
+    neuron, run = page.unit, page.run
     lines: list[Text] = [
         Text.assemble(
-            (f"neuron {neuron.id}", "bold"),
+            (f"{'neuron' if run.kind == 'mlp' else 'unit'} {run.label(neuron.id)}", "bold"),
             f"  {neuron.status}, run {run.id}, {run.activation}, {printable(short_name(run.subject))}",
         )
     ]
@@ -124,7 +124,7 @@ def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Gr
     for e in page.explanations:
         lines += _explanation_lines(page, e)
     if not page.explanations:
-        lines.append(Text(f"not explained yet:  neuroexplain explain --neurons {neuron.id} --db {db}", style="dim"))
+        lines.append(Text(f"not explained yet:  neuroexplain explain --units {neuron.id} --db {db}", style="dim"))
     simulated = {(r.kind, r.rank): r for s in page.simulations[:1] for r in s.records}
     scale = _scale(list(simulated.values()))
     if simulated:
@@ -150,7 +150,7 @@ def show_text(page: NeuronPage, db: str, *, top: int = 5, width: int = 80) -> Gr
     return Group(*lines)
 
 
-def record_line(page: NeuronPage, x: Exemplar, strongest: float, width: int = 80) -> Text:
+def record_line(page: UnitPage, x: Exemplar, strongest: float, width: int = 80) -> Text:
     """A record around its peak, its tokens coloured by activation on a log scale; the peak also stands in brackets."""
     from rich.text import Text
 
@@ -166,7 +166,7 @@ def record_line(page: NeuronPage, x: Exemplar, strongest: float, width: int = 80
     return line
 
 
-def _around_peak(page: NeuronPage, x: Exemplar, width: int) -> tuple[range, int]:
+def _around_peak(page: UnitPage, x: Exemplar, width: int) -> tuple[range, int]:
     """The record's tokens that fit beside its activation into `width` columns, three fifths of it before the peak; the peak."""
     cells = [cell_width(page.tokens[int(i)].text) for i in x.token_ids]
     peak = PEAK_INDEX if x.kind != "random" else int(x.activations.argmax())
@@ -189,21 +189,21 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
 
     lines = [Text(), Text("The best explanations, scored on text that the explainer did not see", style="bold"), Text()]
     for row, page in found.best:
-        strongest = max(abs(x.activation) for x in page.neuron.exemplars)
+        strongest = max(abs(x.activation) for x in page.unit.exemplars)
         score = f"{number(row.correlation)} ({interval(row.ci_low, row.ci_high)})"
-        lines.append(Text.assemble((f"{row.neuron}", "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan")))
-        lines += [record_line(page, x, strongest, width) for x in page.neuron.exemplars[:3]]
+        lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan")))
+        lines += [record_line(page, x, strongest, width) for x in page.unit.exemplars[:3]]
         lines.append(Text())
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
     for explainer, one in found.own_above_other:
         name = "the LLM (excerpts)" if explainer == "excerpts" else "the baseline (tokens, no LLM)"
         means = f"mean score {number(one.mean)}, another's {number(one.mean_other)}"
         lines.append(Text(f"  {name}: {one.n_won} of {one.n}; {means}"))
-    neuron = found.best[0][0].neuron if found.best else "0:0"
+    neuron = found.best[0][0].unit if found.best else "0:0"
     lines += [
         Text(),
         Text("These words are a 135M model's: take them as a demonstration. For a better explainer:", style="bold"),
-        Text(f"  neuroexplain explain --db {db} --neurons 3:0-99 --local MODEL"),
+        Text(f"  neuroexplain explain --db {db} --units 3:0-99 --local MODEL"),
         Text("  (a hub name, a folder or a .gguf file; --server URL for a vLLM server)"),
         Text("Look around:", style="bold"),
         Text(f"  neuroexplain query --db {db}"),
@@ -213,19 +213,19 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
     return Group(*lines)
 
 
-def text_line(page: NeuronPage, tokens: Sequence[str], acts: Sequence[float]) -> Group:
+def text_line(page: UnitPage, tokens: Sequence[str], acts: Sequence[float]) -> Group:
     """A person's own text: its tokens coloured relative to the neuron's strongest record, and the activation on each."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    strongest = max((abs(x.activation) for x in page.neuron.exemplars), default=0.0)
+    strongest = max((abs(x.activation) for x in page.unit.exemplars), default=0.0)
     line, table = Text(), Table(box=None, pad_edge=False, show_header=False)
     for token, value in zip(tokens, acts, strict=True):
         style = activation_style(value, strongest)
         line.append(printable(token), style=style)
         table.add_row(Text(f"{value:.4g}", justify="right"), Text(printable(token), style=style))
-    head = Text(f"neuron {page.neuron.id}, its strongest activation is {strongest:.4g}", style="bold")
+    head = Text(f"unit {page.run.label(page.unit.id)}, its strongest activation is {strongest:.4g}", style="bold")
     return Group(head, Text(), line, Text(), table)
 
 
@@ -238,7 +238,7 @@ def activation_style(value: float, strongest: float) -> str:
     return f"white on rgb(0,{shade},60)" if value > 0 else f"white on rgb({shade},30,30)"
 
 
-def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
+def _explanation_lines(page: UnitPage, e: Any) -> list[Text]:
     from rich.text import Text
 
     by = explained_by(e.explainer, e.provenance.model)
@@ -262,7 +262,7 @@ def _explanation_lines(page: NeuronPage, e: Any) -> list[Text]:
     return lines
 
 
-def _simulated_by(page: NeuronPage) -> Text:
+def _simulated_by(page: UnitPage) -> Text:
     """Whose levels stand under the records, and from which explanation."""
     from rich.text import Text
 
@@ -278,7 +278,7 @@ def _scale(records: Sequence[SimulatedRecord]) -> tuple[float, float]:
     return (min(predicted), max(predicted)) if predicted else (0.0, 0.0)
 
 
-def _simulated_line(page: NeuronPage, x: Exemplar, r: SimulatedRecord, scale: tuple[float, float], width: int) -> Text:
+def _simulated_line(page: UnitPage, x: Exemplar, r: SimulatedRecord, scale: tuple[float, float], width: int) -> Text:
     """Simulated levels under the true ones: a bar under each token of the crop that was scored, ? without a prediction."""
     from rich.text import Text
 

@@ -1,13 +1,14 @@
-"""What a person types to name layers, neurons and positions (pure)."""
+"""What a person types to name layers, units and positions (pure)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.types import NeuronId
+from neuroexplain.types import UnitId
 
-MOST_NAMED = 10_000_000  # neurons in one selection: more is a slip of the finger
+MOST_NAMED = 10_000_000  # units in one selection: more is a slip of the finger
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -15,15 +16,34 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted({number for part in _parts(text) for number in _range(part, text, "layers", "15, 3-5 or 0,3-5")}))
 
 
-def parse_neurons(text: str) -> tuple[NeuronId, ...]:
-    """Read `15:16`, `15:0-99` or `15:0-99,20:7` to neurons in ascending order, each once."""
+def parse_units(text: str, group_sizes: Mapping[int, int | None] | None = None) -> tuple[UnitId, ...]:
+    """Read `15:16`, `15:0-99` or `15:0-99,20:7` to units in ascending order, each once.
+
+    group_sizes has the size of a layer's groups, such as heads: `15:3.40` and `15:3.0-63` name units of the fourth.
+    """
     form = "15:16, 15:0-99 or 15:0-99,20:7"
-    found: set[NeuronId] = set()
+    found: set[UnitId] = set()
     for part in _parts(text):
         layer, colon, numbers = part.partition(":")
         if not colon or re.fullmatch(r"\d{1,9}", layer.strip(), re.ASCII) is None:
-            raise NeuroexplainError(f"Cannot read the neurons {text!r}: write them like {form}")
-        found.update(NeuronId(int(layer), number) for number in _range(numbers, text, "neurons", form))
+            raise NeuroexplainError(f"Cannot read the units {text!r}: write them like {form}")
+        group, dot, places = numbers.partition(".")
+        if not dot:
+            found.update(UnitId(int(layer), number) for number in _range(numbers, text, "units", form))
+            continue
+        size = (group_sizes or {}).get(int(layer))
+        if size is None:
+            raise NeuroexplainError(
+                f"Cannot read the units {text!r}: those of layer {int(layer)} have no groups. Write them like {form}"
+            )
+        (number,) = _range(group, text, "units", "15:3.40 or 15:3.0-63") if "-" not in group else (None,)
+        inside = _range(places, text, "units", "15:3.40 or 15:3.0-63")
+        if number is None or inside.stop > size:
+            raise NeuroexplainError(
+                f"Cannot read the units {text!r}: a group of layer {int(layer)} has {size} units, counted from 0. "
+                "Write them like 15:3.40 or 15:3.0-63"
+            )
+        found.update(UnitId(int(layer), number * size + place) for place in inside)
     return tuple(sorted(found))
 
 

@@ -12,10 +12,10 @@ from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import show_json
 from neuroexplain.store.engine import Store
-from neuroexplain.types import NeuronId, Run
+from neuroexplain.types import Run, UnitId
 
 
-def export_jsonl(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Path) -> Generator[Progress]:
+def export_jsonl(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
     """Write folder/neurons.jsonl.gz, a line a neuron, in order. The folder appears when it is whole."""
     with whole_folder(folder) as partial, gzip.open(partial / "neurons.jsonl.gz", "wb", compresslevel=5) as file:
         for done, neuron in enumerate(neurons, 1):

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain import __version__
-from neuroexplain.config import Activation
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import count_layer_neurons, list_runs, load_collected_layer, load_segment_ids
+from neuroexplain.store.read import count_layer_units, list_runs, load_collected_layer, load_segment_ids
 from neuroexplain.store.write import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
 from neuroexplain.types import (
     PEAK_INDEX,
@@ -31,6 +31,7 @@ from neuroexplain.types import (
     ExemplarArrays,
     Run,
     Segment,
+    Source,
     VocabularyEntry,
 )
 
@@ -56,8 +57,8 @@ def import_llama3_neurons(
     The arrays do not say whether they are of `act` or `post`. Raises NeuroexplainError where arrays are missing, do not fit
     together or lack a layer.
     """
-    if activation not in get_args(Activation):
-        raise NeuroexplainError(f"There is no activation {activation!r}. There are {', '.join(get_args(Activation))}.")
+    if activation not in (known := SOURCES.load("mlp").activations):
+        raise NeuroexplainError(f"There is no activation {activation!r}. There are {', '.join(known)}.")
     index, act, token = _open_arrays(folder)
     n_layers, d_mlp, k = index.shape
     wanted = tuple(range(n_layers)) if layers is None else tuple(layers)
@@ -77,14 +78,16 @@ def import_llama3_neurons(
     run_id = earlier.get("running")
     if run_id is None:
         dtype = "bfloat16" if all(_is_bfloat16(act[layer]) for layer in wanted) else "float32"
-        fields = {"subject": subject, "dtype": dtype, "activation": activation, "layers": list(wanted), "d_mlp": d_mlp}
+        fields: dict[str, Any] = {"subject": subject, "dtype": dtype, "activation": activation, "layers": list(wanted)}
+        side: Literal["input", "output"] = "output" if activation == "act" else "input"
+        fields |= {"sources": [Source(layer, "mlp", None, side, d_mlp, dtype) for layer in wanted]}
         fields |= {"n_layers": n_layers, "top_k": k, "n_random": 0, "seed": 0, "tokenizer_sha256": tokenizer_sha256}
         run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
         save_vocabulary(store, run_id, vocabulary)
     yield Progress("importing", 0, len(wanted), "layers")
     with store.much_writing():
         for done, layer in enumerate(wanted, 1):
-            if count_layer_neurons(store, run_id, layer) < d_mlp:
+            if count_layer_units(store, run_id, layer) < d_mlp:
                 places = np.asarray(index[layer], np.int64)
                 found = _layer(layer, places, act[layer], token[layer])  # checked before anything of it is stored
                 save_segments(store, run_id, _segments(places, token[layer]))
@@ -98,7 +101,10 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
 
     The layers are those of the run, in order. Raises NeuroexplainError where the folder exists or cannot be written.
     """
-    shape = (len(run.layers), run.d_mlp, run.top_k)
+    widths = {source.width for source in run.sources}
+    if run.kind != "mlp" or len(widths) != 1:
+        raise NeuroexplainError(f"Run {run.id} holds {run.kind} units; {NAME} is made of MLP neurons. Try  export parquet")
+    shape = (len(run.layers), *widths, run.top_k)
     if run.config.get("sign") == "negative":
         raise NeuroexplainError(
             f"Run {run.id} was collected with --sign negative: it has no top records, which {NAME} is made of."

@@ -22,7 +22,7 @@ from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, random_histogram, short_name
 from neuroexplain.store.engine import Store
-from neuroexplain.types import SEGMENT_LENGTH, NeuronId, NeuronPage, Run, Status
+from neuroexplain.types import SEGMENT_LENGTH, Run, Status, UnitId, UnitPage
 
 BATCH = 512  # neurons in one file
 BY = "neuroexplain"
@@ -30,7 +30,7 @@ CREATOR = "clkht01d40000jv08hvalcvly"  # the user that a Neuronpedia of one's ow
 NO_BIN = -1.0  # its mark for "among the strongest", in place of an interval and the share of tokens in it
 
 
-def export_neuronpedia(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Path) -> Generator[Progress]:
+def export_neuronpedia(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
     """Write the neurons' features, activations (top and bottom records) and explanations that are ok."""
     done, explained_by = 0, set()
     with whole_folder(folder) as partial:
@@ -80,7 +80,12 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
         "release": {"name": f"{model_id(run)}-{_set_name(run)}", "description": title, "urls": [], **made},
         "model": {
             **{"id": model_id(run), "displayName": name, "displayNameShort": name, "owner": name.split("/")[0]},
-            **{"layers": run.n_layers, "neuronsPerLayer": run.d_mlp, "creatorId": CREATOR, "visibility": "PUBLIC"},
+            **{
+                "layers": run.n_layers,
+                "neuronsPerLayer": max(source.width for source in run.sources),
+                "creatorId": CREATOR,
+                "visibility": "PUBLIC",
+            },
         },
         "sourceset": {
             **{"modelId": model_id(run), "name": _set_name(run), "description": title, "urls": [], **made},
@@ -94,9 +99,9 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def feature_row(page: NeuronPage) -> dict[str, Any]:
+def feature_row(page: UnitPage) -> dict[str, Any]:
     """A neuron itself: its vocabulary reading, how often it fires, and a histogram of the random records."""
-    n = page.neuron
+    n = page.unit
     counts, middles = random_histogram(n.exemplars)
     return {
         **_whose(page),
@@ -112,10 +117,10 @@ def feature_row(page: NeuronPage) -> dict[str, Any]:
     }
 
 
-def activation_rows(page: NeuronPage) -> list[dict[str, Any]]:
+def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
     """The top and bottom records, in rank order. The top ones bear the mark of its group of strongest activations."""
     rows = []
-    for x in page.neuron.exemplars:
+    for x in page.unit.exemplars:
         if x.kind == "random":
             continue
         values, is_top = x.activations.tolist(), x.kind == "top"
@@ -138,7 +143,7 @@ def activation_rows(page: NeuronPage) -> list[dict[str, Any]]:
     return rows
 
 
-def explanation_rows(page: NeuronPage) -> list[dict[str, Any]]:
+def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
     """The explanations that are ok, best first."""
     return [
         {
@@ -154,17 +159,17 @@ def explanation_rows(page: NeuronPage) -> list[dict[str, Any]]:
     ]
 
 
-def _whose(page: NeuronPage) -> Mapping[str, str]:
-    neuron = page.neuron.id
-    return {"modelId": model_id(page.run), "layer": source_id(page.run, neuron.layer), "index": str(neuron.neuron)}
+def _whose(page: UnitPage) -> Mapping[str, str]:
+    neuron = page.unit.id
+    return {"modelId": model_id(page.run), "layer": source_id(page.run, neuron.layer), "index": str(neuron.index)}
 
 
-def _key(page: NeuronPage) -> str:
+def _key(page: UnitPage) -> str:
     return "-".join(_whose(page).values())
 
 
-def _strongest(page: NeuronPage) -> float:
-    return max((float(x.activations.max()) for x in page.neuron.exemplars if x.kind == "top"), default=0.0)
+def _strongest(page: UnitPage) -> float:
+    return max((float(x.activations.max()) for x in page.unit.exemplars if x.kind == "top"), default=0.0)
 
 
 def _set_name(run: Run) -> str:

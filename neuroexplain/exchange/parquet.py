@@ -32,7 +32,7 @@ from neuroexplain.present import run_json, short_name
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import pack_activations
 from neuroexplain.store.read import (
-    count_layer_neurons,
+    count_layer_units,
     list_explanations,
     list_runs,
     list_scores,
@@ -63,22 +63,23 @@ from neuroexplain.types import (
     ExemplarArrays,
     Explanation,
     Kind,
-    NeuronId,
     Provenance,
     Run,
     Score,
     Segment,
     SimulatedRecord,
     Simulation,
+    Source,
     Stats,
     StatsArrays,
     Status,
     StoredScore,
+    UnitId,
     VocabularyArrays,
     VocabularyEntry,
 )
 
-VERSION = 1
+VERSION = 2
 TABLES = ("neurons", "exemplars", "explanations", "scores", "simulations", "segments", "vocabulary", "prompts")
 READINGS = {f"{which}_ids": pa.list_(pa.uint32()) for which in ("promoted", "suppressed")}
 READINGS |= {f"{which}_logits": pa.list_(pa.float32()) for which in ("promoted", "suppressed")}
@@ -94,6 +95,7 @@ RECORDS = pa.list_(
 )
 AT_END = ("n_segments", "n_documents", "n_tokens", "finished_at")  # fields of a run that are known when it is finished
 LATER = ("created_at",)  # columns that earlier exports lack
+LONGEST_NAME = 32  # characters of what is read
 MOST_LEVEL = 65_504.0  # that a float16 holds
 T = TypeVar("T")
 Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by simulator and its model
@@ -123,7 +125,7 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             name = f"layer-{layer:03}"
             found = load_collected_layer(store, run, layer)
             for table, made in (
-                ("neurons", _neurons_table(found, run.d_mlp)),
+                ("neurons", _neurons_table(found, run.width(layer))),
                 ("exemplars", _exemplars_table(store, run, found, texts)),
             ):
                 pq.write_table(made, partial / table / f"{name}.parquet", compression="zstd")
@@ -160,13 +162,14 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     """
     told = _read_run_json(folder)
     fields = {name: told[name] for name in Run.__dataclass_fields__ if name not in ("id", "status", *AT_END)}
+    sources = [Source(**source) for source in told["sources"]]
     same = {r.status: r.id for r in list_runs(store) if fields.items() <= run_json(r).items()}
     if "finished" in same:
         note = f"Run {same['finished']} of {store.name} is this run already: nothing to do."
         yield Progress("importing", len(told["layers"]), len(told["layers"]), "layers", note=note)
         return
     yield from _check_files(folder, told.get("files"))
-    run_id = same["running"] if "running" in same else create_run(store, fields)
+    run_id = same["running"] if "running" in same else create_run(store, fields | {"sources": sources})
     try:
         with store.much_writing():
             yield from _import_tables(store, run_id, folder, told)
@@ -177,7 +180,7 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
 
 
 def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, Any]) -> Iterator[Progress]:
-    limits = {"neuron": range(told["d_mlp"]), "rank": range(max(told["top_k"], told["n_random"]))}  # of columns, by name
+    limits = {"rank": range(max(told["top_k"], told["n_random"]))}  # of columns, by name
     limits |= {"segment": range(1 << 32), "token_id": range(1 << 24)}
     vocabulary = [
         entry for some in _batches(folder, "vocabulary", lambda row: VocabularyEntry(**row), limits) for entry in some
@@ -196,15 +199,19 @@ def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, A
     rows = (row for some in _batches(folder, "prompts", dict, limits) for row in some)
     prompts = {None, *(save_prompt(store, row["name"], row["text"]) for row in rows)}
     new_ids, layers = _NewIds(), told["layers"]
+    widths = {source["layer"]: source["width"] for source in told["sources"]}
     for done, layer in enumerate(layers, 1):
-        if count_layer_neurons(store, run_id, layer) < told["d_mlp"]:
-            save_collected_layer(store, run_id, _read_layer(folder, layer, told, limits, known))
-        for asked in _batches(folder, "explanations", partial(_explanation, prompts=prompts), limits, layer):
+        width = widths[layer]
+        own = limits | {"neuron": range(width)}
+        if count_layer_units(store, run_id, layer) < width:
+            save_collected_layer(store, run_id, _read_layer(folder, layer, width, told["dtype"], own, known))
+        for asked in _batches(folder, "explanations", partial(_explanation, prompts=prompts), own, layer):
             new_ids.add(asked, save_explanations(store, run_id, asked))
         yield Progress("importing", done, len(layers), "layers")
     for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
-        scores = _read_scores(folder, limits, layer)
-        simulations = _batches(folder, "simulations", partial(_simulation, prompts=prompts), limits, layer)
+        own = limits | {"neuron": range(widths[layer])}
+        scores = _read_scores(folder, own, layer)
+        simulations = _batches(folder, "simulations", partial(_simulation, prompts=prompts), own, layer)
         for made in _join_scores(folder, simulations, scores):
             save_simulations(store, run_id, [_with_new_ids(folder, *one, new_ids) for one in made])
         yield Progress("importing scores", done, len(layers), "layers")
@@ -218,15 +225,20 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
         json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # nothing that no database holds
     except (OSError, ValueError, RecursionError) as error:
         raise NeuroexplainError(f"{folder} has no run.json that can be read: it is no export of ours ({error}).") from error
-    if not isinstance(told, dict) or told.get("format") != VERSION:
-        raise NeuroexplainError(f"{folder} was written in another version of this format; {VERSION} is read.")
+    if not isinstance(told, dict) or told.get("format") not in (1, VERSION):
+        raise NeuroexplainError(f"{folder} was written in another version of this format; 1 and {VERSION} are read.")
+    if told["format"] == 1:
+        told |= _sources_of_version_1(file, told)
     hints = get_type_hints(Run)
     wrong = [name for name, hint in hints.items() if name not in told or not _is_of(told[name], hint)]
     if not wrong:
         layers, stride = told["layers"], told["config"].get("segment_stride", SEGMENT_LENGTH)
         fits = {name: 0 <= told[name] < 1 << 63 for name, hint in hints.items() if hint is int}
         fits["layers"] = 0 < len(layers) == len(set(layers)) and all(layer in range(told["n_layers"]) for layer in layers)
-        fits["d_mlp"] = 0 < told["d_mlp"] < 1 << 31
+        fits["sources"] = [source["layer"] for source in told["sources"]] == layers and all(
+            0 < source["width"] < 1 << 31 for source in told["sources"]
+        )
+        fits["activation"] = 0 < len(told["activation"]) <= LONGEST_NAME
         fits["config"] = _is_of(stride, int) and 0 < stride <= SEGMENT_LENGTH
         fits["files"] = isinstance(told.get("files", {}), dict)
         wrong = [name for name, is_fit in fits.items() if not is_fit]
@@ -235,9 +247,23 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
     return told
 
 
+def _sources_of_version_1(file: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Exports of version 1 hold neurons alone and one width; where they were read follows from the activation."""
+    width, layers, config = told.get("d_mlp"), told.get("layers"), told.get("config")
+    if type(width) is not int or not 0 < width < 1 << 31 or not isinstance(layers, list) or not isinstance(config, dict):
+        raise DamagedFolder(file, f"d_mlp is {json.dumps(width)[:60]}")
+    side = "output" if told.get("activation") == "act" else "input"
+    read = {"kind": "mlp", "module": None, "side": side, "width": width, "dtype": told.get("dtype")}
+    sources = [{"layer": layer, **read, "group_size": None, "encoder": None} for layer in layers]
+    return {"sources": sources, "config": {**config, "source": "mlp"} if "model" in config else config}
+
+
 def _is_of(value: Any, hint: Any) -> bool:
     """Whether a value from JSON is of the type of a field of Run."""
     kind, of = get_origin(hint), get_args(hint)
+    if hint is Source:
+        hints = get_type_hints(Source)
+        return isinstance(value, dict) and value.keys() == hints.keys() and all(_is_of(value[k], hints[k]) for k in hints)
     if kind is Literal:
         return value in of
     if kind is UnionType:
@@ -329,7 +355,7 @@ class _NewIds:
 def _with_new_ids(folder: Path, made: Simulation, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Simulation, list[Score]]:
     own = new_ids.find(made.explanation_id)
     if own is None:
-        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.neuron} was simulated by, is missing")
+        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.unit} was simulated by, is missing")
     moved = replace(made, explanation_id=own, other_explanation_id=new_ids.find(made.other_explanation_id))
     return moved, [replace(score, other_explanation_id=new_ids.find(score.other_explanation_id)) for score in scores]
 
@@ -340,19 +366,19 @@ def _some(ids: Sequence[int]) -> Iterator[Sequence[int]]:
     return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))
 
 
-def _neuron(neuron: NeuronId) -> dict[str, int]:
-    return {"layer": neuron.layer, "neuron": neuron.neuron}
+def _neuron(neuron: UnitId) -> dict[str, int]:
+    return {"layer": neuron.layer, "neuron": neuron.index}
 
 
 def _score_row(stored: StoredScore) -> dict[str, Any]:
     whose = {name: getattr(stored, name) for name in ("explanation_id", "simulator", "simulator_model")}
-    return _neuron(stored.neuron) | asdict(stored.score) | whose
+    return _neuron(stored.unit) | asdict(stored.score) | whose
 
 
 def _flat(one: Any) -> dict[str, Any]:
-    row = {name: getattr(one, name) for name in one.__dataclass_fields__ if name not in ("neuron", "provenance", "records")}
+    row = {name: getattr(one, name) for name in one.__dataclass_fields__ if name not in ("unit", "provenance", "records")}
     provenance = asdict(one.provenance) | {"sampling": json.dumps(dict(one.provenance.sampling))}
-    return _neuron(one.neuron) | row | provenance
+    return _neuron(one.unit) | row | provenance
 
 
 def _simulation_row(simulation: Simulation) -> dict[str, Any]:
@@ -385,18 +411,18 @@ def _provenance(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prov
 
 
 def _explanation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
-    names = set(Explanation.__dataclass_fields__) - {"neuron", "provenance"}
+    names = set(Explanation.__dataclass_fields__) - {"unit", "provenance"}
     values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
     if values["status"] == Status.OK and values["text"] is None:
         raise ValueError(f"explanation {values['id']} has no text")
     values["status"] = Status(values["status"])
-    return Explanation(neuron=NeuronId(row["layer"], row["neuron"]), provenance=_provenance(row, prompts), **values)
+    return Explanation(unit=UnitId(row["layer"], row["neuron"]), provenance=_provenance(row, prompts), **values)
 
 
 def _simulation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Simulation:
-    names = set(Simulation.__dataclass_fields__) - {"neuron", "provenance", "records"}
+    names = set(Simulation.__dataclass_fields__) - {"unit", "provenance", "records"}
     return Simulation(
-        neuron=NeuronId(row["layer"], row["neuron"]),
+        unit=UnitId(row["layer"], row["neuron"]),
         provenance=_provenance(row, prompts),
         records=tuple(map(_record, row["records"])),
         **{name: row[name] for name in names} | {"status": Status(row["status"])},
@@ -417,8 +443,8 @@ def _record(row: Mapping[str, Any]) -> SimulatedRecord:
     return SimulatedRecord(row["kind"], row["rank"], row["first"], expected, mass, other)
 
 
-def _neurons_table(found: CollectedLayer, d_mlp: int) -> pa.Table:
-    columns: dict[str, Any] = {"layer": np.full(d_mlp, found.layer, np.int32), "neuron": np.arange(d_mlp, dtype=np.int32)}
+def _neurons_table(found: CollectedLayer, width: int) -> pa.Table:
+    columns: dict[str, Any] = {"layer": np.full(width, found.layer, np.int32), "neuron": np.arange(width, dtype=np.int32)}
     if found.stats is not None:
         columns |= {name: getattr(found.stats, name) for name in Stats.__dataclass_fields__}
     if found.vocabulary is not None:
@@ -456,14 +482,14 @@ def _texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
 
 
 def _read_layer(
-    folder: Path, layer: int, told: Mapping[str, Any], limits: Mapping[str, range], known: NDArray[np.int64]
+    folder: Path, layer: int, width: int, dtype: str, limits: Mapping[str, range], known: NDArray[np.int64]
 ) -> CollectedLayer:
     """A layer's neurons and exemplars, which are of `known` segments."""
     kinds: dict[Kind, ExemplarArrays] = {}
     file, neurons = _table(folder, "neurons", limits, layer)
     with _reading(file):
-        if neurons.num_rows != told["d_mlp"] or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
-            raise ValueError(f"it does not hold the neurons 0 to {told['d_mlp'] - 1} in order")
+        if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
+            raise ValueError(f"it does not hold the neurons 0 to {width - 1} in order")
         columns = {name: neurons[name].to_numpy() for name in neurons.column_names if name in Stats.__dataclass_fields__}
         readings = {name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names}
         if len({array.shape for array in readings.values()}) > 1:
@@ -482,23 +508,23 @@ def _read_layer(
         for kind in KINDS:
             rows = exemplars.filter(pa.array(all_kinds == kind))
             if rows.num_rows:
-                kinds[kind] = _arrays(rows, told["d_mlp"], told["dtype"])
+                kinds[kind] = _arrays(rows, width, dtype)
     return CollectedLayer(layer, kinds, stats, vocabulary)
 
 
-def _arrays(rows: pa.Table, d_mlp: int, dtype: str) -> ExemplarArrays:
+def _arrays(rows: pa.Table, width: int, dtype: str) -> ExemplarArrays:
     """Exemplars of one kind. Raises ValueError where ranks have gaps, or the run's dtype does not hold an activation."""
     neuron, rank = rows["neuron"].to_numpy(), rows["rank"].to_numpy()
-    counts = np.bincount(neuron, minlength=d_mlp)
-    is_used = np.zeros((d_mlp, k := int(counts.max())), np.bool_)
+    counts = np.bincount(neuron, minlength=width)
+    is_used = np.zeros((width, k := int(counts.max())), np.bool_)
     is_used[neuron[rank < k], rank[rank < k]] = True
     if not np.array_equal(is_used, np.arange(k) < counts[:, None]):
         raise ValueError("ranks of a neuron's exemplars are missing or there twice")
     placed: dict[str, Any] = {}
     for name, place_dtype in PLACES.items():
-        placed[name] = np.full((d_mlp, k), -1 if name == "documents" else 0, place_dtype)
+        placed[name] = np.full((width, k), -1 if name == "documents" else 0, place_dtype)
         placed[name][neuron, rank] = rows[name].to_numpy()
-    peaks, activations = np.zeros((d_mlp, k), np.float32), np.zeros((d_mlp, k, RECORD_LENGTH), np.float32)
+    peaks, activations = np.zeros((width, k), np.float32), np.zeros((width, k, RECORD_LENGTH), np.float32)
     peaks[neuron, rank] = rows["activation"].to_numpy()
     values = rows["activations"].combine_chunks().flatten().to_numpy()
     activations[neuron, rank] = values.reshape(-1, RECORD_LENGTH)
@@ -536,7 +562,7 @@ def _columns(kind: type) -> list[pa.Field]:
         inner = next((one for one in get_args(hint) if one in SCALARS), hint)  # of `X | None`
         if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
-        if inner in SCALARS and name not in ("neuron", "records"):
+        if inner in SCALARS and name not in ("unit", "records"):
             found.append(pa.field(name, SCALARS[inner], nullable=NoneType in get_args(hint)))
     return found
 
@@ -625,8 +651,8 @@ configs:
 
 # Neurons of {subject}
 
-Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.d_mlp:,} MLP neurons each (`{run.activation}`), from
-{run.n_tokens:,} tokens. Each neuron's strongest records ({run.top_k} at most) and {run.n_random} random ones, with one
+Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`), from
+{run.n_tokens:,} tokens. Each unit's strongest records ({run.top_k} at most) and {run.n_random} random ones, with one
 activation a token; explanations, simulations and scores where there are any.
 
 ```python

@@ -28,8 +28,8 @@ from neuroexplain.pipeline.page import Vocabulary, load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, query_json
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import count_explanations, count_neurons, list_headline_scores, query_explanations
-from neuroexplain.types import PEAK_INDEX, NeuronId, NeuronPage, QueryRow, Run
+from neuroexplain.store.read import count_explanations, count_units, list_headline_scores, query_explanations
+from neuroexplain.types import PEAK_INDEX, QueryRow, Run, UnitId, UnitPage
 from neuroexplain.web import views
 from neuroexplain.web.views import Links
 
@@ -39,7 +39,7 @@ BEST = 12  # rows of the start page
 ALL = 10**9
 
 
-def export_site(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Path) -> Generator[Progress]:
+def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
     """Write the site of the given neurons, which are in ascending order. Any web host serves it.
 
     The folder appears when it is whole. Memory grows by some bytes a neuron: what is drawn is written and forgotten.
@@ -65,13 +65,18 @@ def export_site(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Pat
                     view = views.neuron_view(page, links, neighbours=neurons, place=done)
                     pages[str(neuron)] = views.render("_neuron.html", n=view, links=links)
                     fragments |= {f"{neuron}/{part}": html for part, html in _fragments(page)}
-                    peaks = {page.tokens[int(x.token_ids[PEAK_INDEX])].text for x in page.neuron.exemplars if x.kind == "top"}
+                    peaks = {page.tokens[int(x.token_ids[PEAK_INDEX])].text for x in page.unit.exemplars if x.kind == "top"}
                     tokens.add(peaks, order[first[done] : first[done + 1]].tolist())
                     done += 1
                     yield Progress("exporting", done, len(neurons), "neurons")
                 _write(data / "neurons" / f"{name}.json", pages)
                 _write(data / "fragments" / f"{name}.json", fragments)
-        index = {"chunk": views.CHUNK, "rows": n_rows, "d_mlp": run.d_mlp, "layers": sorted({n.layer for n in neurons})}
+        index = {
+            "chunk": views.CHUNK,
+            "rows": n_rows,
+            "widths": {source.layer: source.width for source in run.sources},
+            "layers": sorted({n.layer for n in neurons}),
+        }
         _write(data / "index.json", index | {"rows_in_a_file": ROWS, "buckets": BUCKETS})
         values = {"links": links, "csp": views.CSP}
         html = {
@@ -80,7 +85,7 @@ def export_site(store: Store, run: Run, neurons: Sequence[NeuronId], folder: Pat
                 run=run,
                 charts=views.score_charts(list_headline_scores(store, run)),
                 counts=count_explanations(store, run.id),
-                n_neurons=sum(count_neurons(store, run.id).values()),
+                n_units=sum(count_units(store, run.id).values()),
                 best=best,
                 runs=[run],
                 corpus=corpus_name(run),
@@ -155,12 +160,12 @@ def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
         last = rows[-1].correlation
         seen = {key(row) for row in rows if row.correlation == last}
     for layer in run.layers:
-        rows = query_explanations(store, run, layers=[layer], sort="neuron", limit=ALL)
+        rows = query_explanations(store, run, layers=[layer], sort="unit", limit=ALL)
         yield from (row for row in rows if row.correlation is None)
 
 
 def _write_rows(
-    store: Store, run: Run, neurons: Sequence[NeuronId], data: Path, words: _Index
+    store: Store, run: Run, neurons: Sequence[UnitId], data: Path, words: _Index
 ) -> tuple[int, list[views.RowView], NDArray[np.int64]]:
     """The neurons' explanations, best first, in files of ROWS, and their words in the index.
 
@@ -176,8 +181,8 @@ def _write_rows(
             waiting.clear()
 
     for found in _best_first(store, run):
-        place = bisect_left(neurons, found.neuron)
-        if place == len(neurons) or neurons[place] != found.neuron:
+        place = bisect_left(neurons, found.unit)
+        if place == len(neurons) or neurons[place] != found.unit:
             continue
         row = replace(found, explanation=views.printable_lines(found.explanation))
         words.add(set(words_of(row.explanation)), [len(places)])
@@ -191,7 +196,7 @@ def _write_rows(
     return len(places), best, np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
 
 
-def _fragments(page: NeuronPage) -> Iterator[tuple[str, str]]:
+def _fragments(page: UnitPage) -> Iterator[tuple[str, str]]:
     """What is folded on a neuron's page, by the name in Links.fragment."""
     for kind in ("bottom", "random"):
         if records := views.record_views(page, kind):

@@ -19,12 +19,12 @@ from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.store.engine import Store, open_store
-from neuroexplain.store.read import list_explanations, list_neuron_ids, list_scores, load_neuron, load_run, query_explanations
+from neuroexplain.store.read import list_explanations, list_scores, list_unit_ids, load_run, load_unit, query_explanations
 from neuroexplain.subject.load import embedded_model
-from neuroexplain.types import PEAK_INDEX, NeuronId, NeuronPage, QueryRow, Run, Status
+from neuroexplain.types import PEAK_INDEX, QueryRow, Run, Status, UnitId, UnitPage
 
 SEGMENTS = 800
-N_NEURONS = 30
+N_UNITS = 30
 EXPLAINERS: tuple[ExplainerName, ...] = ("excerpts", "tokens")
 SAMPLED_PER_LAYER = 60  # neurons looked at in each layer
 
@@ -42,7 +42,7 @@ def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Gene
         if find_finished_run(store, config) is None:
             yield from run_collect(store, config)
         run = load_run(store)
-        neurons = pick_neurons(store, run)
+        neurons = pick_units(store, run)
         simulator_engine = LocalEngine(model)
         simulator = LexicalSimulator(simulator_engine, run.tokenizer_sha256)
         with ExitStack() as stack:
@@ -53,31 +53,31 @@ def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Gene
     yield Progress("done", note=f"Took {time.monotonic() - began:.0f} seconds.")
 
 
-def pick_neurons(store: Store, run: Run) -> list[NeuronId]:
+def pick_units(store: Store, run: Run) -> list[UnitId]:
     """Some 30 neurons worth reading: sharply selective, spread over layers, no two with the same favourite token.
 
     Selective: the top records far above the random ones, most tokens near 0, and a peak token that comes back.
     """
-    per_layer: dict[int, list[tuple[float, NeuronId, int]]] = {}
+    per_layer: dict[int, list[tuple[float, UnitId, int]]] = {}
     for layer in run.layers:
-        ids = list_neuron_ids(store, run.id, [layer], Status.OK)
-        for neuron_id in ids[:: max(1, len(ids) // SAMPLED_PER_LAYER)]:
-            neuron = load_neuron(store, run, neuron_id)
+        ids = list_unit_ids(store, run.id, [layer], Status.OK)
+        for unit_id in ids[:: max(1, len(ids) // SAMPLED_PER_LAYER)]:
+            neuron = load_unit(store, run, unit_id)
             tops = [x for x in neuron.exemplars if x.kind == "top"]
             peaks = [int(x.token_ids[PEAK_INDEX]) for x in tops]
             favourite, times = max(((p, peaks.count(p)) for p in set(peaks)), key=lambda pair: (pair[1], -pair[0]))
             weakest = min(x.activation for x in tops)
             assert neuron.stats is not None
             sharp = (weakest - neuron.stats.mean) / (neuron.stats.std or 1.0)
-            per_layer.setdefault(layer, []).append((sharp * (0.5 + times / len(tops)), neuron_id, favourite))
+            per_layer.setdefault(layer, []).append((sharp * (0.5 + times / len(tops)), unit_id, favourite))
     for found in per_layer.values():
         found.sort(key=lambda one: (-one[0], one[1]))
-    picked: list[NeuronId] = []
+    picked: list[UnitId] = []
     used: set[int] = set()
-    while len(picked) < N_NEURONS and any(per_layer.values()):
+    while len(picked) < N_UNITS and any(per_layer.values()):
         for found in per_layer.values():
             fresh = next((one for one in found if one[2] not in used), None)
-            if fresh is None or len(picked) == N_NEURONS:
+            if fresh is None or len(picked) == N_UNITS:
                 found.clear()
                 continue
             found.remove(fresh)
@@ -90,7 +90,7 @@ def pick_neurons(store: Store, run: Run) -> list[NeuronId]:
 class Highlights:
     """What the demo found."""
 
-    best: list[tuple[QueryRow, NeuronPage]]  # the LLM's explanations with the highest scores
+    best: list[tuple[QueryRow, UnitPage]]  # the LLM's explanations with the highest scores
     own_above_other: list[tuple[ExplainerName, OwnAboveOther]]  # by explainer
 
 
@@ -107,7 +107,7 @@ class OwnAboveOther:
 def find_highlights(store: Store, run: Run) -> Highlights:
     """The best explanations with their neurons, and whether own explanations beat others'."""
     rows = [r for r in query_explanations(store, run, limit=100) if r.explainer == "excerpts"][:6]
-    best = [(row, load_page(store, run, row.neuron)) for row in rows]
+    best = [(row, load_page(store, run, row.unit)) for row in rows]
     return Highlights(best, [(explainer, _own_above_other(store, run, explainer)) for explainer in EXPLAINERS])
 
 

@@ -11,7 +11,7 @@ from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.engine import Engine, chat_token_ids
 from neuroexplain.llm.explainer import MOST_MEANINGS
 from neuroexplain.llm.simulator import Simulator
-from neuroexplain.pipeline.explain import find_answers, is_finished, plan_neuron
+from neuroexplain.pipeline.explain import find_answers, is_finished, plan_unit
 from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, ask, shown_records
 from neuroexplain.pipeline.score import find_simulations
 from neuroexplain.pipeline.simulate import cut_crops
@@ -27,7 +27,7 @@ STAND_IN = "words and phrases that have to do with travelling by sea"  # for an 
 class Estimate:
     """What is still to be done. Numbers for all neurons are those of a sample, scaled up."""
 
-    n_neurons: int  # to be explained
+    n_units: int  # to be explained
     n_finished: int
     n_requests: int
     n_prompt_tokens: int
@@ -61,17 +61,17 @@ def estimate_explain(
     seconds = 0.0
     each: dict[str, float] = {}  # seconds of one request of each sort
     as_sent = 1.0  # tokens sent for one of a simulation's prompts: a server that takes cut prompts is sent each many times
-    for neuron_id in sample:
-        task = plan_neuron(store, run, neuron_id, answers[neuron_id], simulations)
-        shown = shown_records(task.neuron, asking.explainer)
-        if task.neuron.status == Status.DEAD or not shown:
+    for unit_id in sample:
+        task = plan_unit(store, run, unit_id, answers[unit_id], simulations)
+        shown = shown_records(task.unit, asking.explainer)
+        if task.unit.status == Status.DEAD or not shown:
             continue
         if asking.prompt is not None and asking.engine is not None and (n := _n_to_ask(asking, task)):
             requests += n
             tokens += n * _explaining_tokens(asking, task, shown)
             if "explain" not in each:
                 began = time.perf_counter()
-                ask(task, asking, asking.request(neuron_id, 0), shown)
+                ask(task, asking, asking.request(unit_id, 0), shown)
                 each["explain"] = time.perf_counter() - began
             seconds += n * each["explain"]
         if simulator is not None and (asked := _asked(asking, simulator, task, run.seed, with_null=with_null)):
@@ -121,7 +121,7 @@ def _asked(
     `report` for the chosen explanation, unless one was chosen before, `select` for each that may be chosen, both for another
     neuron's as the null. A union is simulated by its parts.
     """
-    crops = cut_crops(task.neuron, seed)
+    crops = cut_crops(task.unit, seed)
     each = MOST_MEANINGS if asking.says_several else 1
     several = each if asking.says_several else asking.candidates + asking.revise
     done = sum(e.status != Status.OK or e.id in task.simulated for e in task.found.values() if not e.parts)

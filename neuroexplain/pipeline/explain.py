@@ -9,16 +9,16 @@ from functools import partial
 from neuroexplain.config import ExplainConfig
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.simulator import Simulator
-from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, explain_neuron
+from neuroexplain.pipeline.hypothesize import Asking, ExplainTask, explain_unit
 from neuroexplain.pipeline.in_flight import map_in_flight
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.pipeline.score import compare_with_others, find_simulations
 from neuroexplain.pipeline.session import Saving
-from neuroexplain.pipeline.simulate import neurons_at_once
+from neuroexplain.pipeline.simulate import units_at_once
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_explanations, load_neuron, load_tokens
+from neuroexplain.store.read import list_explanations, load_tokens, load_unit
 from neuroexplain.store.write import request_key, save_prompt
-from neuroexplain.types import Explanation, NeuronId, Run, Simulation, Status
+from neuroexplain.types import Explanation, Run, Simulation, Status, UnitId
 
 
 def run_explain(
@@ -44,17 +44,17 @@ def run_explain(
     found = [e for of_neuron in answers.values() for e in of_neuron.values()]
     simulations = find_simulations(store, found, simulator, retry_failed=config.retry_failed)
     pending = [n for n in config.neurons if not is_finished(asking, answers[n], simulations, simulator)]
-    n_neurons, n_crops = neurons_at_once(simulator, engine.in_flight if engine is not None else 1, len(pending))
-    work = partial(explain_neuron, asking=asking, simulator=simulator, seed=run.seed, headline=run.headline, at_once=n_crops)
-    tasks = (plan_neuron(store, run, n, answers[n], simulations) for n in pending)
+    n_units, n_crops = units_at_once(simulator, engine.in_flight if engine is not None else 1, len(pending))
+    work = partial(explain_unit, asking=asking, simulator=simulator, seed=run.seed, headline=run.headline, at_once=n_crops)
+    tasks = (plan_unit(store, run, n, answers[n], simulations) for n in pending)
     before = len(config.neurons) - len(pending)
     failed = sum(e.status.failed for e in found) + sum(s.status.failed for s in simulations.values())
     with Saving(store, run, asking.explainer.name, engine, simulator) as saving:
         last = Progress("explaining", before, len(config.neurons), "neurons", failed)
         yield last
-        for _, made in map_in_flight(work, tasks, n_neurons):
+        for _, made in map_in_flight(work, tasks, n_units):
             saving.add(made)
-            done = before + saving.n_neurons
+            done = before + saving.n_units
             last = Progress(
                 "explaining", done, len(config.neurons), "neurons", failed + saving.n_failed, tokens=saving.prompt_tokens
             )
@@ -71,16 +71,16 @@ def run_explain(
     yield replace(last, note=saving.summary())
 
 
-def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) -> dict[NeuronId, dict[int, Explanation]]:
+def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) -> dict[UnitId, dict[int, Explanation]]:
     """The stored answers to what this command asks, by neuron and candidate, without those that are to be asked again."""
-    answers: dict[NeuronId, dict[int, Explanation]] = {neuron: {} for neuron in config.neurons}
+    answers: dict[UnitId, dict[int, Explanation]] = {neuron: {} for neuron in config.neurons}
     keys: dict[str, int] = {request_key(one): one.candidate for one in asking.possible(config.neurons[0])}
     model = asking.request(config.neurons[0], 0).provenance.model
     for found in list_explanations(store, run.id, explainer=asking.explainer.name, model=model):
-        if found.neuron in answers and not (config.retry_failed and found.status.is_worth_retrying):
+        if found.unit in answers and not (config.retry_failed and found.status.is_worth_retrying):
             candidate = keys.get(request_key(found))
             if candidate is not None:
-                answers[found.neuron][candidate] = found
+                answers[found.unit][candidate] = found
     return answers
 
 
@@ -104,15 +104,15 @@ def is_finished(
     return simulator is None or all((e.id or 0) in simulations for e in usable)
 
 
-def plan_neuron(
+def plan_unit(
     store: Store,
     run: Run,
-    neuron_id: NeuronId,
+    unit_id: UnitId,
     found: Mapping[int, Explanation],
     simulations: Mapping[int, Simulation],
 ) -> ExplainTask:
     """Read what a neuron's explanations need from the store."""
-    neuron = load_neuron(store, run, neuron_id)
+    neuron = load_unit(store, run, unit_id)
     tokens = load_tokens(store, run.id, {int(i) for x in neuron.exemplars for i in x.token_ids})
     mine = {e.id: simulations[e.id] for e in found.values() if e.id is not None and e.id in simulations}
     return ExplainTask(neuron, tokens, found, mine)

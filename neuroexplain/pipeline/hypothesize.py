@@ -32,13 +32,13 @@ from neuroexplain.types import (
     Explained,
     Explanation,
     Headline,
-    Neuron,
-    NeuronId,
     Provenance,
     Simulation,
     Split,
     Status,
     Tokens,
+    Unit,
+    UnitId,
 )
 
 CANDIDATE_TEMPERATURE = 0.8  # of the candidates and revisions after the first, which is the likeliest answer
@@ -81,7 +81,7 @@ class Asking:
         """Whether a neuron may get several explanations, of which one is chosen on `select`."""
         return self.candidates > 1 or self.revise > 0 or self.says_several
 
-    def request(self, neuron: NeuronId, candidate: int) -> Explanation:
+    def request(self, neuron: UnitId, candidate: int) -> Explanation:
         """The request as an explanation without text: what is asked, of whom, by which prompt.
 
         Candidates from `candidates` on are revisions; of an explainer that answers several things at once, the first
@@ -103,7 +103,7 @@ class Asking:
         whom = Provenance(e.engine, e.version, e.model, e.revision, prompt.sha256, sampling)
         return Explanation(neuron, self.explainer.name, Status.OK, None, whom, candidate)
 
-    def possible(self, neuron: NeuronId) -> Iterator[Explanation]:
+    def possible(self, neuron: UnitId) -> Iterator[Explanation]:
         """Every request whose answer this command may store."""
         several = MOST_MEANINGS + 1 if self.says_several else 0
         for candidate in range(max(self.candidates + self.revise, several)):
@@ -114,13 +114,13 @@ class Asking:
 class ExplainTask:
     """What a neuron's explanations need, read from the store beforehand."""
 
-    neuron: Neuron
+    unit: Unit
     tokens: Tokens
     found: Mapping[int, Explanation]  # stored answers, by candidate
     simulated: Mapping[int, Simulation]  # stored simulations by this simulator, by explanation
 
 
-def explain_neuron(
+def explain_unit(
     task: ExplainTask, *, asking: Asking, simulator: Simulator | None, seed: int, headline: Headline, at_once: int
 ) -> list[Explained]:
     """Everything that the command wants of one neuron: each explanation, and what was newly simulated of it.
@@ -128,13 +128,13 @@ def explain_neuron(
     What the store holds is not asked again. Candidates are compared on `select`, and `report` is simulated for the chosen one
     alone where every record costs a request.
     """
-    shown = shown_records(task.neuron, asking.explainer)
+    shown = shown_records(task.unit, asking.explainer)
     explanations = list(_answers(task, asking, shown))
     usable = [e for e in explanations if e.status == Status.OK]
     if simulator is None or not usable:
         chosen = _without_scores(explanations)
         return [Explained(replace(e, chosen=e is chosen)) for e in explanations]
-    simulating = Simulating(simulator, cut_crops(task.neuron, seed), task.tokens, at_once)
+    simulating = Simulating(simulator, cut_crops(task.unit, seed), task.tokens, at_once)
     made: dict[int, Simulation] = {}
 
     def simulate(e: Explanation, *splits: Split) -> None:
@@ -148,25 +148,25 @@ def explain_neuron(
         simulate(e, *first)
     best = usable[0]
     if asking.chooses:
-        best = max(usable, key=lambda e: _or_least(select_score(task.neuron, made[e.candidate], headline)))  # first of equals
+        best = max(usable, key=lambda e: _or_least(select_score(task.unit, made[e.candidate], headline)))  # first of equals
     for number in range(asking.candidates, asking.candidates + asking.revise):
         revised = task.found.get(number) or _revise(task, asking, shown, best, made[best.candidate], number)
         explanations.append(revised)
         if revised.status == Status.OK:
             simulate(revised, *first)
-            if _is_better(task.neuron, made[revised.candidate], made[best.candidate], headline):
+            if _is_better(task.unit, made[revised.candidate], made[best.candidate], headline):
                 best = revised
     simulate(best, *(everything if asking.chooses else first))
     explained = []
     for e in explanations:
         new = made.get(e.candidate)
         new = None if new is None or new is task.simulated.get(e.id or 0) else new
-        scores = () if new is None else tuple(score_simulation(task.neuron, new))
+        scores = () if new is None else tuple(score_simulation(task.unit, new))
         explained.append(Explained(replace(e, chosen=e is best), new, scores, task.simulated.get(e.id or 0)))
     return explained
 
 
-def shown_records(neuron: Neuron, explainer: Explainer) -> list[Exemplar]:
+def shown_records(neuron: Unit, explainer: Explainer) -> list[Exemplar]:
     """What the explainer is shown: the strongest top records of the split `explain`, strongest first."""
     splits = assign_splits(neuron.exemplars)
     return [x for x in neuron.exemplars if x.kind == "top" and splits[x.kind, x.rank] == "explain"][: explainer.n_records]
@@ -183,8 +183,8 @@ def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> It
             if task.found[candidate].status.has_nothing_to_ask:
                 return
             continue
-        asked = asking.request(task.neuron.id, candidate)
-        if task.neuron.status == Status.DEAD:
+        asked = asking.request(task.unit.id, candidate)
+        if task.unit.status == Status.DEAD:
             yield replace(asked, status=Status.DEAD, reason="its strongest record is not above 0")
             return
         if not shown:
@@ -236,8 +236,8 @@ def _revise(
     task: ExplainTask, asking: Asking, shown: Sequence[Exemplar], best: Explanation, simulation: Simulation, number: int
 ) -> Explanation:
     """Ask again, showing where the simulation was most wrong on the `select` records of ranks 2 mod 8."""
-    asked = asking.request(task.neuron.id, number)
-    mistakes = find_mistakes(task.neuron, simulation)
+    asked = asking.request(task.unit.id, number)
+    mistakes = find_mistakes(task.unit, simulation)
     if not mistakes:
         return replace(asked, status=Status.NO_RECORDS, reason="there is no simulated select record of a rank 2 mod 8 to show")
     assert asking.prompt is not None
@@ -248,7 +248,7 @@ def _revise(
     return _generate(asking, asked, messages, shown)[0]
 
 
-def find_mistakes(neuron: Neuron, simulation: Simulation) -> list[tuple[Exemplar, int, list[int], list[int]]]:
+def find_mistakes(neuron: Unit, simulation: Simulation) -> list[tuple[Exemplar, int, list[int], list[int]]]:
     """The shown `select` records that were predicted worst: (record, first token of its crop, true levels, predicted levels).
 
     Both are on 0..10, each scaled by its own greatest value over these records; worst is the greatest sum of squares.
@@ -270,7 +270,7 @@ def _known(levels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.nan_to_num(levels)  # a token without a prediction is shown as silent
 
 
-def _is_better(neuron: Neuron, revised: Simulation, best: Simulation, headline: Headline) -> bool:
+def _is_better(neuron: Unit, revised: Simulation, best: Simulation, headline: Headline) -> bool:
     """Whether the revision is better on the `select` records that it was not shown."""
     _, held = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
     scores = (_or_least(select_score(neuron, simulation, headline, held)) for simulation in (revised, best))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError
@@ -14,7 +14,7 @@ from neuroexplain.store.write import create_run, delete_run, finish_run, save_co
 from neuroexplain.subject.merge import merge_layers
 from neuroexplain.types import RANDOM_START, SEGMENT_LENGTH, CollectedLayer, Run
 
-SAME = ("subject", "subject_revision", "activation", "layers", "d_mlp", "top_k", "n_random", "seed", "tokenizer_sha256")
+SAME = ("subject", "subject_revision", "activation", "layers", "top_k", "n_random", "seed", "tokenizer_sha256")
 SHAPES = ("dtype", "batch_size", "device", "kernels")  # what may change the last bits of activations
 
 
@@ -31,6 +31,7 @@ def run_merge(
     fields = {name: getattr(first, name) for name in (*SAME, "n_layers")} | {"layers": list(first.layers)}
     dtypes = {run.dtype for _, run in parts}
     fields["dtype"] = first.dtype if len(dtypes) == 1 else "float32"  # which holds the values of all
+    fields["sources"] = [replace(source, dtype=fields["dtype"]) for source in first.sources]
     of = first.config["shard"]["of"]
     shard = None if numbers == list(range(1, of + 1)) else {"parts": numbers, "of": of}
     asked = {**first.config, "shard": shard} if config is None else dict(config)
@@ -84,6 +85,8 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
     (store_a, a), shard_a = parts[0], parts[0][1].config["shard"]
     for store_b, b in parts:
         different = [name for name in SAME if getattr(a, name) != getattr(b, name)]
+        if not different and not all(one.is_like(other) for one, other in zip(a.sources, b.sources, strict=True)):
+            different.append("sources")
         same = {key: value for key, value in a.config.items() if key not in ("shard", "batch_size", "device", "dtype")}
         different += [key for key, value in same.items() if b.config.get(key) != value and key not in different]
         if different:

@@ -13,14 +13,14 @@ from neuroexplain.store.read import (
     list_explanations,
     list_scores,
     list_simulations,
-    load_neuron,
     load_tokens,
+    load_unit,
     load_vocabulary,
     query_explanations,
 )
-from neuroexplain.types import NeuronId, NeuronPage, QueryRow, Run, Tokens, VocabularyEntry
+from neuroexplain.types import QueryRow, Run, Tokens, UnitId, UnitPage, VocabularyEntry
 
-SORTS = ("score", "activation", "neuron")
+SORTS = ("score", "activation", "unit")
 
 
 def find_explanations(
@@ -30,6 +30,7 @@ def find_explanations(
 
     Raises NeuroexplainError where the vocabulary has no such token, or the order is not known.
     """
+    sort = "unit" if sort == "neuron" else sort  # its name in earlier versions
     if sort not in SORTS:
         raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is {', '.join(SORTS)}.")
     peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
@@ -49,13 +50,13 @@ class Vocabulary(dict[int, VocabularyEntry]):
         return VocabularyEntry(token_id, "\ufffd", True)
 
 
-def load_page(store: Store, run: Run, neuron_id: NeuronId, vocabulary: Vocabulary | None = None) -> NeuronPage:
+def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | None = None) -> UnitPage:
     """A neuron with its explanations, best headline score first. Raises NotInStore where the run does not hold it.
 
     Who reads many neurons brings the run's whole vocabulary, so that it is not looked up for each.
     """
-    neuron = load_neuron(store, run, neuron_id)
-    explanations = list_explanations(store, run.id, neuron_id)
+    unit = load_unit(store, run, unit_id)
+    explanations = list_explanations(store, run.id, unit_id)
     ids = [e.id for e in explanations if e.id is not None]
     scores = list_scores(store, ids)
     best: dict[int, float] = {}
@@ -67,12 +68,12 @@ def load_page(store: Store, run: Run, neuron_id: NeuronId, vocabulary: Vocabular
     simulations = sorted(list_simulations(store, ids), key=lambda s: place[s.explanation_id])
     tokens: Tokens | None = vocabulary
     if tokens is None:
-        shown = {i for x in neuron.exemplars for i in x.token_ids.tolist()}
-        tokens = load_tokens(store, run.id, shown | {i for i, _ in (*neuron.promoted, *neuron.suppressed)})
-    return NeuronPage(
+        shown = {i for x in unit.exemplars for i in x.token_ids.tolist()}
+        tokens = load_tokens(store, run.id, shown | {i for i, _ in (*unit.promoted, *unit.suppressed)})
+    return UnitPage(
         run=run,
-        neuron=neuron,
-        splits=assign_splits(neuron.exemplars),
+        unit=unit,
+        splits=assign_splits(unit.exemplars),
         tokens=tokens,
         explanations=tuple(explanations),
         simulations=tuple(simulations),

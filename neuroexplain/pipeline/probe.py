@@ -8,9 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.sources.base import find_sources
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import list_best, load_max_activations
-from neuroexplain.types import NeuronId, QueryRow, Run
+from neuroexplain.types import QueryRow, Run, UnitId
 
 LONGEST = 512  # tokens of a text that is tried
 
@@ -19,7 +20,7 @@ LONGEST = 512  # tokens of a text that is tried
 class Strongest:
     """One of the neurons that fire most on a token."""
 
-    neuron: NeuronId
+    unit: UnitId
     activation: float
     share: float  # of the neuron's greatest activation in its corpus
     row: QueryRow | None  # its best explanation; None where it has none
@@ -40,11 +41,11 @@ class Probe:
         """The text's tokens as strings, with the BOS that the tokenizer itself adds."""
         return [self._subject.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in self._ids(text)]
 
-    def activations(self, text: str, run: Run, neuron: NeuronId) -> tuple[list[str], list[float]]:
+    def activations(self, text: str, run: Run, neuron: UnitId) -> tuple[list[str], list[float]]:
         """The tokens and one neuron's activation on each. Raises NeuroexplainError for another model's run."""
-        if neuron.layer not in run.layers or neuron.neuron >= run.d_mlp:
-            raise NotInStore(f"There is no neuron {neuron} in run {run.id}: layers have {run.d_mlp:,} neurons each.")
-        return self.tokens(text), self._acts(text, run)[neuron.layer][:, neuron.neuron].tolist()
+        if neuron.index >= run.width(neuron.layer):
+            raise NotInStore(f"There is no unit {neuron} in run {run.id}: it holds {run.size}.")
+        return self.tokens(text), self._acts(text, run)[neuron.layer][:, neuron.index].tolist()
 
     def strongest(self, store: Store, text: str, run: Run, position: int, limit: int = 20) -> list[Strongest]:
         """The neurons with the greatest activation on a token, relative to their maximum in the corpus; ties by neuron."""
@@ -58,20 +59,26 @@ class Probe:
             for neuron, value in enumerate(values[position].tolist()):
                 greatest = maxima.get((layer, neuron)) or 0.0
                 if greatest > 0 and value > 0:
-                    found.append((value / greatest, NeuronId(layer, neuron), value))
+                    found.append((value / greatest, UnitId(layer, neuron), value))
         found.sort(key=lambda one: (-one[0], one[1]))
         rows = list_best(store, run, [neuron for _, neuron, _ in found[:limit]])
         return [Strongest(neuron, value, share, rows.get(neuron)) for share, neuron, value in found[:limit]]
 
     def _acts(self, text: str, run: Run) -> Any:
         subject = self._subject
-        if self._sha256 != run.tokenizer_sha256 or len(subject.layers) != run.n_layers or subject.d_mlp != run.d_mlp:
-            raise NeuroexplainError(
-                f"The loaded model {subject.name} is not the subject of run {run.id}, {run.subject}: "
-                f"it has {len(subject.layers)} layers of {subject.d_mlp:,} neurons."
-            )
+        if self._sha256 != run.tokenizer_sha256 or len(subject.layers) != run.n_layers:
+            raise self._is_another(run, f"it has {len(subject.layers)} layers")
+        sources = find_sources(subject, run.kind, run.activation, run.layers)
+        different = next((layer for layer, source in sources.items() if source.width != run.width(layer)), None)
+        if different is not None:
+            raise self._is_another(run, f"layer {different} has {sources[different].width:,} units")
         with self._lock:
-            return self._read(text, run.layers, run.activation)
+            return self._read(text, run.kind, run.activation, run.layers)
+
+    def _is_another(self, run: Run, why: str) -> NeuroexplainError:
+        return NeuroexplainError(
+            f"The loaded model {self._subject.name} is not the subject of run {run.id}, {run.subject} ({run.size}): {why}."
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids = self._subject.tokenizer(text.encode("utf-8", "replace").decode()).input_ids
@@ -81,7 +88,8 @@ class Probe:
             raise NeuroexplainError(f"The text has {len(ids):,} tokens; at most {LONGEST} are read at once.")
         return list(ids)
 
-    def _read_text(self, text: str, layers: tuple[int, ...], activation: str) -> Any:
+    def _read_text(self, text: str, kind: str, activation: str, layers: tuple[int, ...]) -> Any:
         from neuroexplain.subject.probe import read_text
 
-        return read_text(self._subject, self._ids(text), layers, activation)
+        sources = find_sources(self._subject, kind, activation, layers)
+        return read_text(self._subject, self._ids(text), sources)

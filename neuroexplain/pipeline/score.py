@@ -17,8 +17,8 @@ from neuroexplain.pipeline.simulate import (
     Simulating,
     begin_simulation,
     cut_crops,
-    neurons_at_once,
     score_simulation,
+    units_at_once,
 )
 from neuroexplain.scoring.splits import find_leaks, split_by_rank
 from neuroexplain.stable_hash import stable_hash
@@ -29,8 +29,8 @@ from neuroexplain.store.read import (
     list_misplaced,
     list_scores,
     list_simulations,
-    load_neuron,
     load_tokens,
+    load_unit,
 )
 from neuroexplain.store.write import as_stored, save_prompt
 from neuroexplain.types import (
@@ -38,8 +38,6 @@ from neuroexplain.types import (
     RECORD_LENGTH,
     Explained,
     Explanation,
-    Neuron,
-    NeuronId,
     Run,
     Score,
     ScoreKind,
@@ -47,6 +45,8 @@ from neuroexplain.types import (
     Split,
     Status,
     Tokens,
+    Unit,
+    UnitId,
 )
 
 
@@ -56,7 +56,7 @@ class SimulateTask:
 
     explanation: Explanation
     other: Explanation | None  # simulated on the same records, as the null
-    neuron: Neuron
+    unit: Unit
     tokens: Tokens
     simulation: Simulation | None  # the stored one
 
@@ -79,24 +79,24 @@ def run_score(
     finished = find_simulations(store, explanations, simulator, retry_failed=retry_failed)
     splits: tuple[Split, ...] = ("report",) if simulator.asks_per_record else HELD_OUT
     pending = [e for e in explanations if not _is_scored(finished.get(e.id or 0))]
-    n_neurons, n_crops = neurons_at_once(simulator, 1, len(pending))
+    n_units, n_crops = units_at_once(simulator, 1, len(pending))
 
     def work(task: SimulateTask) -> Explained:
         e, before = task.explanation, task.simulation or begin_simulation(task.explanation, simulator)
-        simulating = Simulating(simulator, cut_crops(task.neuron, run.seed), task.tokens, n_crops)
+        simulating = Simulating(simulator, cut_crops(task.unit, run.seed), task.tokens, n_crops)
         made = as_stored(simulating.extend(before, e.hypotheses, splits))
-        return Explained(e, made, tuple(score_simulation(task.neuron, made)), replaces=task.simulation)
+        return Explained(e, made, tuple(score_simulation(task.unit, made)), replaces=task.simulation)
 
     before = len(explanations) - len(pending)
     failed = sum(s.status.failed for s in finished.values())
     with Saving(store, run, None, None, simulator) as saving:
         yield Progress("scoring", before, len(explanations), "explanations", failed)
         tasks = (plan_simulation(store, run, e, None, finished.get(e.id or 0)) for e in pending)
-        for _, made in map_in_flight(work, tasks, n_neurons):
+        for _, made in map_in_flight(work, tasks, n_units):
             saving.add([made])
             yield Progress(
                 "scoring",
-                before + saving.n_neurons,
+                before + saving.n_units,
                 len(explanations),
                 "explanations",
                 failed + saving.n_failed,
@@ -137,20 +137,20 @@ def compare_with_others(
         and s.other_explanation_id is None
         and (s.reason is None or retry_failed)
     ]
-    n_neurons, n_crops = neurons_at_once(simulator, 1, len(pending))
+    n_units, n_crops = units_at_once(simulator, 1, len(pending))
 
     def work(task: SimulateTask) -> Explained:
         assert task.other is not None
         assert task.simulation is not None
-        simulating = Simulating(simulator, cut_crops(task.neuron, run.seed), task.tokens, n_crops)
+        simulating = Simulating(simulator, cut_crops(task.unit, run.seed), task.tokens, n_crops)
         made = as_stored(simulating.compare(task.simulation, task.other))
-        return Explained(task.explanation, made, tuple(score_simulation(task.neuron, made)), replaces=task.simulation)
+        return Explained(task.explanation, made, tuple(score_simulation(task.unit, made)), replaces=task.simulation)
 
     failed = 0
     done = len(explanations) - len(pending)
     yield Progress("comparing", done, len(explanations), "explanations")
     tasks = (plan_simulation(store, run, e, others[e.id or 0], simulations.get(e.id or 0)) for e in pending)
-    for _, made in map_in_flight(work, tasks, n_neurons):
+    for _, made in map_in_flight(work, tasks, n_units):
         saving.add([made], counts=False)
         failed += made.simulation is not None and made.simulation.other_explanation_id is None
         done += 1
@@ -177,7 +177,7 @@ def plan_simulation(
     store: Store, run: Run, explanation: Explanation, other: Explanation | None, simulation: Simulation | None
 ) -> SimulateTask:
     """Read what is needed of the neuron."""
-    neuron = load_neuron(store, run, explanation.neuron)
+    neuron = load_unit(store, run, explanation.unit)
     tokens = load_tokens(store, run.id, {int(i) for x in neuron.exemplars for i in x.token_ids})
     return SimulateTask(explanation, other, neuron, tokens, simulation)
 
@@ -188,22 +188,22 @@ def find_others(explanations: Sequence[Explanation]) -> dict[int, Explanation]:
     It is the next neuron's by the same explainer and model, in the order of a stable hash, around the end to the first; of the
     same layer if there is one. A neuron with several is represented by its chosen one.
     """
-    alike: dict[tuple[str, str], dict[NeuronId, Explanation]] = {}
+    alike: dict[tuple[str, str], dict[UnitId, Explanation]] = {}
     for e in sorted(explanations, key=lambda e: (not e.chosen, e.id or 0)):
-        alike.setdefault((e.explainer, e.provenance.model), {}).setdefault(e.neuron, e)
+        alike.setdefault((e.explainer, e.provenance.model), {}).setdefault(e.unit, e)
     following = {}
     for by, of_neuron in alike.items():
-        ring = sorted(of_neuron.values(), key=lambda e: (stable_hash(e.neuron.layer, e.neuron.neuron), e.neuron))
-        layers = {e.neuron.layer for e in ring}
+        ring = sorted(of_neuron.values(), key=lambda e: (stable_hash(e.unit.layer, e.unit.index), e.unit))
+        layers = {e.unit.layer for e in ring}
         following[by] = _following(ring)
         for layer in layers:
-            following[by] |= _following([e for e in ring if e.neuron.layer == layer])
-    found = ((e.id, following[e.explainer, e.provenance.model].get(e.neuron)) for e in explanations)
+            following[by] |= _following([e for e in ring if e.unit.layer == layer])
+    found = ((e.id, following[e.explainer, e.provenance.model].get(e.unit)) for e in explanations)
     return {own: other for own, other in found if own is not None and other is not None}
 
 
-def _following(ring: Sequence[Explanation]) -> dict[NeuronId, Explanation]:
-    return {e.neuron: after for e, after in zip(ring, (*ring[1:], *ring[:1]), strict=True) if after is not e}
+def _following(ring: Sequence[Explanation]) -> dict[UnitId, Explanation]:
+    return {e.unit: after for e, after in zip(ring, (*ring[1:], *ring[:1]), strict=True) if after is not e}
 
 
 def _is_scored(simulation: Simulation | None) -> bool:
@@ -218,22 +218,22 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
 
     Yields a line for each fault, and goes on with the next neuron where one cannot be read.
     """
-    for neuron_id in list_explained_ids(store, run.id):
+    for unit_id in list_explained_ids(store, run.id):
         try:
-            yield from _verify_neuron(store, run, neuron_id)
+            yield from _verify_unit(store, run, unit_id)
         except (NotInStore, StoreUnreadable) as error:
-            yield f"{neuron_id}: {str(error).splitlines()[0]}"
+            yield f"{unit_id}: {str(error).splitlines()[0]}"
     yield from list_misplaced(store, run.id)
 
 
-def _verify_neuron(store: Store, run: Run, neuron_id: NeuronId) -> Iterator[str]:
-    neuron = load_neuron(store, run, neuron_id)
-    ids = [e.id for e in list_explanations(store, run.id, neuron_id, status=Status.OK) if e.id is not None]
+def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
+    neuron = load_unit(store, run, unit_id)
+    ids = [e.id for e in list_explanations(store, run.id, unit_id, status=Status.OK) if e.id is not None]
     stored: dict[tuple[int, str, str], dict[tuple[Split, ScoreKind], Score]] = {}
     for s in list_scores(store, ids):
         stored.setdefault((s.explanation_id, s.simulator, s.simulator_model), {})[s.score.split, s.score.kind] = s.score
     for simulation in list_simulations(store, ids):
-        what = f"{neuron_id}, explanation {simulation.explanation_id} by {simulation.simulator}"
+        what = f"{unit_id}, explanation {simulation.explanation_id} by {simulation.simulator}"
         found = stored.pop((simulation.explanation_id, simulation.simulator, simulation.provenance.model), {})
         wrong = _find_unscorable(neuron, simulation)
         if wrong is not None:
@@ -246,11 +246,11 @@ def _verify_neuron(store: Store, run: Run, neuron_id: NeuronId) -> Iterator[str]
         for leak in find_leaks(neuron.exemplars, {(r.kind, r.rank) for r in simulation.records}):
             yield f"{what}: a leak: {leak}"
     for (explanation_id, simulator, model), scores in stored.items():
-        what = f"{neuron_id}, explanation {explanation_id} by {simulator}"
+        what = f"{unit_id}, explanation {explanation_id} by {simulator}"
         yield f"{what}: {len(scores)} scores of {model} without their simulation"
 
 
-def _find_unscorable(neuron: Neuron, simulation: Simulation) -> str | None:
+def _find_unscorable(neuron: Unit, simulation: Simulation) -> str | None:
     """Why a simulation does not fit its neuron's exemplars, so that no score can be computed; None where it does."""
     true = {(x.kind, x.rank): x.activations for x in neuron.exemplars}
     for r in simulation.records:

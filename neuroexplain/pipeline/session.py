@@ -34,7 +34,7 @@ class Saving:
         self._started_at = now()
         self._id: int | None = None
         self._asked = 0  # prompt tokens of new explanations
-        self.n_neurons = self.n_failed = self.scored_tokens = 0
+        self.n_units = self.n_failed = self.scored_tokens = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -44,7 +44,7 @@ class Saving:
     def add(self, made: Sequence[Explained], *, counts: bool = True) -> None:
         """One neuron's results, complete; without `counts` the neuron was counted before."""
         self._waiting += made
-        self.n_neurons += counts
+        self.n_units += counts
         for one in made:
             if one.explanation.id is None:
                 self.n_failed += one.explanation.status.failed
@@ -66,7 +66,7 @@ class Saving:
 
     def summary(self) -> str | None:
         """What was done and what it cost, in a sentence; None where nothing was."""
-        return session_text(self._session()) if self.n_neurons else None
+        return session_text(self._session()) if self.n_units else None
 
     def _session(self) -> Session:
         cached = [e.used.cached_tokens for e in self._engines]
@@ -80,7 +80,7 @@ class Saving:
             model=self._model,
             simulator=self._simulator,
             simulator_model=self._simulator_model,
-            n_neurons=self.n_neurons,
+            n_neurons=self.n_units,
             n_failed=self.n_failed,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=sum(known) if known else None,

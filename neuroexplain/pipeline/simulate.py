@@ -20,7 +20,6 @@ from neuroexplain.types import (
     Explanation,
     Headline,
     Kind,
-    Neuron,
     Provenance,
     Score,
     SimulatedRecord,
@@ -28,6 +27,7 @@ from neuroexplain.types import (
     Split,
     Status,
     Tokens,
+    Unit,
 )
 
 HELD_OUT: tuple[Split, ...] = ("select", "report")
@@ -49,7 +49,7 @@ class Crop:
         return self.kind, self.rank
 
 
-def cut_crops(neuron: Neuron, seed: int) -> list[Crop]:
+def cut_crops(neuron: Unit, seed: int) -> list[Crop]:
     """The crops of the neuron's top and random records that are held out, in the order of kinds and ranks."""
     splits = assign_splits(neuron.exemplars)
     crops = []
@@ -65,7 +65,7 @@ def begin_simulation(explanation: Explanation, simulator: Simulator) -> Simulati
     """A simulation of this explanation without records yet."""
     engine = simulator.engine
     whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, simulator.prompt.sha256)
-    return Simulation(explanation.id or 0, explanation.neuron, simulator.name, Status.OK, (), whom)
+    return Simulation(explanation.id or 0, explanation.unit, simulator.name, Status.OK, (), whom)
 
 
 class Simulating:
@@ -141,7 +141,7 @@ class Simulating:
         return SimulatedRecord(crop.kind, crop.rank, crop.first, levels, mass)
 
 
-def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
+def score_simulation(neuron: Unit, simulation: Simulation) -> list[Score]:
     """The scores of a stored simulation on the splits that it has records of: what `verify` computes again."""
     if simulation.status != Status.OK:
         failed = (simulation.status, None, 0, 0, simulation.reason)
@@ -162,7 +162,7 @@ def score_simulation(neuron: Neuron, simulation: Simulation) -> list[Score]:
 
 
 def select_score(
-    neuron: Neuron, simulation: Simulation | None, headline: Headline, among: Collection[Place] | None = None
+    neuron: Unit, simulation: Simulation | None, headline: Headline, among: Collection[Place] | None = None
 ) -> float | None:
     """The headline on `select`, or on those of its records that are in `among`; None where it is undefined."""
     if simulation is None or simulation.status != Status.OK:
@@ -171,7 +171,7 @@ def select_score(
     return next(score.correlation for score in scores if score.kind == headline.subset)
 
 
-def _is_unread(neuron: Neuron, simulation: Simulation) -> bool:
+def _is_unread(neuron: Unit, simulation: Simulation) -> bool:
     """Whether the neuron has `report` records and none of them was simulated, though others were."""
     splits = assign_splits(neuron.exemplars)
     read = {splits[r.kind, r.rank] for r in simulation.records}
@@ -179,9 +179,7 @@ def _is_unread(neuron: Neuron, simulation: Simulation) -> bool:
     return bool(read) and "report" in there - read
 
 
-def _by_split(
-    neuron: Neuron, simulation: Simulation, among: Collection[Place] | None = None
-) -> dict[Split, list[ScoredRecord]]:
+def _by_split(neuron: Unit, simulation: Simulation, among: Collection[Place] | None = None) -> dict[Split, list[ScoredRecord]]:
     splits = assign_splits(neuron.exemplars)
     by_place = {(x.kind, x.rank): x for x in neuron.exemplars}
     joined: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
@@ -201,7 +199,7 @@ def _float64(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
-def neurons_at_once(simulator: Simulator | None, explaining: int, n_neurons: int) -> tuple[int, int]:
+def units_at_once(simulator: Simulator | None, explaining: int, n_units: int) -> tuple[int, int]:
     """(neurons in work at once, hypotheses of one neuron at once), so that the engines' bounds of requests are used."""
     bound = max(explaining, simulator.engine.in_flight if simulator is not None else 1)
-    return bound, max(1, bound // max(1, n_neurons))
+    return bound, max(1, bound // max(1, n_units))

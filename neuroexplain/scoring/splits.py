@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Exemplar, Kind, NeuronId, Split
+from neuroexplain.types import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Exemplar, Kind, Split, UnitId
 
 SHARED_TOKENS = 16  # consecutive token ids that two records on different sides may not share
 LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split
@@ -93,9 +93,9 @@ def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int
     return leaks
 
 
-def crop_first(seed: int, neuron: NeuronId, kind: Kind, rank: int) -> int:
+def crop_first(seed: int, neuron: UnitId, kind: Kind, rank: int) -> int:
     """The first of the 32 tokens of a record that are simulated and scored, 1..32: the peak may lie anywhere in them."""
-    return 1 + stable_hash(seed, neuron.layer, neuron.neuron, kind, rank) % CROP_LENGTH
+    return 1 + stable_hash(seed, neuron.layer, neuron.index, kind, rank) % CROP_LENGTH
 
 
 def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:

@@ -17,7 +17,7 @@ from neuroexplain.store.reader import FileReaders, Reader, read_engine
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-REVISION = "0004"  # the newest migration; a test compares
+REVISION = "0005"  # the newest migration; a test compares
 
 
 class Store:

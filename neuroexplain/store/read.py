@@ -29,8 +29,6 @@ from neuroexplain.types import (
     ExemplarArrays,
     Explanation,
     Failure,
-    Neuron,
-    NeuronId,
     Provenance,
     QueryRow,
     Run,
@@ -39,11 +37,14 @@ from neuroexplain.types import (
     Session,
     SimulatedRecord,
     Simulation,
+    Source,
     Stats,
     StatsArrays,
     Status,
     StoredScore,
     Tokens,
+    Unit,
+    UnitId,
     VocabularyArrays,
     VocabularyEntry,
 )
@@ -51,22 +52,22 @@ from neuroexplain.types import (
 IDS_AT_ONCE = 10_000  # values in one IN (...): SQLite takes 32,766
 FEW = 4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
 
-OF_NEURON = "run_id = :run AND layer = :layer AND neuron = :neuron"
+OF_UNIT = "run_id = :run AND layer = :layer AND unit = :unit"
 QUERY_COLUMNS = (
-    "e.id, e.layer, e.neuron, e.text, e.explainer, e.model, "
+    "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
     "s.simulator, s.simulator_model, s.correlation, s.ci_low, s.ci_high, n.max_activation"
 )
-ITS_NEURON = "n.run_id = e.run_id AND n.layer = e.layer AND n.neuron = e.neuron"
+ITS_UNIT = "n.run_id = e.run_id AND n.layer = e.layer AND n.unit = e.unit"
 OF_HEADLINE = "s.split = 'report' AND s.kind = :subset"
 ORDERS = {
     "score": "s.correlation DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
-    "neuron": "",
+    "unit": "",
 }
 MISPLACED = {  # what is wrong -> the rows of a run that are
-    "score {} of explanation {} stands under another neuron or run": (
+    "score {} of explanation {} stands under another unit or run": (
         "SELECT s.id, e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
-        "WHERE e.run_id = :run AND (s.run_id, s.layer, s.neuron) <> (e.run_id, e.layer, e.neuron) ORDER BY s.id"
+        "WHERE e.run_id = :run AND (s.run_id, s.layer, s.unit) <> (e.run_id, e.layer, e.unit) ORDER BY s.id"
     ),
     "simulation {} of explanation {} stands under another run": (
         "SELECT s.id, e.id FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
@@ -77,10 +78,10 @@ MISPLACED = {  # what is wrong -> the rows of a run that are
         "AND EXISTS (SELECT 1 FROM scores s WHERE s.explanation_id = e.id) ORDER BY id"
     ),
     "{}:{}: {} explanations by {}, {} are chosen, not one": (
-        "SELECT layer, neuron, n, explainer, model FROM (SELECT layer, neuron, explainer, model, "
+        "SELECT layer, unit, n, explainer, model FROM (SELECT layer, unit, explainer, model, "
         "sum(CASE WHEN chosen THEN 1 ELSE 0 END) AS n FROM explanations "
-        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, neuron, explainer, model) AS counted "
-        "WHERE n <> 1 ORDER BY layer, neuron, explainer, model"
+        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, unit, explainer, model) AS counted "
+        "WHERE n <> 1 ORDER BY layer, unit, explainer, model"
     ),
     **{
         f"{table[:-1]} {{}} was compared with explanation {{}}, which is missing": (
@@ -102,7 +103,10 @@ MISPLACED = {  # what is wrong -> the rows of a run that are
 def list_runs(store: Store) -> list[Run]:
     """All runs, oldest first, unfinished ones too."""
     with store.read() as reader:
-        return [_run(row) for row in reader.rows("SELECT * FROM runs ORDER BY id")]
+        sources: dict[int, list[Source]] = {}
+        for row in reader.rows("SELECT * FROM sources ORDER BY run_id, layer"):
+            sources.setdefault(row.run_id, []).append(Source(**_fields(row, Source)))
+        return [_run(row, tuple(sources.get(row.id, ()))) for row in reader.rows("SELECT * FROM runs ORDER BY id")]
 
 
 def load_run(store: Store, run_id: int | None = None) -> Run:
@@ -126,54 +130,51 @@ def load_run(store: Store, run_id: int | None = None) -> Run:
     return found
 
 
-def list_neuron_ids(
-    store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None
-) -> list[NeuronId]:
+def list_unit_ids(store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None) -> list[UnitId]:
     """The run's neurons in ascending order."""
-    sql = "SELECT layer, neuron FROM neurons WHERE run_id = :run"
+    sql = "SELECT layer, unit FROM units WHERE run_id = :run"
     if layers is not None:
         sql += f" AND layer {_among(layers)}"
     if status is not None:
         sql += " AND status = :status"
     with store.read() as reader:
-        return [NeuronId(*row) for row in reader.rows(f"{sql} ORDER BY layer, neuron", run=run_id, status=status)]
+        return [UnitId(*row) for row in reader.rows(f"{sql} ORDER BY layer, unit", run=run_id, status=status)]
 
 
-def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None = None) -> list[NeuronId]:
+def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None = None) -> list[UnitId]:
     """The run's neurons that have an explanation, in ascending order."""
-    sql = "SELECT DISTINCT layer, neuron FROM explanations WHERE run_id = :run AND status = 'ok'"
+    sql = "SELECT DISTINCT layer, unit FROM explanations WHERE run_id = :run AND status = 'ok'"
     if layers is not None:
         sql += f" AND layer {_among(layers)}"
     with store.read() as reader:
-        return [NeuronId(*row) for row in reader.rows(f"{sql} ORDER BY layer, neuron", run=run_id)]
+        return [UnitId(*row) for row in reader.rows(f"{sql} ORDER BY layer, unit", run=run_id)]
 
 
-def load_neuron(store: Store, run: Run, neuron: NeuronId) -> Neuron:
+def load_unit(store: Store, run: Run, neuron: UnitId) -> Unit:
     """One neuron with its exemplars and vocabulary reading. Raises NotInStore, saying what the run holds."""
     from neuroexplain.store.packing import unpack_array
 
-    whose = {"run": run.id, "layer": neuron.layer, "neuron": neuron.neuron}
+    whose = {"run": run.id, "layer": neuron.layer, "unit": neuron.index}
     with store.read() as reader:
-        row = reader.row(f"SELECT * FROM neurons WHERE {OF_NEURON}", **whose)
+        row = reader.row(f"SELECT * FROM units WHERE {OF_UNIT}", **whose)
         if row is None:
-            layers = f"layers {_ranges(run.layers)} of {run.n_layers} with {run.d_mlp:,} neurons each"
             raise NotInStore(
-                f"No neuron {neuron} in run {run.id}: {store.name} holds {layers}, both counted from 0.\n"
+                f"No unit {neuron} in run {run.id}: {store.name} holds {run.size}, both counted from 0.\n"
                 f"Ask for one of those, like  neuroexplain show {run.layers[0]}:0 --db {store.name}"
             )
-        packed = reader.rows(f"SELECT * FROM exemplars WHERE {OF_NEURON}", **whose)
+        packed = reader.rows(f"SELECT * FROM exemplars WHERE {OF_UNIT}", **whose)
         wanted: set[int] = set()
         for one in packed:
             with _whole("exemplars", one):
                 wanted.update(unpack_array("segments", one.segments).tolist())
         ids = read_segment_ids(reader, run.id, wanted)
-        reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_NEURON}", **whose)
+        reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_UNIT}", **whose)
     by_kind = {one.kind: one for one in packed}
     exemplars: list[Exemplar] = []
     for packed_kind in (by_kind[kind] for kind in KINDS if kind in by_kind):
         with _whole("exemplars", packed_kind):
             exemplars += _unpack(packed_kind, neuron, run, ids)
-    return Neuron(
+    return Unit(
         id=neuron,
         status=_status("neurons", row),
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
@@ -242,14 +243,16 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
 
     of_layer, place = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
     with store.read() as reader:
-        rows = reader.rows(f"SELECT * FROM neurons {of_layer} ORDER BY neuron", **place)
-        if len(rows) != run.d_mlp:
-            raise NotInStore(f"Run {run.id} of {store.name} holds {len(rows):,} of {run.d_mlp:,} neurons of layer {layer}.")
+        rows = reader.rows(f"SELECT * FROM units {of_layer} ORDER BY unit", **place)
+        if len(rows) != run.width(layer):
+            raise NotInStore(
+                f"Run {run.id} of {store.name} holds {len(rows):,} of {run.width(layer):,} units of layer {layer}."
+            )
         exemplars = {}
         for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **place):
             found = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **place)
-            exemplars[kind] = _exemplar_arrays(found, run)
-        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY neuron", **place)
+            exemplars[kind] = _exemplar_arrays(found, run.width(layer), run.dtype)
+        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **place)
     names = VocabularyArrays.__dataclass_fields__
     vocabulary: VocabularyArrays | None = None
     if readings:
@@ -270,7 +273,7 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
 def list_explanations(
     store: Store,
     run_id: int,
-    neuron: NeuronId | None = None,
+    neuron: UnitId | None = None,
     *,
     layer: int | None = None,
     explainer: str | None = None,
@@ -280,12 +283,12 @@ def list_explanations(
     """A run's or a neuron's explanations and failed attempts, in the order of neurons, then of asking."""
     asked = {"explainer": explainer, "model": model, "status": status, "layer": layer}
     if neuron is not None:
-        asked |= {"layer": neuron.layer, "neuron": neuron.neuron}
+        asked |= {"layer": neuron.layer, "unit": neuron.index}
     values = {name: value for name, value in asked.items() if value is not None}
     where = "".join(f" AND {name} = :{name}" for name in values)
     with store.read() as reader:
         rows = reader.rows(
-            f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, neuron, id", run=run_id, **values
+            f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, unit, id", run=run_id, **values
         )
     return [_explanation(row) for row in rows]
 
@@ -296,7 +299,7 @@ def list_simulations(store: Store, explanation_ids: Iterable[int]) -> list[Simul
     with store.read() as reader:
         for some in _chunks(sorted(set(explanation_ids))):
             sql = (
-                "SELECT s.*, e.layer, e.neuron FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+                "SELECT s.*, e.layer, e.unit FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
                 f"WHERE s.explanation_id {_among(some)} ORDER BY s.explanation_id, s.simulator, s.model"
             )
             found += [_simulation(row) for row in reader.rows(sql)]
@@ -322,6 +325,7 @@ def query_explanations(
     *,
     text: str | None = None,
     layers: Collection[int] | None = None,
+    units: Collection[UnitId] | None = None,
     min_score: float | None = None,
     max_score: float | None = None,
     sort: str = "score",
@@ -334,7 +338,7 @@ def query_explanations(
     """Explanations with the run's headline score, one row per explanation, simulator and model.
 
     With bounds of the score, or a simulator, those without such a score are left out. Sorted by `score` (highest first,
-    unscored last), `activation` (highest first) or `neuron`; ties in the order of neurons.
+    unscored last), `activation` (highest first) or `unit`; ties in the order of neurons.
     """
     values: dict[str, Any] = {"run": run.id, "least": min_score, "most": max_score, "simulator": simulator}
     values["subset"] = run.headline.subset
@@ -345,11 +349,14 @@ def query_explanations(
     conditions = ["e.status = 'ok'"]
     if layers is not None:
         conditions.append(f"e.layer {_among(layers)}")
+    if units is not None:
+        conditions.append(_among_units(units))
+        layers = sorted({unit.layer for unit in units})
     if chosen_only:
         conditions.append("e.chosen")
 
     def found(tables: str, where: Sequence[str], sort: str, n: int) -> list[Any]:
-        order = f"{ORDERS[sort]}e.layer, e.neuron, e.id, s.simulator, s.simulator_model"
+        order = f"{ORDERS[sort]}e.layer, e.unit, e.id, s.simulator, s.simulator_model"
         sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
         return reader.rows(sql, n=n, **values)
 
@@ -373,30 +380,28 @@ def query_explanations(
                 where.append("s.correlation >= :least")
             if max_score is not None:
                 where.append("s.correlation <= :most")
-            tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN neurons n ON {ITS_NEURON}"
+            tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
             rows += found(tables, where, sort, limit)
             if len(rows) == limit or scored_only:
-                return _query_rows(rows)[offset:]
+                return _query_rows(run, rows)[offset:]
             conditions.append("s.correlation IS NULL")  # the rest has no score
-            sort, limit = "neuron", limit - len(rows)
+            sort, limit = "unit", limit - len(rows)
         if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
-            has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_NEURON, *conditions])}"
+            has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
             strongest = reader.rows(
-                f"SELECT n.layer, n.neuron FROM neurons n WHERE n.run_id = :run AND EXISTS ({has_one}) "
+                f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND EXISTS ({has_one}) "
                 "ORDER BY n.max_activation DESC NULLS LAST LIMIT :n",
                 n=limit,
                 **values,
             )
-            its_ids = f"SELECT id FROM explanations WHERE {OF_NEURON}"
-            ids = [i for layer, neuron in strongest for i in reader.column(its_ids, run=run.id, layer=layer, neuron=neuron)]
+            its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
+            ids = [i for layer, unit in strongest for i in reader.column(its_ids, run=run.id, layer=layer, unit=unit)]
             conditions.append(f"e.id {_among(ids)}")
         # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
         conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
-        tables = (
-            f"explanations e JOIN neurons n ON {ITS_NEURON} LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE}"
-        )
+        tables = f"explanations e JOIN units n ON {ITS_UNIT} LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE}"
         rows += found(tables, conditions, sort, limit)
-    return _query_rows(rows)[offset:]
+    return _query_rows(run, rows)[offset:]
 
 
 def list_headline_scores(store: Store, run: Run) -> list[tuple[int, str, str, float]]:
@@ -410,19 +415,19 @@ def list_headline_scores(store: Store, run: Run) -> list[tuple[int, str, str, fl
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
-def list_best(store: Store, run: Run, neurons: Sequence[NeuronId]) -> dict[NeuronId, QueryRow]:
+def list_best(store: Store, run: Run, neurons: Sequence[UnitId]) -> dict[UnitId, QueryRow]:
     """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
     sql = (
-        f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN neurons n ON {ITS_NEURON} "
+        f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN units n ON {ITS_UNIT} "
         f"LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE} "
-        "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.neuron = :neuron "
+        "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.unit = :unit "
         "ORDER BY s.correlation DESC NULLS LAST LIMIT 1"
     )
-    found: dict[NeuronId, QueryRow] = {}
+    found: dict[UnitId, QueryRow] = {}
     with store.read() as reader:
         for one in dict.fromkeys(neurons):
-            values = {"run": run.id, "subset": run.headline.subset, "layer": one.layer, "neuron": one.neuron}
-            for row in _query_rows(reader.rows(sql, **values)):
+            values = {"run": run.id, "subset": run.headline.subset, "layer": one.layer, "unit": one.index}
+            for row in _query_rows(run, reader.rows(sql, **values)):
                 found[one] = row
     return found
 
@@ -437,7 +442,7 @@ def _find_few(reader: Reader, run_id: int, words: str | None, peak_token_ids: Se
     if found is None and peak_token_ids is not None:
         layers = _json(reader.value("SELECT layers FROM runs WHERE id = :run", run=run_id))  # first in the order of peak_tokens
         sql = (
-            "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.neuron = e.neuron "
+            "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.unit = e.unit "
             f"WHERE e.run_id = :run AND p.run_id = :run AND p.layer {_among(layers)} AND p.token_id {_among(peak_token_ids)}"
         )
         ids = reader.column(f"{sql} LIMIT :n", n=one_more, run=run_id)
@@ -455,14 +460,15 @@ def _peaks_on(token_ids: Sequence[int]) -> str:
     """The condition that explanation `e` is of a neuron that peaks on one of the tokens."""
     return (
         f"EXISTS (SELECT 1 FROM peak_tokens p WHERE p.run_id = :run AND p.token_id {_among(token_ids)} "
-        "AND p.layer = e.layer AND p.neuron = e.neuron)"
+        "AND p.layer = e.layer AND p.unit = e.unit)"
     )
 
 
-def _query_rows(rows: Iterable[Any]) -> list[QueryRow]:
+def _query_rows(run: Run, rows: Iterable[Any]) -> list[QueryRow]:
     return [
         QueryRow(
-            neuron=NeuronId(row.layer, row.neuron),
+            unit=(unit := UnitId(row.layer, row.unit)),
+            label=run.label(unit),
             explanation=row.text,
             explanation_id=row.id,
             explainer=row.explainer,
@@ -483,35 +489,35 @@ def list_failures(store: Store, run_id: int, layers: Collection[int] | None, lim
     fine = ", ".join(f"'{status}'" for status in FINE)
     here = "" if layers is None else f" AND e.layer {_among(layers)}"
     sql = (
-        "SELECT e.layer, e.neuron, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
+        "SELECT e.layer, e.unit, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
         f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){here} "
-        "UNION ALL SELECT e.layer, e.neuron, s.simulator AS what, s.status, s.reason, s.reply "
+        "UNION ALL SELECT e.layer, e.unit, s.simulator AS what, s.status, s.reason, s.reply "
         "FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){here} ORDER BY layer, neuron LIMIT :n"
+        f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){here} ORDER BY layer, unit LIMIT :n"
     )
     with store.read() as reader:
         rows = reader.rows(sql, run=run_id, n=limit)
-    return [Failure(NeuronId(row.layer, row.neuron), row.what, Status(row.status), row.reason, row.reply) for row in rows]
+    return [Failure(UnitId(row.layer, row.unit), row.what, Status(row.status), row.reason, row.reply) for row in rows]
 
 
-def count_neurons(store: Store, run_id: int) -> Mapping[str, int]:
+def count_units(store: Store, run_id: int) -> Mapping[str, int]:
     """Neurons of the run by status."""
     with store.read() as reader:
-        rows = reader.rows("SELECT status, count(*) FROM neurons WHERE run_id = :run GROUP BY status", run=run_id)
+        rows = reader.rows("SELECT status, count(*) FROM units WHERE run_id = :run GROUP BY status", run=run_id)
     return {row[0]: row[1] for row in rows}
 
 
 def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:
-    """Every neuron's greatest stored activation, by (layer, neuron)."""
+    """Every neuron's greatest stored activation, by (layer, unit)."""
     with store.read() as reader:
-        rows = reader.rows("SELECT layer, neuron, max_activation FROM neurons WHERE run_id = :run", run=run_id)
+        rows = reader.rows("SELECT layer, unit, max_activation FROM units WHERE run_id = :run", run=run_id)
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-def count_layer_neurons(store: Store, run_id: int, layer: int) -> int:
+def count_layer_units(store: Store, run_id: int, layer: int) -> int:
     """Neurons of one layer that are stored."""
     with store.read() as reader:
-        sql = "SELECT count(*) FROM neurons WHERE run_id = :run AND layer = :layer"
+        sql = "SELECT count(*) FROM units WHERE run_id = :run AND layer = :layer"
         return int(reader.value(sql, run=run_id, layer=layer))
 
 
@@ -535,14 +541,14 @@ def list_sessions(store: Store, run_id: int) -> list[Session]:
 def count_orphans(store: Store) -> int:
     """Simulations and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
     lost = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
-    its_neuron = "n.run_id = x.run_id AND n.layer = x.layer AND n.neuron = x.neuron"
+    its_neuron = "n.run_id = x.run_id AND n.layer = x.layer AND n.unit = x.unit"
     with store.read() as reader:
         return sum(
             int(reader.value(sql))
             for sql in (
                 f"SELECT count(*) FROM simulations {lost}",
                 f"SELECT count(*) FROM scores {lost}",
-                f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM neurons n WHERE {its_neuron})",
+                f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM units n WHERE {its_neuron})",
             )
         )
 
@@ -584,7 +590,7 @@ def _whole(table: str, row: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        names = [name for name in ("id", "run_id", "layer", "neuron", "kind", "segment") if hasattr(row, name)]
+        names = [name for name in ("id", "run_id", "layer", "unit", "kind", "segment") if hasattr(row, name)]
         which = ", ".join(f"{name} {getattr(row, name)}" for name in names)
         raise StoreUnreadable(f"A row of {table} ({which}) cannot be read: {error}.") from error
 
@@ -605,17 +611,17 @@ def _segment_ids(row: Any) -> Any:
         return token_ids
 
 
-def _exemplar_arrays(rows: Iterable[Any], run: Run) -> ExemplarArrays:
+def _exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> ExemplarArrays:
     import numpy as np
 
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
-    found = {row.neuron: row for row in rows}
-    counts = np.array([len(found[n].starts) if n in found else 0 for n in range(run.d_mlp)])  # a byte each
+    found = {row.unit: row for row in rows}
+    counts = np.array([len(found[n].starts) if n in found else 0 for n in range(width)])  # a byte each
     k = int(counts.max())
     arrays = {
-        name: np.full((run.d_mlp, k), fill, dtype)
-        for name, fill, dtype in (
+        name: np.full((width, k), fill, kind)
+        for name, fill, kind in (
             ("segments", 0, np.uint32),
             ("starts", 0, np.uint8),
             ("documents", -1, np.int32),
@@ -623,17 +629,17 @@ def _exemplar_arrays(rows: Iterable[Any], run: Run) -> ExemplarArrays:
             ("peaks", 0, np.float32),
         )
     }
-    activations = np.zeros((run.d_mlp, k, RECORD_LENGTH), np.float32)
+    activations = np.zeros((width, k, RECORD_LENGTH), np.float32)
     for n, row in found.items():
         with _whole("exemplars", row):
             for name in ("segments", "starts", "documents", "token_offsets"):
                 arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name)).reshape(counts[n])
-            arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, run.dtype).reshape(counts[n])
-            activations[n, : counts[n]] = unpack_activations(row.activations, run.dtype).reshape(counts[n], RECORD_LENGTH)
+            arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, dtype).reshape(counts[n])
+            activations[n, : counts[n]] = unpack_activations(row.activations, dtype).reshape(counts[n], RECORD_LENGTH)
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
-def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
+def _unpack(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
     arrays = [unpack_array(name, getattr(row, name)).tolist() for name in ("segments", "starts", "documents", "token_offsets")]
@@ -643,7 +649,7 @@ def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Ite
         if start > len(ids[segment]) - RECORD_LENGTH:
             raise ValueError(f"there is no record at {start} of segment {segment}")
         yield Exemplar(
-            neuron=neuron,
+            unit=neuron,
             kind=row.kind,
             rank=rank,
             segment=segment,
@@ -657,10 +663,10 @@ def _unpack(row: Any, neuron: NeuronId, run: Run, ids: Mapping[int, Any]) -> Ite
         )
 
 
-def _run(row: Any) -> Run:
+def _run(row: Any, sources: tuple[Source, ...]) -> Run:
     with _whole("runs", row):
         decoded = {"layers": tuple(map(int, _json(row.layers))), "config": dict(_json(row.config))}
-        return Run(**_fields(row, Run) | decoded | {"versions": dict(_json(row.versions))})
+        return Run(**_fields(row, Run) | decoded | {"versions": dict(_json(row.versions)), "sources": sources})
 
 
 def _explanation(row: Any) -> Explanation:
@@ -668,7 +674,7 @@ def _explanation(row: Any) -> Explanation:
         provenance, status = _provenance(row), Status(row.status)
         covers, parts = (None if listed is None else tuple(_json(listed)) for listed in (row.covers, row.parts))
     return Explanation(
-        neuron=NeuronId(row.layer, row.neuron),
+        unit=UnitId(row.layer, row.unit),
         explainer=row.explainer,
         status=status,
         text=row.text,
@@ -716,7 +722,7 @@ def _simulation(row: Any) -> Simulation:
         records, provenance, status = tuple(_simulated_records(row)), _provenance(row), Status(row.status)
     return Simulation(
         explanation_id=row.explanation_id,
-        neuron=NeuronId(row.layer, row.neuron),
+        unit=UnitId(row.layer, row.unit),
         simulator=row.simulator,
         status=status,
         records=records,
@@ -730,7 +736,7 @@ def _simulation(row: Any) -> Simulation:
 
 def _score(row: Any) -> StoredScore:
     score = Score(**_fields(row, Score) | {"status": _status("scores", row)})
-    return StoredScore(NeuronId(row.layer, row.neuron), row.explanation_id, row.simulator, row.simulator_model, score)
+    return StoredScore(UnitId(row.layer, row.unit), row.explanation_id, row.simulator, row.simulator_model, score)
 
 
 def _pairs(reading: Any, which: str) -> tuple[tuple[int, float], ...]:
@@ -755,18 +761,20 @@ def _among(numbers: Iterable[int]) -> str:
     return f"IN ({','.join(str(int(number)) for number in numbers) or 'NULL'})"
 
 
+def _among_units(units: Collection[UnitId]) -> str:
+    """The condition that explanation `e` is of one of the units; those that follow each other are one range."""
+    ranges: list[list[UnitId]] = []
+    for unit in sorted(units):
+        last = ranges[-1][-1] if ranges else None
+        if last is not None and (unit.layer, unit.index) == (last.layer, last.index + 1):
+            ranges[-1][-1] = unit
+        else:
+            ranges.append([unit, unit])
+    one = (f"e.layer = {a.layer} AND e.unit BETWEEN {a.index} AND {b.index}" for a, b in ranges)
+    return f"({' OR '.join(one) or '1 = 0'})"
+
+
 def _chunks(values: list[int]) -> Iterable[list[int]]:
     waiting = iter(values)
     while some := list(islice(waiting, IDS_AT_ONCE)):
         yield some
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 -> 0-2,5"""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(str(n) for n in part) for part in parts)

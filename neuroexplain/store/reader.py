@@ -123,7 +123,8 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:  # our SQL is wrong
+        is_ours = isinstance(error, sqlite3.ProgrammingError) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+        if is_ours:  # our SQL is wrong
             raise
         raise StoreUnreadable(f"{name} cannot be read as a database: {error}.") from error
 

@@ -99,9 +99,8 @@ runs = Table(
     Column("subject", SafeText, nullable=False),
     Column("subject_revision", SafeText),
     Column("dtype", String(16), nullable=False),
-    Column("activation", String(8), nullable=False),
+    Column("activation", String(32), nullable=False, server_default="act"),
     Column("layers", JSON, nullable=False),
-    Column("d_mlp", Integer, nullable=False),
     Column("n_layers", Integer, nullable=False),
     Column("top_k", Integer, nullable=False),
     Column("n_random", Integer, nullable=False),
@@ -116,6 +115,21 @@ runs = Table(
     Column("versions", JSON, nullable=False),
 )
 
+sources = Table(
+    "sources",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("layer", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(64), nullable=False),
+    Column("module", String(200)),
+    Column("side", String(8), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("dtype", String(16), nullable=False),
+    Column("group_size", Integer),
+    Column("encoder", SafeText),
+    sqlite_with_rowid=False,
+)
+
 tokens = Table(
     "tokens",
     metadata,
@@ -127,12 +141,12 @@ tokens = Table(
     sqlite_with_rowid=False,
 )
 
-neurons = Table(
-    "neurons",
+units = Table(
+    "units",
     metadata,
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("neuron", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
     Column("status", String(8), nullable=False),
     Column("mean", Float),
     Column("std", Float),
@@ -140,7 +154,7 @@ neurons = Table(
     Column("max", Float),
     Column("share_positive", Float),
     Column("max_activation", Float),
-    Index("ix_neurons_run_id_max_activation", "run_id", "max_activation"),
+    Index("ix_units_run_id_max_activation", "run_id", "max_activation"),
     sqlite_with_rowid=False,
 )
 
@@ -159,7 +173,7 @@ exemplars = Table(
     Column("id", Integer, primary_key=True),
     _run(),
     Column("layer", Integer, nullable=False),
-    Column("neuron", Integer, nullable=False),
+    Column("unit", Integer, nullable=False),
     Column("kind", String(8), nullable=False),
     _packed("segments"),
     _packed("starts"),
@@ -167,7 +181,7 @@ exemplars = Table(
     _packed("token_offsets"),
     Column("peaks", LargeBinary, nullable=False),  # in the run's dtype
     Column("activations", LargeBinary, nullable=False),  # likewise, 64 per record
-    UniqueConstraint("run_id", "layer", "neuron", "kind"),
+    UniqueConstraint("run_id", "layer", "unit", "kind", name="uq_exemplars_run_id_layer_neuron_kind"),
 )
 
 peak_tokens = Table(
@@ -176,7 +190,7 @@ peak_tokens = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("token_id", Integer, primary_key=True, autoincrement=False),
-    Column("neuron", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
     Column("count", Integer, nullable=False),  # of the neuron's top records that peak on this token
     sqlite_with_rowid=False,
 )
@@ -186,7 +200,7 @@ vocabulary_readings = Table(
     metadata,
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("neuron", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
     _packed("promoted_ids"),
     _packed("promoted_logits"),
     _packed("suppressed_ids"),
@@ -224,7 +238,7 @@ explanations = Table(
     Column("id", Integer, primary_key=True),
     _run(),
     Column("layer", Integer, nullable=False),
-    Column("neuron", Integer, nullable=False),
+    Column("unit", Integer, nullable=False),
     Column("explainer", String(32), nullable=False),
     Column("candidate", Integer, nullable=False),
     Column("request_key", String(64), nullable=False),  # what was asked, hashed: the same request has one row
@@ -236,7 +250,7 @@ explanations = Table(
     *_provenance(),
     Column("covers", JSON(none_as_null=True)),
     Column("parts", JSON(none_as_null=True)),
-    UniqueConstraint("run_id", "layer", "neuron", "request_key"),
+    UniqueConstraint("run_id", "layer", "unit", "request_key", name="uq_explanations_run_id_layer_neuron_request_key"),
 )
 
 simulations = Table(
@@ -266,7 +280,7 @@ scores = Table(
     Column("id", Integer, primary_key=True),
     _run(),
     Column("layer", Integer, nullable=False),
-    Column("neuron", Integer, nullable=False),
+    Column("unit", Integer, nullable=False),
     Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
     Column("simulator", String(32), nullable=False),
     Column("simulator_model", SafeText, nullable=False),

@@ -33,6 +33,7 @@ from neuroexplain.types import (
     Segment,
     Session,
     Simulation,
+    Source,
     Status,
     VocabularyArrays,
     VocabularyEntry,
@@ -51,9 +52,12 @@ def now() -> str:
 
 def create_run(store: Store, fields: Mapping[str, Any]) -> int:
     """Begin a run with status `running`; `fields` are those of types.Run that are known. Returns its id."""
+    values: dict[str, Any] = {"status": "running", "started_at": now(), **fields}
+    sources: Sequence[Source] = values.pop("sources")
     with store.write() as connection:
-        values = {"status": "running", "started_at": now(), **fields}
-        return int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
+        run_id = int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
+        _insert_many(connection, insert(t.sources), ({"run_id": run_id, **asdict(source)} for source in sources))
+    return run_id
 
 
 def finish_run(
@@ -110,11 +114,11 @@ def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> No
     """Store a layer's neurons, exemplars, peak tokens and vocabulary readings. Its segments must be stored already."""
     with store.write() as connection:
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
-        n = t.neurons.c
-        if connection.execute(select(n.neuron).where(n.run_id == run_id, n.layer == found.layer).limit(1)).first():
-            for table in (t.neurons, t.exemplars, t.peak_tokens, t.vocabulary_readings):
+        n = t.units.c
+        if connection.execute(select(n.unit).where(n.run_id == run_id, n.layer == found.layer).limit(1)).first():
+            for table in (t.units, t.exemplars, t.peak_tokens, t.vocabulary_readings):
                 connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer))
-        _insert_tuples(connection, t.neurons, _neuron_rows(run_id, found))
+        _insert_tuples(connection, t.units, _neuron_rows(run_id, found))
         _insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, found, dtype))
         _insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, found))
         _insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, found))
@@ -191,10 +195,10 @@ def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Exp
     e = t.explanations.c
     same: dict[tuple[str, str, int], set[int]] = {}
     for one in explanations:
-        same.setdefault((one.explainer, one.provenance.model, one.neuron.layer), set()).add(one.neuron.neuron)
+        same.setdefault((one.explainer, one.provenance.model, one.unit.layer), set()).add(one.unit.index)
     for (explainer, model, layer), neurons in same.items():
         for some in _batches(sorted(neurons)):
-            where = e.run_id == run_id, e.layer == layer, e.neuron.in_(some), e.explainer == explainer, e.model == model
+            where = e.run_id == run_id, e.layer == layer, e.unit.in_(some), e.explainer == explainer, e.model == model
             connection.execute(update(t.explanations).where(*where, e.chosen).values(chosen=False))
 
 
@@ -214,8 +218,8 @@ def _save_explanations(
     rows = [
         {
             "run_id": run_id,
-            "layer": explanation.neuron.layer,
-            "neuron": explanation.neuron.neuron,
+            "layer": explanation.unit.layer,
+            "unit": explanation.unit.index,
             "explainer": explanation.explainer,
             "candidate": explanation.candidate,
             "request_key": request_key(explanation),
@@ -230,17 +234,17 @@ def _save_explanations(
         }
         for explanation in explanations
     ]
-    key = ["run_id", "layer", "neuron", "request_key"]
+    key = ["run_id", "layer", "unit", "request_key"]
     found: dict[tuple[int, int, str], int] = {}
     e = t.explanations.c
     if rows:
         _upsert_many(connection, store, t.explanations, rows, key)
     for some in _batches(rows):
-        keys = tuple_(e.layer, e.neuron, e.request_key).in_([(r["layer"], r["neuron"], r["request_key"]) for r in some])
-        for row in connection.execute(select(e.layer, e.neuron, e.request_key, e.id).where(e.run_id == run_id, keys)):
-            found[row.layer, row.neuron, row.request_key] = row.id
+        keys = tuple_(e.layer, e.unit, e.request_key).in_([(r["layer"], r["unit"], r["request_key"]) for r in some])
+        for row in connection.execute(select(e.layer, e.unit, e.request_key, e.id).where(e.run_id == run_id, keys)):
+            found[row.layer, row.unit, row.request_key] = row.id
     return [
-        replace(explanation, id=found[row["layer"], row["neuron"], row["request_key"]])
+        replace(explanation, id=found[row["layer"], row["unit"], row["request_key"]])
         for explanation, row in zip(explanations, rows, strict=True)
     ]
 
@@ -279,7 +283,7 @@ def _save_simulations(
         {"explanation_id": one.explanation_id, "simulator": one.simulator, "simulator_model": one.provenance.model}
         for one, _ in made
     ]
-    places = ({"run_id": run_id, "layer": one.neuron.layer, "neuron": one.neuron.neuron} for one, _ in made)
+    places = ({"run_id": run_id, "layer": one.unit.layer, "unit": one.unit.index} for one, _ in made)
     scores = [
         {**place, **mine, **asdict(score)}
         for place, mine, (_, found) in zip(places, whose, made, strict=True)

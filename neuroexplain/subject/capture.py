@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.load import Subject
+from neuroexplain.types import Source
 
-Receive = Callable[[int, Float[Tensor, "batch seq d_mlp"]], None]
+Receive = Callable[[int, Float[Tensor, "batch seq d_in"]], None]
 
 
 class _Enough(Exception):
@@ -19,35 +21,38 @@ class _Enough(Exception):
 
 
 def capture_activations(
-    subject: Subject, token_ids: Int[Tensor, "batch seq"], layers: Sequence[int], activation: str, receive: Receive
+    subject: Subject, token_ids: Int[Tensor, "batch seq"], sources: Mapping[int, Source], receive: Receive
 ) -> None:
-    """Run the subject on a batch of segments and call `receive(layer, acts)` for each layer, in order.
+    """Run the subject on a batch of segments and call `receive(layer, values)` for each layer's source, in order.
 
-    acts is [batch, seq, d_mlp] in the subject's dtype; nothing writes into it later. `act` is the activation module's output,
-    `post` the down-projection's input. The pass ends after the last layer; the head is never run.
+    values is what goes into or comes out of the source's module, [batch, seq, d_in] in the subject's dtype; nothing writes into
+    it later. The pass ends after the last layer; the head is never run. Raises NeuroexplainError where a module is missing.
     """
-    last = max(layers)
+    last = max(sources)
     handles = []
 
-    def pass_on(layer: int, acts: Tensor) -> None:
-        receive(layer, acts.view(*token_ids.shape, -1))
+    def pass_on(layer: int, values: Any) -> None:
+        values = values[0] if isinstance(values, tuple) else values  # some layers give more than their output
+        receive(layer, values.reshape(*token_ids.shape, -1))
         if layer == last:
             raise _Enough
 
-    for layer in layers:
-        site = subject.site(layer, activation)
-        if activation == "act":
+    for layer, source in sources.items():
+        if source.module is None:
+            raise NeuroexplainError(f"Where layer {layer} is read is not known: its data was imported.")
+        module = subject.module(source.module)
+        if source.side == "output":
 
-            def after(module: Any, args: Any, output: Tensor, layer: int = layer) -> None:
+            def after(module: Any, args: Any, output: Any, layer: int = layer) -> None:
                 pass_on(layer, output)
 
-            handles.append(site.register_forward_hook(after))
+            handles.append(module.register_forward_hook(after))
         else:
 
-            def before(module: Any, args: tuple[Tensor, ...], layer: int = layer) -> None:
+            def before(module: Any, args: tuple[Any, ...], layer: int = layer) -> None:
                 pass_on(layer, args[0])
 
-            handles.append(site.register_forward_pre_hook(before))
+            handles.append(module.register_forward_pre_hook(before))
     try:
         with torch.inference_mode():
             subject.model(token_ids, use_cache=False)

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.sources.base import SOURCES, find_sources
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.subject.behind import Behind
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.kernels import MOST_GRAPHS, compile_around_mlp, compiled_sum_segments, undo
+from neuroexplain.subject.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo
 from neuroexplain.subject.load import Subject, special_ids
 from neuroexplain.subject.statistics import RunningStats, SumUp, sum_segments, sum_segments_in_cache
 from neuroexplain.subject.topk import EMPTY, Offer, TopK, fold_top_k, segments_of
@@ -37,6 +38,7 @@ class Collector:
         subject: Subject,
         layers: Sequence[int],
         *,
+        source: str = "mlp",
         activation: str,
         sign: str,
         top_k: int,
@@ -46,25 +48,31 @@ class Collector:
         seed: int,
         windows_on_host: bool = False,
     ) -> None:
-        self.subject, self.layers, self.activation, self.positions = subject, tuple(layers), activation, positions
+        self.subject, self.layers, self.positions = subject, tuple(layers), positions
+        self.sources = find_sources(subject, source, activation, layers)
+        self.kind = SOURCES.load(source)
         self.kinds: tuple[Kind, ...] = {"positive": ("top",), "negative": ("bottom",), "both": ("top", "bottom")}[sign]  # type: ignore[assignment]
         self.top_k = top_k
         self.windows_device = torch.device("cpu") if windows_on_host else subject.device
-        self.tops = {layer: self._empty_tops() for layer in layers}
-        self.stats = {layer: RunningStats(subject.d_mlp, subject.device) for layer in layers}
+        self.tops = {layer: self._empty_tops(layer) for layer in layers}
+        self.stats = {layer: self._empty_stats(layer) for layer in layers}
         self.sum_up: SumUp = sum_segments_in_cache if subject.device.type == "cpu" else sum_segments
         self.compiled = False
         self.behind = Behind(subject.device)
         self.drawn = RandomSegments(n_random, seed)
-        shape = (n_random, RECORD_LENGTH, subject.d_mlp)
-        self.random = {layer: torch.zeros(shape, dtype=subject.dtype) for layer in layers}
+        self.random = {
+            layer: torch.zeros((n_random, RECORD_LENGTH, self.sources[layer].width), dtype=subject.dtype) for layer in layers
+        }
         specials = [] if special_peaks else sorted(special_ids(subject.tokenizer))
         self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
 
-    def _empty_tops(self) -> dict[Kind, TopK]:
+    def _empty_tops(self, layer: int) -> dict[Kind, TopK]:
         subject = self.subject
-        made = (subject.d_mlp, self.top_k, subject.dtype, subject.device, self.windows_device)
+        made = (self.sources[layer].width, self.top_k, subject.dtype, subject.device, self.windows_device)
         return {kind: TopK.empty(*made) for kind in self.kinds}
+
+    def _empty_stats(self, layer: int) -> RunningStats:
+        return RunningStats(self.sources[layer].width, self.subject.device)
 
     def read(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"]) -> None:
         """Run one batch and fold it in. Rows from `n` on are padding and are left out.
@@ -76,22 +84,22 @@ class Collector:
         offer = self._offer(token_ids[:n], segments)
         places, rows = self.drawn.draw(segments.tolist())
 
-        def keep(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-            self._fold(self.tops[layer], self.stats[layer], acts, offer)
-            if places:
-                self.random[layer][places] = acts[rows, RANDOM_START:].cpu()
+        def keep(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
+            for units, acts in self._fold(layer, self.tops[layer], self.stats[layer], values, offer):
+                if places:
+                    self.random[layer][places, :, units] = acts[rows, RANDOM_START:].cpu()
 
         self._run(token_ids, n, keep)
 
     def _run(self, token_ids: Int[Tensor, "batch seq"], n: int, keep: Callable[[int, Tensor], None]) -> None:
-        """Run a batch, and call keep(layer, acts) of its first n segments for each layer, in order."""
+        """Run a batch, and call keep(layer, values) of its first n segments for each layer, in order."""
         self.behind.forget()
 
-        def receive(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-            acts = acts[:n]
-            self.behind.do(lambda: keep(layer, acts), acts)
+        def receive(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
+            values = values[:n]
+            self.behind.do(lambda: keep(layer, values), values)
 
-        capture_activations(self.subject, token_ids, self.layers, self.activation, receive)
+        capture_activations(self.subject, token_ids, self.sources, receive)
         with torch.inference_mode():
             self.behind.finish()
 
@@ -105,8 +113,9 @@ class Collector:
             token_ids[::2, self.positions.start] = self.barred[0]
         offer = self._offer(token_ids, torch.arange(batch_size))
 
-        def drop(layer: int, acts: Float[Tensor, "batch seq d_mlp"]) -> None:
-            self._fold(self._empty_tops(), RunningStats(self.subject.d_mlp, self.subject.device), acts, offer)
+        def drop(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
+            for _ in self._fold(layer, self._empty_tops(layer), self._empty_stats(layer), values, offer):
+                pass
 
         self._run(token_ids, batch_size, drop)
 
@@ -117,7 +126,7 @@ class Collector:
         """
         plain = self.sum_up
         try:
-            compile_around_mlp(self.subject)
+            compile_around(self.subject, self.sources.values())
             self.sum_up = compiled_sum_segments(batch_size)
             with torch._dynamo.config.patch(cache_size_limit=MOST_GRAPHS):
                 self.probe(batch_size)
@@ -133,10 +142,16 @@ class Collector:
             allowed = ~torch.isin(token_ids[:, self.positions.start : self.positions.stop], self.barred)
         return Offer.of(token_ids, send(segments, self.subject.device), self.positions, allowed)
 
-    def _fold(self, tops: dict[Kind, TopK], stats: RunningStats, acts: Tensor, offer: Offer) -> None:
-        for kind, state in tops.items():
-            fold_top_k(state, acts, offer, lowest=kind == "bottom")
-        stats.fold(acts[:, RANDOM_START:], self.sum_up)
+    def _fold(
+        self, layer: int, tops: dict[Kind, TopK], stats: RunningStats, values: Float[Tensor, "batch seq d_in"], offer: Offer
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Fold what was read of a layer, a slice of its units at a time; yields each slice and its activations."""
+        for units, acts in self.kind.encode(self.subject, self.sources[layer], values):
+            for kind, state in tops.items():
+                fold_top_k(state.narrow(units), acts, offer, lowest=kind == "bottom")
+            stats.fold_slice(units, acts[:, RANDOM_START:], self.sum_up)
+            yield units, acts
+        stats.count(len(values) * (SEGMENT_LENGTH - RANDOM_START))
 
     def state(self) -> dict[str, Any]:
         """All that was kept so far, as tensors and numbers: what a checkpoint holds. It shares memory with the collector."""
@@ -170,7 +185,8 @@ class Collector:
             exemplars: dict[Kind, ExemplarArrays] = {kind: _top(state, locate) for kind, state in self.tops[layer].items()}
             if self.drawn.kept:
                 exemplars["random"] = _random(self.random[layer], self.drawn, locate)
-            vocabulary = read_vocabulary(self.subject.output_vectors(layer), self.subject.norm_weight(), known_tokens)
+            written = self.kind.write_vectors(self.subject, self.sources[layer])
+            vocabulary = None if written is None else read_vocabulary(written, self.subject.norm_weight(), known_tokens)
             yield CollectedLayer(layer, exemplars, stats, vocabulary)
 
 
@@ -241,15 +257,15 @@ def _top(state: TopK, locate: Locate) -> ExemplarArrays:
 
 def _random(acts: Tensor, drawn: RandomSegments, locate: Locate) -> ExemplarArrays:
     places, segments = drawn.in_order()
-    windows = acts[places].float().permute(2, 0, 1).cpu().numpy()  # [d_mlp, n, 64]
-    d_mlp, n, _ = windows.shape
+    windows = acts[places].float().permute(2, 0, 1).cpu().numpy()  # [width, n, 64]
+    width, n, _ = windows.shape
     # Every neuron peaks somewhere else in a random record; it belongs to the document of its own peak.
     peaks_at = windows.argmax(axis=2) + RANDOM_START
-    everywhere = np.tile(np.array(segments, np.int64), (d_mlp, 1))
-    starts = np.full((d_mlp, n), RANDOM_START, np.uint8)
+    everywhere = np.tile(np.array(segments, np.int64), (width, 1))
+    starts = np.full((width, n), RANDOM_START, np.uint8)
     documents, offsets, tokens = locate(everywhere, peaks_at, starts)
     return ExemplarArrays(
-        counts=np.full(d_mlp, n),
+        counts=np.full(width, n),
         segments=everywhere.astype(np.uint32),
         starts=starts,
         documents=documents.astype(np.int32),

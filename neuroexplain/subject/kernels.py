@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import subprocess
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._triton import has_triton
 
 from neuroexplain.subject.load import Subject
 from neuroexplain.subject.statistics import Sums, SumUp, plain_sum_segments, sum_segments
+from neuroexplain.types import Source
 
 MOST_GRAPHS = 256  # of one module's code: of few families each layer has its own
 # What a compiler that does not work raises; running out of memory is none of it.
@@ -37,26 +39,30 @@ def how() -> dict[str, Any]:
     return {"dynamic": False, "options": {name: True for name in wanted if hasattr(config, name)}}
 
 
-def around_mlp(subject: Subject) -> list[nn.Module]:
-    """Each layer's attention and norms: its parts that hold no neurons. Torch's own modules are one kernel as they are."""
+def parts_around(subject: Subject, sources: Iterable[Source]) -> list[nn.Module]:
+    """Each layer's attention and norms: its parts that hold neither neurons nor what is read.
+
+    Torch's own modules are one kernel as they are.
+    """
+    read = {subject.module(source.module) for source in sources if source.module is not None}
     found = []
     for number, layer in enumerate(subject.layers):
-        sites = {subject.site(number, "act"), subject.site(number, "post")}
-        parts = (part for part in layer.children() if not sites & set(part.modules()))
+        mlp = {subject.module(subject.path(number, below)) for below in (subject.family.activation, subject.family.down)}
+        parts = (part for part in layer.children() if not (read | mlp) & set(part.modules()))
         found += [part for part in parts if not type(part).__module__.startswith("torch.nn.")]
     return found
 
 
-def compile_around_mlp(subject: Subject) -> None:
-    """Have the parts around the MLPs compiled when they are first called."""
+def compile_around(subject: Subject, sources: Iterable[Source]) -> None:
+    """Have the parts around what is read compiled when they are first called."""
     told = how()
-    for part in around_mlp(subject):
+    for part in parts_around(subject, sources):
         part.compile(**told)
 
 
 def undo(subject: Subject) -> None:
-    """Have them run as they were."""
-    for part in around_mlp(subject):
+    """Have every part run as it was."""
+    for part in parts_around(subject, ()):
         part._compiled_call_impl = None
 
 

@@ -33,6 +33,7 @@ class Family:
     layers: str = "layers"
     activation: str = "mlp.act_fn"  # its output is `act`
     down: str = "mlp.down_proj"  # its input is `post`
+    attention_out: str = "self_attn.o_proj"  # its input is what the heads give
     norm: str = "norm"
     norm_adds_one: bool = False  # the norm multiplies by 1 + weight
 
@@ -44,12 +45,22 @@ FAMILIES = {
     "gemma2": Family(norm_adds_one=True),
     "gemma3_text": Family(norm_adds_one=True),
     "phi3": Family(activation="mlp.activation_fn"),
-    "phi": Family(activation="mlp.activation_fn", down="mlp.fc2", norm="final_layernorm"),
+    "phi": Family(activation="mlp.activation_fn", down="mlp.fc2", attention_out="self_attn.dense", norm="final_layernorm"),
     "starcoder2": Family(activation="mlp.act", down="mlp.c_proj"),
-    "gpt2": Family(layers="h", activation="mlp.act", down="mlp.c_proj", norm="ln_f"),
-    "gpt_neox": Family(activation="mlp.act", down="mlp.dense_4h_to_h", norm="final_layer_norm"),
-    "falcon": Family(layers="h", activation="mlp.act", down="mlp.dense_4h_to_h", norm="ln_f"),
-    "opt": Family(layers="decoder.layers", activation="activation_fn", down="fc2", norm="decoder.final_layer_norm"),
+    "gpt2": Family(layers="h", activation="mlp.act", down="mlp.c_proj", attention_out="attn.c_proj", norm="ln_f"),
+    "gpt_neox": Family(
+        activation="mlp.act", down="mlp.dense_4h_to_h", attention_out="attention.dense", norm="final_layer_norm"
+    ),
+    "falcon": Family(
+        layers="h", activation="mlp.act", down="mlp.dense_4h_to_h", attention_out="self_attention.dense", norm="ln_f"
+    ),
+    "opt": Family(
+        layers="decoder.layers",
+        activation="activation_fn",
+        down="fc2",
+        attention_out="self_attn.out_proj",
+        norm="decoder.final_layer_norm",
+    ),
 }
 
 
@@ -84,16 +95,33 @@ class Subject:
         sample = torch.cat([tensor[:: max(1, len(tensor) // 64)].bfloat16() for tensor in tensors])
         return hashlib.sha256(sample.float().cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
-    def site(self, layer: int, activation: str) -> nn.Module:
-        """The module whose output (`act`) or input (`post`) is the activation."""
-        found: nn.Module = _at(self.layers[layer], self.family.activation if activation == "act" else self.family.down)
+    @property
+    def n_heads(self) -> int:
+        config: Any = self.model.config
+        return int(config.num_attention_heads)
+
+    @property
+    def dtype_name(self) -> str:
+        """As a run stores it: float32, bfloat16, float16."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def path(self, layer: int, below: str = "") -> str:
+        """The path of a layer, or of a module below it, from the base model."""
+        return ".".join(filter(None, (self.family.layers, str(layer), below)))
+
+    def module(self, path: str) -> nn.Module:
+        """The module at a path from the base model. Raises NeuroexplainError where there is none."""
+        try:
+            found: nn.Module = _at(self.model, path)
+        except AttributeError as error:
+            raise NeuroexplainError(f"{self.name} has no module {path}: {error}.") from error
         return found
 
-    def output_vectors(self, layer: int) -> Tensor:
-        """What each neuron writes to the residual stream, [d_mlp, d_model]."""
-        down = _at(self.layers[layer], self.family.down)
-        weight: Tensor = down.weight
-        return weight if type(down).__name__ == "Conv1D" else weight.T
+    def projection(self, layer: int, below: str) -> Tensor:
+        """What each input of a linear module below a layer adds to the module's output, [inputs, outputs]."""
+        linear = self.module(self.path(layer, below))
+        weight: Tensor = linear.weight  # type: ignore[assignment]
+        return weight if type(linear).__name__ == "Conv1D" else weight.T
 
     def norm_weight(self) -> Tensor:
         """The final norm's factors, [d_model]."""

@@ -1,25 +1,29 @@
-"""A person's own text -> activations of every layer's neurons on each of its tokens."""
+"""A person's own text -> activations of every layer's units on each of its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuroexplain.sources.base import SOURCES
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import Subject
+from neuroexplain.types import Source
 
 
 def read_text(
-    subject: Subject, token_ids: Sequence[int], layers: Sequence[int], activation: str
-) -> dict[int, Float[Tensor, "seq d_mlp"]]:
-    """Each layer's activations on the tokens, [seq, d_mlp] float32 on the CPU."""
+    subject: Subject, token_ids: Sequence[int], sources: Mapping[int, Source]
+) -> dict[int, Float[Tensor, "seq width"]]:
+    """Each layer's activations on the tokens, [seq, width] float32 on the CPU."""
     found: dict[int, Tensor] = {}
 
-    def keep(layer: int, acts: Tensor) -> None:
-        found[layer] = acts[0].float().cpu()
+    def keep(layer: int, values: Tensor) -> None:
+        source = sources[layer]
+        slices = SOURCES.load(source.kind).encode(subject, source, values)
+        found[layer] = torch.cat([acts[0].float().cpu() for _, acts in slices], dim=-1)
 
-    capture_activations(subject, torch.tensor([list(token_ids)], device=subject.device), layers, activation, keep)
+    capture_activations(subject, torch.tensor([list(token_ids)], device=subject.device), sources, keep)
     return found

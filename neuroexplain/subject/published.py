@@ -14,12 +14,12 @@ POSITION = 96
 class PublishedTopK:
     """The k highest values of each neuron of a layer. Ties go where topk sends them; records with the same tokens all count."""
 
-    def __init__(self, d_mlp: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.values = torch.full((k, d_mlp), -torch.inf, dtype=dtype, device=device)
-        self.segments = torch.full((k, d_mlp), -1, dtype=torch.int64, device=device)
-        self.windows = torch.zeros((k, 64, d_mlp), dtype=dtype, device=device)
+    def __init__(self, width: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.values = torch.full((k, width), -torch.inf, dtype=dtype, device=device)
+        self.segments = torch.full((k, width), -1, dtype=torch.int64, device=device)
+        self.windows = torch.zeros((k, 64, width), dtype=dtype, device=device)
 
-    def fold(self, acts: Float[Tensor, "batch seq d_mlp"], segments: Int[Tensor, "batch"]) -> None:
+    def fold(self, acts: Float[Tensor, "batch seq width"], segments: Int[Tensor, "batch"]) -> None:
         values = torch.cat([self.values, acts[:, POSITION]])
         numbers = torch.cat([self.segments, segments[:, None].expand(-1, acts.shape[2])])
         windows = torch.cat([self.windows, acts[:, RANDOM_START:]])

@@ -1,4 +1,4 @@
-"""Mean, standard deviation, minimum, maximum and share above 0 of every neuron, streamed (pure)."""
+"""Mean, standard deviation, minimum, maximum and share above 0 of every unit, streamed (pure)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from neuroexplain.types import StatsArrays
 CACHED = 400_000  # activations in float32, with as many distances: 3.2 MB
 
 Sums = tuple[
-    Float[Tensor, "batch d_mlp"],
-    Float[Tensor, "batch d_mlp"],
-    Float[Tensor, "batch d_mlp"],
-    Float[Tensor, "batch d_mlp"],
-    Int[Tensor, "batch d_mlp"],
+    Float[Tensor, "batch width"],
+    Float[Tensor, "batch width"],
+    Float[Tensor, "batch width"],
+    Float[Tensor, "batch width"],
+    Int[Tensor, "batch width"],
 ]
 SumUp = Callable[[Tensor, Tensor], Sums]  # of acts and a center
 
@@ -25,43 +25,54 @@ SumUp = Callable[[Tensor, Tensor], Sums]  # of acts and a center
 class RunningStats:
     """Statistics of one layer's neurons over all tokens seen; float64, merged batch by batch (Chan et al. 1979)."""
 
-    def __init__(self, d_mlp: int, device: torch.device) -> None:
+    def __init__(self, width: int, device: torch.device) -> None:
         self.n = 0
-        self.mean = torch.zeros(d_mlp, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(d_mlp, dtype=torch.float64, device=device)  # sum of squared distances from the mean
-        self.min = torch.full((d_mlp,), torch.inf, device=device)
-        self.max = torch.full((d_mlp,), -torch.inf, device=device)
-        self.positive = torch.zeros(d_mlp, dtype=torch.int64, device=device)
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(width, dtype=torch.float64, device=device)  # sum of squared distances from the mean
+        self.min = torch.full((width,), torch.inf, device=device)
+        self.max = torch.full((width,), -torch.inf, device=device)
+        self.positive = torch.zeros(width, dtype=torch.int64, device=device)
 
-    def fold(self, acts: Float[Tensor, "batch seq d_mlp"], sum_up: SumUp | None = None) -> None:
-        """Add tokens' activations. Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
+    def fold(self, acts: Float[Tensor, "batch seq width"], sum_up: SumUp | None = None) -> None:
+        """Add tokens' activations of all units."""
+        self.fold_slice(slice(0, acts.shape[2]), acts, sum_up)
+        self.count(acts.shape[0] * acts.shape[1])
+
+    def count(self, n: int) -> None:
+        """Count tokens whose activations all slices of units have been given."""
+        self.n += n
+
+    def fold_slice(self, units: slice, acts: Float[Tensor, "batch seq slice"], sum_up: SumUp | None = None) -> None:
+        """Add tokens' activations of some units; `count` follows when all units have them.
+
+        Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
 
         Distances are taken from the mean so far, which is known before the batch is read: one pass over it is enough.
         """
         n = acts.shape[0] * acts.shape[1]
+        mean, squared, least, greatest = self.mean[units], self.squares[units], self.min[units], self.max[units]
         if not self.n:
-            self.mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
-        center = self.mean.float()
+            mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
+        center = mean.float()
         sums, squares, low, high, positive = (sum_up or sum_segments)(acts, center)
         off = sums.sum(dim=0, dtype=torch.float64) / n  # of this batch's mean from the center
         own = squares.sum(dim=0, dtype=torch.float64) - n * off.square()
         total = self.n + n
-        away = center + off - self.mean
-        self.squares += own + away.square() * (self.n * n / total)
-        self.mean += away * (n / total)
-        torch.minimum(self.min, low.amin(dim=0).float(), out=self.min)
-        torch.maximum(self.max, high.amax(dim=0).float(), out=self.max)
-        self.positive += positive.sum(dim=0)
-        self.n = total
+        away = center + off - mean
+        squared += own + away.square() * (self.n * n / total)
+        mean += away * (n / total)
+        torch.minimum(least, low.amin(dim=0).float(), out=least)
+        torch.maximum(greatest, high.amax(dim=0).float(), out=greatest)
+        self.positive[units] += positive.sum(dim=0)
 
     def finish(self) -> StatsArrays:
-        """The statistics, [d_mlp] float64 each; std is that of the population."""
+        """The statistics, [width] float64 each; std is that of the population."""
         std = (self.squares.clamp(min=0) / self.n).sqrt()
         share = self.positive.double() / self.n
         return StatsArrays(*(x.double().cpu().numpy() for x in (self.mean, std, self.min, self.max, share)))
 
 
-def sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "d_mlp"]) -> Sums:
+def sum_segments(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
     """Of each segment's tokens: the sums of distances from the center and of their squares, least, greatest, how many above 0.
 
     Tokens are reduced first, contiguous neurons last: on a CPU that is ten times faster than var_mean.
@@ -75,7 +86,7 @@ def sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "
     return sums, squares, low, high, positive
 
 
-def sum_segments_in_cache(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "d_mlp"]) -> Sums:
+def sum_segments_in_cache(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
     """The same, as many segments at a time as stay in a processor's cache: 2.5 times as fast on two cores."""
     at_once = max(1, CACHED // acts[0].numel())
     parts = [sum_segments(some, center) for some in torch.split(acts, at_once)]
@@ -83,7 +94,7 @@ def sum_segments_in_cache(acts: Float[Tensor, "batch seq d_mlp"], center: Float[
     return sums, squares, low, high, positive
 
 
-def plain_sum_segments(acts: Float[Tensor, "batch seq d_mlp"], center: Float[Tensor, "d_mlp"]) -> Sums:
+def plain_sum_segments(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
     """The same without scratch memory, which a compiler turns into one pass; slow as it stands."""
     away = acts.float() - center
     return away.sum(1), away.square().sum(1), acts.amin(1), acts.amax(1), (acts > 0).sum(1, dtype=torch.int32)

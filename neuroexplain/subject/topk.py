@@ -28,30 +28,37 @@ class TopK:
     """Each neuron's records so far, in no order: the k best are among them."""
 
     k: int
-    keys: Int[Tensor, "d_mlp places"]  # int64, see order_keys; EMPTY where unused
-    starts: UInt[Tensor, "d_mlp places"]  # uint8, the record's first token in its segment
-    hashes: Int[Tensor, "d_mlp places"]  # int64, of the record's 64 token ids
-    windows: Float[Tensor, "d_mlp places record"]  # the record's activations; 9 of 10 bytes, and on a device of its own
-    free: Int[Tensor, "d_mlp spare"]  # int16, places that the next candidates take, the last one first
-    n_free: Int[Tensor, "d_mlp"]
-    least: Int[Tensor, "d_mlp"]  # the k-th key when last sorted: a candidate must be above it
+    keys: Int[Tensor, "width places"]  # int64, see order_keys; EMPTY where unused
+    starts: UInt[Tensor, "width places"]  # uint8, the record's first token in its segment
+    hashes: Int[Tensor, "width places"]  # int64, of the record's 64 token ids
+    windows: Float[Tensor, "width places record"]  # the record's activations; 9 of 10 bytes, and on a device of its own
+    free: Int[Tensor, "width spare"]  # int16, places that the next candidates take, the last one first
+    n_free: Int[Tensor, "width"]
+    least: Int[Tensor, "width"]  # the k-th key when last sorted: a candidate must be above it
 
     @classmethod
     def empty(
-        cls, d_mlp: int, k: int, dtype: torch.dtype, device: torch.device, windows_device: torch.device | None = None
+        cls, width: int, k: int, dtype: torch.dtype, device: torch.device, windows_device: torch.device | None = None
     ) -> TopK:
         """A state without records. The windows lie on `windows_device`, on `device` unless told."""
         places = k + SPARE
         return cls(
             k,
-            torch.full((d_mlp, places), EMPTY, dtype=torch.int64, device=device),
-            torch.zeros((d_mlp, places), dtype=torch.uint8, device=device),
-            torch.zeros((d_mlp, places), dtype=torch.int64, device=device),
-            torch.zeros((d_mlp, places, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
-            torch.arange(k, places, dtype=torch.int16, device=device).expand(d_mlp, SPARE).contiguous(),
-            torch.full((d_mlp,), SPARE, dtype=torch.int64, device=device),
-            torch.full((d_mlp,), EMPTY, dtype=torch.int64, device=device),
+            torch.full((width, places), EMPTY, dtype=torch.int64, device=device),
+            torch.zeros((width, places), dtype=torch.uint8, device=device),
+            torch.zeros((width, places), dtype=torch.int64, device=device),
+            torch.zeros((width, places, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
+            torch.arange(k, places, dtype=torch.int16, device=device).expand(width, SPARE).contiguous(),
+            torch.full((width,), SPARE, dtype=torch.int64, device=device),
+            torch.full((width,), EMPTY, dtype=torch.int64, device=device),
         )
+
+    def narrow(self, units: slice) -> TopK:
+        """The state of some units. It shares memory with this one, so what is folded into it is folded into this one."""
+        if (units.start, units.stop) == (0, len(self.keys)):
+            return self
+        tensors = ("keys", "starts", "hashes", "windows", "free", "n_free", "least")
+        return TopK(self.k, *(getattr(self, name)[units] for name in tensors))
 
     def make_room(self, neurons: Int[Tensor, "n"]) -> None:
         """Keep the k best distinct records of these neurons and free all other places."""
@@ -62,7 +69,7 @@ class TopK:
         self.n_free[neurons] = SPARE
         self.least[neurons] = ranked[:, self.k - 1]
 
-    def best(self) -> tuple[Int[Tensor, "d_mlp k"], Int[Tensor, "d_mlp k"]]:
+    def best(self) -> tuple[Int[Tensor, "width k"], Int[Tensor, "width k"]]:
         """(keys, places) of each neuron's k best distinct records, best first; the key is EMPTY where there are fewer."""
         ranked, order = rank_distinct(self.keys, self.hashes)
         return ranked[:, : self.k], order[:, : self.k]
@@ -114,14 +121,14 @@ def hash_records(token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch star
     return ((token_ids.long() + 1).unfold(1, RECORD_LENGTH, 1) * factors.to(token_ids.device)).sum(-1)
 
 
-def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq d_mlp"], offer: Offer, *, lowest: bool = False) -> None:
+def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer, *, lowest: bool = False) -> None:
     """Fold one batch of segments into the state, in place: the highest activations, or the lowest.
 
     A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of equals; a segment
     without an allowed one offers nothing. Of records with the same hash only the first in the order is kept. A neuron's
     candidates that are not above its k-th key are never looked at.
     """
-    peaks = _peaks(acts, offer, lowest)  # [batch, d_mlp]
+    peaks = _peaks(acts, offer, lowest)  # [batch, width]
     keys = order_keys(-peaks if lowest else peaks, offer.segments[:, None].expand_as(peaks))
     if offer.allowed is not None:
         keys = keys.masked_fill(~offer.allowed.any(dim=1)[:, None], EMPTY)
@@ -129,7 +136,7 @@ def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq d_mlp"], offer: Offer
     if most == 0:
         return
     offered = acts[:, offer.positions.start : offer.positions.stop].transpose(1, 2)
-    records = acts.unfold(1, RECORD_LENGTH, 1)  # [batch, starts, d_mlp, record], a view
+    records = acts.unfold(1, RECORD_LENGTH, 1)  # [batch, starts, width, record], a view
     home = state.windows.device
     # A chunk of SPARE segments always finds room; later on whole batches do.
     step = len(acts) if most <= SPARE else SPARE
@@ -156,7 +163,7 @@ def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq d_mlp"], offer: Offer
         state.windows[neuron.to(home), place.to(home)] = records[row, starts, neuron].to(home)
 
 
-def _peaks(acts: Float[Tensor, "batch seq d_mlp"], offer: Offer, lowest: bool) -> Float[Tensor, "batch d_mlp"]:
+def _peaks(acts: Float[Tensor, "batch seq width"], offer: Offer, lowest: bool) -> Float[Tensor, "batch width"]:
     """Each segment's largest (smallest) activation at the allowed positions; infinite where there is none."""
     best, worst = (torch.amin, torch.inf) if lowest else (torch.amax, -torch.inf)
     offered = acts[:, offer.positions.start : offer.positions.stop]

@@ -1,4 +1,4 @@
-"""Which tokens a neuron's output vector promotes and suppresses (Geva et al. 2022) (pure)."""
+"""Which tokens a unit's write vector promotes and suppresses (Geva et al. 2022) (pure)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from neuroexplain.types import VocabularyArrays
 
-NEURONS_AT_ONCE = 512  # bounds memory: 512 x vocabulary logits
+UNITS_AT_ONCE = 512  # bounds memory: 512 x vocabulary logits
 
 
 def read_vocabulary(
-    output_vectors: Float[Tensor, "d_mlp d_model"],
+    write_vectors: Float[Tensor, "width d_model"],
     norm_weight: Float[Tensor, "d_model"],
     unembedding: Float[Tensor, "vocab d_model"],
     n: int = 10,
@@ -23,7 +23,7 @@ def read_vocabulary(
     n = min(n, len(unembedding))
     with torch.inference_mode():
         scaled = (unembedding * norm_weight).T
-        for some in torch.split(output_vectors, NEURONS_AT_ONCE):
+        for some in torch.split(write_vectors, UNITS_AT_ONCE):
             logits = (some @ scaled).float()
             high, low = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
             for part, found in zip(parts, (high.indices, high.values, low.indices, low.values), strict=True):

@@ -40,6 +40,19 @@ class QueryResults(Answer):
     next_page: int | None
 
 
+class SourceAnswer(Answer):
+    """Where a run reads the units of one layer."""
+
+    layer: int
+    kind: str
+    module: str | None
+    side: Literal["input", "output"]
+    width: int
+    dtype: str
+    group_size: int | None
+    encoder: str | None
+
+
 class RunAnswer(Answer):
     """One collection: a subject, a corpus, and how it was read."""
 
@@ -48,9 +61,10 @@ class RunAnswer(Answer):
     subject: str
     subject_revision: str | None
     dtype: str
-    activation: Literal["act", "post"]
+    activation: str
     layers: list[int]
-    d_mlp: int
+    sources: list[SourceAnswer]
+    d_mlp: int | None = None  # the width of MLP neurons
     n_layers: int
     top_k: int
     n_random: int
@@ -149,7 +163,9 @@ class NeuronAnswer(Answer):
     """One neuron, as `neuroexplain show --json` prints it."""
 
     run: RunAnswer
+    source: SourceAnswer | None
     layer: int
+    unit: int
     neuron: int
     status: Status
     stats: StatsAnswer
@@ -163,6 +179,7 @@ class StrongNeuron(Answer):
     """A neuron that fires on a token, with its best explanation."""
 
     layer: int
+    unit: int
     neuron: int
     activation: float
     share_of_max: float
@@ -175,6 +192,7 @@ class Activations(Answer):
 
     tokens: list[str]
     layer: int | None = None
+    unit: int | None = None
     neuron: int | None = None
     activations: list[float] | None = None
     position: int | None = None

@@ -30,7 +30,7 @@ from neuroexplain.present import corpus_name, number, query_json, run_json, show
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import (
     count_explanations,
-    count_neurons,
+    count_units,
     list_best,
     list_headline_scores,
     list_runs,
@@ -38,7 +38,7 @@ from neuroexplain.store.read import (
     load_run,
     query_explanations,
 )
-from neuroexplain.types import Kind, NeuronId, NeuronPage, QueryRow, Run
+from neuroexplain.types import Kind, QueryRow, Run, UnitId, UnitPage
 from neuroexplain.web import views
 from neuroexplain.web.answers import (
     BIG,
@@ -123,9 +123,9 @@ def make_app(
     def vocabulary(run_id: int) -> Vocabulary:
         return Vocabulary.load(store, run_id)
 
-    def neuron_page_of(run: RunId, layer: int, neuron: int) -> NeuronPage:
+    def neuron_page_of(run: RunId, layer: int, neuron: int) -> UnitPage:
         found = load_run(store, run)
-        return load_page(store, found, NeuronId(layer, neuron), vocabulary(found.id))
+        return load_page(store, found, UnitId(layer, neuron), vocabulary(found.id))
 
     def page(name: str, **values: Any) -> HTMLResponse:
         return HTMLResponse(views.render(name, can_try=probe is not None, **values))
@@ -136,7 +136,7 @@ def make_app(
         return (
             views.score_charts(list_headline_scores(store, load_run(store, run_id))),
             count_explanations(store, run_id),
-            count_neurons(store, run_id),
+            count_units(store, run_id),
         )
 
     def search(run: Run, q: str | None, layer: str | None, page: int, **more: Any) -> tuple[list[QueryRow], bool]:
@@ -157,7 +157,7 @@ def make_app(
             links=Links(run),
             charts=drawn,
             counts=counts,
-            n_neurons=sum(neurons.values()),
+            n_units=sum(neurons.values()),
             best=best,
             runs=finished,
             corpus=corpus_name(found),
@@ -166,13 +166,14 @@ def make_app(
     @app.get("/random", include_in_schema=False)
     def random_neuron(run: RunId = None) -> Response:
         found = load_run(store, run)
-        drawn = [NeuronId(random.choice(found.layers), random.randrange(found.d_mlp)) for _ in range(20)]
-        explained = list(list_best(store, found, drawn)) or [row.neuron for row in query_explanations(store, found, limit=500)]
+        sources = random.choices(found.sources, k=20)
+        drawn = [UnitId(source.layer, random.randrange(source.width)) for source in sources]
+        explained = list(list_best(store, found, drawn)) or [row.unit for row in query_explanations(store, found, limit=500)]
         return RedirectResponse(Links(run).neuron(random.choice(explained or drawn)), 303)
 
     @app.get("/jump", include_in_schema=False)
     def jump(at: Annotated[str, Query(max_length=50)], run: RunId = None) -> Response:
-        return RedirectResponse(Links(run).neuron(_neuron(at)), 303)
+        return RedirectResponse(Links(run).neuron(_unit(load_run(store, run), at)), 303)
 
     @app.get("/search", response_class=HTMLResponse, include_in_schema=False)
     def search_page(
@@ -242,8 +243,8 @@ def make_app(
         elif text:
             found = load_run(store, run)
             if at and at.strip():
-                neuron = _neuron(at)
-                shown = load_page(store, found, neuron).neuron
+                neuron = _unit(found, at)
+                shown = load_page(store, found, neuron).unit
                 tokens, acts = probe.activations(text, found, neuron)
                 strongest = max((abs(x.activation) for x in shown.exemplars), default=0.0)
                 values |= {
@@ -258,7 +259,7 @@ def make_app(
             if position is not None:
                 values["strongest"] = [
                     {
-                        "neuron": s.neuron,
+                        "unit": s.unit,
                         "activation": f"{s.activation:.3g}",
                         "share": f"{s.share:.0%}",
                         "explanation": views.printable_lines(s.row.explanation) if s.row else "not explained",
@@ -294,7 +295,7 @@ def make_app(
         min_score: Bound = None,
         max_score: Bound = None,
         simulator: Annotated[str | None, Query(max_length=32)] = None,
-        sort: Annotated[str, Query(pattern="^(score|activation|neuron)$")] = "score",
+        sort: Annotated[str, Query(pattern="^(score|activation|unit|neuron)$")] = "score",
         page_number: Annotated[int, Query(alias="page", ge=0, le=1000)] = 0,
         run: RunId = None,
     ) -> QueryResults:
@@ -315,8 +316,9 @@ def make_app(
         if asked.position is not None:
             strongest = [
                 StrongNeuron(
-                    layer=s.neuron.layer,
-                    neuron=s.neuron.neuron,
+                    layer=s.unit.layer,
+                    unit=s.unit.index,
+                    neuron=s.unit.index,
                     activation=s.activation,
                     share_of_max=s.share,
                     explanation=s.row.explanation if s.row else None,
@@ -327,8 +329,8 @@ def make_app(
             return Activations(tokens=probe.tokens(asked.text), position=asked.position, neurons=strongest)
         if asked.layer is None or asked.neuron is None:
             raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
-        tokens, acts = probe.activations(asked.text, found, NeuronId(asked.layer, asked.neuron))
-        return Activations(tokens=tokens, layer=asked.layer, neuron=asked.neuron, activations=acts)
+        tokens, acts = probe.activations(asked.text, found, UnitId(asked.layer, asked.neuron))
+        return Activations(tokens=tokens, layer=asked.layer, unit=asked.neuron, neuron=asked.neuron, activations=acts)
 
     @app.get("/{layer:int}/{neuron:int}", response_class=HTMLResponse, include_in_schema=False)
     def neuron_page(
@@ -352,7 +354,7 @@ def make_app(
         found = neuron_page_of(run, layer, neuron)
         wanted = views.find_simulation(found, simulation)
         if wanted is None:
-            raise NotInStore(f"Neuron {found.neuron.id} has no simulation {simulation}.")
+            raise NotInStore(f"Neuron {found.unit.id} has no simulation {simulation}.")
         return page("records.html", records=views.simulated_views(found, wanted))
 
     return app
@@ -409,13 +411,13 @@ def _is_known(request: Request, token: str) -> bool:
     return any(secrets.compare_digest(one.encode(), token.encode()) for one in candidates)
 
 
-def _neuron(text: str) -> NeuronId:
+def _unit(run: Run, text: str) -> UnitId:
     try:
-        found = NeuronId.parse(text.replace("/", ":"))
+        found = run.find_unit(text.replace("/", ":"))
     except ValueError as error:
         raise NeuroexplainError(str(error)) from error
-    if max(found.layer, found.neuron) > BIG:
-        raise NotInStore(f"There is no neuron {found}.")
+    if max(found.layer, found.index) > BIG:
+        raise NotInStore(f"There is no unit {found}.")
     return found
 
 

@@ -22,13 +22,13 @@ from neuroexplain.types import (
     SCORE_KINDS,
     Exemplar,
     Explanation,
-    NeuronId,
-    NeuronPage,
     QueryRow,
     Run,
     SimulatedRecord,
     Simulation,
     Status,
+    UnitId,
+    UnitPage,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -83,16 +83,16 @@ class Links:
     def start(self) -> str:
         return "index.html" if self.is_site else self._with("/", {})
 
-    def neuron(self, neuron: NeuronId, **state: Any) -> str:
+    def neuron(self, neuron: UnitId, **state: Any) -> str:
         if self.is_site:
             return f"neuron.html?at={neuron}"
-        return self._with(f"/{neuron.layer}/{neuron.neuron}", state)
+        return self._with(f"/{neuron.layer}/{neuron.index}", state)
 
-    def fragment(self, neuron: NeuronId, name: str) -> str:
+    def fragment(self, neuron: UnitId, name: str) -> str:
         """Where a part of a neuron's page is fetched from: `records/random`, `simulations/7`. On the site: a key in a file."""
         if self.is_site:
             return f"data/fragments/{chunk_name(neuron)}.json#{neuron}/{name}"
-        return self._with(f"/{neuron.layer}/{neuron.neuron}/{name}", {})
+        return self._with(f"/{neuron.layer}/{neuron.index}/{name}", {})
 
     def search(self, **state: Any) -> str:
         return self._with("search.html" if self.is_site else "/search", state)
@@ -130,9 +130,9 @@ def render(name: str, **values: Any) -> str:
     return templates().get_template(name).render(**values)
 
 
-def chunk_name(neuron: NeuronId) -> str:
+def chunk_name(neuron: UnitId) -> str:
     """The file of the static site that holds a neuron's page."""
-    return f"{neuron.layer}-{neuron.neuron // CHUNK}"
+    return f"{neuron.layer}-{neuron.index // CHUNK}"
 
 
 def visible(text: str) -> str:
@@ -189,33 +189,33 @@ def draw_tokens(
     return Markup("".join(boxes))
 
 
-def record_views(page: NeuronPage, kind: str) -> tuple[RecordView, ...]:
+def record_views(page: UnitPage, kind: str) -> tuple[RecordView, ...]:
     """A neuron's records of one kind, in rank order."""
     strongest = _strongest(page)
-    return tuple(_record_view(page, x, strongest) for x in page.neuron.exemplars if x.kind == kind)
+    return tuple(_record_view(page, x, strongest) for x in page.unit.exemplars if x.kind == kind)
 
 
-def simulated_views(page: NeuronPage, simulation: Simulation) -> tuple[RecordView, ...]:
+def simulated_views(page: UnitPage, simulation: Simulation) -> tuple[RecordView, ...]:
     """The records that were simulated, true over simulated, in the order of kinds and ranks."""
     strongest = _strongest(page)
     by_place = {(r.kind, r.rank): r for r in simulation.records}
     predicted = [r.expected_levels[~np.isnan(r.expected_levels)] for r in simulation.records]
     top_level = max((float(levels.max()) for levels in predicted if len(levels)), default=0.0)
-    shown = (x for x in page.neuron.exemplars if (x.kind, x.rank) in by_place)
+    shown = (x for x in page.unit.exemplars if (x.kind, x.rank) in by_place)
     return tuple(_record_view(page, x, strongest, by_place[x.kind, x.rank], top_level) for x in shown)
 
 
-def find_simulation(page: NeuronPage, simulation_id: int) -> Simulation | None:
+def find_simulation(page: UnitPage, simulation_id: int) -> Simulation | None:
     """One of the neuron's simulations that has records."""
     return next((s for s in page.simulations if s.id == simulation_id and s.records), None)
 
 
-def _strongest(page: NeuronPage) -> float:
-    return max((abs(x.activation) for x in page.neuron.exemplars), default=0.0)
+def _strongest(page: UnitPage) -> float:
+    return max((abs(x.activation) for x in page.unit.exemplars), default=0.0)
 
 
 def _record_view(
-    page: NeuronPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None = None, top_level: float = 0.0
+    page: UnitPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None = None, top_level: float = 0.0
 ) -> RecordView:
     """One record; `top_level` is the level that gets the simulated row's strongest colour."""
     tokens = [page.tokens[i] for i in x.token_ids.tolist()]
@@ -267,7 +267,8 @@ class ExplanationView:
 class NeuronView:
     """A neuron's page."""
 
-    id: NeuronId
+    id: UnitId
+    label: str
     run: Run
     status: str
     explanations: tuple[ExplanationView, ...]
@@ -278,24 +279,24 @@ class NeuronView:
     histogram: Mapping[str, Any] | None
     promoted: tuple[tuple[str, str], ...]
     suppressed: tuple[tuple[str, str], ...]
-    previous: NeuronId | None
-    next: NeuronId | None
+    previous: UnitId | None
+    next: UnitId | None
 
 
 def neuron_view(
-    page: NeuronPage,
+    page: UnitPage,
     links: Links,
     *,
     shown: Collection[str] = (),
     simulations: Collection[int] = (),
-    neighbours: Sequence[NeuronId] | None = None,
+    neighbours: Sequence[UnitId] | None = None,
     place: int = 0,
 ) -> NeuronView:
     """What a neuron's page shows. Of the folded parts, the kinds in `shown` and the ids in `simulations` are drawn at once.
 
     Previous and next are the layer's neighbours, or those in `neighbours`, where the neuron is at `place`.
     """
-    neuron = page.neuron
+    neuron = page.unit
     held = Counter(x.kind for x in neuron.exemplars)
     more = tuple(
         Folded(
@@ -323,14 +324,15 @@ def neuron_view(
             ("share of tokens above 0", f"{s.share_positive:.1%}"),
         )
     )
-    here, last = neuron.id, page.run.d_mlp - 1
-    before = NeuronId(here.layer, here.neuron - 1) if here.neuron else None
-    after = NeuronId(here.layer, here.neuron + 1) if here.neuron < last else None
+    here, last = neuron.id, page.run.width(neuron.id.layer) - 1
+    before = UnitId(here.layer, here.index - 1) if here.index else None
+    after = UnitId(here.layer, here.index + 1) if here.index < last else None
     if neighbours is not None:
         before = neighbours[place - 1] if place else None
         after = neighbours[place + 1] if place + 1 < len(neighbours) else None
     return NeuronView(
         id=here,
+        label=page.run.label(here),
         run=page.run,
         status=neuron.status,
         explanations=tuple(e for e in explanations if e.chosen or all_alike),
@@ -346,7 +348,7 @@ def neuron_view(
     )
 
 
-def _explanation_view(page: NeuronPage, e: Explanation, links: Links, open_simulations: Collection[int]) -> ExplanationView:
+def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulations: Collection[int]) -> ExplanationView:
     own = sorted(
         (s for s in page.scores if s.explanation_id == e.id),
         key=lambda s: (s.score.split != "report", s.simulator, s.simulator_model, SCORE_KINDS.index(s.score.kind)),
@@ -392,8 +394,8 @@ def _explanation_view(page: NeuronPage, e: Explanation, links: Links, open_simul
                     title=f"true over simulated: {len(one.records)} records, {name}",
                     state=f"simulation={one.id}",
                     records=simulated_views(page, one) if is_open else None,
-                    source=links.fragment(page.neuron.id, f"simulations/{one.id}"),
-                    link=links.neuron(page.neuron.id, simulation=one.id) + f"#simulation-{one.id}",
+                    source=links.fragment(page.unit.id, f"simulations/{one.id}"),
+                    link=links.neuron(page.unit.id, simulation=one.id) + f"#simulation-{one.id}",
                 )
             )
     return ExplanationView(
@@ -469,7 +471,8 @@ def score_charts(scores: Sequence[tuple[int, str, str, float]]) -> tuple[Mapping
 class RowView:
     """One line of search results."""
 
-    neuron: NeuronId
+    unit: UnitId
+    label: str
     explanation: str
     score: str
     interval: str
@@ -480,7 +483,8 @@ class RowView:
 
 def row_view(row: QueryRow) -> RowView:
     return RowView(
-        neuron=row.neuron,
+        unit=row.unit,
+        label=row.label,
         explanation=printable(row.explanation),
         score=number(row.correlation),
         interval=interval(row.ci_low, row.ci_high),
@@ -495,7 +499,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def notebook_neuron(page: NeuronPage, top: int = 8) -> str:
+def notebook_neuron(page: UnitPage, top: int = 8) -> str:
     """A neuron for a notebook: its explanations and strongest records, drawn as in the viewer, with the style along."""
     n = neuron_view(page, Links())
     css = (HERE / "static" / "tokens.css").read_text(encoding="utf-8")

@@ -11,32 +11,32 @@ from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
     Exemplar,
-    Neuron,
-    NeuronId,
-    NeuronPage,
     Provenance,
     QueryRow,
     Run,
     SimulatedRecord,
     Simulation,
+    Unit,
+    UnitId,
+    UnitPage,
     VocabularyEntry,
 )
 
-NEURON = NeuronId(0, 1)
+NEURON = UnitId(0, 1)
 WORDS = (" and", "\n", " a", " considerably", "日本", "s", " 🙂", ",")
 RUN = Run(1, "finished", "m", None, "float32", "act", (0,), 2, 1, 1, 0, 0, "", {}, 1, 1, 128, "2026-01-01T00:00:00Z", None)
 
 
-def make_page(levels: np.ndarray | None = None, first: int = 0) -> NeuronPage:
+def make_page(levels: np.ndarray | None = None, first: int = 0) -> UnitPage:
     """One top record of all kinds of tokens, and what was simulated for it."""
     activations = np.zeros(64, np.float32)
     activations[PEAK_INDEX] = 5
     x = Exemplar(NEURON, "top", 0, 0, 32, 0, 0, 5.0, np.arange(64, dtype=np.uint32) % len(WORDS), activations)
     whom = Provenance("none", None, "m", None, None)
     records = () if levels is None else (SimulatedRecord("top", 0, first, levels),)
-    return NeuronPage(
+    return UnitPage(
         run=RUN,
-        neuron=Neuron(NEURON, "ok", None, (x,), (), ()),
+        unit=Unit(NEURON, "ok", None, (x,), (), ()),
         splits={},
         tokens={n: VocabularyEntry(n, word, False) for n, word in enumerate(WORDS)},
         explanations=(),
@@ -55,14 +55,14 @@ def drawn(renderable: object, width: int) -> list[str]:
 @pytest.mark.parametrize("width", [40, 61, 80, 200])
 def test_the_peak_is_in_sight_and_the_line_fits(width):
     page = make_page()
-    (line,) = drawn(record_line(page, page.neuron.exemplars[0], 5.0, width), width)
+    (line,) = drawn(record_line(page, page.unit.exemplars[0], 5.0, width), width)
     assert f"[{WORDS[PEAK_INDEX % len(WORDS)]}]" in line[MARGIN:]
     assert "…" not in line
 
 
 def test_a_wide_terminal_shows_the_whole_record():
     page = make_page()
-    (line,) = drawn(record_line(page, page.neuron.exemplars[0], 5.0, 2000), 2000)
+    (line,) = drawn(record_line(page, page.unit.exemplars[0], 5.0, 2000), 2000)
     assert line[MARGIN:].count(" considerably") == 8
     assert line[MARGIN:].count("↵") == 8
 
@@ -87,11 +87,11 @@ def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
 
 def test_all_records_of_a_simulation_are_drawn_on_one_scale():
     page = make_page(np.linspace(0, 8, CROP_LENGTH, dtype=np.float32), PEAK_INDEX - 8)
-    (x,), (simulation,) = page.neuron.exemplars, page.simulations
+    (x,), (simulation,) = page.unit.exemplars, page.simulations
     weak = SimulatedRecord("top", 1, PEAK_INDEX - 8, np.linspace(0, 2, CROP_LENGTH, dtype=np.float32))
     page = replace(
         page,
-        neuron=replace(page.neuron, exemplars=(x, replace(x, rank=1))),
+        unit=replace(page.unit, exemplars=(x, replace(x, rank=1))),
         simulations=(replace(simulation, records=(*simulation.records, weak)),),
     )
     one, other = (line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated"))
@@ -105,13 +105,13 @@ def test_where_the_scored_tokens_are_out_of_sight_it_says_so():
 
 
 def test_only_the_number_before_a_record_is_dim():
-    line = record_line(make_page(), make_page().neuron.exemplars[0], 5.0, 80)
+    line = record_line(make_page(), make_page().unit.exemplars[0], 5.0, 80)
     assert line.style == ""
     assert [line.plain[span.start : span.end].strip() for span in line.spans if "dim" in str(span.style)] == ["5"]
 
 
 def test_scores_by_several_simulators_are_told_apart():
-    row = QueryRow(NEURON, "rivers", 1, "pairs", "m", "digits", "some/m", 0.5, 0.4, 0.6, 5.0)
+    row = QueryRow(NEURON, str(NEURON), "rivers", 1, "pairs", "m", "digits", "some/m", 0.5, 0.4, 0.6, 5.0)
     other = replace(row, simulator="lexical", correlation=0.7)
     assert "scored by" not in "".join(drawn(query_table([row, row]), 100))
     lines = [" ".join(line.split()) for line in drawn(query_table([row, other]), 100)]

@@ -16,9 +16,9 @@ from neuroexplain.pipeline.score import score_simulation, verify_run
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, list_scores, load_neuron, load_run
+from neuroexplain.store.read import list_runs, list_scores, load_run, load_unit
 from neuroexplain.store.write import as_stored, save_explanation, save_simulation
-from neuroexplain.types import Explanation, NeuronId, Provenance, SimulatedRecord, Simulation, VocabularyEntry
+from neuroexplain.types import Explanation, Provenance, SimulatedRecord, Simulation, UnitId, VocabularyEntry
 from tests.fakes import tiny_subject, words
 
 L, N, K = 3, 40, 32
@@ -55,7 +55,7 @@ def imported(folder, db, layers=None):
 
 def test_what_comes_in_goes_out_again(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db")
-    assert (run.dtype, run.layers, run.d_mlp) == ("bfloat16", (0, 1, 2), N)
+    assert (run.dtype, run.layers, run.width(0)) == ("bfloat16", (0, 1, 2), N)
     list(export_llama3_neurons(store, run, tmp_path / "out"))
     for name in ("act", "token", "index"):
         np.testing.assert_array_equal(np.load(tmp_path / "out" / f"{name}.npy"), np.load(folder / f"{name}.npy"))
@@ -70,7 +70,7 @@ def test_it_goes_through_parquet_as_well(folder, tmp_path):
         list(import_parquet(back, tmp_path / "out"))
         again = load_run(back)
         assert again == replace(run, id=again.id)
-        mine, its = (load_neuron(a, r, NeuronId(1, 7)).exemplars for a, r in ((back, again), (store, run)))
+        mine, its = (load_unit(a, r, UnitId(1, 7)).exemplars for a, r in ((back, again), (store, run)))
         for x, y in zip(mine, its, strict=True):
             np.testing.assert_array_equal(x.token_ids, y.token_ids)
             np.testing.assert_array_equal(x.activations, y.activations)
@@ -78,7 +78,7 @@ def test_it_goes_through_parquet_as_well(folder, tmp_path):
 
 def test_one_layer_alone(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db", [1])
-    found = load_neuron(store, run, NeuronId(1, 7))
+    found = load_unit(store, run, UnitId(1, 7))
     assert run.layers == (1,)
     assert (found.stats, found.status, len(found.exemplars)) == (None, "ok", K)
     np.testing.assert_array_equal(found.exemplars[4].activations, np.load(folder / "act.npy")[1, 7, 4])
@@ -88,7 +88,7 @@ def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path
     store, run = imported(folder, tmp_path / "x.db")
     kept = 0
     for n in range(N):
-        exemplars = load_neuron(store, run, NeuronId(0, n)).exemplars
+        exemplars = load_unit(store, run, UnitId(0, n)).exemplars
         splits = assign_splits(exemplars)
         by_split = {s: [x.segment for x in exemplars if splits[x.kind, x.rank] == s] for s in ("explain", "select", "report")}
         for before, after in (("explain", "select"), ("explain", "report"), ("select", "report")):
@@ -99,7 +99,7 @@ def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path
 
 def test_without_random_records_only_top_has_a_score_and_the_others_say_why(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db", [1])
-    neuron = load_neuron(store, run, NeuronId(1, 7))
+    neuron = load_unit(store, run, UnitId(1, 7))
     by = Provenance("none", None, "m", None, None)
     e = save_explanation(store, run.id, Explanation(neuron.id, "human", "ok", "rivers", by))
     splits = assign_splits(neuron.exemplars)
@@ -124,7 +124,7 @@ def test_peak_tokens_are_those_of_the_arrays(folder, tmp_path):
     token = np.load(folder / "token.npy")[2, :, :, 32]
     p = tables.peak_tokens.c
     with store.engine.connect() as connection:
-        stored = {tuple(row) for row in connection.execute(select(p.token_id, p.neuron, p.count).where(p.layer == 2))}
+        stored = {tuple(row) for row in connection.execute(select(p.token_id, p.unit, p.count).where(p.layer == 2))}
     assert stored == {(int(t), n, list(row).count(t)) for n, row in enumerate(token) for t in row}
 
 
@@ -151,9 +151,9 @@ def test_a_collected_run_survives_the_way_out_and_in(tmp_path, positions):
         if positions == (96, 97):  # the published rule
             assert (np.load(tmp_path / "out" / "index.npy") % 128 == 0).all()
         again, back = imported(tmp_path / "out", tmp_path / "b.db")
-        for n in range(run.d_mlp):
-            before = [x for x in load_neuron(store, run, NeuronId(1, n)).exemplars if x.kind == "top"]
-            after = load_neuron(again, back, NeuronId(1, n)).exemplars
+        for n in range(run.width(0)):
+            before = [x for x in load_unit(store, run, UnitId(1, n)).exemplars if x.kind == "top"]
+            after = load_unit(again, back, UnitId(1, n)).exemplars
             for x, y in zip(before, after, strict=True):
                 assert (x.activation, x.segment * 128 + x.start) == (y.activation, y.segment)
                 assert x.token_ids.tolist() == y.token_ids.tolist()

@@ -78,11 +78,11 @@ def test_each_layer_is_a_source_with_what_its_rows_refer_to(exported):
 def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported):
     folder, pages = exported
     found = rows(folder, "activations")
-    expected = [(page, x) for page in pages for x in page.neuron.exemplars if x.kind != "random"]
+    expected = [(page, x) for page in pages for x in page.unit.exemplars if x.kind != "random"]
     assert len(found) == len(expected) == len({row["id"] for row in found})
     for row, (page, x) in zip(found, expected, strict=True):
         assert row["values"] == x.activations.tolist()
         assert row["tokens"] == [page.tokens[i].text for i in x.token_ids.tolist()]
         assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])
         assert (row["binMin"], row["binContains"]) == (-1, -1)
-        assert row["binMax"] == max(float(y.activations.max()) for y in page.neuron.exemplars if y.kind == "top")
+        assert row["binMax"] == max(float(y.activations.max()) for y in page.unit.exemplars if y.kind == "top")

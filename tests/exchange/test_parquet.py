@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tracemalloc
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import datasets
 import numpy as np
@@ -26,9 +26,9 @@ from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import (
     list_explained_ids,
     list_explanations,
-    list_neuron_ids,
     list_runs,
     list_simulations,
+    list_unit_ids,
     load_run,
     query_explanations,
 )
@@ -46,13 +46,14 @@ from neuroexplain.types import (
     CollectedLayer,
     ExemplarArrays,
     Explanation,
-    NeuronId,
     Provenance,
     Run,
     Score,
     Segment,
     SimulatedRecord,
     Simulation,
+    Source,
+    UnitId,
     VocabularyEntry,
 )
 from tests.fakes import run_fields
@@ -101,7 +102,7 @@ def change(folder, table, damage):
 
 def explain_by_hand(store, run, text):
     mine = Provenance("none", None, "human", None, None)
-    save_explanations(store, run.id, [Explanation(NeuronId(0, 0), "human", "ok", text, mine)])
+    save_explanations(store, run.id, [Explanation(UnitId(0, 0), "human", "ok", text, mine)])
 
 
 def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, database):
@@ -112,15 +113,15 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
         again = load_run(back)
         same = {"id": 0, "started_at": "", "finished_at": ""}
         assert replace(again, **same) == replace(run, **same)
-        for neuron in list_neuron_ids(store, run.id):
+        for neuron in list_unit_ids(store, run.id):
             assert without_ids(show_json(load_page(back, again, neuron))) == without_ids(
                 show_json(load_page(store, run, neuron))
             )
         assert list(verify_run(back, again)) == []
         token = nx.open(str(store.file)).query(peak_token="river")
-        assert [r.neuron for r in token] == [r.neuron for r in nx.open(database).query(peak_token="river")]
+        assert [r.unit for r in token] == [r.unit for r in nx.open(database).query(peak_token="river")]
     exemplars = datasets.load_dataset(str(tmp_path / "out"), "exemplars", split="train", cache_dir=str(tmp_path / "cache"))
-    first = load_page(store, run, list_neuron_ids(store, run.id)[0]).neuron.exemplars[0]
+    first = load_page(store, run, list_unit_ids(store, run.id)[0]).unit.exemplars[0]
     assert exemplars[0]["activations"] == first.activations.tolist()
     assert len(exemplars[0]["tokens"]) == 64
     scores = datasets.load_dataset(str(tmp_path / "out"), "scores", split="train", cache_dir=str(tmp_path / "cache"))
@@ -141,12 +142,12 @@ def several_layers(where, n_layers):
         for layer in range(n_layers):
             save_collected_layer(store, run_id, CollectedLayer(layer, {"top": top}, None, None))
             reason = "no answer" if layer else None  # a column that is empty in the first file
-            asked = [Explanation(NeuronId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason) for n in range(60)]
+            asked = [Explanation(UnitId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason) for n in range(60)]
             asked = save_explanations(store, run_id, asked)
             records = tuple(SimulatedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16))
             scores = [Score("report", kind, "ok", 0.5, 512, 16) for kind in SCORE_KINDS]
             made = [
-                (Simulation(e.id, e.neuron, "lexical", "ok", records, by, other_explanation_id=other.id), scores)
+                (Simulation(e.id, e.unit, "lexical", "ok", records, by, other_explanation_id=other.id), scores)
                 for e, other in zip(asked, [*asked[1:], asked[0]], strict=True)
             ]
             save_simulations(store, run_id, made)
@@ -179,7 +180,7 @@ def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkey
         tracemalloc.stop()
     assert peaks[12] < 1.7 * peaks[1]  # twelve times the data
     with open_store(str(folder / "b.db"), read_only=True) as back:
-        page = load_page(back, load_run(back), NeuronId(11, 59))
+        page = load_page(back, load_run(back), UnitId(11, 59))
     assert len(page.simulations[0].records) == 16
     assert [s.score.kind for s in page.scores] == sorted(SCORE_KINDS)
     assert page.simulations[0].other_explanation_id == page.explanations[0].id - 59
@@ -239,7 +240,7 @@ def test_an_import_that_is_cut_off_goes_on(back, folder, store):
     assert [run.status for run in list_runs(back)] == ["running"]
     list(import_parquet(back, folder))
     (run,) = list_runs(back)
-    for neuron in list_neuron_ids(store, 1):
+    for neuron in list_unit_ids(store, 1):
         mine, its = (show_json(load_page(a, r, neuron)) for a, r in ((back, run), (store, load_run(store))))
         assert without_ids(mine) == without_ids(its)
 
@@ -265,6 +266,7 @@ def test_an_export_of_an_earlier_version_is_imported(back, folder):
     assert list_explanations(back, 1)[0].provenance.created_at is not None
 
 
+SOURCE = asdict(Source(0, "mlp", None, "output", 24, "float32"))
 TABLES = ("vocabulary", "segments", "neurons", "exemplars", "explanations", "simulations", "scores", "prompts")
 
 
@@ -289,8 +291,10 @@ def test_a_file_that_is_missing_or_has_changed_is_named(back, folder, table):
         *({name: None} for name in Run.__dataclass_fields__ if name not in ("subject_revision", "finished_at")),
         *Run.__dataclass_fields__,
         *({"layers": layers} for layers in ("abc", [], [0, 0], [0, 1, 2], [-1], [[0]], [True])),
-        *({"d_mlp": d_mlp} for d_mlp in (-1, 0, "x", 1.5, 1000, 1 << 62, 1 << 99)),
-        *({"n_layers": 1 << 62, "layers": [5]}, {"subject": ["x"]}, {"dtype": "int4"}, {"activation": "x"}, {"files": 3}),
+        *({"sources": [{**SOURCE, "width": width}]} for width in (-1, 0, "x", 1.5, 1000, 1 << 62, 1 << 99)),
+        *({"sources": sources} for sources in ("x", [], [1], [SOURCE, SOURCE], [{**SOURCE, "side": "up"}], [{"layer": 0}])),
+        *({"format": 1, "d_mlp": d_mlp} for d_mlp in (-1, 0, "x", 1.5, 1000, 1 << 62, 1 << 99)),
+        *({"n_layers": 1 << 62, "layers": [5]}, {"subject": ["x"]}, {"dtype": "int4"}, {"activation": ""}, {"files": 3}),
         *({"config": {"segment_stride": stride}} for stride in ("x", 0, None)),
     ],
     ids=repr,

@@ -19,7 +19,7 @@ from neuroexplain.llm.simulator import (
     group_records,
     likelihood_ratio,
 )
-from neuroexplain.types import Exemplar, NeuronId, VocabularyEntry
+from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
 from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 
 HOSTILE = [
@@ -270,7 +270,7 @@ def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
     texts = [f" w{i}" for i in range(63)] + ["tab\there"]
     ids = np.arange(64, dtype=np.uint32)
     acts = np.where(ids == 32, 2.0, np.where(ids == 5, 0.5, -1.0)).astype(np.float32)
-    record = Exemplar(NeuronId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, acts)
+    record = Exemplar(UnitId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, acts)
     explainer = EXPLAINERS["pairs"]
     prompt = explainer.load_prompt()
     turns = explainer.messages(prompt, [record], entries(texts))
@@ -375,6 +375,6 @@ def test_a_displayed_token_stays_on_its_line(text):
 def test_explainers_show_the_peak():
     texts = [f" w{i}" for i in range(64)]
     ids = np.arange(64, dtype=np.uint32)
-    record = Exemplar(NeuronId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, np.where(ids == 32, 2.0, 0.0).astype(np.float32))
+    record = Exemplar(UnitId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, np.where(ids == 32, 2.0, 0.0).astype(np.float32))
     assert "**w32**" in EXPLAINERS["excerpts"].render([record], entries(texts))
     assert EXPLAINERS["tokens"].render([record], entries(texts)) == "w32"

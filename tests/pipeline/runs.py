@@ -9,7 +9,7 @@ from neuroexplain.pipeline.merge import run_merge
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
 
-CONTENT = ("tokens", "neurons", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
+CONTENT = ("tokens", "units", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
 
 
 def command(made, db, *more):
@@ -42,8 +42,8 @@ def assert_whole(db, undisturbed):
     found, run = content(db)
     assert run.config["shard"] is None
     for table in CONTENT:
-        if table != "neurons":
+        if table != "units":
             assert found[table] == undisturbed[table], table
-    for mine, whole in zip(found["neurons"], undisturbed["neurons"], strict=True):
+    for mine, whole in zip(found["units"], undisturbed["units"], strict=True):
         assert mine[:3] == whole[:3]
         assert mine[3:] == pytest.approx(whole[3:], rel=1e-6, abs=1e-7)

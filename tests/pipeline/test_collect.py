@@ -15,8 +15,8 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, load_neuron, load_run
-from neuroexplain.types import NeuronId
+from neuroexplain.store.read import list_runs, load_run, load_unit
+from neuroexplain.types import UnitId
 from tests.fakes import tiny_subject, words
 
 K = 4
@@ -108,7 +108,7 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
     assert run.n_segments == len(cells)
     for layer in (0, 1):
         for n in range(24):
-            neuron = load_neuron(store, run, NeuronId(layer, n))
+            neuron = load_unit(store, run, UnitId(layer, n))
             for kind, sign in (("top", 1), ("bottom", -1)):
                 expected = brute_force(cells, acts[layer][:, :, n], positions, sign, barred)
                 found = [x for x in neuron.exemplars if x.kind == kind]
@@ -134,7 +134,7 @@ def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpu
     other, _ = collect(tmp_path / "2.db", folder, corpus, batch_size=batch_size, dtype="float32")
     for layer in (0, 1):
         for n in range(24):
-            a, b = (load_neuron(s, load_run(s), NeuronId(layer, n)) for s in (one, other))
+            a, b = (load_unit(s, load_run(s), UnitId(layer, n)) for s in (one, other))
             for x, y in zip(a.exemplars, b.exemplars, strict=True):
                 assert (x.kind, x.rank, x.segment, x.start, x.document) == (y.kind, y.rank, y.segment, y.start, y.document)
                 np.testing.assert_allclose(x.activations, y.activations, rtol=1e-4, atol=1e-5)
@@ -143,7 +143,7 @@ def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpu
 def test_random_records_are_the_segments_with_the_smallest_hashes(tmp_path, corpus):
     store, config = collect(tmp_path / "x.db", tiny_subject(tmp_path / "model"), corpus, segments=9, seed=4)
     run = load_run(store)
-    found = [x.segment for x in load_neuron(store, run, NeuronId(1, 5)).exemplars if x.kind == "random"]
+    found = [x.segment for x in load_unit(store, run, UnitId(1, 5)).exemplars if x.kind == "random"]
     visited = np.random.default_rng(4).permutation(_cells(store, corpus))
     expected = sorted((int(s) for s in visited[:9]), key=lambda s: stable_hash(4, s))[:3]
     assert found == expected

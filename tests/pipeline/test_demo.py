@@ -12,7 +12,7 @@ pytestmark = pytest.mark.model
 
 
 def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "N_NEURONS", 3)
+    monkeypatch.setattr(demo, "N_UNITS", 3)
     monkeypatch.setattr(demo, "SAMPLED_PER_LAYER", 4)
     db = str(tmp_path / "demo.db")
     for _ in demo.run_demo(db, None, 16):
@@ -21,7 +21,7 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
         run = load_run(store)
         found = demo.find_highlights(store, run)
         before = list_explanations(store, run.id)
-    assert len({e.neuron for e in before}) == 3
+    assert len({e.unit for e in before}) == 3
     assert {e.explainer for e in before} == set(demo.EXPLAINERS)
     compared = dict(found.own_above_other)
     assert compared["tokens"].n == 3

@@ -30,14 +30,14 @@ from neuroexplain.store.read import (
     list_scores,
     list_sessions,
     list_simulations,
-    load_neuron,
     load_run,
     load_tokens,
+    load_unit,
 )
-from neuroexplain.types import CROP_LENGTH, Exemplar, Explanation, NeuronId, Provenance
+from neuroexplain.types import CROP_LENGTH, Exemplar, Explanation, Provenance, UnitId
 from tests.fakes import WORDS, ScriptedLlm, tiny_subject, words
 
-NEURONS = tuple(NeuronId(layer, n) for layer in (0, 1) for n in range(2))
+NEURONS = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(2))
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def content(store):
     """What was found out, without ids, times and costs."""
     run = load_run(store)
     explanations = list_explanations(store, run.id)
-    who = {e.id: (e.neuron, e.candidate) for e in explanations}
-    found = [(e.neuron, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
+    who = {e.id: (e.unit, e.candidate) for e in explanations}
+    found = [(e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
     for s in list_simulations(store, who):
         levels = [(r.kind, r.rank, r.expected_levels.tolist()) for r in s.records]
         found.append((who[s.explanation_id], s.status, who.get(s.other_explanation_id), levels))
@@ -95,7 +95,7 @@ def content(store):
 
 def chosen(store):
     """The explanations and what was chosen on; nulls and reports depend on what was chosen at the time."""
-    return [(e.neuron, e.candidate, e.text, e.chosen, stored_select(store, e.id)) for e in list_explanations(store, 1)]
+    return [(e.unit, e.candidate, e.text, e.chosen, stored_select(store, e.id)) for e in list_explanations(store, 1)]
 
 
 def stored_select(store, explanation_id):
@@ -107,7 +107,7 @@ def stored_select(store, explanation_id):
 def on_select(store, neuron, explanation_id, among=None):
     """The correlation on `select`, computed from the stored levels and activations by hand."""
     run = load_run(store)
-    exemplars = load_neuron(store, run, neuron).exemplars
+    exemplars = load_unit(store, run, neuron).exemplars
     splits = assign_splits(exemplars)
     true = {(x.kind, x.rank): x.activations for x in exemplars}
     records = [
@@ -194,7 +194,7 @@ def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other
     kept = 0
     for neuron in NEURONS:
         first, *revised = list_explanations(store, run.id, neuron)
-        exemplars = load_neuron(store, run, neuron).exemplars
+        exemplars = load_unit(store, run, neuron).exemplars
         shown, held = halve_select(exemplars, assign_splits(exemplars))
         assert {rank % 8 for _, rank in shown} == {2}
         assert {rank % 8 for _, rank in held} == {6}
@@ -233,7 +233,7 @@ def test_several_meanings_are_stored_with_what_they_cover_and_their_union(store,
     for neuron in NEURONS:
         of_neuron = list_explanations(store, run.id, neuron)
         assert [e.text for e in of_neuron] == ["old mills", "sleeping geese", "money", "old mills; or sleeping geese; or money"]
-        exemplars = load_neuron(store, run, neuron).exemplars
+        exemplars = load_unit(store, run, neuron).exemplars
         splits = assign_splits(exemplars)
         explained = [x.rank for x in exemplars if x.kind == "top" and splits["top", x.rank] == "explain"]
         assert of_neuron[0].covers == (explained[0], explained[2])
@@ -268,7 +268,7 @@ def test_meanings_that_were_not_simulated_are_the_next_time(store, simulator):
 def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, simulator):
     """The last command's, also one that asks nothing anew; but not one of another seed that gets no usable answer."""
     llm = ScriptedLlm(by_words)
-    now = lambda: {e.neuron: e.id for e in list_explanations(store, 1) if e.chosen and e.explainer == "excerpts"}  # noqa: E731
+    now = lambda: {e.unit: e.id for e in list_explanations(store, 1) if e.chosen and e.explainer == "excerpts"}  # noqa: E731
     explain(store, llm, simulator, candidates=3)
     first = now()
     explain(store, llm, simulator, candidates=2, revise=1)
@@ -295,7 +295,7 @@ def test_a_line_of_white_space_takes_no_time_and_a_number_has_an_end():
     "reply", ["", "rivers", "rivers | ", "rivers | 0", "rivers | 1, 11", "| 1", "<think>rivers | 1", "I cannot | 1"]
 )
 def test_what_does_not_name_meanings_is_a_failed_attempt(reply):
-    records = [Exemplar(NeuronId(0, 0), "top", rank, 0, 0, 0, 0, 1.0, np.zeros(64), np.zeros(64)) for rank in range(10)]
+    records = [Exemplar(UnitId(0, 0), "top", rank, 0, 0, 0, 0, 1.0, np.zeros(64), np.zeros(64)) for rank in range(10)]
     with pytest.raises(LlmReplyError) as failed:
         parse_meanings(reply, records)
     assert (failed.value.status, failed.value.reply) == ("parse_error", reply)
@@ -335,7 +335,7 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
     texts = {e.id: e.text for e in explanations}
     for simulation in list_simulations(store, texts):
         assert simulation.other_explanation_id not in (None, simulation.explanation_id)
-        exemplars = {(x.kind, x.rank): x for x in load_neuron(store, run, simulation.neuron).exemplars}
+        exemplars = {(x.kind, x.rank): x for x in load_unit(store, run, simulation.unit).exemplars}
         records = [exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist() for r in simulation.records]
         tokens = load_tokens(store, run.id, {i for record in records for i in record})
         others = digits.simulate(texts[simulation.other_explanation_id], records, tokens).of
@@ -348,13 +348,13 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
 def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
     picks = random.Random(seed)
     nobody = Provenance("none", None, "m", None, None)
-    neurons = {NeuronId(picks.choice([0, 0, 1, 2, 2, 2, 3]), picks.randrange(50)) for _ in range(picks.choice([1, 2, 5, 20]))}
+    neurons = {UnitId(picks.choice([0, 0, 1, 2, 2, 2, 3]), picks.randrange(50)) for _ in range(picks.choice([1, 2, 5, 20]))}
     explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
     found = find_others(explanations)
     for e in explanations:
-        others = [x for x in explanations if x.neuron != e.neuron]
-        others = [x for x in others if x.neuron.layer == e.neuron.layer] or others
-        place = lambda x: (stable_hash(x.neuron.layer, x.neuron.neuron), x.neuron)  # noqa: E731
+        others = [x for x in explanations if x.unit != e.unit]
+        others = [x for x in others if x.unit.layer == e.unit.layer] or others
+        place = lambda x: (stable_hash(x.unit.layer, x.unit.index), x.unit)  # noqa: E731
         after = [x for x in others if place(x) > place(e)] or others
         assert found.get(e.id) is (min(after, key=place) if after else None)
 
@@ -396,7 +396,7 @@ def test_impossible_candidates_are_refused(options):
 def test_records_of_the_two_halves_share_nothing(store):
     run = load_run(store)
     for neuron in NEURONS:
-        exemplars = load_neuron(store, run, neuron).exemplars
+        exemplars = load_unit(store, run, neuron).exemplars
         shown, held = halve_select(exemplars, assign_splits(exemplars))
         ids = {(x.kind, x.rank): x for x in exemplars}
         for a in shown:

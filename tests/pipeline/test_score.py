@@ -10,12 +10,12 @@ from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.score import verify_run
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_explanations, load_collected_layer, load_run
-from neuroexplain.types import NeuronId
+from neuroexplain.types import UnitId
 
 NAMED = {  # in the SQL below
-    "here": "layer = 0 AND neuron = 3",
-    "its": "explanation_id = (SELECT id FROM explanations WHERE layer = 0 AND neuron = 3)",
-    "copy": "run_id, layer, neuron, explainer, 1, 'other', 1, status, text, reason, reply, engine, engine_version, model, "
+    "here": "layer = 0 AND unit = 3",
+    "its": "explanation_id = (SELECT id FROM explanations WHERE layer = 0 AND unit = 3)",
+    "copy": "run_id, layer, unit, explainer, 1, 'other', 1, status, text, reason, reply, engine, engine_version, model, "
     "model_revision, prompt_sha256, sampling, prompt_tokens, completion_tokens, seconds, created_at, covers, parts",
 }
 UNREADABLE = {  # damages of neuron 0:3 alone
@@ -30,11 +30,11 @@ UNREADABLE = {  # damages of neuron 0:3 alone
     "UPDATE simulations SET firsts = CAST(replace(hex(zeroblob(length(firsts))), '00', '?') AS BLOB) WHERE {its}": "too late",
     "UPDATE simulations SET sampling = '[' WHERE {its}": "A row of simulations .* cannot be read",
     "UPDATE explanations SET parts = '[bad' WHERE {here}": "A row of explanations .* cannot be read",
-    "DELETE FROM neurons WHERE {here}": "No neuron 0:3",
+    "DELETE FROM units WHERE {here}": "No unit 0:3",
 }
 MISPLACED = {
-    "UPDATE scores SET neuron = 11 WHERE {its}": "score .* stands under another neuron or run",
-    "UPDATE scores SET run_id = 7 WHERE {its}": "score .* stands under another neuron or run",
+    "UPDATE scores SET unit = 11 WHERE {its}": "score .* stands under another unit or run",
+    "UPDATE scores SET run_id = 7 WHERE {its}": "score .* stands under another unit or run",
     "UPDATE simulations SET run_id = 7 WHERE {its}": "simulation .* stands under another run",
     "UPDATE explanations SET status = 'llm_error' WHERE {here}": "has scores, though its status is llm_error",
     "INSERT INTO explanations SELECT 999, {copy} FROM explanations WHERE {here}": "0:3: 2 explanations by tokens",
@@ -117,7 +117,7 @@ def test_a_run_that_cannot_be_read_is_named(damaged, sql):
 )
 def test_whoever_reads_a_damaged_row_is_told_which_it_is(damaged, sql, read):
     with damaged(sql) as store, pytest.raises(StoreUnreadable, match=r"A row of .* cannot be read"):
-        read(store, load_run(store), NeuronId(0, 3))
+        read(store, load_run(store), UnitId(0, 3))
 
 
 def assert_found(pattern, lines):

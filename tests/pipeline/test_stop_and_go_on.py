@@ -146,7 +146,7 @@ def test_out_of_memory_leaves_the_checkpoint(made, undisturbed, tmp_path, monkey
     config = CollectConfig(**made[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         with monkeypatch.context() as patched:
-            fold, folded = RunningStats.fold, []
+            fold, folded = RunningStats.fold_slice, []
 
             def run_out(self, *args):
                 folded.append(self)
@@ -154,7 +154,7 @@ def test_out_of_memory_leaves_the_checkpoint(made, undisturbed, tmp_path, monkey
                     raise torch.OutOfMemoryError("CUDA out of memory")
                 fold(self, *args)
 
-            patched.setattr(RunningStats, "fold", run_out)
+            patched.setattr(RunningStats, "fold_slice", run_out)
             with pytest.raises(NeuroexplainError, match=r"ran out of memory.*checkpoint is intact.*--windows host"):
                 list(run_collect(store, config))
         notes = [event.note for event in run_collect(store, config) if event.note]

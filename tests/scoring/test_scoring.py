@@ -18,7 +18,7 @@ from neuroexplain.scoring.correlation import (
 )
 from neuroexplain.scoring.levels import expected_level, to_levels
 from neuroexplain.scoring.splits import assign_splits, crop_first
-from neuroexplain.types import Exemplar, NeuronId
+from neuroexplain.types import Exemplar, UnitId
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
 
@@ -106,7 +106,7 @@ def build(tops, randoms):
         for rank, (segment, shared, document) in enumerate(places):
             ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(found))
             ids[shared : shared + 16] = np.arange(min(16, 64 - shared))  # a run of 14 where it is cut off at the end
-            found.append(Exemplar(NeuronId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)))
+            found.append(Exemplar(UnitId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)))
     return found
 
 
@@ -136,7 +136,7 @@ def test_no_split_leaks_into_another_and_nothing_is_dropped_without_need(places)
 
 
 def test_crops_hide_the_peak():
-    firsts = [crop_first(0, NeuronId(3, n), "top", n % 32) for n in range(2000)]
+    firsts = [crop_first(0, UnitId(3, n), "top", n % 32) for n in range(2000)]
     assert (min(firsts), max(firsts)) == (1, 32)
     assert np.bincount(firsts, minlength=33)[1:].min() > 30
 

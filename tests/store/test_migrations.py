@@ -75,6 +75,6 @@ def test_0004_keeps_every_peak_token(database):
     assert upgrade_store(database) == ("0003", REVISION)
     with open_store(database) as store, store.engine.connect() as connection:
         p = tables.peak_tokens.c
-        assert {tuple(row) for row in connection.execute(select(p.layer, p.token_id, p.neuron, p.count))} == rows
+        assert {tuple(row) for row in connection.execute(select(p.layer, p.token_id, p.unit, p.count))} == rows
         with pytest.raises(IntegrityError):  # its key came along
-            connection.execute(insert(tables.peak_tokens).values(run_id=1, layer=0, token_id=3, neuron=15, count=1))
+            connection.execute(insert(tables.peak_tokens).values(run_id=1, layer=0, token_id=3, unit=15, count=1))

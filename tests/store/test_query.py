@@ -10,7 +10,7 @@ from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, query_explanations
 from neuroexplain.store.write import create_run, save_explanation, save_simulation
-from neuroexplain.types import Explanation, NeuronId, Provenance, Score, Simulation
+from neuroexplain.types import Explanation, Provenance, Score, Simulation, UnitId
 from tests.fakes import run_fields
 
 WORDS = ["relief", "river", "money", "AND", "near"]
@@ -29,21 +29,21 @@ def made(shared_database):
             strongest = draw.choice([None, 1.0, 2.0, draw.random()])
             peaks = draw.sample(range(6), 2)
             with store.write() as connection:
-                neuron = {"run_id": run_id, "layer": layer, "neuron": n, "status": "ok", "max_activation": strongest}
-                connection.execute(insert(t.neurons).values(**neuron))
-                rows = [{"run_id": run_id, "token_id": p, "layer": layer, "neuron": n, "count": 1} for p in peaks]
+                neuron = {"run_id": run_id, "layer": layer, "unit": n, "status": "ok", "max_activation": strongest}
+                connection.execute(insert(t.units).values(**neuron))
+                rows = [{"run_id": run_id, "token_id": p, "layer": layer, "unit": n, "count": 1} for p in peaks]
                 connection.execute(insert(t.peak_tokens), rows)
             for explainer in draw.sample(["pairs", "excerpts"], draw.choice([0, 1, 2])):
                 text = " ".join(draw.sample(WORDS, 2))
                 status, chosen = draw.choice(["ok", "ok", "ok", "llm_error"]), draw.random() < 0.8
                 by = Provenance("none", None, "m", None, None)
-                e = Explanation(NeuronId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen)
+                e = Explanation(UnitId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen)
                 e = save_explanation(store, run_id, e)
                 scores = []
                 for simulator in draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ():
                     r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
                     one = Score("report", "top_and_random", "ok" if r is not None else "no_records", r, 320, 10)
-                    save_simulation(store, run_id, Simulation(e.id, e.neuron, simulator, "ok", (), by), [one])
+                    save_simulation(store, run_id, Simulation(e.id, e.unit, simulator, "ok", (), by), [one])
                     scores.append((simulator, r))
                 for simulator, r in scores or [(None, None)]:
                     if run_id == 2 and status == "ok":
@@ -62,7 +62,7 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
         and (peak_token_ids is None or set(peak_token_ids) & set(x[8]))
         and (x[4] or not chosen_only)
     ]
-    value = {"score": 6, "activation": 7, "neuron": None}[sort]
+    value = {"score": 6, "activation": 7, "unit": None}[sort]
     place = [(x[0], x[1], x[2], x[5] or "") for x in kept]
     first = [() if value is None else (x[value] is None, -(x[value] or 0)) for x in kept]
     order = sorted(range(len(kept)), key=lambda i: (first[i], place[i]))[:limit]
@@ -70,7 +70,7 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
 
 
 @pytest.mark.parametrize("few", [4_000, 5, 0])
-@pytest.mark.parametrize("sort", ["score", "activation", "neuron"])
+@pytest.mark.parametrize("sort", ["score", "activation", "unit"])
 def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
     monkeypatch.setattr("neuroexplain.store.read.FEW", few)
     store, expected = made
@@ -81,12 +81,12 @@ def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
         options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
         options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
         rows = query_explanations(store, run, **options)
-        found = [(x.neuron.layer, x.neuron.neuron, x.explanation_id, x.simulator, x.correlation) for x in rows]
+        found = [(x.unit.layer, x.unit.index, x.explanation_id, x.simulator, x.correlation) for x in rows]
         wanted = plain(expected, **options)
         if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
             assert [x[4] for x in found] == [x[4] for x in wanted], options
         else:
             assert sorted(found, key=repr) == sorted(wanted, key=repr) if limit == 99 else len(found) == len(wanted), options
             assert [x[4] for x in found if sort == "score"] == [x[4] for x in wanted if sort == "score"], options
-            if sort == "neuron":
+            if sort == "unit":
                 assert [x[:3] for x in found] == [x[:3] for x in wanted], options

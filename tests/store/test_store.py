@@ -41,12 +41,12 @@ from neuroexplain.types import (
     CollectedLayer,
     ExemplarArrays,
     Explanation,
-    NeuronId,
     Provenance,
     Score,
     Segment,
     Simulation,
     StatsArrays,
+    UnitId,
     VocabularyArrays,
 )
 from tests.fakes import run_fields
@@ -66,15 +66,15 @@ def run_id(store):
 
 
 def new_run(store, dtype="float32"):
-    run_id = create_run(store, run_fields(1, 9, dtype=dtype, n_random=2))
+    run_id = create_run(store, run_fields(2, 9, dtype=dtype, n_random=2))
     stats = {"status": "ok", "mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "share_positive": 0.5, "max_activation": 1.0}
     with store.write() as connection:
-        connection.execute(insert(tables.neurons), [{"run_id": run_id, "layer": 0, "neuron": n, **stats} for n in range(9)])
+        connection.execute(insert(tables.units), [{"run_id": run_id, "layer": 0, "unit": n, **stats} for n in range(9)])
     return run_id
 
 
 def explain(store, run_id, neuron, text):
-    return save_explanation(store, run_id, Explanation(NeuronId(0, neuron), "human", "ok", text, NOWHERE))
+    return save_explanation(store, run_id, Explanation(UnitId(0, neuron), "human", "ok", text, NOWHERE))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -158,11 +158,11 @@ def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_pea
     )
     p = tables.peak_tokens.c
     with store.engine.connect() as connection:
-        stored = connection.execute(select(p.token_id, p.neuron, p.count).where(p.run_id == run_id, p.layer == 1)).all()
-        statuses = connection.execute(select(tables.neurons).where(tables.neurons.c.layer == 1)).all()
+        stored = connection.execute(select(p.token_id, p.unit, p.count).where(p.run_id == run_id, p.layer == 1)).all()
+        statuses = connection.execute(select(tables.units).where(tables.units.c.layer == 1)).all()
     assert {(token, n): count for token, n, count in stored} == peaks
     for row in statuses:
-        strongest = float(top.peaks[row.neuron, 0]) if top.counts[row.neuron] else None
+        strongest = float(top.peaks[row.unit, 0]) if top.counts[row.unit] else None
         assert row.max_activation == strongest
         assert row.status == ("ok" if strongest is not None and strongest > 0 else "dead")
     used = {int(s) for x in found.exemplars.values() for s in x.segments[x.counts_mask()]}
@@ -184,7 +184,7 @@ def test_the_same_request_has_one_row(store, run_id):
 def test_search_words_are_data(store, run_id, text):
     explain(store, run_id, 1, "rivers")
     explain(store, run_id, 2, f"says {text} literally")
-    assert [row.neuron.neuron for row in query_explanations(store, run_of(store, run_id), text=text)] == [2]
+    assert [row.unit.index for row in query_explanations(store, run_of(store, run_id), text=text)] == [2]
 
 
 def test_text_that_no_database_holds_is_replaced(store, run_id):
@@ -195,7 +195,7 @@ def test_text_that_no_database_holds_is_replaced(store, run_id):
 def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     e = explain(store, run_id, 1, "rivers")
     scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10)]
-    save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
+    save_simulation(store, run_id, Simulation(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     asked, run = [], run_of(store, run_id)
     rows = Reader.rows
     monkeypatch.setattr(Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values))
@@ -214,14 +214,14 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
 def test_scores_in_the_wrong_place_and_what_is_chosen_twice_are_told(store, run_id):
     e, other = explain(store, run_id, 3, "rivers"), explain(store, run_id, 4, "mills")
     scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10, other_explanation_id=other.id)]
-    save_simulation(store, run_id, Simulation(e.id, e.neuron, "lexical", "ok", (), NOWHERE), scores)
+    save_simulation(store, run_id, Simulation(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     assert list_misplaced(store, run_id) == []
     for candidate in (0, 1):
         save_explanation(store, run_id, replace(e, explainer="pairs", candidate=candidate))
     with store.write() as connection:
-        connection.execute(update(tables.scores).values(neuron=5, other_explanation_id=99))
+        connection.execute(update(tables.scores).values(unit=5, other_explanation_id=99))
     moved, twice, missing = list_misplaced(store, run_id)
-    assert "stands under another neuron" in moved
+    assert "stands under another unit" in moved
     assert twice == "0:3: 2 explanations by pairs, m are chosen, not one"
     assert "was compared with explanation 99, which is missing" in missing
 

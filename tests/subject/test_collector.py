@@ -109,7 +109,7 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
     order = []
     do, fold = later.behind.do, later._fold
     monkeypatch.setattr(later.behind, "do", lambda *args: (order.append("made"), do(*args), order.append("queued")))
-    monkeypatch.setattr(later, "_fold", lambda *args: (order.append("folded"), fold(*args)))
+    monkeypatch.setattr(later, "_fold", lambda *args: order.append("folded") or fold(*args))
     for token_ids, segments in batches(60, 8):
         at_once.read(token_ids, segments)
         later.read(token_ids, segments)
@@ -157,7 +157,7 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
 
     for token_ids, segments in zip(ids.split(batch_size), torch.arange(200).split(batch_size), strict=True):
         ours.read(token_ids, segments)
-        capture_activations(subject, token_ids.to(subject.device), (0, 1), "act", fold)
+        capture_activations(subject, token_ids.to(subject.device), ours.sources, fold)
     n_compared = 0
     for layer in (0, 1):
         state, rule = ours.tops[layer]["top"], theirs[layer]

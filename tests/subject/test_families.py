@@ -5,6 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.sources.base import find_sources
+from neuroexplain.sources.mlp import KIND
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import FAMILIES, load_subject
 from tests.fakes import tiny_tokenizer
@@ -75,9 +77,8 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
         subject.model(ids, use_cache=False)
         for activation in ("act", "post"):
             found = {}
-            capture_activations(
-                subject, ids, (0, 1), activation, lambda n, acts, found=found: found.update({n: (acts, acts.clone())})
-            )
+            sources = find_sources(subject, "mlp", activation, (0, 1))
+            capture_activations(subject, ids, sources, lambda n, acts, found=found: found.update({n: (acts, acts.clone())}))
             assert all(torch.equal(*both) for both in found.values())  # nothing wrote into them later
             found = {n: kept for n, (_, kept) in found.items()}
             for n, layer in enumerate(subject.layers):
@@ -92,7 +93,9 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
                 if activation == "post":
                     bias = getattr(layer.get_submodule(down), "bias", None)
                     written = seen[n, "out"][1].view(3, 128, 16) - (0 if bias is None else bias)
-                    torch.testing.assert_close(found[n] @ subject.output_vectors(n), written, rtol=1e-3, atol=1e-5)
+                    torch.testing.assert_close(
+                        found[n] @ KIND.write_vectors(subject, sources[n]), written, rtol=1e-3, atol=1e-5
+                    )
     assert subject.norm_weight().shape == (16,)
     assert subject.unembedding.shape == (330, 16)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from neuroexplain.sources.base import find_sources
 from neuroexplain.subject import kernels
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.collector import Collector
@@ -21,7 +22,9 @@ TRACED = {"backend": "aot_eager", "dynamic": False}  # all of a compiler but the
 def activations(subject, activation):
     ids = torch.randint(2, 320, (3, 128), generator=torch.Generator().manual_seed(2)).to(subject.device)
     found = {}
-    capture_activations(subject, ids, (0, 1), activation, lambda n, acts: found.update({n: acts.clone()}))
+    capture_activations(
+        subject, ids, find_sources(subject, "mlp", activation, (0, 1)), lambda n, acts: found.update({n: acts.clone()})
+    )
     return found
 
 
@@ -36,16 +39,20 @@ def forget():
 def test_what_is_around_the_mlp_is_compiled_and_gives_the_same(tmp_path, family, monkeypatch):
     subject = load_subject(saved(tmp_path, family), "float32")
     names, weights = list(subject.model.state_dict()), subject.weights_sha256
-    parts = kernels.around_mlp(subject)
+    parts = kernels.parts_around(subject, ())
     assert [type(part).__name__ for part in parts if "Attention" in type(part).__name__] == [
         type(part).__name__ for layer in subject.layers for part in layer.children() if "Attention" in type(part).__name__
     ]
     assert len(parts) >= len(subject.layers)
-    neurons = {subject.site(n, activation) for n in (0, 1) for activation in ("act", "post")}
+    neurons = {
+        subject.module(source.module)
+        for activation in ("act", "post")
+        for source in find_sources(subject, "mlp", activation, (0, 1)).values()
+    }
     assert not neurons & {module for part in parts for module in part.modules()}
     plain = {activation: activations(subject, activation) for activation in ("act", "post")}
     monkeypatch.setattr(kernels, "how", lambda: TRACED)
-    kernels.compile_around_mlp(subject)
+    kernels.compile_around(subject, ())
     for activation, wanted in plain.items():
         for n, acts in activations(subject, activation).items():
             torch.testing.assert_close(acts, wanted[n], rtol=0, atol=0)
@@ -63,7 +70,7 @@ def test_real_kernels_round_as_the_model_does(tmp_path):
     """In bfloat16, on a processor, where kernels that do not round in between differ in a third of the values."""
     subject = load_subject(str(tiny_subject(tmp_path)), "bfloat16", "cpu")
     plain = activations(subject, "act")
-    kernels.compile_around_mlp(subject)
+    kernels.compile_around(subject, ())
     for n, acts in activations(subject, "act").items():
         assert (acts == plain[n]).float().mean() > 0.999
 

@@ -17,7 +17,7 @@ from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.probe import Probe
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
-from neuroexplain.types import NeuronId
+from neuroexplain.types import UnitId
 from neuroexplain.web import views
 from neuroexplain.web.answers import NeuronAnswer
 from neuroexplain.web.app import make_app
@@ -38,7 +38,7 @@ def client(store):
 @pytest.fixture(scope="module")
 def simulation(store):
     """The id of a simulation of neuron 0:1."""
-    return load_page(store, load_run(store), NeuronId(0, 1)).simulations[0].id
+    return load_page(store, load_run(store), UnitId(0, 1)).simulations[0].id
 
 
 OURS = set(
@@ -90,7 +90,7 @@ def test_every_page_holds_hostile_text_as_text_under_a_strict_policy(client, pag
 def test_hostile_names_and_tokens_are_text_too(store):
     run = load_run(store)
     names = {"subject": HOSTILE_TEXT, "config": {**run.config, "dataset": [f"/x/{HOSTILE_TEXT}"]}, "activation": "<b>"}
-    page = load_page(store, run, NeuronId(0, 1))
+    page = load_page(store, run, UnitId(0, 1))
     hostile = {i: replace(entry, text=HOSTILE_TEXT) for i, entry in page.tokens.items()}
     page = replace(page, run=replace(run, **names), tokens=hostile)
     links = views.Links()
@@ -98,7 +98,7 @@ def test_hostile_names_and_tokens_are_text_too(store):
     n = views.neuron_view(page, links, shown=["random"], simulations=ids)
     check(views.render("neuron.html", n=n, links=links, can_try=True))
     check(views.notebook_neuron(page).split("</style>")[1])
-    row = {"counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)], "best": [], "runs": [page.run], "n_neurons": 1}
+    row = {"counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)], "best": [], "runs": [page.run], "n_units": 1}
     charts = views.score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)])
     check(views.render("start.html", run=page.run, links=links, charts=charts, corpus=HOSTILE_TEXT, **row))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")

@@ -23,7 +23,8 @@ async function randomNeuron(index) {
     const row = (await load(`rows-${Math.floor(number / index.rows_in_a_file)}.json`))[number % index.rows_in_a_file];
     return [row.layer, row.neuron];
   }
-  return [index.layers[any(index.layers.length)], any(index.d_mlp)];
+  const layer = index.layers[any(index.layers.length)];
+  return [layer, any(index.widths[layer])];
 }
 
 async function showNeuron(into) {
@@ -32,7 +33,7 @@ async function showNeuron(into) {
   const index = await load("index.json");
   const [layer, neuron] = asked === "random" ? await randomNeuron(index) : asked.split(/[:/]/).map(Number);
   const name = `${layer}:${neuron}`;
-  const isThere = index.layers.includes(layer) && neuron >= 0 && neuron < index.d_mlp;
+  const isThere = index.layers.includes(layer) && neuron >= 0 && neuron < index.widths[layer];
   const chunk = isThere ? await load(`neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`).catch(() => ({})) : {};
   if (!Object.hasOwn(chunk, name)) {
     into.replaceChildren(element("h1", "not found"), element("p", `This site does not hold neuron ${asked}. It has layers ${index.layers.join(", ")}.`));
@@ -104,7 +105,7 @@ async function showResults(into) {
     if (sort === "score" && found.length > (page + 1) * PAGE) break; // the files are sorted by score
   }
   if (sort === "activation") found.sort((a, b) => b.max_activation - a.max_activation);
-  if (sort === "neuron") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
+  if (sort === "unit") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
   const table = element("table", undefined, { class: "results" });
   const head = element("tr");
   for (const name of ["neuron", "score", "95% interval", "explanation", "by", "simulator", "max"]) head.append(element("th", name));

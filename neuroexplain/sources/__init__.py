@@ -1,0 +1,1 @@
+"""What a unit can be: a file a kind. See base.py."""

@@ -1,0 +1,38 @@
+"""Attention heads: what enters the output projection, a unit for each head and dimension, written `15:3.40`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from neuroexplain.sources.base import Slices, whole
+from neuroexplain.types import Sign, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neuroexplain.subject.load import Subject
+
+
+class Heads:
+    """n_heads x head_dim units in each layer; unit `head * head_dim + dimension`."""
+
+    activations = ("heads",)
+    sign: Sign = "both"
+
+    def find(self, subject: Subject, layer: int, activation: str) -> Source:
+        width = len(self._written(subject, layer))
+        head_dim = width // subject.n_heads
+        module = subject.path(layer, subject.family.attention_out)
+        return Source(layer, "heads", module, "input", width, subject.dtype_name, group_size=head_dim)
+
+    def encode(self, subject: Subject, source: Source, values: Tensor) -> Slices:
+        return whole(values)
+
+    def write_vectors(self, subject: Subject, source: Source) -> Tensor:
+        return self._written(subject, source.layer)
+
+    def _written(self, subject: Subject, layer: int) -> Tensor:
+        return subject.projection(layer, subject.family.attention_out)
+
+
+KIND = Heads()
