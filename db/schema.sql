@@ -40,7 +40,7 @@ CREATE TABLE explanations (
 	prompt_tokens INTEGER NOT NULL, 
 	completion_tokens INTEGER NOT NULL, 
 	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, covers JSON, parts JSON, 
+	created_at VARCHAR(32) NOT NULL, covers JSON, parts JSON, side VARCHAR(8) DEFAULT 'positive' NOT NULL, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
@@ -57,8 +57,8 @@ CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGI
   INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
   INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
 END;
-CREATE INDEX ix_scores_headline ON scores (run_id, split, kind, correlation);
-CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, split, kind, correlation);
+CREATE INDEX ix_scores_headline ON scores (run_id, metric, subset, split, value);
+CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, metric, subset, split, value);
 CREATE INDEX ix_tokens_run_id_text ON tokens (run_id, text);
 CREATE INDEX ix_units_run_id_max_activation ON units (run_id, max_activation);
 CREATE TABLE peak_tokens (
@@ -73,6 +73,37 @@ CREATE TABLE peak_tokens (
  WITHOUT ROWID
 
 ;
+CREATE TABLE "predictions" (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	explanation_id INTEGER NOT NULL, 
+	scorer VARCHAR(32) NOT NULL, 
+	status VARCHAR(32) NOT NULL, 
+	reason TEXT, 
+	reply TEXT, 
+	kinds BLOB NOT NULL, 
+	ranks BLOB NOT NULL, 
+	firsts BLOB NOT NULL, 
+	predicted BLOB NOT NULL, 
+	detail BLOB, 
+	control BLOB, 
+	control_explanation_id INTEGER, 
+	engine VARCHAR(16) NOT NULL, 
+	engine_version TEXT, 
+	model TEXT NOT NULL, 
+	model_revision TEXT, 
+	prompt_sha256 VARCHAR(64), 
+	sampling JSON NOT NULL, 
+	prompt_tokens INTEGER NOT NULL, 
+	completion_tokens INTEGER NOT NULL, 
+	seconds FLOAT NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, 
+	PRIMARY KEY (id), 
+	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
+	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
+	CONSTRAINT uq_simulations_explanation_id_simulator_model UNIQUE (explanation_id, scorer, model)
+);
 CREATE TABLE prompts (
 	sha256 VARCHAR(64) NOT NULL, 
 	name VARCHAR(100) NOT NULL, 
@@ -97,7 +128,7 @@ CREATE TABLE runs (
 	n_tokens INTEGER NOT NULL, 
 	started_at VARCHAR(32) NOT NULL, 
 	finished_at VARCHAR(32), 
-	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, 
+	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, rectified BOOLEAN DEFAULT 0 NOT NULL, 
 	PRIMARY KEY (id)
 );
 CREATE TABLE scores (
@@ -106,28 +137,26 @@ CREATE TABLE scores (
 	layer INTEGER NOT NULL, 
 	unit INTEGER NOT NULL, 
 	explanation_id INTEGER NOT NULL, 
-	simulator VARCHAR(32) NOT NULL, 
-	simulator_model TEXT NOT NULL, 
+	scorer VARCHAR(32) NOT NULL, 
+	scorer_model TEXT NOT NULL, 
+	metric VARCHAR(32) NOT NULL, 
 	split VARCHAR(8) NOT NULL, 
-	kind VARCHAR(16) NOT NULL, 
+	subset VARCHAR(32) NOT NULL, 
 	status VARCHAR(32) NOT NULL, 
 	reason TEXT, 
-	correlation FLOAT, 
+	value FLOAT, 
 	ci_low FLOAT, 
 	ci_high FLOAT, 
 	ci_reason TEXT, 
-	other_correlation FLOAT, 
-	other_explanation_id INTEGER, 
-	other_reason TEXT, 
-	r_squared FLOAT, 
-	absolute_deviation_explained FLOAT, 
-	calibration_reason TEXT, 
+	control FLOAT, 
+	control_explanation_id INTEGER, 
+	control_reason TEXT, 
 	n_tokens INTEGER NOT NULL, 
 	n_records INTEGER NOT NULL, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
-	CONSTRAINT uq_scores_explanation_id_simulator_simulator_model_split_kind UNIQUE (explanation_id, simulator, simulator_model, split, kind)
+	CONSTRAINT uq_scores UNIQUE (explanation_id, scorer, scorer_model, metric, split, subset)
 );
 CREATE TABLE segments (
 	run_id INTEGER NOT NULL, 
@@ -146,48 +175,17 @@ CREATE TABLE sessions (
 	seconds FLOAT NOT NULL, 
 	explainer VARCHAR(32), 
 	model TEXT, 
-	simulator VARCHAR(32), 
-	simulator_model TEXT, 
+	scorer VARCHAR(32), 
+	scorer_model TEXT, 
 	n_neurons INTEGER NOT NULL, 
 	n_failed INTEGER NOT NULL, 
 	prompt_tokens BIGINT NOT NULL, 
 	cached_tokens BIGINT, 
 	completion_tokens BIGINT NOT NULL, 
-	simulator_prompt_tokens BIGINT NOT NULL, 
+	scorer_prompt_tokens BIGINT NOT NULL, 
 	scored_tokens BIGINT NOT NULL, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
-);
-CREATE TABLE simulations (
-	id INTEGER NOT NULL, 
-	run_id INTEGER NOT NULL, 
-	explanation_id INTEGER NOT NULL, 
-	simulator VARCHAR(32) NOT NULL, 
-	status VARCHAR(32) NOT NULL, 
-	reason TEXT, 
-	reply TEXT, 
-	kinds BLOB NOT NULL, 
-	ranks BLOB NOT NULL, 
-	firsts BLOB NOT NULL, 
-	expected_levels BLOB NOT NULL, 
-	digit_mass BLOB, 
-	other_levels BLOB, 
-	other_explanation_id INTEGER, 
-	engine VARCHAR(16) NOT NULL, 
-	engine_version TEXT, 
-	model TEXT NOT NULL, 
-	model_revision TEXT, 
-	prompt_sha256 VARCHAR(64), 
-	sampling JSON NOT NULL, 
-	prompt_tokens INTEGER NOT NULL, 
-	completion_tokens INTEGER NOT NULL, 
-	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, 
-	PRIMARY KEY (id), 
-	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
-	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
-	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
-	CONSTRAINT uq_simulations_explanation_id_simulator_model UNIQUE (explanation_id, simulator, model)
 );
 CREATE TABLE sources (
 	run_id INTEGER NOT NULL, 

@@ -71,10 +71,10 @@ class NeuronReading:
         return pd.DataFrame(show_json(self.page)["exemplars"])
 
     def __repr__(self) -> str:
-        scores = [s.score.correlation for s in self.scores if self.page.run.headline.is_of(s.score)]
+        scores = [s.score.value for s in self.scores if self.page.run.headline.is_of(s.score)]
         said = [f"{number(max(r for r in scores if r is not None))}"] if any(r is not None for r in scores) else []
         said += [repr(printable(e.text or "")) for e in self.explanations[:1]]
-        return f"<neuron {self.id}: {' '.join(said) or self.page.unit.status}>"
+        return f"<{self.page.run.kind} unit {self.page.run.label(self.id)}: {' '.join(said) or self.page.unit.status}>"
 
     def _repr_html_(self) -> str:
         from neuroexplain.web.views import notebook_neuron
@@ -96,6 +96,11 @@ class Database:
         """One neuron of the latest finished run, or of `run`. Raises NotInStore where it is not held."""
         return NeuronReading(load_page(self._store, load_run(self._store, run), UnitId(layer, neuron)))
 
+    def unit(self, name: str, run: int | None = None) -> NeuronReading:
+        """One unit by its name, `15:16` or of heads `15:3.40`. Raises NotInStore or ValueError where there is none."""
+        found = load_run(self._store, run)
+        return NeuronReading(load_page(self._store, found, found.find_unit(name)))
+
     def query(
         self,
         text: str | None = None,
@@ -103,14 +108,15 @@ class Database:
         layers: Collection[int] | None = None,
         min_score: float | None = None,
         max_score: float | None = None,
-        simulator: str | None = None,
+        metric: str | None = None,
+        scorer: str | None = None,
         peak_token: str | None = None,
         sort: str = "score",
         chosen_only: bool = True,
         limit: int = 100,
         run: int | None = None,
     ) -> QueryRows:
-        """Explanations by words, layers, score, simulator and peak token, best first."""
+        """Explanations by words, layers, score, scorer and peak token, best first."""
         rows = find_explanations(
             self._store,
             load_run(self._store, run),
@@ -118,7 +124,8 @@ class Database:
             layers=layers,
             min_score=min_score,
             max_score=max_score,
-            simulator=simulator,
+            metric=metric,
+            scorer=scorer,
             sort=sort,
             peak_token=peak_token,
             chosen_only=chosen_only,

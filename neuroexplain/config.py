@@ -19,7 +19,6 @@ LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak need
 Sampling = Literal["random", "sequential"]
 Windows = Literal["device", "host"]
 ExplainerName = Literal["pairs", "excerpts", "meanings", "tokens"]
-SimulatorName = Literal["digits", "lexical"]
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,6 @@ class CollectConfig:
 EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "meanings", "tokens")
 ONE_HYPOTHESIS: tuple[ExplainerName, ...] = ("pairs", "excerpts")  # explainers whose answers can be compared and revised
 MOST_CANDIDATES, MOST_REVISIONS = 100, 10
-SIMULATOR_NAMES: tuple[SimulatorName, ...] = ("digits", "lexical")
-
-
-def check_simulator(name: str) -> None:
-    """Raises NeuroexplainError where there is none of that name."""
-    if name not in SIMULATOR_NAMES:
-        raise NeuroexplainError(f"--simulator {name!r} is not one of {', '.join(SIMULATOR_NAMES)}.")
 
 
 @dataclass(frozen=True)
@@ -173,18 +165,25 @@ class EngineConfig:
 class ScoreConfig:
     """How explanations are scored."""
 
-    simulator: SimulatorName = "digits"
-    engine: EngineConfig | None = None  # the simulator's own; None: the explainer's
+    scorers: tuple[str, ...] = ("digits",)  # the first chooses among candidates
+    engine: EngineConfig | None = None  # the scorers' own; None: the explainer's
 
     def __post_init__(self) -> None:
-        check_simulator(self.simulator)
+        from neuroexplain.scorers.base import SCORERS
+
+        if not self.scorers:
+            raise NeuroexplainError("No scorer was named. Give one or more:  --scorer digits,lexical")
+        for name in self.scorers:
+            SCORERS.load(name, "--scorer")
+        if len(set(self.scorers)) < len(self.scorers):
+            raise NeuroexplainError(f"--scorer {','.join(self.scorers)} names one twice.")
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
     """`neuroexplain explain`: which neurons, by which explainer."""
 
-    neurons: tuple[UnitId, ...]
+    units: tuple[UnitId, ...]
     explainer: ExplainerName = "pairs"
     seed: int = 0
     retry_failed: bool = False
@@ -200,7 +199,7 @@ class ExplainConfig:
             raise NeuroexplainError(
                 f"--candidates and --revise go with the explainers {' and '.join(ONE_HYPOTHESIS)}, not with {self.explainer}."
             )
-        if not self.neurons:
+        if not self.units:
             raise NeuroexplainError(
                 "No unit was named. Give a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7"
             )

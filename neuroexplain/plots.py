@@ -14,37 +14,35 @@ from neuroexplain.types import Unit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OneScore = tuple[int, str, str, float]  # layer, explainer, simulator, correlation
+OneScore = tuple[int, str, str, float]  # layer, explainer, scorer, score
 
 
-def scores_by_layer(axes: Axes, scores: Sequence[OneScore]) -> None:
-    """Each score as a dot, and each layer's median as a line, by explainer and simulator."""
-    for number, (name, own) in enumerate(_by_name(scores).items()):
+def scores_by_layer(axes: Axes, scores: Sequence[OneScore], name: str = "correlation") -> None:
+    """Each score as a dot, and each layer's median as a line, by explainer and scorer. `name` says what the score is."""
+    for number, (by, own) in enumerate(_by_name(scores).items()):
         layers, values = np.array([layer for layer, _ in own]), np.array([r for _, r in own])
         axes.scatter(layers + 0.12 * number, values, s=8, alpha=0.4, color=f"C{number}")
         at = np.unique(layers)
-        axes.plot(at, [np.median(values[layers == layer]) for layer in at], color=f"C{number}", label=f"{name}: median")
+        axes.plot(at, [np.median(values[layers == layer]) for layer in at], color=f"C{number}", label=f"{by}: median")
     axes.axhline(0, color="0.7", linewidth=0.8)
-    axes.set(xlabel="layer", ylabel="score (correlation)", title="Scores by layer")
+    axes.set(xlabel="layer", ylabel=f"score ({name})", title="Scores by layer")
     axes.legend()
 
 
-def score_distribution(axes: Axes, scores: Sequence[OneScore]) -> None:
+def score_distribution(axes: Axes, scores: Sequence[OneScore], name: str = "correlation") -> None:
     """Histograms of the scores, LLM and baseline."""
-    for name, own in _by_name(scores).items():
-        axes.hist([r for _, r in own], bins=np.linspace(-1, 1, 41).tolist(), alpha=0.55, label=f"{name} ({len(own):,})")
-    axes.set(xlabel="score (correlation)", ylabel="explanations", title="Distribution of scores")
+    for by, own in _by_name(scores).items():
+        axes.hist([r for _, r in own], bins=np.linspace(-1, 1, 41).tolist(), alpha=0.55, label=f"{by} ({len(own):,})")
+    axes.set(xlabel=f"score ({name})", ylabel="explanations", title="Distribution of scores")
     axes.legend()
 
 
-def share_above(axes: Axes, scores: Sequence[OneScore]) -> None:
-    """The share of explained neurons that score above each value, as in Bills et al. (2023)."""
-    for name, own in _by_name(scores).items():
+def share_above(axes: Axes, scores: Sequence[OneScore], name: str = "correlation") -> None:
+    """The share of explained units that score above each value, as in Bills et al. (2023)."""
+    for by, own in _by_name(scores).items():
         values = np.sort([r for _, r in own])
-        axes.step(values, 1 - np.arange(1, len(values) + 1) / len(values), where="post", label=f"{name} ({len(own):,})")
-    axes.set(
-        xlabel="score (correlation)", ylabel="share of neurons above", title="Share of neurons above each score", ylim=(0, 1)
-    )
+        axes.step(values, 1 - np.arange(1, len(values) + 1) / len(values), where="post", label=f"{by} ({len(own):,})")
+    axes.set(xlabel=f"score ({name})", ylabel="share of units above", title="Share of units above each score", ylim=(0, 1))
     axes.legend()
 
 
@@ -78,6 +76,6 @@ def save_figure(draw: Callable[[Axes], None], out: Path) -> list[Path]:
 
 def _by_name(scores: Sequence[OneScore]) -> Mapping[str, list[tuple[int, float]]]:
     found: dict[str, list[tuple[int, float]]] = {}
-    for layer, explainer, simulator, r in scores:
-        found.setdefault(printable(f"{explainer}, {simulator}"), []).append((layer, r))
+    for layer, explainer, scorer, r in scores:
+        found.setdefault(printable(f"{explainer}, {scorer}"), []).append((layer, r))
     return dict(sorted(found.items()))

@@ -11,7 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.types import CROP_LENGTH, Exemplar, QueryRow, Run, Session, Stats, StoredScore, UnitPage
+from neuroexplain.types import (
+    SUBSETS,
+    Exemplar,
+    PredictedRecord,
+    Prediction,
+    QueryRow,
+    Run,
+    Session,
+    Stats,
+    Status,
+    StoredScore,
+    UnitPage,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +35,7 @@ SUMMED = (
     "n_failed",
     "prompt_tokens",
     "completion_tokens",
-    "simulator_prompt_tokens",
+    "scorer_prompt_tokens",
     "scored_tokens",
 )
 _SHOWN = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
@@ -48,7 +60,7 @@ def show_json(page: UnitPage) -> dict[str, Any]:
     """One neuron as `show --json` prints it and the API answers."""
     unit, run = page.unit, page.run
     scores = {e.id: [s for s in page.scores if s.explanation_id == e.id] for e in page.explanations}
-    simulations = {e.id: [s for s in page.simulations if s.explanation_id == e.id] for e in page.explanations}
+    predictions = {e.id: [s for s in page.predictions if s.explanation_id == e.id] for e in page.explanations}
     return {
         "run": run_json(run),
         "source": asdict(source) if (source := run.source(unit.id.layer)) is not None else None,
@@ -86,29 +98,55 @@ def show_json(page: UnitPage) -> dict[str, Any]:
                 "reason": e.reason,
                 "candidate": e.candidate,
                 "chosen": e.chosen,
+                "side": e.side,
                 "covers": None if e.covers is None else list(e.covers),
                 "parts": None if e.parts is None else list(e.parts),
-                "scores": [
-                    {"simulator": s.simulator, "simulator_model": s.simulator_model, **asdict(s.score)} for s in scores[e.id]
-                ],
-                "simulations": [
+                "scores": [score_json(s) for s in scores[e.id]],
+                "predictions": [
                     {
-                        "simulator": s.simulator,
-                        "simulator_model": s.provenance.model,
+                        "scorer": p.scorer,
+                        "scorer_model": p.provenance.model,
                         "kind": r.kind,
                         "rank": r.rank,
-                        "scored": [r.first, r.first + CROP_LENGTH],
-                        "expected_levels": _without_nan(r.expected_levels),
-                        "digit_mass": None if r.digit_mass is None else r.digit_mass.tolist(),
-                        "other_levels": None if r.other_levels is None else _without_nan(r.other_levels),
+                        "split": page.splits.get((r.kind, r.rank)),
+                        "scored": [r.first, r.first + len(r.values)],
+                        **prediction_json(p, r),
                     }
-                    for s in simulations[e.id]
-                    for r in s.records
+                    for p in predictions[e.id]
+                    for r in p.records
                 ],
             }
             for e in page.explanations
         ],
     }
+
+
+def score_json(stored: StoredScore) -> dict[str, Any]:
+    """One metric's object. Why there is no interval and no control is said, also where the metric never has one."""
+    score = asdict(stored.score)
+    if stored.score.status == Status.OK:
+        for value, reason in (("ci_low", "ci_reason"), ("control", "control_reason")):
+            if score[value] is None and score[reason] is None:
+                score[reason] = f"not computed for {stored.score.metric}"
+    return {"scorer": stored.scorer, "scorer_model": stored.scorer_model, **score}
+
+
+def score_order(run: Run, stored: StoredScore) -> tuple[object, ...]:
+    """A key that sorts a unit's scores for reading: the headline first, then by scorer, metric and subset."""
+    subsets = [subset for side in SUBSETS.values() for subset in side]
+    score = stored.score
+    place = subsets.index(score.subset) if score.subset in subsets else len(subsets)
+    is_headline = run.headline.is_of(score)
+    return not is_headline, score.split != "report", stored.scorer, stored.scorer_model, score.metric, place, score.subset
+
+
+def prediction_json(prediction: Prediction, record: PredictedRecord) -> dict[str, Any]:
+    """What was predicted of one record, under the names of the scorer's codec."""
+    from neuroexplain.store.packing import CODECS
+
+    arrays = (record.values, record.detail, record.control)
+    names = zip(CODECS[prediction.codec].names, arrays, strict=True)
+    return {name: None if values is None else _without_nan(values) for name, values in names}
 
 
 def run_json(run: Run) -> dict[str, Any]:
@@ -119,15 +157,16 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 QUERY_COLUMNS = (
-    *("layer", "neuron", "explanation", "explanation_id", "correlation", "ci_low", "ci_high"),
-    *("explainer", "model", "simulator", "simulator_model", "max_activation"),
+    *("layer", "unit", "neuron", "source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
+    *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
 )
 
 
 def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
-    """`query --json`: one object a row, best first."""
+    """`query --json`: one object a row, best first; `neuron` is the old name of `unit`."""
+    own = QUERY_COLUMNS[3:]
     return [
-        {"layer": row.unit.layer, "neuron": row.unit.index} | {name: getattr(row, name) for name in QUERY_COLUMNS[2:]}
+        {"layer": row.unit.layer, "unit": row.unit.index, "neuron": row.unit.index} | {name: getattr(row, name) for name in own}
         for row in rows
     ]
 
@@ -144,15 +183,14 @@ def query_csv(rows: Sequence[QueryRow]) -> str:
 
 
 def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
-    """`score --json`: one object a score."""
+    """`score --json`: one object a metric."""
     return [
         {
             "layer": s.unit.layer,
+            "unit": s.unit.index,
             "neuron": s.unit.index,
             "explanation_id": s.explanation_id,
-            "simulator": s.simulator,
-            "simulator_model": s.simulator_model,
-            **asdict(s.score),
+            **score_json(s),
         }
         for s in scores
     ]
@@ -166,16 +204,16 @@ def session_text(session: Session) -> str:
         said += f", {session.n_neurons / minutes:,.1f} a minute"
     cached = "" if session.cached_tokens is None else f" ({session.cached_tokens:,} of them cached)"
     said += f"; {session.prompt_tokens:,} prompt{cached} and {session.completion_tokens:,} completion tokens"
-    if session.scored_tokens and session.simulator_prompt_tokens >= 0.05 * session.scored_tokens:
-        said += f", {session.simulator_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
+    if session.scored_tokens and session.scorer_prompt_tokens >= 0.05 * session.scored_tokens:
+        said += f", {session.scorer_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
     return said + (f"; {session.n_failed:,} failed" if session.n_failed else "") + "."
 
 
 def join_sessions(sessions: Iterable[Session]) -> list[Session]:
-    """The sessions of the same explainer, simulator and models added up, in the order of the first."""
+    """The sessions of the same explainer, scorer and models added up, in the order of the first."""
     joined: dict[tuple[str | None, ...], Session] = {}
     for one in sessions:
-        by = (one.explainer, one.model, one.simulator, one.simulator_model)
+        by = (one.explainer, one.model, one.scorer, one.scorer_model)
         before = joined.get(by)
         if before is None:
             joined[by] = one

@@ -21,9 +21,14 @@ CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on
 Kind = Literal["top", "bottom", "random"]
 Split = Literal["explain", "select", "report"]
 Sign = Literal["positive", "negative", "both"]
-ScoreKind = Literal["top_and_random", "top", "random"]
+Side = Literal["positive", "negative"]
+Subset = Literal["top_and_random", "top", "random", "bottom_and_random", "bottom"]
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
-SCORE_KINDS: tuple[ScoreKind, ...] = ("top_and_random", "top", "random")
+STRONGEST: Mapping[Side, Kind] = {"positive": "top", "negative": "bottom"}  # the records where a side is strongest
+SUBSETS: Mapping[Side, tuple[Subset, ...]] = {
+    "positive": ("top_and_random", "top", "random"),
+    "negative": ("bottom_and_random", "bottom", "random"),
+}
 
 
 class Status(StrEnum):
@@ -61,16 +66,19 @@ FINE = tuple(status for status in Status if not status.failed)
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """Which score stands for a unit wherever a single value is shown: a metric on the `report` records of a subset."""
+    """Which score stands for a unit wherever a single value is shown: a metric on the `report` records of a subset.
+
+    Each side has a subset of its own; a score is of one side, so at most one of them has it.
+    """
 
     metric: str
-    subset: ScoreKind
+    subsets: tuple[str, ...]
 
     def is_of(self, score: Score) -> bool:
-        return score.split == "report" and score.kind == self.subset
+        return score.split == "report" and score.metric == self.metric and score.subset in self.subsets
 
     def __str__(self) -> str:
-        return f"{self.metric}, {self.subset}"
+        return f"{self.metric}, {' or '.join(self.subsets)}"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -246,6 +254,7 @@ class Run:
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
     sources: tuple[Source, ...] = ()  # of the layers, in their order
+    rectified: bool = False  # truth is relu(a) and relu(-a) for the two sides; else a, or -a for the negative side
 
     def source(self, layer: int) -> Source | None:
         """A layer's source; None where the run does not hold the layer."""
@@ -293,9 +302,19 @@ class Run:
         return f"layers {ranges_text(self.layers)} of {self.n_layers} with {each} units each"
 
     @property
+    def sides(self) -> tuple[Side, ...]:
+        """Which of its units' activations are explained: those above 0, those below, or each."""
+        by_sign: Mapping[str, tuple[Side, ...]] = {"both": ("positive", "negative"), "negative": ("negative",)}
+        return by_sign.get(str(self.config.get("sign")), ("positive",))
+
+    @property
     def headline(self) -> Headline:
-        """Bills' score over top and random records; over top records alone where a run has no others (imported arrays)."""
-        return Headline("correlation", "top_and_random" if self.n_random else "top")
+        """Bills' score over top and random records; over top records alone where a run has no others (imported arrays).
+
+        Of the negative side the bottom records are meant.
+        """
+        strongest = (STRONGEST[side] for side in self.sides)
+        return Headline("correlation", tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest))
 
     @property
     def segment_stride(self) -> int:
@@ -347,6 +366,7 @@ class Explanation:
     covers: tuple[int, ...] | None = None  # `meanings`: ranks of the top records that this hypothesis is said to cover
     parts: tuple[str, ...] | None = None  # of a union: its hypotheses; the greatest of their simulated levels is its own
     id: int | None = None  # set by the store
+    side: Side = "positive"
 
     @property
     def hypotheses(self) -> tuple[str, ...]:
@@ -355,53 +375,52 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedRecord:
-    """The activations predicted for the crop [first, first + 32) of one exemplar."""
+class PredictedRecord:
+    """What a scorer predicted of one record, from its token `first` on. The scorer's codec says what numbers mean."""
 
     kind: Kind
     rank: int
-    first: int  # the crop's first token in the record
-    expected_levels: NDArray[np.float32]  # [32]; NaN where there is no prediction: such a token is not scored
-    digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
-    other_levels: NDArray[np.float32] | None = None  # [32], predicted from the other neuron's explanation (the null)
+    first: int  # the first token in the record that was scored
+    values: NDArray[np.float32]  # levels [32]; NaN where there is no prediction: such a token is not scored
+    detail: NDArray[np.float32] | None = None  # beside each value; of levels the probability that fell on level tokens
+    control: NDArray[np.float32] | None = None  # like values, predicted from the control's text
 
 
 @dataclass(frozen=True, slots=True)
-class Simulation:
-    """All records simulated from one explanation by one simulator and model, or the failed attempt."""
+class Prediction:
+    """All that one scorer and model predicted from one explanation, or the failed attempt."""
 
     explanation_id: int
     unit: UnitId
-    simulator: str  # digits, lexical
+    scorer: str  # digits, lexical, ...: a name of scorers.base.SCORERS
     status: Status
-    records: tuple[SimulatedRecord, ...]
+    records: tuple[PredictedRecord, ...]
     provenance: Provenance
     reason: str | None = None
     reply: str | None = None
-    other_explanation_id: int | None = None  # whose text gave other_levels
+    control_explanation_id: int | None = None  # whose text gave `control`
     id: int | None = None
+    codec: str = "levels"  # how the store keeps the records' numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one explanation's simulation agrees with the truth on one split and kind of records."""
+    """How well one explanation's predictions agree with the truth: one metric on one split and subset of records."""
 
     split: Split
-    kind: ScoreKind
+    subset: str
+    metric: str
     status: Status
-    correlation: float | None
+    value: float | None
     n_tokens: int
     n_records: int
     reason: str | None = None
     ci_low: float | None = None
     ci_high: float | None = None
-    ci_reason: str | None = None  # why there is no interval
-    other_correlation: float | None = None
-    other_explanation_id: int | None = None
-    other_reason: str | None = None  # why there is no null
-    r_squared: float | None = None
-    absolute_deviation_explained: float | None = None
-    calibration_reason: str | None = None  # why the two before are None
+    ci_reason: str | None = None  # why there is no interval; None too where the metric never has one
+    control: float | None = None
+    control_explanation_id: int | None = None
+    control_reason: str | None = None  # why there is no control; None too where the metric never has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,9 +428,9 @@ class Explained:
     """One explanation with what was found out about it: what is stored together."""
 
     explanation: Explanation
-    simulation: Simulation | None = None  # None: nothing new was simulated
+    prediction: Prediction | None = None  # None: nothing new was predicted
     scores: tuple[Score, ...] = ()
-    replaces: Simulation | None = None  # the stored simulation that this one goes on from
+    replaces: Prediction | None = None  # the stored prediction that this one goes on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,14 +441,14 @@ class Session:
     seconds: float
     explainer: str | None  # None for `score`
     model: str | None
-    simulator: str | None  # None where nothing was simulated
-    simulator_model: str | None
+    scorer: str | None  # None where nothing was simulated
+    scorer_model: str | None
     n_neurons: int
     n_failed: int
     prompt_tokens: int  # sent to explainer and simulator
     cached_tokens: int | None  # of these, what a server's prefix cache held; None where nobody says
     completion_tokens: int
-    simulator_prompt_tokens: int  # the simulator's share of prompt_tokens
+    scorer_prompt_tokens: int  # the simulator's share of prompt_tokens
     scored_tokens: int  # simulated, whether their score could be had or not
 
 
@@ -439,14 +458,14 @@ class StoredScore:
 
     unit: UnitId
     explanation_id: int
-    simulator: str
-    simulator_model: str
+    scorer: str
+    scorer_model: str
     score: Score
 
 
 @dataclass(frozen=True, slots=True)
 class QueryRow:
-    """One line of `neuroexplain query`: an explanation with its headline score by one simulator and model."""
+    """One line of `neuroexplain query`: an explanation with its headline score by one scorer and model."""
 
     unit: UnitId
     label: str  # how the unit is shown
@@ -454,9 +473,14 @@ class QueryRow:
     explanation_id: int
     explainer: str
     model: str
-    simulator: str | None  # None where the explanation has not been scored
-    simulator_model: str | None
-    correlation: float | None
+    side: Side
+    source: str  # what the unit is: mlp, heads, ...
+    scorer: str | None  # None where the explanation has not been scored
+    scorer_model: str | None
+    metric: str  # of the score, like the subset
+    subset: str | None
+    score: float | None
+    correlation: float | None  # Bills': over top and random records, whatever the score is
     ci_low: float | None
     ci_high: float | None
     max_activation: float | None
@@ -464,10 +488,10 @@ class QueryRow:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An explanation or a simulation that could not be had."""
+    """An explanation or a prediction that could not be had."""
 
     unit: UnitId
-    what: str  # the explainer, or the simulator
+    what: str  # the explainer, or the scorer
     status: Status
     reason: str | None
     reply: str | None
@@ -482,7 +506,7 @@ class UnitPage:
     splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
     tokens: Tokens  # every token id that the page shows
     explanations: tuple[Explanation, ...]  # best first
-    simulations: tuple[Simulation, ...]
+    predictions: tuple[Prediction, ...]
     scores: tuple[StoredScore, ...]
 
 

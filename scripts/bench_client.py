@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import TOGETHER, DigitsSimulator, find_level_words
 from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.scorers.digits import TOGETHER, DigitsSimulator, find_level_words
 from neuroexplain.subject.load import embedded_model, load_causal_lm
 from neuroexplain.types import CROP_LENGTH, VocabularyEntry
 
@@ -120,13 +120,13 @@ def main() -> None:
 
 
 def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
-    simulator = DigitsSimulator(engine)
+    scorer = DigitsSimulator(engine)
     vocabulary = {i: VocabularyEntry(i, f" {word}", False) for i, word in enumerate(WORDS)}
     draw = random.Random(0)
 
     def simulate(number: int) -> int:
         crops = [[draw.randrange(len(WORDS)) for _ in range(CROP_LENGTH)] for _ in range(CROPS)]
-        return simulator.simulate(f"words about {WORDS[number % len(WORDS)]}", crops, vocabulary).prompt_tokens
+        return scorer.simulate(f"words about {WORDS[number % len(WORDS)]}", crops, vocabulary).prompt_tokens
 
     def until(end: float) -> Iterator[int]:
         number = 0

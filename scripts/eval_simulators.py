@@ -28,11 +28,12 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from neuroexplain.config import SIMULATOR_NAMES, EngineConfig
+from neuroexplain.config import EngineConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.llm.simulator import DigitsSimulator, LexicalSimulator, Simulator
 from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.subject.load import embedded_model
 from neuroexplain.types import VocabularyEntry
@@ -95,11 +96,11 @@ def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
     return neurons
 
 
-def correlate(task: tuple[int, KnownNeuron, int], simulator: Simulator) -> tuple[float | None, str]:
+def correlate(task: tuple[int, KnownNeuron, int], scorer: Simulator) -> tuple[float | None, str]:
     """The correlation of one explanation over all records joined, or why there is none."""
     _, neuron, which = task
     try:
-        made = [one.levels for one in simulator.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of]
+        made = [one.values for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of]
     except LlmReplyError as error:
         return None, f"{error.status}: {error.reason}"
     levels = np.concatenate(made).astype(np.float64)
@@ -108,12 +109,12 @@ def correlate(task: tuple[int, KnownNeuron, int], simulator: Simulator) -> tuple
     return (None, "a constant side") if r is None else (r, "")
 
 
-def evaluate(neurons: Sequence[KnownNeuron], simulator: Simulator) -> Iterator[Outcome]:
+def evaluate(neurons: Sequence[KnownNeuron], scorer: Simulator) -> Iterator[Outcome]:
     """Each neuron's outcome as soon as its explanations are simulated; as many requests at once as the engine takes."""
     tasks = ((place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations)))
     waiting: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
-    work = partial(correlate, simulator=simulator)
-    for (place, neuron, which), found in map_in_flight(work, tasks, simulator.engine.in_flight):
+    work = partial(correlate, scorer=scorer)
+    for (place, neuron, which), found in map_in_flight(work, tasks, scorer.engine.in_flight):
         waiting[place][which] = found
         if len(waiting[place]) == len(neuron.explanations):
             ordered = [waiting[place][i] for i in range(len(neuron.explanations))]
@@ -141,10 +142,10 @@ def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[
 def open_simulator(options: argparse.Namespace, stack: ExitStack) -> Simulator:
     local = embedded_model() if options.local is None and options.server is None else options.local
     config = EngineConfig(server=options.server, local=local, model=options.model, api_key=options.api_key)
-    if options.simulator == "lexical" and config.local is None:
+    if options.scorer == "lexical" and config.local is None:
         raise NeuroexplainError("lexical needs a model in this process:  --local MODEL")
     engine = open_engine(config, stack, lambda line: print(line, file=sys.stderr))
-    if options.simulator == "digits":
+    if options.scorer == "digits":
         return DigitsSimulator(engine)
     return LexicalSimulator(engine, NO_SHARED_TOKENIZER)
 
@@ -161,7 +162,7 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neurons", type=Path, required=True)
-    parser.add_argument("--simulator", choices=SIMULATOR_NAMES, required=True)
+    parser.add_argument("--simulator", choices=("digits", "lexical"), required=True)
     parser.add_argument("--local", help="a model of this process; without --server too, the embedded one")
     parser.add_argument("--server", help="the URL of a vLLM server")
     parser.add_argument("--model", help="which of the server's models")
@@ -173,13 +174,13 @@ def main() -> int:
     try:
         neurons = read_neurons(options.neurons, options.records)
         with ExitStack() as stack:
-            simulator = open_simulator(options, stack)
+            scorer = open_simulator(options, stack)
             began, outcomes = time.perf_counter(), []
             columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console) as bar:
-                for outcome in bar.track(evaluate(neurons, simulator), total=len(neurons), description="neurons"):
+                for outcome in bar.track(evaluate(neurons, scorer), total=len(neurons), description="neurons"):
                     outcomes.append(outcome)
-            summary = summarize(outcomes, simulator.engine.used.prompt_tokens, time.perf_counter() - began)
+            summary = summarize(outcomes, scorer.engine.used.prompt_tokens, time.perf_counter() - began)
             print(
                 f"{simulator.engine.model}: {simulator.engine.version}", file=sys.stderr
             )  # and how a server gave probabilities

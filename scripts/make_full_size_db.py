@@ -24,19 +24,19 @@ from neuroexplain.store.write import (
     finish_run,
     save_collected_layer,
     save_explanations,
+    save_predictions,
     save_segments,
-    save_simulations,
     save_vocabulary,
 )
 from neuroexplain.types import (
     CollectedLayer,
     ExemplarArrays,
     Explanation,
+    PredictedRecord,
+    Prediction,
     Provenance,
     Score,
     Segment,
-    SimulatedRecord,
-    Simulation,
     Source,
     StatsArrays,
     UnitId,
@@ -106,19 +106,21 @@ def explained(layer: int, first: int, last: int) -> list[Explanation]:
     ]
 
 
-def simulated(explanations: list[Explanation]) -> list[tuple[Simulation, list[Score]]]:
+def simulated(explanations: list[Explanation]) -> list[tuple[Prediction, list[Score]]]:
     whom = Provenance("server", "vllm 0", "a-simulator", None, None, {}, 4_000, 16, 2.0)
     levels = random.random((len(explanations), 16, 32), dtype=np.float32) * 10
     made = []
     for e, some in zip(explanations, levels, strict=True):
         kinds = [("top", 4 * i + 3) for i in range(8)] + [("random", 4 * i + 3) for i in range(8)]
-        shown = tuple(SimulatedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True))
+        shown = tuple(PredictedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True))
         correlation = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
         scores = [
-            Score("report", kind, "ok", correlation, 512, 16, ci_low=correlation - 0.1, ci_high=correlation + 0.1)
+            Score(
+                "report", kind, "correlation", "ok", correlation, 512, 16, ci_low=correlation - 0.1, ci_high=correlation + 0.1
+            )
             for kind in ("top_and_random", "top", "random")
         ]
-        made.append((Simulation(e.id, e.unit, "digits", "ok", shown, whom), scores))
+        made.append((Prediction(e.id, e.unit, "digits", "ok", shown, whom), scores))
     return made
 
 
@@ -160,7 +162,7 @@ with open_store(options.db, create=True) as store:
     for layer in range(options.layers):
         for first in range(0, options.d_mlp, AT_ONCE):
             written = save_explanations(store, run_id, explained(layer, first, min(first + AT_ONCE, options.d_mlp)))
-            save_simulations(store, run_id, simulated(written))
+            save_predictions(store, run_id, simulated(written))
         say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
     finish_run(store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128)
 with open_store(options.db, read_only=True) as store:

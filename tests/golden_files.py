@@ -16,7 +16,7 @@ from neuroexplain.cli.main import app
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.explainer import EXPLAINERS, render_mistakes
 from neuroexplain.llm.prompts import load_prompt
-from neuroexplain.llm.simulator import DigitsSimulator
+from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.store.engine import open_store
 from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
 from tests.fakes import WORDS, tiny_tokenizer

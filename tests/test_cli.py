@@ -54,7 +54,7 @@ def test_query_and_show_answer_in_json(made):
     report = [x for x in page["exemplars"] if x["split"] == "report"]
     assert report
     assert all(len(x["tokens"]) == len(x["activations"]) == 64 for x in page["exemplars"])
-    simulated = page["explanations"][0]["simulations"]
+    simulated = page["explanations"][0]["predictions"]
     assert all(r["scored"][1] - r["scored"][0] == 32 == len(r["expected_levels"]) for r in simulated)
 
 
@@ -62,9 +62,9 @@ def test_digits_scores_without_a_null_unless_asked(made):
     options = ("--simulator", "digits", "--local", "model", "--db", "x.db", "--json")
     done = run("score", "0:2", "--text", "geese", *options, cwd=made)
     assert done.returncode == 0, done.stderr
-    headline = next(s for s in json.loads(done.stdout) if s["kind"] == "top_and_random")
-    assert headline["other_correlation"] is None
-    assert (headline["correlation"] is None) == (headline["status"] != "ok")
+    headline = next(s for s in json.loads(done.stdout) if (s["subset"], s["metric"]) == ("top_and_random", "correlation"))
+    assert headline["control"] is None
+    assert (headline["value"] is None) == (headline["status"] != "ok")
     assert run("verify", "--db", "x.db", cwd=made).returncode == 0
 
 
@@ -87,9 +87,7 @@ def test_verify_finds_every_score_again_and_sees_a_changed_one(made, tmp_path):
     copy = tmp_path / "copy.db"
     with sqlite3.connect(made / "x.db") as source, sqlite3.connect(copy) as target:
         source.backup(target)
-        target.execute(
-            "UPDATE scores SET correlation = 0.99 WHERE id = (SELECT min(id) FROM scores WHERE correlation IS NOT NULL)"
-        )
+        target.execute("UPDATE scores SET value = 0.99 WHERE id = (SELECT min(id) FROM scores WHERE value IS NOT NULL)")
     changed = run("verify", "--db", copy)
     assert (changed.returncode, "1 faults" in changed.stderr) == (1, True)
     assert len(changed.stdout.splitlines()) == 1  # for a file
@@ -103,8 +101,8 @@ def test_the_version_is_said():
 def test_a_hypothesis_of_ones_own_is_scored(made):
     mine = run("score", "0:3", "--text", "rivers", "--db", "x.db", "--local", "model", "--json", cwd=made)
     assert mine.returncode == 0, mine.stderr
-    headline = next(s for s in json.loads(mine.stdout) if s["kind"] == "top_and_random")
-    assert (headline["correlation"] is None) == (headline["status"] != "ok")
+    headline = next(s for s in json.loads(mine.stdout) if (s["subset"], s["metric"]) == ("top_and_random", "correlation"))
+    assert (headline["value"] is None) == (headline["status"] != "ok")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +114,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "x.db", "--sort", "colour"), "is not known; there is score"),
         (("query", "--db", "x.db", "--layer", "99"), "has no layer 99: it has 2 of them"),
         (("query", "--db", "x.db", "--min-score", "0.9", "--max-score", "0.1"), "No score lies between"),
-        (("query", "--db", "x.db", "--simulator", "colour"), "is not one of digits, lexical"),
+        (("query", "--db", "x.db", "--simulator", "colour"), "There is digits, lexical"),
         (("query", "geese", "--db", "x.db", "--failed"), "leave out the words"),
         (("export", "jsonl", "out", "--db", "x.db", "--layers", "99", "--every"), "has no layer 99"),
         (("import", "llama3-neurons", "none", "--db", "new.db"), "There is no folder none"),

@@ -56,16 +56,19 @@ InFlight = Annotated[int, typer.Option("--in-flight", help="Requests to a server
 SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")]
 SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")]
 SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")]
-SimulatorName = Annotated[
-    str,
+ScorerNames = Annotated[
+    str | None,
     typer.Option(
-        "--simulator",
-        help="digits (a capable model judges each token, after Bills et al. 2023) or lexical (any model, no context).",
+        "--scorer",
+        help="One or more: digits (a capable model judges each token, after Bills et al. 2023; unless told) or lexical "
+        "(any model, no context). The first chooses among candidates.",
     ),
 ]
-WithNull = Annotated[
-    bool, typer.Option("--null", help="Score another neuron's explanation on the same records too (lexical always does).")
+OldScorers = Annotated[str | None, typer.Option("--simulator", help="The old name of --scorer.")]
+WithControl = Annotated[
+    bool, typer.Option("--control", help="Score another unit's explanation on the same records too (lexical always does).")
 ]
+OldControl = Annotated[bool, typer.Option("--null", help="The old name of --control.")]
 DEFAULT_DB = "neuroexplain.db"
 
 
@@ -212,7 +215,8 @@ def explain(
             help="pairs (tokens with levels), excerpts (marked text), meanings (up to three hypotheses), tokens (asks no LLM)."
         ),
     ] = "pairs",
-    simulator: SimulatorName = "digits",
+    scorer: ScorerNames = None,
+    simulator: OldScorers = None,
     candidates: Annotated[int, typer.Option(help="Explanations of each neuron; the best on the select records is chosen.")] = 1,
     revise: Annotated[int, typer.Option(help="Times that the explainer is shown its mistakes and may answer again.")] = 0,
     server: Server = None,
@@ -232,7 +236,8 @@ def explain(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Of the LLM's sampling.")] = 0,
-    null: WithNull = False,
+    control: WithControl = False,
+    null: OldControl = False,
     run_id: RunId = None,
 ) -> None:
     """Let an LLM write a hypothesis for each neuron, and score it on snippets that it has not seen."""
@@ -240,7 +245,7 @@ def explain(
 
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
-    score_config = None if no_score else ScoreConfig(simulator, own)  # type: ignore[arg-type]
+    score_config = None if no_score else ScoreConfig(_scorers(ctx), own)
     engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
@@ -253,17 +258,26 @@ def explain(
             raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
         from neuroexplain.pipeline.engines import open_engines
         from neuroexplain.pipeline.estimate import estimate_explain
-        from neuroexplain.pipeline.explain import run_explain
+        from neuroexplain.pipeline.explain import list_chosen, run_explain
+        from neuroexplain.pipeline.score import run_score
 
-        with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, simulating):
+        controlled = control or null
+        with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, scorers):
+            first = scorers[0] if scorers else None
             if dry_run:
-                say(_estimate_text(estimate_explain(store, run, config, engine, simulating, with_null=null)))
+                for one in scorers or (None,):
+                    if len(scorers) > 1 and one is not None:
+                        say(f"Scored by {one.name}:")
+                    say(_estimate_text(estimate_explain(store, run, config, engine, one, with_control=controlled)))
                 return
-            failed = draw(run_explain(store, run, config, engine, simulating, with_null=null))
+            failed = draw(run_explain(store, run, config, engine, first, with_control=controlled))
+            for more in scorers[1:]:
+                chosen = list_chosen(store, run, config, engine)
+                failed += draw(run_score(store, run, chosen, more, with_control=controlled, retry_failed=retry_failed))
     say(f"Done: {len(wanted):,} {run.noun}.  See them:  neuroexplain query --db {db}")
     if failed:
         say(
-            f"{failed:,} explanations or simulations failed; ask again with --retry-failed.\n"
+            f"{failed:,} explanations or predictions failed; ask again with --retry-failed.\n"
             f"Why:  neuroexplain query --failed --db {db}"
         )
         raise typer.Exit(1)
@@ -271,10 +285,12 @@ def explain(
 
 @app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
 def score(
+    ctx: typer.Context,
     units: Annotated[str, typer.Argument(help="Units, like 3:17 or 15:0-99.")],
     text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
     db: Db = DEFAULT_DB,
-    simulator: SimulatorName = "digits",
+    scorer: ScorerNames = None,
+    simulator: OldScorers = None,
     server: Server = None,
     vllm: Vllm = None,
     vllm_args: VllmArgs = "",
@@ -286,7 +302,8 @@ def score(
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a request failed.")] = False,
-    null: WithNull = False,
+    control: WithControl = False,
+    null: OldControl = False,
     run_id: RunId = None,
     as_json: AsJson = False,
 ) -> None:
@@ -301,7 +318,7 @@ def score(
 
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
-    score_config = ScoreConfig(simulator, own)  # type: ignore[arg-type]
+    score_config = ScoreConfig(_scorers(ctx), own)
     engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     with open_store(db) as store:
         run = load_run(store, run_id)
@@ -316,21 +333,27 @@ def score(
         from neuroexplain.pipeline.engines import open_engines
         from neuroexplain.pipeline.score import run_score
 
-        with open_engines(run, engine_config, score_config, explains=False, tell=say) as (_, simulating):
-            assert simulating is not None
+        with open_engines(run, engine_config, score_config, explains=False, tell=say) as (_, scorers):
             if text is not None:
                 mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
-                asked = [save_explanation(store, run.id, Explanation(n, "human", Status.OK, text, mine)) for n in wanted]
-            failed = draw(run_score(store, run, asked, simulating, with_null=null, retry_failed=retry_failed))
-            name = simulating.name, simulating.engine.model
+                asked = [
+                    save_explanation(store, run.id, Explanation(unit, "human", Status.OK, text, mine, side=side))
+                    for unit in wanted
+                    for side in run.sides
+                ]
+            failed = sum(
+                draw(run_score(store, run, asked, one, with_control=control or null, retry_failed=retry_failed))
+                for one in scorers
+            )
+            names = {(one.name, one.engine.model) for one in scorers}
         found = list_scores(store, [e.id for e in asked if e.id is not None])
-        found = [s for s in found if s.score.split == "report" and (s.simulator, s.simulator_model) == name]
+        found = [s for s in found if s.score.split == "report" and (s.scorer, s.scorer_model) in names]
     if as_json:
         _print_json(scores_json(found))
     else:
-        print(scores_text(found))
+        print(scores_text(run, found))
     if failed:
-        say(f"{failed:,} simulations failed; ask again with --retry-failed.")
+        say(f"{failed:,} predictions failed; ask again with --retry-failed.")
         raise typer.Exit(1)
 
 
@@ -342,11 +365,15 @@ def query(
     layer: Annotated[str | None, typer.Option("--layer", "--layers", help="Layers, like 15 or 3-5.")] = None,
     units: Units = None,
     neurons: OldUnits = None,
-    min_score: Annotated[float | None, typer.Option(help="Least correlation.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Greatest correlation.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least score.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Greatest score.")] = None,
     sort: Annotated[str, typer.Option(help="score, activation or unit.")] = "score",
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
-    simulator: Annotated[str | None, typer.Option(help="Only scores by this one: digits or lexical.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Which metric to show and to sort by, like correlation; the run's headline unless told.")
+    ] = None,
+    scorer: Annotated[str | None, typer.Option("--scorer", help="Only scores by this one, by its main metric.")] = None,
+    simulator: OldScorers = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000_000, help="Rows at most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="What could not be explained or scored, and why.")] = False,
@@ -356,18 +383,17 @@ def query(
 ) -> None:
     """Find explanations by text, layer, score or peak token, best first."""
     from neuroexplain.cli.render import failures_table, query_table
-    from neuroexplain.config import check_simulator
     from neuroexplain.pipeline.page import find_explanations
     from neuroexplain.present import printable, query_csv, query_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_failures, load_run
 
-    if failed and (as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, simulator))):
+    if failed and (
+        as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, metric, scorer, simulator))
+    ):
         raise NeuroexplainError("--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv.")
     if min_score is not None and max_score is not None and min_score > max_score:
         raise NeuroexplainError(f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them.")
-    if simulator is not None:
-        check_simulator(simulator)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         layers = _layers_of(run, layer) if layer is not None else None
@@ -388,7 +414,8 @@ def query(
             text=text,
             layers=layers,
             units=selected,
-            simulator=simulator,
+            metric=metric,
+            scorer=_renamed(ctx, "scorer", "simulator"),
             min_score=min_score,
             max_score=max_score,
             sort=sort,
@@ -511,7 +538,7 @@ def runs(
         _print(runs_table(found, notes))
         for run in found:
             for one in join_sessions(sessions[run.id]):
-                by = ", ".join(filter(None, (one.explainer, one.model, one.simulator, one.simulator_model)))
+                by = ", ".join(filter(None, (one.explainer, one.model, one.scorer, one.scorer_model)))
                 print(printable(f"run {run.id}, {by}: {session_text(one)}"))
     else:
         say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
@@ -659,12 +686,15 @@ def plot(
     ],
     db: Db = DEFAULT_DB,
     out: Annotated[Path | None, typer.Option(help="Where to write: OUT.svg and OUT.png; named after WHAT unless told.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Which metric to draw; the run's headline unless told.")] = None,
+    scorer: Annotated[str | None, typer.Option(help="Draw this scorer's main metric.")] = None,
     run_id: RunId = None,
 ) -> None:
     """Draw scores by layer, their distribution, the share of neurons above each score, or a neuron's activations."""
     from functools import partial
 
     from neuroexplain import plots
+    from neuroexplain.scorers.base import choose_headline
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_headline_scores, load_run, load_unit
 
@@ -672,10 +702,11 @@ def plot(
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         if what in drawn:
-            scores = list_headline_scores(store, run)
+            headline = choose_headline(run, metric, scorer)
+            scores = list_headline_scores(store, run, headline)
             if not scores:
                 raise NeuroexplainError(f"{db} holds no score yet. Make some:  neuroexplain explain --db {db} --layer 0")
-            chosen = partial(drawn[what], scores=scores)
+            chosen = partial(drawn[what], scores=scores, name=str(headline))
         else:
             try:
                 unit = run.find_unit(what)
@@ -713,7 +744,7 @@ def upgrade(db: Db = DEFAULT_DB) -> None:
     """Bring a database to this version's schema."""
     from neuroexplain.store.engine import upgrade_store
 
-    before, after = upgrade_store(db)
+    before, after = upgrade_store(db, say)
     say(f"{db}: schema version {before} to {after}.")
 
 
@@ -811,6 +842,12 @@ def _drop_run(db: str, run_id: int) -> None:
         for tokens in checkpoint.parent.glob("neuroexplain-*.tokens*"):  # other runs can make theirs again
             tokens.unlink()
     say(f"Run {run_id} and all that belonged to it is gone from {db}.")
+
+
+def _scorers(context: typer.Context) -> tuple[str, ...]:
+    """The scorers named, `digits` where there is none."""
+    named = _renamed(context, "scorer", "simulator")
+    return ("digits",) if named is None else tuple(name.strip() for name in named.split(",") if name.strip())
 
 
 def _renamed(context: typer.Context, name: str, old_name: str) -> Any:

@@ -6,16 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.present import explained_by, interval, number, printable, random_histogram, short_name, strength
+from neuroexplain.present import explained_by, interval, number, printable, random_histogram, score_order, short_name, strength
 from neuroexplain.types import (
-    CROP_LENGTH,
     PEAK_INDEX,
-    SCORE_KINDS,
     Exemplar,
     Failure,
+    PredictedRecord,
+    Prediction,
     QueryRow,
     Run,
-    SimulatedRecord,
     Status,
     StoredScore,
     UnitPage,
@@ -45,16 +44,21 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
+    named = next((row.metric + (f", {row.subset}" if row.subset else "") for row in rows if row.scorer), "score")
+    several_subsets = len({row.subset for row in rows if row.subset}) > 1
+    title = rows[0].metric if rows and several_subsets else named
+    table.caption = f"score: {printable(title)}" if rows and any(row.scorer for row in rows) else None
+    table.caption_justify = "left"
     for name, right in (("unit", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("unit", "score"))
-    several = len({(row.simulator, row.simulator_model) for row in rows if row.simulator}) > 1
+    several = len({(row.scorer, row.scorer_model) for row in rows if row.scorer}) > 1
     if several:  # else a line is not told from the next
         table.add_column("scored by", overflow="fold")
     for row in rows:
         by = explained_by(row.explainer, row.model)
-        cells = [row.label, number(row.correlation), interval(row.ci_low, row.ci_high), row.explanation, by]
+        cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high), row.explanation, by]
         if several:
-            cells.append(f"{row.simulator}, {short_name(row.simulator_model or '')}" if row.simulator else "")
+            cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -73,14 +77,16 @@ def failures_table(failures: Sequence[Failure]) -> Table:
     return table
 
 
-def scores_text(scores: Sequence[StoredScore]) -> str:
-    """One line a score: the headline first."""
+def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
+    """One line a metric: the headline first."""
     lines = []
-    for s in sorted(scores, key=lambda s: (s.unit, s.explanation_id, SCORE_KINDS.index(s.score.kind))):
-        said = f"{number(s.score.correlation)}  {interval(s.score.ci_low, s.score.ci_high)}"
-        if s.score.status != Status.OK:
-            said = f"{s.score.status}: {s.score.reason}"
-        lines.append(printable(f"{s.unit}  {s.score.kind:15}  {said}  {s.score.n_records} records").rstrip())
+    for s in sorted(scores, key=lambda s: (s.unit, s.explanation_id, *score_order(run, s))):
+        score = s.score
+        value = f"{number(score.value)}  {interval(score.ci_low, score.ci_high)}"
+        if score.status != Status.OK:
+            value = f"{score.status}: {score.reason}"
+        what = f"{run.label(s.unit)}  {s.scorer:8}  {score.metric}, {score.subset:17}  {value}  {score.n_records} records"
+        lines.append(printable(what).rstrip())
     return "\n".join(lines)
 
 
@@ -125,7 +131,7 @@ def show_text(page: UnitPage, db: str, *, top: int = 5, width: int = 80) -> Grou
         lines += _explanation_lines(page, e)
     if not page.explanations:
         lines.append(Text(f"not explained yet:  neuroexplain explain --units {neuron.id} --db {db}", style="dim"))
-    simulated = {(r.kind, r.rank): r for s in page.simulations[:1] for r in s.records}
+    simulated = {(r.kind, r.rank): r for s in _drawn(page) for r in s.records}
     scale = _scale(list(simulated.values()))
     if simulated:
         lines += [Text(), _simulated_by(page)]
@@ -242,55 +248,62 @@ def _explanation_lines(page: UnitPage, e: Any) -> list[Text]:
     from rich.text import Text
 
     by = explained_by(e.explainer, e.provenance.model)
+    if len(page.run.sides) > 1 or e.side == "negative":
+        by += f", {e.side} side"
     if e.status != Status.OK:
         return [Text(f"{e.status} ({by}): {printable(e.reason or '')}", style="dim")]
     lines = [Text.assemble((printable(e.text or ""), "bold cyan"), (f"   {by}", "dim"))]
     mine = [x for x in page.scores if x.explanation_id == e.id and x.score.split == "report"]
-    simulators = sorted({(x.simulator, x.simulator_model) for x in mine})
-    for simulator, model in simulators:
-        lines.append(Text(f"  {simulator}, {printable(short_name(model))}", style="dim"))
-        scores = {x.score.kind: x.score for x in mine if (x.simulator, x.simulator_model) == (simulator, model)}
-        for kind in (k for k in SCORE_KINDS if k in scores):
-            score = scores[kind]
+    for scorer, model in dict.fromkeys(
+        (x.scorer, x.scorer_model) for x in sorted(mine, key=lambda x: score_order(page.run, x))
+    ):
+        lines.append(Text(f"  {printable(scorer)}, {printable(short_name(model))}", style="dim"))
+        own = sorted((x for x in mine if (x.scorer, x.scorer_model) == (scorer, model)), key=lambda x: score_order(page.run, x))
+        for score in (x.score for x in own):
             if score.status != Status.OK:
-                said = f"{score.status}: {printable(score.reason or '')}"
+                value = f"{score.status}: {printable(score.reason or '')}"
             else:
-                said = f"{number(score.correlation):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
-                if score.other_correlation is not None:
-                    said += f"  another's explanation {number(score.other_correlation)}"
-            lines.append(Text(f"  {kind:15} {said}"))
+                value = f"{number(score.value):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
+                if score.control is not None:
+                    value += f"  another's explanation {number(score.control)}"
+            lines.append(Text(f"  {printable(score.metric)}, {printable(score.subset):17} {value}"))
     return lines
+
+
+def _drawn(page: UnitPage) -> list[Prediction]:
+    """The prediction that stands under the records: the first that holds levels."""
+    return [p for p in page.predictions if p.codec == "levels" and p.records][:1]
 
 
 def _simulated_by(page: UnitPage) -> Text:
     """Whose levels stand under the records, and from which explanation."""
     from rich.text import Text
 
-    one = page.simulations[0]
+    (one,) = _drawn(page)
     explained = next((e.text or "" for e in page.explanations if e.id == one.explanation_id), "")
-    said = f"predicted by {one.simulator}, {short_name(one.provenance.model)}, from: {explained}"
+    said = f"predicted by {one.scorer}, {short_name(one.provenance.model)}, from: {explained}"
     return Text(printable(said), style="dim", no_wrap=True, overflow="ellipsis")
 
 
-def _scale(records: Sequence[SimulatedRecord]) -> tuple[float, float]:
+def _scale(records: Sequence[PredictedRecord]) -> tuple[float, float]:
     """The least and the greatest level of a simulation; (0, 0) without any."""
-    predicted = [float(level) for r in records for level in r.expected_levels if not math.isnan(level)]
+    predicted = [float(level) for r in records for level in r.values if not math.isnan(level)]
     return (min(predicted), max(predicted)) if predicted else (0.0, 0.0)
 
 
-def _simulated_line(page: UnitPage, x: Exemplar, r: SimulatedRecord, scale: tuple[float, float], width: int) -> Text:
+def _simulated_line(page: UnitPage, x: Exemplar, r: PredictedRecord, scale: tuple[float, float], width: int) -> Text:
     """Simulated levels under the true ones: a bar under each token of the crop that was scored, ? without a prediction."""
     from rich.text import Text
 
     shown, peak = _around_peak(page, x, width)
-    levels, (low, high) = r.expected_levels, scale
+    levels, (low, high) = r.values, scale
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("simulated".ljust(MARGIN), style="dim")
-    if not range(max(shown.start, r.first), min(shown.stop, r.first + CROP_LENGTH)):
+    if not range(max(shown.start, r.first), min(shown.stop, r.first + len(r.values))):
         return line.append("(on tokens that do not fit here)", style="dim")
     for at in shown:
         cells = cell_width(page.tokens[int(x.token_ids[at])].text) + (len("[]") if at == peak else 0)
-        inside = r.first <= at < r.first + CROP_LENGTH and high > low
+        inside = r.first <= at < r.first + len(r.values) and high > low
         level = float(levels[at - r.first]) if inside else 0.0
         bar = "?" if math.isnan(level) else BARS[max(1, round((level - low) / (high - low) * 8))] if inside else " "
         line.append(bar * cells, style="cyan")

@@ -26,18 +26,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.exchange import _parquet_version_1 as version_1
 from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import run_json, short_name
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import pack_activations
+from neuroexplain.store.packing import CODECS, Codec, pack_activations
 from neuroexplain.store.read import (
     count_layer_units,
     list_explanations,
+    list_predictions,
     list_runs,
     list_scores,
     list_segments,
-    list_simulations,
     load_collected_layer,
     load_prompt,
     load_segment_ids,
@@ -49,9 +50,9 @@ from neuroexplain.store.write import (
     finish_run,
     save_collected_layer,
     save_explanations,
+    save_predictions,
     save_prompt,
     save_segments,
-    save_simulations,
     save_vocabulary,
 )
 from neuroexplain.types import (
@@ -63,12 +64,12 @@ from neuroexplain.types import (
     ExemplarArrays,
     Explanation,
     Kind,
+    PredictedRecord,
+    Prediction,
     Provenance,
     Run,
     Score,
     Segment,
-    SimulatedRecord,
-    Simulation,
     Source,
     Stats,
     StatsArrays,
@@ -80,7 +81,7 @@ from neuroexplain.types import (
 )
 
 VERSION = 2
-TABLES = ("neurons", "exemplars", "explanations", "scores", "simulations", "segments", "vocabulary", "prompts")
+TABLES = ("neurons", "exemplars", "explanations", "scores", "predictions", "segments", "vocabulary", "prompts")
 READINGS = {f"{which}_ids": pa.list_(pa.uint32()) for which in ("promoted", "suppressed")}
 READINGS |= {f"{which}_logits": pa.list_(pa.float32()) for which in ("promoted", "suppressed")}
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
@@ -90,15 +91,14 @@ SCALARS |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[str, ...]: pa.list_(pa.
 RECORDS = pa.list_(
     pa.struct(
         [("kind", pa.string()), ("rank", pa.int64()), ("first", pa.int64())]
-        + [(name, pa.list_(pa.float32())) for name in ("expected_levels", "digit_mass", "other_levels")]
+        + [(name, pa.list_(pa.float32())) for name in ("values", "detail", "control")]
     )
 )
 AT_END = ("n_segments", "n_documents", "n_tokens", "finished_at")  # fields of a run that are known when it is finished
 LATER = ("created_at",)  # columns that earlier exports lack
 LONGEST_NAME = 32  # characters of what is read
-MOST_LEVEL = 65_504.0  # that a float16 holds
 T = TypeVar("T")
-Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by simulator and its model
+Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by scorer and its model
 
 
 class DamagedFolder(NeuroexplainError):
@@ -133,7 +133,7 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             _write(partial, "explanations", name, map(_flat, explanations))
             prompts |= {e.provenance.prompt_sha256 for e in explanations}
             ids = [e.id for e in explanations if e.id is not None]
-            _write(partial, "simulations", name, _simulation_rows(store, ids, prompts))
+            _write(partial, "predictions", name, _prediction_rows(store, ids, prompts))
             _write(partial, "scores", name, (_score_row(one) for some in _some(ids) for one in list_scores(store, some)))
             yield Progress("exporting", done, len(run.layers), "layers")
         texts_of = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
@@ -146,12 +146,12 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
         (partial / "run.json").write_text(json.dumps(told, indent=1))
 
 
-def _simulation_rows(store: Store, explanation_ids: Sequence[int], prompts: set[str | None]) -> Iterator[dict[str, Any]]:
-    """The simulations of explanations, some at a time; their prompts are added to `prompts`."""
+def _prediction_rows(store: Store, explanation_ids: Sequence[int], prompts: set[str | None]) -> Iterator[dict[str, Any]]:
+    """The predictions of explanations, some at a time; their prompts are added to `prompts`."""
     for some in _some(explanation_ids):
-        for one in list_simulations(store, some):
+        for one in list_predictions(store, some):
             prompts.add(one.provenance.prompt_sha256)
-            yield _simulation_row(one)
+            yield _prediction_row(one)
 
 
 def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
@@ -208,12 +208,12 @@ def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, A
         for asked in _batches(folder, "explanations", partial(_explanation, prompts=prompts), own, layer):
             new_ids.add(asked, save_explanations(store, run_id, asked))
         yield Progress("importing", done, len(layers), "layers")
-    for done, layer in enumerate(layers, 1):  # a simulation may name an explanation of any layer
+    for done, layer in enumerate(layers, 1):  # a prediction may name an explanation of any layer
         own = limits | {"neuron": range(widths[layer])}
         scores = _read_scores(folder, own, layer)
-        simulations = _batches(folder, "simulations", partial(_simulation, prompts=prompts), own, layer)
-        for made in _join_scores(folder, simulations, scores):
-            save_simulations(store, run_id, [_with_new_ids(folder, *one, new_ids) for one in made])
+        predictions = _batches(folder, "predictions", partial(_prediction, prompts=prompts), own, layer)
+        for made in _join_scores(folder, predictions, scores):
+            save_predictions(store, run_id, [_with_new_ids(folder, *one, new_ids) for one in made])
         yield Progress("importing scores", done, len(layers), "layers")
 
 
@@ -255,7 +255,7 @@ def _sources_of_version_1(file: Path, told: Mapping[str, Any]) -> dict[str, Any]
     side = "output" if told.get("activation") == "act" else "input"
     read = {"kind": "mlp", "module": None, "side": side, "width": width, "dtype": told.get("dtype")}
     sources = [{"layer": layer, **read, "group_size": None, "encoder": None} for layer in layers]
-    return {"sources": sources, "config": {**config, "source": "mlp"} if "model" in config else config}
+    return {"sources": sources, "rectified": False, "config": {**config, "source": "mlp"} if "model" in config else config}
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -303,30 +303,30 @@ def _read_scores(folder: Path, limits: Mapping[str, range], layer: int) -> Itera
     """The layer's explanations that have scores, as they are stored: in ascending order."""
     rows = (row for some in _batches(folder, "scores", dict, limits, layer) for row in some)
     for explanation_id, own in groupby(rows, key=lambda row: row["explanation_id"]):
-        found: Scores = {}
+        scores: Scores = {}
         for row in own:
-            score = Score(**{name: row[name] for name in Score.__dataclass_fields__} | {"status": Status(row["status"])})
-            found.setdefault((row["simulator"], row["simulator_model"]), []).append(score)
-        if any(len({(s.split, s.kind) for s in same}) < len(same) for same in found.values()):
+            values = {name: row[name] for name in Score.__dataclass_fields__} | {"status": Status(row["status"])}
+            scores.setdefault((row["scorer"], row["scorer_model"]), []).append(Score(**values))
+        if any(len({(s.split, s.subset, s.metric) for s in same}) < len(same) for same in scores.values()):
             raise DamagedFolder(folder / "scores", f"explanation {explanation_id} has a score twice")
-        yield explanation_id, found
+        yield explanation_id, scores
 
 
 def _join_scores(
-    folder: Path, simulations: Iterable[list[Simulation]], scores: Iterator[tuple[float, Scores]]
-) -> Iterator[list[tuple[Simulation, list[Score]]]]:
+    folder: Path, predictions: Iterable[list[Prediction]], scores: Iterator[tuple[float, Scores]]
+) -> Iterator[list[tuple[Prediction, list[Score]]]]:
     """Simulations with their scores. Both are in the order of explanations and are read side by side."""
     end: tuple[float, Scores] = (math.inf, {})
     at, own = next(scores, end)
-    for some in simulations:
+    for some in predictions:
         made = []
         for one in some:
             while at < one.explanation_id and not own:
                 at, own = next(scores, end)
-            made.append((one, own.pop((one.simulator, one.provenance.model), []) if at == one.explanation_id else []))
+            made.append((one, own.pop((one.scorer, one.provenance.model), []) if at == one.explanation_id else []))
         yield made
     if own or next(scores, None) is not None:
-        raise DamagedFolder(folder / "scores", "there are scores without their simulation")
+        raise DamagedFolder(folder / "scores", "there are scores without their prediction")
 
 
 class _NewIds:
@@ -352,12 +352,12 @@ class _NewIds:
         return int(news[at]) if at < len(olds) and olds[at] == old else None
 
 
-def _with_new_ids(folder: Path, made: Simulation, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Simulation, list[Score]]:
+def _with_new_ids(folder: Path, made: Prediction, scores: Sequence[Score], new_ids: _NewIds) -> tuple[Prediction, list[Score]]:
     own = new_ids.find(made.explanation_id)
     if own is None:
-        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.unit} was simulated by, is missing")
-    moved = replace(made, explanation_id=own, other_explanation_id=new_ids.find(made.other_explanation_id))
-    return moved, [replace(score, other_explanation_id=new_ids.find(score.other_explanation_id)) for score in scores]
+        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.unit} was explained by, is missing")
+    moved = replace(made, explanation_id=own, control_explanation_id=new_ids.find(made.control_explanation_id))
+    return moved, [replace(score, control_explanation_id=new_ids.find(score.control_explanation_id)) for score in scores]
 
 
 def _some(ids: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -371,7 +371,7 @@ def _neuron(neuron: UnitId) -> dict[str, int]:
 
 
 def _score_row(stored: StoredScore) -> dict[str, Any]:
-    whose = {name: getattr(stored, name) for name in ("explanation_id", "simulator", "simulator_model")}
+    whose = {name: getattr(stored, name) for name in ("explanation_id", "scorer", "scorer_model")}
     return _neuron(stored.unit) | asdict(stored.score) | whose
 
 
@@ -381,16 +381,16 @@ def _flat(one: Any) -> dict[str, Any]:
     return _neuron(one.unit) | row | provenance
 
 
-def _simulation_row(simulation: Simulation) -> dict[str, Any]:
+def _prediction_row(prediction: Prediction) -> dict[str, Any]:
     def listed(values: Any) -> list[float | None] | None:
         return None if values is None else [None if np.isnan(v) else float(v) for v in values]
 
-    names = ("expected_levels", "digit_mass", "other_levels")
+    names = ("values", "detail", "control")
     records = [
         {"kind": r.kind, "rank": r.rank, "first": r.first, **{name: listed(getattr(r, name)) for name in names}}
-        for r in simulation.records
+        for r in prediction.records
     ]
-    return _flat(simulation) | {"records": records}
+    return _flat(prediction) | {"records": records}
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:
@@ -419,28 +419,37 @@ def _explanation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Exp
     return Explanation(unit=UnitId(row["layer"], row["neuron"]), provenance=_provenance(row, prompts), **values)
 
 
-def _simulation(row: Mapping[str, Any], prompts: Collection[str | None]) -> Simulation:
-    names = set(Simulation.__dataclass_fields__) - {"unit", "provenance", "records"}
-    return Simulation(
+def _prediction(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
+    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records"}
+    if row["codec"] not in CODECS:
+        raise ValueError(f"there is no codec {row['codec']}")
+    records = tuple(_record(record, CODECS[row["codec"]]) for record in row["records"])
+    if len({len(r.values) for r in records}) > 1:
+        raise ValueError("predicted records are of different lengths")
+    return Prediction(
         unit=UnitId(row["layer"], row["neuron"]),
         provenance=_provenance(row, prompts),
-        records=tuple(map(_record, row["records"])),
+        records=records,
         **{name: row[name] for name in names} | {"status": Status(row["status"])},
     )
 
 
-def _record(row: Mapping[str, Any]) -> SimulatedRecord:
-    expected, mass, other = (
-        None if (values := row[name]) is None else np.array([np.nan if v is None else v for v in values], np.float32)
-        for name in ("expected_levels", "digit_mass", "other_levels")
+def _record(row: Mapping[str, Any], codec: Codec) -> PredictedRecord:
+    values, detail, control = (
+        None if (numbers := row[name]) is None else np.array([np.nan if v is None else v for v in numbers], np.float32)
+        for name in ("values", "detail", "control")
     )
-    is_placed = row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - CROP_LENGTH + 1)
-    is_whole = expected is not None and all(x is None or x.shape == (CROP_LENGTH,) for x in (expected, mass, other))
-    is_finite = not any(x is not None and (np.abs(x) > MOST_LEVEL).any() for x in (expected, other))
-    if not (is_placed and is_whole and is_finite and (mass is None or ((mass >= 0) & (mass <= 1)).all())):
-        raise ValueError(f"the simulated record {row['kind']} {row['rank']} is not one of {CROP_LENGTH} levels")
-    assert expected is not None
-    return SimulatedRecord(row["kind"], row["rank"], row["first"], expected, mass, other)
+    n = 0 if values is None else len(values)
+    is_placed = row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - n + 1)
+    is_whole = values is not None and n > 0 and all(x is None or len(x) == n for x in (detail, control))
+    is_whole &= not codec.in_steps or n == CROP_LENGTH  # levels are of a crop
+    most = float(np.finfo(codec.dtype).max)
+    is_finite = not any(x is not None and (np.abs(x) > most).any() for x in (values, control))
+    is_mass = not codec.in_steps or detail is None or bool(((detail >= 0) & (detail <= 1)).all())
+    if not (is_placed and is_whole and is_finite and is_mass):
+        raise ValueError(f"the predicted record {row['kind']} {row['rank']} does not hold what its scorer predicts")
+    assert values is not None
+    return PredictedRecord(row["kind"], row["rank"], row["first"], values, detail, control)
 
 
 def _neurons_table(found: CollectedLayer, width: int) -> pa.Table:
@@ -538,7 +547,7 @@ def _arrays(rows: pa.Table, width: int, dtype: str) -> ExemplarArrays:
 def _schema(table: str) -> pa.Schema:
     """A table's columns: the same in every file, also where all values of one are missing."""
     neuron = [("layer", pa.int64()), ("neuron", pa.int64())]
-    scored = [("explanation_id", pa.int64()), ("simulator", pa.string()), ("simulator_model", pa.string())]
+    scored = [("explanation_id", pa.int64()), ("scorer", pa.string()), ("scorer_model", pa.string())]
     placed = [(name, pa.from_numpy_dtype(dtype)) for name, dtype in PLACES.items()]
     activations = ("activations", pa.list_(pa.float32(), RECORD_LENGTH))
     columns: dict[str, list[Any]] = {
@@ -546,7 +555,7 @@ def _schema(table: str) -> pa.Schema:
         "segments": [("segment", pa.int64()), ("token_ids", pa.list_(pa.int64()))],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
-        "simulations": [*neuron, *_columns(Simulation), *_columns(Provenance), ("records", RECORDS)],
+        "predictions": [*neuron, *_columns(Prediction), *_columns(Provenance), ("records", RECORDS)],
         "scores": [*neuron, *_columns(Score), *scored],
         "neurons": [*neuron, *_columns(Stats), *READINGS.items()],
         "exemplars": [*neuron, ("kind", pa.string()), ("rank", pa.int64()), *placed, ("activation", pa.float32()), activations],
@@ -628,10 +637,18 @@ def _batches(
     """What is made of the rows of a table's files, or of one layer's, some at a time, in the order they were written."""
     if layer is not None:
         limits = {**limits, "layer": range(layer, layer + 1)}
-    for file in sorted((folder / table).glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
+    place = _folder_of(folder, table)
+    for file in sorted(place.glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
         with _reading(file), pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(AT_ONCE):
-                yield [make(row) for row in _checked(pa.Table.from_batches([batch]), table, limits).to_pylist()]
+                rows = version_1.as_now(pa.Table.from_batches([batch]), table)
+                yield [make(row) for row in _checked(rows, table, limits).to_pylist()]
+
+
+def _folder_of(folder: Path, table: str) -> Path:
+    """Where a table's files are, by the name that it has now or had in version 1."""
+    old = folder / version_1.FOLDERS.get(table, table)
+    return old if old.is_dir() else folder / table
 
 
 def _card(run: Run, held: Sequence[str]) -> str:
@@ -653,7 +670,7 @@ configs:
 
 Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`), from
 {run.n_tokens:,} tokens. Each unit's strongest records ({run.top_k} at most) and {run.n_random} random ones, with one
-activation a token; explanations, simulations and scores where there are any.
+activation a token; explanations, predictions and scores where there are any.
 
 ```python
 from datasets import load_dataset

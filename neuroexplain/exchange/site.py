@@ -27,6 +27,7 @@ from neuroexplain.exchange.whole import whole_folder
 from neuroexplain.pipeline.page import Vocabulary, load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, query_json
+from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import count_explanations, count_units, list_headline_scores, query_explanations
 from neuroexplain.types import PEAK_INDEX, QueryRow, Run, UnitId, UnitPage
@@ -92,7 +93,15 @@ def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path)
                 **values,
             ),
             "search": views.render(
-                "search.html", state=views.EMPTY_SEARCH, problem="", rows=[], previous=None, next=None, **values
+                "search.html",
+                state=views.EMPTY_SEARCH,
+                problem="",
+                rows=[],
+                scorers=SCORERS.names(),
+                headline=str(run.headline),
+                previous=None,
+                next=None,
+                **values,
             ),
             "neuron": views.render("site_neuron.html", **values),
         }
@@ -150,18 +159,18 @@ def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
     seen: set[tuple[int, str | None, str | None]] = set()  # of those with that score
 
     def key(row: QueryRow) -> tuple[int, str | None, str | None]:
-        return row.explanation_id, row.simulator, row.simulator_model
+        return row.explanation_id, row.scorer, row.scorer_model
 
     while rows := query_explanations(store, run, max_score=last, limit=ROWS + len(seen)):
         fresh = [row for row in rows if key(row) not in seen]
         if not fresh:
             break
         yield from fresh
-        last = rows[-1].correlation
-        seen = {key(row) for row in rows if row.correlation == last}
+        last = rows[-1].score
+        seen = {key(row) for row in rows if row.score == last}
     for layer in run.layers:
         rows = query_explanations(store, run, layers=[layer], sort="unit", limit=ALL)
-        yield from (row for row in rows if row.correlation is None)
+        yield from (row for row in rows if row.score is None)
 
 
 def _write_rows(
@@ -201,9 +210,9 @@ def _fragments(page: UnitPage) -> Iterator[tuple[str, str]]:
     for kind in ("bottom", "random"):
         if records := views.record_views(page, kind):
             yield f"records/{kind}", views.render("records.html", records=records)
-    for simulation in page.simulations:
-        if simulation.records:
-            yield f"simulations/{simulation.id}", views.render("records.html", records=views.simulated_views(page, simulation))
+    for prediction in page.predictions:
+        if prediction.records and prediction.codec == "levels":
+            yield f"simulations/{prediction.id}", views.render("records.html", records=views.simulated_views(page, prediction))
 
 
 def _write(file: Path, value: Any) -> None:

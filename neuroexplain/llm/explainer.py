@@ -68,6 +68,7 @@ class Explainer:
     max_tokens: int = 40
     parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
     can_revise: bool = False  # whether its answer can be given back to it with what it got wrong
+    example_reply: str = "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run; # differs
 
     def load_prompt(self) -> Prompt | None:
         return None if self.prompt is None else load_prompt(self.prompt)
@@ -187,7 +188,17 @@ EXPLAINERS: Mapping[str, Explainer] = {
     for one in (
         Explainer("pairs", 5, "explain/pairs", render_pairs, can_revise=True),
         Explainer("excerpts", 10, "explain/excerpts", render_excerpts, can_revise=True),
-        Explainer("meanings", 10, "explain/meanings", render_numbered_excerpts, 120, parse_meanings),
+        Explainer(
+            "meanings",
+            10,
+            "explain/meanings",
+            render_numbered_excerpts,
+            120,
+            parse_meanings,
+            example_reply="\n".join(
+                f"words for {what} by sea, the # of them | 1" for what in ("travelling", "trading", "fishing")
+            ),
+        ),
         Explainer("tokens", 10, None, list_peak_tokens),
     )
 }

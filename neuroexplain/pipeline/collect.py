@@ -318,6 +318,7 @@ def _run_fields(config: CollectConfig, collector: Collector, batch_size: int) ->
         "seed": config.seed,
         "tokenizer_sha256": tokenizer_sha256(subject.tokenizer),
         "config": config.as_json(),
+        "rectified": config.signed == "both",
         "versions": {
             "neuroexplain": __version__,
             "torch": str(torch.__version__),

@@ -12,12 +12,12 @@ import numpy as np
 
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ExplainerName
 from neuroexplain.llm.local import LocalEngine
-from neuroexplain.llm.simulator import LexicalSimulator
 from neuroexplain.pipeline.collect import find_finished_run, run_collect
 from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.explain import run_explain
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
+from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_explanations, list_scores, list_unit_ids, load_run, load_unit, query_explanations
 from neuroexplain.subject.load import embedded_model
@@ -44,12 +44,12 @@ def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Gene
         run = load_run(store)
         neurons = pick_units(store, run)
         simulator_engine = LocalEngine(model)
-        simulator = LexicalSimulator(simulator_engine, run.tokenizer_sha256)
+        scorer = SCORERS.load("lexical").open(simulator_engine, run)
         with ExitStack() as stack:
             engine = simulator_engine if engine_config is None else open_engine(engine_config, stack, lambda text: None)
             for explainer in EXPLAINERS:
                 asked = ExplainConfig(tuple(neurons), explainer)
-                yield from run_explain(store, run, asked, engine if asked.asks_llm else None, simulator)
+                yield from run_explain(store, run, asked, engine if asked.asks_llm else None, scorer)
     yield Progress("done", note=f"Took {time.monotonic() - began:.0f} seconds.")
 
 
@@ -114,7 +114,7 @@ def find_highlights(store: Store, run: Run) -> Highlights:
 def _own_above_other(store: Store, run: Run, explainer: ExplainerName) -> OwnAboveOther:
     explanations = list_explanations(store, run.id, explainer=explainer, status=Status.OK)
     pairs = [
-        (s.score.correlation, s.score.other_correlation)
+        (s.score.value, s.score.control)
         for s in list_scores(store, [e.id for e in explanations if e.id is not None])
         if run.headline.is_of(s.score)
     ]

@@ -1,4 +1,4 @@
-"""Configurations -> the LLMs that answer: who explains, who simulates."""
+"""Configurations -> the LLMs that answer: who explains, who scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from neuroexplain.config import EngineConfig, ScoreConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import TOGETHER, DigitsSimulator, LexicalSimulator, Simulator
 from neuroexplain.llm.vllm import serve_vllm
-from neuroexplain.types import CROP_LENGTH, Run, VocabularyEntry
+from neuroexplain.scorers.base import SCORERS, OpenScorer, Scorer
+from neuroexplain.types import Run
 
 Tell = Callable[[str], None]
 
@@ -19,27 +19,40 @@ Tell = Callable[[str], None]
 @contextmanager
 def open_engines(
     run: Run, config: EngineConfig, score: ScoreConfig | None, *, explains: bool, tell: Tell
-) -> Iterator[tuple[Engine | None, Simulator | None]]:
-    """The explainer's engine, where one is needed, and the simulator, where scores are wanted. Closed at the end.
+) -> Iterator[tuple[Engine | None, list[OpenScorer]]]:
+    """The explainer's engine, where one is needed, and the scorers, where scores are wanted. Closed at the end.
 
-    The simulator runs on an engine of its own where one is named; else `digits` on the explainer's, `lexical` on the
-    explainer's where that is local, else on the embedded model. Raises NeuroexplainError where one cannot be had.
+    Scorers run on an engine of their own where one is named. Else those that need distributions run on the explainer's; those
+    that need a whole vocabulary on the explainer's where that is local, else on the embedded model. Raises NeuroexplainError
+    where one cannot be had.
     """
     with ExitStack() as stack:
-        own = score.engine if score is not None else None
-        shares = score is not None and score.simulator == "digits" and own is None
-        engine = open_engine(config, stack, tell) if explains or shares else None
-        if score is None:
-            yield engine, None
-        elif score.simulator == "digits":
-            chosen = engine if own is None else open_engine(own, stack, tell)
-            assert chosen is not None
-            simulator = DigitsSimulator(chosen)
-            if isinstance(chosen, ServerEngine):
-                tell(f"Reading distributions by {_find_way(chosen, simulator)}.")
-            yield engine if explains else None, simulator
-        else:
-            yield engine, _open_lexical(run, config, own, engine, tell)
+        scorers = [SCORERS.load(name, "--scorer") for name in (() if score is None else score.scorers)]
+        own = None if score is None else score.engine
+        asks = any(scorer.needs == "distributions" for scorer in scorers)
+        engine = open_engine(config, stack, tell) if explains or (asks and own is None) else None
+        named = engine if own is None else open_engine(own, stack, tell) if asks else None  # for distributions
+        yield engine if explains else None, [_open(scorer, run, config, own, engine, named, tell) for scorer in scorers]
+
+
+def _open(
+    scorer: Scorer,
+    run: Run,
+    config: EngineConfig,
+    own: EngineConfig | None,
+    engine: Engine | None,
+    named: Engine | None,
+    tell: Tell,
+) -> OpenScorer:
+    if scorer.needs == "nothing":
+        return scorer.open(None, run)
+    if scorer.needs == "vocabulary":
+        return scorer.open(_open_vocabulary(scorer, config, own, named or engine, tell), run)
+    assert named is not None
+    opened = scorer.open(named, run)
+    if isinstance(named, ServerEngine) and (example := opened.example()) is not None:
+        tell(f"Reading distributions by {named.find_way(*example).name}.")
+    return opened
 
 
 def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
@@ -67,24 +80,20 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
     return engine
 
 
-def _find_way(engine: ServerEngine, simulator: DigitsSimulator) -> str:
-    """Find out by a prompt of the usual size how the server gives distributions: before the run, not at its first score."""
-    records = [[0] * CROP_LENGTH] * (TOGETHER // CROP_LENGTH)
-    ids, rows = simulator.build_prompt(None, records, {0: VocabularyEntry(0, " word", False)})
-    return engine.find_way(ids, rows, simulator.level_token_ids).name
-
-
-def _open_lexical(run: Run, config: EngineConfig, own: EngineConfig | None, engine: Engine | None, tell: Tell) -> Simulator:
+def _open_vocabulary(
+    scorer: Scorer, config: EngineConfig, own: EngineConfig | None, opened: Engine | None, tell: Tell
+) -> Engine:
+    """A local engine: one that is open already, else the one that is named, else the embedded model."""
     from neuroexplain.llm.local import LocalEngine
     from neuroexplain.subject.load import embedded_model
 
     if own is not None and own.local is None:
         raise NeuroexplainError(
-            "The simulator lexical needs the distribution over a whole vocabulary, which a server does not give. "
+            f"The scorer {scorer.name} needs the distribution over a whole vocabulary, which a server does not give. "
             "Name a model for this process:  --simulator-local MODEL, or leave it out for the embedded one"
         )
-    if own is None and isinstance(engine, LocalEngine):
-        return LexicalSimulator(engine, run.tokenizer_sha256)
     name = (own.local if own is not None else config.local) or embedded_model()
+    if isinstance(opened, LocalEngine) and (own is None or opened.model == name):
+        return opened
     tell(f"Loading {name} ...")
-    return LexicalSimulator(LocalEngine(name), run.tokenizer_sha256)
+    return LocalEngine(name)

@@ -1,10 +1,11 @@
-"""One neuron -> its explanations: candidates asked for, simulated, the best chosen, revised. Nothing is stored here."""
+"""One side of a unit -> its explanations: candidates asked for, tried, the best chosen, revised. Nothing is stored here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +15,20 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.llm.engine import Engine, Message
 from neuroexplain.llm.explainer import EXPLAINERS, MOST_MEANINGS, Explainer, parse_meanings, render_mistakes, union_text
 from neuroexplain.llm.prompts import Prompt, load_prompt
-from neuroexplain.llm.simulator import Simulator
-from neuroexplain.pipeline.simulate import (
-    HELD_OUT,
-    Simulating,
-    begin_simulation,
-    cut_crops,
-    score_simulation,
-    select_score,
-)
+from neuroexplain.pipeline.simulate import Trials, begin_prediction, select_score
+from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.evidence import HELD_OUT, Evidence, Place, why_dead
 from neuroexplain.scoring.levels import to_levels
-from neuroexplain.scoring.splits import assign_splits, halve_select
+from neuroexplain.scoring.splits import halve_select
 from neuroexplain.store.write import as_stored
 from neuroexplain.types import (
-    CROP_LENGTH,
     Exemplar,
     Explained,
     Explanation,
     Headline,
+    Prediction,
     Provenance,
-    Simulation,
+    Side,
     Split,
     Status,
     Tokens,
@@ -41,6 +36,7 @@ from neuroexplain.types import (
     UnitId,
 )
 
+Mistakes: TypeAlias = list[tuple[Exemplar, int, list[int], list[int]]]  # see find_mistakes
 CANDIDATE_TEMPERATURE = 0.8  # of the candidates and revisions after the first, which is the likeliest answer
 MOST_MISTAKES = 3  # records that a revision is shown
 
@@ -81,16 +77,15 @@ class Asking:
         """Whether a neuron may get several explanations, of which one is chosen on `select`."""
         return self.candidates > 1 or self.revise > 0 or self.says_several
 
-    def request(self, neuron: UnitId, candidate: int) -> Explanation:
+    def request(self, unit: UnitId, candidate: int, side: Side = "positive") -> Explanation:
         """The request as an explanation without text: what is asked, of whom, by which prompt.
 
         Candidates from `candidates` on are revisions; of an explainer that answers several things at once, the first
         candidate is the request, and the others are the rest of its answer.
         """
         if self.prompt is None or self.engine is None:
-            return Explanation(
-                neuron, self.explainer.name, Status.OK, None, Provenance("none", None, self.explainer.name, None, None)
-            )
+            nobody = Provenance("none", None, self.explainer.name, None, None)
+            return Explanation(unit, self.explainer.name, Status.OK, None, nobody, side=side)
         revises = self.revising is not None and candidate >= self.candidates
         prompt = self.revising if revises and self.revising is not None else self.prompt
         samples = candidate not in (0, self.candidates) and not self.says_several
@@ -101,75 +96,78 @@ class Asking:
         }
         e = self.engine
         whom = Provenance(e.engine, e.version, e.model, e.revision, prompt.sha256, sampling)
-        return Explanation(neuron, self.explainer.name, Status.OK, None, whom, candidate)
+        return Explanation(unit, self.explainer.name, Status.OK, None, whom, candidate, side=side)
 
-    def possible(self, neuron: UnitId) -> Iterator[Explanation]:
+    def possible(self, unit: UnitId, side: Side) -> Iterator[Explanation]:
         """Every request whose answer this command may store."""
         several = MOST_MEANINGS + 1 if self.says_several else 0
         for candidate in range(max(self.candidates + self.revise, several)):
-            yield self.request(neuron, candidate)
+            yield self.request(unit, candidate, side)
 
 
 @dataclass(frozen=True)
 class ExplainTask:
-    """What a neuron's explanations need, read from the store beforehand."""
+    """What the explanations of one side of a unit need, read from the store beforehand."""
 
-    unit: Unit
+    evidence: Evidence
     tokens: Tokens
     found: Mapping[int, Explanation]  # stored answers, by candidate
-    simulated: Mapping[int, Simulation]  # stored simulations by this simulator, by explanation
+    predicted: Mapping[int, Prediction]  # stored predictions by this scorer, by explanation
+
+    @property
+    def unit(self) -> Unit:
+        return self.evidence.unit
 
 
 def explain_unit(
-    task: ExplainTask, *, asking: Asking, simulator: Simulator | None, seed: int, headline: Headline, at_once: int
+    task: ExplainTask, *, asking: Asking, scorer: OpenScorer | None, headline: Headline, at_once: int
 ) -> list[Explained]:
-    """Everything that the command wants of one neuron: each explanation, and what was newly simulated of it.
+    """Everything that the command wants of one side of a unit: each explanation, and what was newly predicted from it.
 
-    What the store holds is not asked again. Candidates are compared on `select`, and `report` is simulated for the chosen one
+    What the store holds is not asked again. Candidates are compared on `select`, and `report` is predicted for the chosen one
     alone where every record costs a request.
     """
-    shown = shown_records(task.unit, asking.explainer)
+    shown = task.evidence.shown(asking.explainer.n_records)
     explanations = list(_answers(task, asking, shown))
     usable = [e for e in explanations if e.status == Status.OK]
-    if simulator is None or not usable:
+    if scorer is None or not usable:
         chosen = _without_scores(explanations)
         return [Explained(replace(e, chosen=e is chosen)) for e in explanations]
-    simulating = Simulating(simulator, cut_crops(task.unit, seed), task.tokens, at_once)
-    made: dict[int, Simulation] = {}
+    trials = Trials(scorer, task.evidence, task.tokens, at_once)
+    made: dict[int, Prediction] = {}
 
-    def simulate(e: Explanation, *splits: Split) -> None:
-        before = made.get(e.candidate) or task.simulated.get(e.id or 0) or begin_simulation(e, simulator)
-        after = simulating.extend(before, e.hypotheses, splits)
+    def predict(e: Explanation, *splits: Split) -> None:
+        before = made.get(e.candidate) or task.predicted.get(e.id or 0) or begin_prediction(e, scorer)
+        after = trials.extend(before, e.hypotheses, splits)
         made[e.candidate] = before if after is before else as_stored(after)
 
+    def on_select(e: Explanation, among: Collection[Place] | None = None) -> float:
+        return _or_least(select_score(task.evidence, made[e.candidate], headline, among))
+
     everything: tuple[Split, ...] = HELD_OUT
-    first: tuple[Split, ...] = everything if not simulator.asks_per_record else ("select",) if asking.chooses else ("report",)
+    first: tuple[Split, ...] = everything if not scorer.asks_per_record else ("select",) if asking.chooses else ("report",)
     for e in usable:
-        simulate(e, *first)
+        predict(e, *first)
     best = usable[0]
     if asking.chooses:
-        best = max(usable, key=lambda e: _or_least(select_score(task.unit, made[e.candidate], headline)))  # first of equals
+        best = max(usable, key=on_select)  # first of equals
+    shows, held = halve_select(task.unit.exemplars, task.evidence.splits, task.evidence.kinds)
     for number in range(asking.candidates, asking.candidates + asking.revise):
-        revised = task.found.get(number) or _revise(task, asking, shown, best, made[best.candidate], number)
+        mistakes = find_mistakes(task.evidence, made[best.candidate], shows)
+        revised = task.found.get(number) or _revise(task, asking, shown, best, mistakes, number)
         explanations.append(revised)
         if revised.status == Status.OK:
-            simulate(revised, *first)
-            if _is_better(task.unit, made[revised.candidate], made[best.candidate], headline):
+            predict(revised, *first)
+            if on_select(revised, held) > on_select(best, held):  # on records that the revision was not shown
                 best = revised
-    simulate(best, *(everything if asking.chooses else first))
+    predict(best, *(everything if asking.chooses else first))
     explained = []
     for e in explanations:
         new = made.get(e.candidate)
-        new = None if new is None or new is task.simulated.get(e.id or 0) else new
-        scores = () if new is None else tuple(score_simulation(task.unit, new))
-        explained.append(Explained(replace(e, chosen=e is best), new, scores, task.simulated.get(e.id or 0)))
+        new = None if new is None or new is task.predicted.get(e.id or 0) else new
+        scores = () if new is None else tuple(compute_scores(task.evidence, new))
+        explained.append(Explained(replace(e, chosen=e is best), new, scores, task.predicted.get(e.id or 0)))
     return explained
-
-
-def shown_records(neuron: Unit, explainer: Explainer) -> list[Exemplar]:
-    """What the explainer is shown: the strongest top records of the split `explain`, strongest first."""
-    splits = assign_splits(neuron.exemplars)
-    return [x for x in neuron.exemplars if x.kind == "top" and splits[x.kind, x.rank] == "explain"][: explainer.n_records]
 
 
 def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> Iterator[Explanation]:
@@ -183,12 +181,14 @@ def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> It
             if task.found[candidate].status.has_nothing_to_ask:
                 return
             continue
-        asked = asking.request(task.unit.id, candidate)
-        if task.unit.status == Status.DEAD:
-            yield replace(asked, status=Status.DEAD, reason="its strongest record is not above 0")
+        asked = asking.request(task.unit.id, candidate, task.evidence.side)
+        if task.evidence.is_dead:
+            status, reason = why_dead(task.evidence.side)
+            yield replace(asked, status=status, reason=reason)
             return
         if not shown:
-            yield replace(asked, status=Status.NO_RECORDS, reason="there is no top record to show")
+            reason = f"there is no {task.evidence.strongest} record to show"
+            yield replace(asked, status=Status.NO_RECORDS, reason=reason)
             return
         yield from ask(task, asking, asked, shown)
 
@@ -233,48 +233,39 @@ def _generate(asking: Asking, asked: Explanation, messages: list[Message], shown
 
 
 def _revise(
-    task: ExplainTask, asking: Asking, shown: Sequence[Exemplar], best: Explanation, simulation: Simulation, number: int
+    task: ExplainTask, asking: Asking, shown: Sequence[Exemplar], best: Explanation, mistakes: Mistakes, number: int
 ) -> Explanation:
-    """Ask again, showing where the simulation was most wrong on the `select` records of ranks 2 mod 8."""
-    asked = asking.request(task.unit.id, number)
-    mistakes = find_mistakes(task.unit, simulation)
+    """Ask again, showing where the prediction was most wrong on the `select` records of ranks 2 mod 8."""
+    asked = asking.request(task.unit.id, number, task.evidence.side)
     if not mistakes:
-        return replace(asked, status=Status.NO_RECORDS, reason="there is no simulated select record of a rank 2 mod 8 to show")
+        reason = "there is no simulated select record of a rank 2 mod 8 to show"
+        return replace(asked, status=Status.NO_RECORDS, reason=reason)
     assert asking.prompt is not None
     assert asking.revision is not None
-    said = render_mistakes(mistakes, task.tokens)
+    lines = render_mistakes(mistakes, task.tokens)
     before = best.text or ""
-    messages = asking.explainer.revision_messages(asking.prompt, asking.revision, shown, task.tokens, before, said)
+    messages = asking.explainer.revision_messages(asking.prompt, asking.revision, shown, task.tokens, before, lines)
     return _generate(asking, asked, messages, shown)[0]
 
 
-def find_mistakes(neuron: Unit, simulation: Simulation) -> list[tuple[Exemplar, int, list[int], list[int]]]:
+def find_mistakes(evidence: Evidence, prediction: Prediction, shown: Collection[Place]) -> Mistakes:
     """The shown `select` records that were predicted worst: (record, first token of its crop, true levels, predicted levels).
 
     Both are on 0..10, each scaled by its own greatest value over these records; worst is the greatest sum of squares.
     """
-    places, _ = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
-    by_place = {(x.kind, x.rank): x for x in neuron.exemplars}
-    records = [(by_place[r.kind, r.rank], r) for r in simulation.records if (r.kind, r.rank) in places]
+    records = [(evidence.by_place[r.kind, r.rank], r) for r in prediction.records if (r.kind, r.rank) in shown]
     if not records:
         return []
-    true = [x.activations[r.first : r.first + CROP_LENGTH] for x, r in records]
-    said = [r.expected_levels for _, r in records]
-    most, most_said = max(float(one.max()) for one in true), max(float(_known(one).max()) for one in said)
-    levels = [(to_levels(a, most), to_levels(_known(b), most_said)) for a, b in zip(true, said, strict=True)]
+    true = [evidence.truth(x)[r.first : r.first + len(r.values)] for x, r in records]
+    predicted = [_known(r.values) for _, r in records]
+    most, most_predicted = (max(float(values.max()) for values in side) for side in (true, predicted))
+    levels = [(to_levels(a, most), to_levels(b, most_predicted)) for a, b in zip(true, predicted, strict=True)]
     order = sorted(range(len(records)), key=lambda i: -int(((levels[i][0] - levels[i][1]) ** 2).sum()))
     return [(records[i][0], records[i][1].first, levels[i][0].tolist(), levels[i][1].tolist()) for i in order[:MOST_MISTAKES]]
 
 
 def _known(levels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.nan_to_num(levels)  # a token without a prediction is shown as silent
-
-
-def _is_better(neuron: Unit, revised: Simulation, best: Simulation, headline: Headline) -> bool:
-    """Whether the revision is better on the `select` records that it was not shown."""
-    _, held = halve_select(neuron.exemplars, assign_splits(neuron.exemplars))
-    scores = (_or_least(select_score(neuron, simulation, headline, held)) for simulation in (revised, best))
-    return next(scores) > next(scores)
 
 
 def _or_least(score: float | None) -> float:

@@ -33,6 +33,7 @@ def run_merge(
     fields["dtype"] = first.dtype if len(dtypes) == 1 else "float32"  # which holds the values of all
     fields["sources"] = [replace(source, dtype=fields["dtype"]) for source in first.sources]
     of = first.config["shard"]["of"]
+    fields["rectified"] = first.config.get("sign") == "both"
     shard = None if numbers == list(range(1, of + 1)) else {"parts": numbers, "of": of}
     asked = {**first.config, "shard": shard} if config is None else dict(config)
     versions = {name: value for _, run in reversed(parts) for name, value in run.versions.items()}

@@ -11,8 +11,8 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.read import (
     find_token_ids,
     list_explanations,
+    list_predictions,
     list_scores,
-    list_simulations,
     load_tokens,
     load_unit,
     load_vocabulary,
@@ -24,11 +24,18 @@ SORTS = ("score", "activation", "unit")
 
 
 def find_explanations(
-    store: Store, run: Run, *, peak_token: str | None = None, sort: str = "score", **more: Any
+    store: Store,
+    run: Run,
+    *,
+    peak_token: str | None = None,
+    sort: str = "score",
+    metric: str | None = None,
+    scorer: str | None = None,
+    **more: Any,
 ) -> list[QueryRow]:
-    """store.read.query_explanations, with the token that neurons peak on by its text.
+    """store.read.query_explanations, with the token that units peak on by its text, and a score by its metric or scorer.
 
-    Raises NeuroexplainError where the vocabulary has no such token, or the order is not known.
+    Raises NeuroexplainError where the vocabulary has no such token, or the order, the metric or the scorer is not known.
     """
     sort = "unit" if sort == "neuron" else sort  # its name in earlier versions
     if sort not in SORTS:
@@ -36,7 +43,12 @@ def find_explanations(
     peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
     if peaks == []:
         raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
-    return query_explanations(store, run, peak_token_ids=peaks, sort=sort, **more)
+    headline = None
+    if metric is not None or scorer is not None:
+        from neuroexplain.scorers.base import choose_headline
+
+        headline = choose_headline(run, metric, scorer)
+    return query_explanations(store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **more)
 
 
 class Vocabulary(dict[int, VocabularyEntry]):
@@ -61,11 +73,11 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
     scores = list_scores(store, ids)
     best: dict[int, float] = {}
     for s in scores:
-        if run.headline.is_of(s.score) and s.score.correlation is not None:
-            best[s.explanation_id] = max(best.get(s.explanation_id, -math.inf), s.score.correlation)
+        if run.headline.is_of(s.score) and s.score.value is not None:
+            best[s.explanation_id] = max(best.get(s.explanation_id, -math.inf), s.score.value)
     explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -math.inf), e.id or 0))
     place = {e.id: at for at, e in enumerate(explanations)}
-    simulations = sorted(list_simulations(store, ids), key=lambda s: place[s.explanation_id])
+    predictions = sorted(list_predictions(store, ids), key=lambda s: place[s.explanation_id])
     tokens: Tokens | None = vocabulary
     if tokens is None:
         shown = {i for x in unit.exemplars for i in x.token_ids.tolist()}
@@ -76,6 +88,6 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
         splits=assign_splits(unit.exemplars),
         tokens=tokens,
         explanations=tuple(explanations),
-        simulations=tuple(simulations),
+        predictions=tuple(predictions),
         scores=tuple(scores),
     )

@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from neuroexplain.llm.engine import Engine
-from neuroexplain.llm.simulator import Simulator
 from neuroexplain.present import session_text
+from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.write import now, save_explained, save_session
-from neuroexplain.types import CROP_LENGTH, Explained, Run, Session
+from neuroexplain.types import Explained, Run, Session
 
 FLUSH_EVERY = 1.0  # seconds
 
@@ -20,14 +20,12 @@ FLUSH_EVERY = 1.0  # seconds
 class Saving:
     """Complete results wait here for up to a second and are stored together. Whatever ends the command, they are stored."""
 
-    def __init__(
-        self, store: Store, run: Run, explainer: str | None, engine: Engine | None, simulator: Simulator | None
-    ) -> None:
+    def __init__(self, store: Store, run: Run, explainer: str | None, engine: Engine | None, scorer: OpenScorer | None) -> None:
         self._store, self._run = store, run
         self._explainer, self._model = explainer, engine.model if engine is not None else None
-        self._simulator: str | None = None if simulator is None else simulator.name
-        self._simulator_model: str | None = None if simulator is None else simulator.engine.model
-        self._engines = list({id(e): e for e in (engine, simulator.engine if simulator else None) if e is not None}.values())
+        self._scorer: str | None = None if scorer is None else scorer.name
+        self._scorer_model: str | None = None if scorer is None else scorer.engine.model
+        self._engines = list({id(e): e for e in (engine, scorer.engine if scorer else None) if e is not None}.values())
         self._before = [(e.used.prompt_tokens, e.used.completion_tokens, e.used.cached_tokens or 0) for e in self._engines]
         self._waiting: list[Explained] = []
         self._began = self._flushed = time.monotonic()
@@ -49,10 +47,10 @@ class Saving:
             if one.explanation.id is None:
                 self.n_failed += one.explanation.status.failed
                 self._asked += one.explanation.provenance.prompt_tokens
-            if one.simulation is not None:
-                self.n_failed += one.simulation.status.failed
+            if one.prediction is not None:
+                self.n_failed += one.prediction.status.failed
                 before = 0 if one.replaces is None else len(one.replaces.records)
-                self.scored_tokens += CROP_LENGTH * max(0, len(one.simulation.records) - before)
+                self.scored_tokens += sum(len(r.values) for r in one.prediction.records[before:])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
@@ -78,8 +76,8 @@ class Saving:
             seconds=time.monotonic() - self._began,
             explainer=self._explainer,
             model=self._model,
-            simulator=self._simulator,
-            simulator_model=self._simulator_model,
+            scorer=self._scorer,
+            scorer_model=self._scorer_model,
             n_neurons=self.n_units,
             n_failed=self.n_failed,
             prompt_tokens=self.prompt_tokens,
@@ -87,7 +85,7 @@ class Saving:
             completion_tokens=sum(
                 e.used.completion_tokens - before[1] for e, before in zip(self._engines, self._before, strict=True)
             ),
-            simulator_prompt_tokens=0 if self._simulator is None else self.prompt_tokens - self._asked,
+            scorer_prompt_tokens=0 if self._scorer is None else self.prompt_tokens - self._asked,
             scored_tokens=self.scored_tokens,
         )
 

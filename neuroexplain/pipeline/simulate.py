@@ -1,88 +1,43 @@
-"""One neuron's held-out records before a simulator: crops -> predictions -> simulations -> scores. Nothing is stored here."""
+"""One side of a unit before a scorer: trials -> predictions. Nothing is stored here."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.simulator import Prediction, Predictions, Simulator
 from neuroexplain.pipeline.in_flight import map_in_flight
-from neuroexplain.scoring.correlation import ScoredRecord, score_records
-from neuroexplain.scoring.splits import assign_splits, crop_first
-from neuroexplain.types import (
-    CROP_LENGTH,
-    SCORE_KINDS,
-    Explanation,
-    Headline,
-    Kind,
-    Provenance,
-    Score,
-    SimulatedRecord,
-    Simulation,
-    Split,
-    Status,
-    Tokens,
-    Unit,
-)
-
-HELD_OUT: tuple[Split, ...] = ("select", "report")
-Place = tuple[Kind, int]  # kind and rank of a record
+from neuroexplain.scorers.base import OpenScorer, Predicted, Predictions, compute_scores
+from neuroexplain.scoring.evidence import Evidence, Place, Trial
+from neuroexplain.types import Explanation, Headline, PredictedRecord, Prediction, Provenance, Split, Status, Tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """The part of a held-out record that a simulator sees and is scored on."""
-
-    kind: Kind
-    rank: int
-    split: Split
-    first: int  # its first token in the record
-    token_ids: tuple[int, ...]  # [32]
-
-    @property
-    def place(self) -> Place:
-        return self.kind, self.rank
+def begin_prediction(explanation: Explanation, scorer: OpenScorer) -> Prediction:
+    """A prediction from this explanation without records yet."""
+    engine, prompt = scorer.engine, None if scorer.prompt is None else scorer.prompt.sha256
+    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt)
+    codec = scorer.scorer.codec
+    return Prediction(explanation.id or 0, explanation.unit, scorer.name, Status.OK, (), whom, codec=codec)
 
 
-def cut_crops(neuron: Unit, seed: int) -> list[Crop]:
-    """The crops of the neuron's top and random records that are held out, in the order of kinds and ranks."""
-    splits = assign_splits(neuron.exemplars)
-    crops = []
-    for x in neuron.exemplars:
-        split = splits[x.kind, x.rank]
-        if split in HELD_OUT and split is not None and x.kind != "bottom":
-            first = crop_first(seed, neuron.id, x.kind, x.rank)
-            crops.append(Crop(x.kind, x.rank, split, first, tuple(x.token_ids[first : first + CROP_LENGTH].tolist())))
-    return crops
+class Trials:
+    """A side's trials and a scorer. What was asked once for a hypothesis and a split is not asked again."""
 
+    def __init__(self, scorer: OpenScorer, evidence: Evidence, tokens: Tokens, at_once: int = 1) -> None:
+        self._scorer, self._tokens, self._at_once = scorer, tokens, at_once
+        self._trials = {trial.place: trial for trial in scorer.scorer.trials(evidence)}
+        self._known: dict[tuple[str, Split], dict[Place, Predicted]] = {}
 
-def begin_simulation(explanation: Explanation, simulator: Simulator) -> Simulation:
-    """A simulation of this explanation without records yet."""
-    engine = simulator.engine
-    whom = Provenance(engine.engine, engine.version, engine.model, engine.revision, simulator.prompt.sha256)
-    return Simulation(explanation.id or 0, explanation.unit, simulator.name, Status.OK, (), whom)
+    def extend(self, made: Prediction, hypotheses: Sequence[str], splits: Collection[Split]) -> Prediction:
+        """The prediction with the trials of these splits that it lacks; a failed request makes it a failed attempt.
 
-
-class Simulating:
-    """A neuron's crops and a simulator. What was asked once for a hypothesis and a split is not asked again."""
-
-    def __init__(self, simulator: Simulator, crops: Sequence[Crop], tokens: Tokens, at_once: int = 1) -> None:
-        self._simulator, self._tokens, self._at_once = simulator, tokens, at_once
-        self._crops = {crop.place: crop for crop in crops}
-        self._known: dict[tuple[str, Split], dict[Place, Prediction]] = {}
-
-    def extend(self, made: Simulation, hypotheses: Sequence[str], splits: Collection[Split]) -> Simulation:
-        """The simulation with the crops of these splits that it lacks; a failed request makes it a failed attempt.
-
-        Of several hypotheses (a union) each token has the greatest of their levels.
+        Of several hypotheses (a union) each token has the greatest of their values.
         """
         there = {(r.kind, r.rank) for r in made.records}
-        missing = [crop for crop in self._crops.values() if crop.split in splits and crop.place not in there]
+        missing = [trial for trial in self._trials.values() if trial.split in splits and trial.place not in there]
         if made.status != Status.OK or not missing:
             return made
         began = time.perf_counter()
@@ -90,116 +45,72 @@ class Simulating:
             tokens = self._ask(hypotheses, missing)
         except LlmReplyError as error:
             return replace(made, status=error.status, reason=error.reason, reply=error.reply, records=())
-        new = [self._record(crop, hypotheses) for crop in missing]
-        order = list(self._crops)
-        before = (replace(r, other_levels=None) for r in made.records)  # the null is of all records or none
+        new = [self._record(trial, hypotheses) for trial in missing]
+        order = list(self._trials)
+        before = (replace(r, control=None) for r in made.records)  # the control is of all records or none
         records = sorted((*before, *new), key=lambda r: order.index((r.kind, r.rank)))
         spent = made.provenance.seconds + time.perf_counter() - began
         cost = replace(made.provenance, prompt_tokens=made.provenance.prompt_tokens + tokens, seconds=spent)
-        return replace(made, records=tuple(records), other_explanation_id=None, provenance=cost)
+        return replace(made, records=tuple(records), control_explanation_id=None, provenance=cost)
 
-    def compare(self, made: Simulation, other: Explanation) -> Simulation:
-        """The simulation with another neuron's explanation simulated on the same records: the null, or `reason` why not."""
+    def compare(self, made: Prediction, control: Explanation) -> Prediction:
+        """The prediction with another unit's explanation tried on the same records: the control, or `reason` why not."""
         began = time.perf_counter()
         try:
-            tokens = self._ask(other.hypotheses, [self._crops[r.kind, r.rank] for r in made.records])
+            tokens = self._ask(control.hypotheses, [self._trials[r.kind, r.rank] for r in made.records])
         except LlmReplyError as error:
             return replace(made, reason=f"the other explanation's simulation failed, {error.status}: {error.reason}")
         records = tuple(
-            replace(r, other_levels=self._record(self._crops[r.kind, r.rank], other.hypotheses).expected_levels)
-            for r in made.records
+            replace(r, control=self._record(self._trials[r.kind, r.rank], control.hypotheses).values) for r in made.records
         )
         spent = made.provenance.seconds + time.perf_counter() - began
         cost = replace(made.provenance, prompt_tokens=made.provenance.prompt_tokens + tokens, seconds=spent)
-        return replace(made, records=records, other_explanation_id=other.id, provenance=cost, reason=None)
+        return replace(made, records=records, control_explanation_id=control.id, provenance=cost, reason=None)
 
-    def _ask(self, hypotheses: Sequence[str], crops: Sequence[Crop]) -> int:
-        """Have every hypothesis simulated on the crops; returns the prompt tokens that it took.
+    def _ask(self, hypotheses: Sequence[str], trials: Sequence[Trial]) -> int:
+        """Have the scorer run every hypothesis on the trials; returns the prompt tokens that it took.
 
-        All crops of a split are asked together, so that a prediction never depends on which of them were missing.
+        All trials of a split are asked together, so that a prediction never depends on which of them were missing.
         """
-        splits = dict.fromkeys(crop.split for crop in crops)
-        wanted = [(text, split) for split in splits for text in hypotheses if (text, split) not in self._known]
-        together = {split: [crop for crop in self._crops.values() if crop.split == split] for split in splits}
+        splits = dict.fromkeys(trial.split for trial in trials)
+        questions = [(text, split) for split in splits for text in hypotheses if (text, split) not in self._known]
+        together = {split: [trial for trial in self._trials.values() if trial.split == split] for split in splits}
 
-        def simulate(one: tuple[str, Split]) -> Predictions:
-            return self._simulator.simulate(one[0], [crop.token_ids for crop in together[one[1]]], self._tokens)
+        def run(question: tuple[str, Split]) -> Predictions:
+            text, split = question
+            return self._scorer.run(text, together[split], self._tokens)
 
         sent = 0
-        for one, made in map_in_flight(simulate, dict.fromkeys(wanted), min(self._at_once, len(wanted)) or 1):
-            self._known[one] = {crop.place: found for crop, found in zip(together[one[1]], made.of, strict=True)}
-            sent += made.prompt_tokens
+        for question, answer in map_in_flight(run, dict.fromkeys(questions), min(self._at_once, len(questions)) or 1):
+            own = zip(together[question[1]], answer.of, strict=True)
+            self._known[question] = {trial.place: predicted for trial, predicted in own}
+            sent += answer.prompt_tokens
         return sent
 
-    def _record(self, crop: Crop, hypotheses: Sequence[str]) -> SimulatedRecord:
-        found = [self._known[text, crop.split][crop.place] for text in hypotheses]
-        levels, mass = found[0].levels, found[0].digit_mass
-        for more in found[1:]:
-            if mass is not None and more.digit_mass is not None:
-                mass = np.where(np.isnan(levels) | (more.levels > levels), more.digit_mass, mass)
-            levels = np.fmax(levels, more.levels)
-        return SimulatedRecord(crop.kind, crop.rank, crop.first, levels, mass)
-
-
-def score_simulation(neuron: Unit, simulation: Simulation) -> list[Score]:
-    """The scores of a stored simulation on the splits that it has records of: what `verify` computes again."""
-    if simulation.status != Status.OK:
-        failed = (simulation.status, None, 0, 0, simulation.reason)
-        return [Score("report", kind, *failed) for kind in SCORE_KINDS]
-    joined = _by_split(neuron, simulation)
-    why: str | None = "not asked for" if simulation.simulator == "digits" else "no other explanation in this command"
-    why = None if simulation.other_explanation_id is not None else simulation.reason or why
-    scores = [
-        score
-        for split in HELD_OUT
-        if joined[split] or (split == "report" and not _is_unread(neuron, simulation))
-        for score in score_records(split, joined[split], joined["select"], simulation.other_explanation_id, why)
-    ]
-    if _is_unread(neuron, simulation):
-        reason = "another candidate was chosen, so the report records were not simulated"
-        scores += [Score("report", kind, Status.NOT_CHOSEN, None, 0, 0, reason) for kind in SCORE_KINDS]
-    return scores
+    def _record(self, trial: Trial, hypotheses: Sequence[str]) -> PredictedRecord:
+        predicted = [self._known[text, trial.split][trial.place] for text in hypotheses]
+        values, detail = predicted[0].values, predicted[0].detail
+        for more in predicted[1:]:
+            if detail is not None and more.detail is not None:
+                detail = np.where(np.isnan(values) | (more.values > values), more.detail, detail)
+            values = np.fmax(values, more.values)
+        return PredictedRecord(trial.kind, trial.rank, trial.first, values, detail)
 
 
 def select_score(
-    neuron: Unit, simulation: Simulation | None, headline: Headline, among: Collection[Place] | None = None
+    evidence: Evidence, prediction: Prediction | None, headline: Headline, among: Collection[Place] | None = None
 ) -> float | None:
     """The headline on `select`, or on those of its records that are in `among`; None where it is undefined."""
-    if simulation is None or simulation.status != Status.OK:
+    if prediction is None or prediction.status != Status.OK:
         return None
-    scores = score_records("select", _by_split(neuron, simulation, among)["select"], ())
-    return next(score.correlation for score in scores if score.kind == headline.subset)
+    if among is not None:
+        prediction = replace(prediction, records=tuple(r for r in prediction.records if (r.kind, r.rank) in among))
+    scores = compute_scores(evidence, prediction)
+    mine = (s.value for s in scores if s.split == "select" and s.metric == headline.metric and s.subset in headline.subsets)
+    return next(mine, None)
 
 
-def _is_unread(neuron: Unit, simulation: Simulation) -> bool:
-    """Whether the neuron has `report` records and none of them was simulated, though others were."""
-    splits = assign_splits(neuron.exemplars)
-    read = {splits[r.kind, r.rank] for r in simulation.records}
-    there = {splits[x.kind, x.rank] for x in neuron.exemplars if x.kind != "bottom"}
-    return bool(read) and "report" in there - read
-
-
-def _by_split(neuron: Unit, simulation: Simulation, among: Collection[Place] | None = None) -> dict[Split, list[ScoredRecord]]:
-    splits = assign_splits(neuron.exemplars)
-    by_place = {(x.kind, x.rank): x for x in neuron.exemplars}
-    joined: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
-    for r in simulation.records:
-        split = splits[r.kind, r.rank]
-        if split in joined and (among is None or (r.kind, r.rank) in among):
-            true = by_place[r.kind, r.rank].activations[r.first : r.first + CROP_LENGTH].astype(np.float64)
-            joined[split].append(ScoredRecord(r.kind, _float64(r.expected_levels), true, _other(r), r.digit_mass))
-    return joined
-
-
-def _other(record: SimulatedRecord) -> NDArray[np.float64] | None:
-    return None if record.other_levels is None else _float64(record.other_levels)
-
-
-def _float64(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    return values.astype(np.float64)
-
-
-def units_at_once(simulator: Simulator | None, explaining: int, n_units: int) -> tuple[int, int]:
-    """(neurons in work at once, hypotheses of one neuron at once), so that the engines' bounds of requests are used."""
-    bound = max(explaining, simulator.engine.in_flight if simulator is not None else 1)
+def units_at_once(scorer: OpenScorer | None, explaining: int, n_units: int) -> tuple[int, int]:
+    """(units in work at once, hypotheses of one unit at once), so that the engines' bounds of requests are used."""
+    bound = max(explaining, scorer.engine.in_flight if scorer is not None else 1)
     return bound, max(1, bound // max(1, n_units))

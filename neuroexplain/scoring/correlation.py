@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuroexplain.types import SCORE_KINDS, Kind, Score, ScoreKind, Split, Status
+from neuroexplain.types import SUBSETS, Kind, Score, Side, Split, Status, Subset
 
-KINDS_OF: Mapping[ScoreKind, tuple[Kind, ...]] = {
+KINDS_OF: Mapping[str, tuple[Kind, ...]] = {
     "top_and_random": ("top", "random"),
     "top": ("top",),
     "random": ("random",),
+    "bottom_and_random": ("bottom", "random"),
+    "bottom": ("bottom",),
 }
+CORRELATION, R_SQUARED, DEVIATION = "correlation", "r_squared", "absolute_deviation_explained"
 LEAST_FOR_INTERVAL = 3  # records of each kind
 LEAST_MASS = 0.02  # of a token whose distribution says something about its level
 
@@ -29,8 +32,8 @@ class ScoredRecord:
 
     kind: Kind
     simulated: NDArray[np.float64]  # [32]; NaN where there is no prediction: such a token is not scored
-    recorded: NDArray[np.float64]  # [32], raw activations
-    other: NDArray[np.float64] | None = None  # [32], predicted from another neuron's explanation
+    recorded: NDArray[np.float64]  # [32], what is true of the side
+    control: NDArray[np.float64] | None = None  # [32], predicted from another unit's explanation
     digit_mass: NDArray[np.float32] | None = None  # [32], the probability that fell on level tokens
 
 
@@ -96,16 +99,21 @@ def score_records(
     split: Split,
     records: Sequence[ScoredRecord],
     calibration: Sequence[ScoredRecord],
-    other_explanation_id: int | None = None,
-    other_reason: str | None = None,
+    control_explanation_id: int | None = None,
+    control_reason: str | None = None,
+    side: Side = "positive",
 ) -> list[Score]:
-    """The scores of one split for the three kinds; `calibration` are the `select` records for the fitted line.
+    """The scores of one split for the side's subsets; `calibration` are the `select` records for the fitted line.
 
-    Where `other_explanation_id` is given, every record holds `other`; else `other_reason` says why there is no null.
+    Where `control_explanation_id` is given, every record holds `control`; else `control_reason` says why there is none. The
+    correlation always has its row; what needs calibrated values only where it has a value.
     """
     return [
-        _score(split, kind, records, calibration if split == "report" else (), other_explanation_id, other_reason)
-        for kind in SCORE_KINDS
+        score
+        for subset in SUBSETS[side]
+        for score in _scores(
+            split, subset, records, calibration if split == "report" else (), control_explanation_id, control_reason
+        )
     ]
 
 
@@ -120,59 +128,72 @@ def fit_line(records: Sequence[ScoredRecord]) -> tuple[float, float] | None:
     return slope, float(y.mean() - slope * x.mean())
 
 
-def _score(
+def _scores(
     split: Split,
-    kind: ScoreKind,
+    subset: Subset,
     records: Sequence[ScoredRecord],
     calibration: Sequence[ScoredRecord],
-    other_id: int | None,
-    other_reason: str | None,
-) -> Score:
-    kinds = KINDS_OF[kind]
+    control_id: int | None,
+    control_reason: str | None,
+) -> list[Score]:
+    kinds = KINDS_OF[subset]
     mine = [x for x in records if x.kind in kinds]
     simulated, recorded = _join(mine)
-    n_tokens, n_records = len(recorded), len(mine)
-    status, reason = Status.OK, None
-    missing = [one for one in kinds if not any(x.kind == one for x in mine)]
-    if missing:
-        status, reason = Status.NO_RECORDS, f"no {' and no '.join(missing)} records in the split {split}"
-    elif (share := _share_with_mass(mine)) < 0.5:
-        status, reason = (
-            Status.LOW_DIGIT_MASS,
-            f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more",
-        )
-    elif not n_tokens:
-        status, reason = Status.LOW_DIGIT_MASS, "no token has a prediction"
-    elif np.ptp(recorded) == 0:
-        status, reason = Status.CONSTANT_ACTIVATIONS, "the true activations are all equal"
-    elif np.ptp(simulated) == 0:
-        status, reason = Status.CONSTANT_SIMULATION, "the simulated activations are all equal"
-    if status != Status.OK:
-        undefined = Score(split, kind, status, None, n_tokens, n_records, reason)
-        return replace(undefined, ci_reason=reason, other_reason=other_reason or reason, calibration_reason=reason)
+    counts = len(recorded), len(mine)
+    undefined = _why_undefined(split, mine, kinds, simulated, recorded)
+    if undefined is not None:
+        status, reason = undefined
+        score = Score(split, subset, CORRELATION, status, None, *counts, reason=reason)
+        return [replace(score, ci_reason=reason, control_reason=control_reason or reason)]
     interval = jackknife_interval(mine, kinds)
-    other = None if other_id is None else correlation_score(*_join(mine, "other"))
-    if other_id is not None and other is None:
-        other_reason = "the other explanation's simulation is constant"
-    line = fit_line([x for x in calibration if x.kind in kinds])
-    expected = None if line is None else line[0] * simulated + line[1]
-    return Score(
+    control = None if control_id is None else correlation_score(*_join(mine, "control"))
+    if control_id is not None and control is None:
+        control_reason = "the other explanation's simulation is constant"
+    score = Score(
         split,
-        kind,
-        status,
+        subset,
+        CORRELATION,
+        Status.OK,
         _correlate(mine),
-        n_tokens,
-        n_records,
+        *counts,
         ci_low=None if isinstance(interval, str) else interval[0],
         ci_high=None if isinstance(interval, str) else interval[1],
         ci_reason=interval if isinstance(interval, str) else None,
-        other_correlation=other,
-        other_explanation_id=other_id,
-        other_reason=other_reason if other is None else None,
-        r_squared=None if expected is None else r_squared(expected, recorded),
-        absolute_deviation_explained=None if expected is None else absolute_deviation_explained(expected, recorded),
-        calibration_reason="no line can be fitted on the select records" if expected is None else None,
+        control=control,
+        control_explanation_id=control_id,
+        control_reason=control_reason if control is None else None,
     )
+    line = fit_line([x for x in calibration if x.kind in kinds])
+    if line is None:
+        return [score]
+    expected = line[0] * simulated + line[1]
+    calibrated = {
+        R_SQUARED: r_squared(expected, recorded),
+        DEVIATION: absolute_deviation_explained(expected, recorded),
+    }
+    return [score, *(Score(split, subset, metric, Status.OK, value, *counts) for metric, value in calibrated.items())]
+
+
+def _why_undefined(
+    split: Split,
+    records: Sequence[ScoredRecord],
+    kinds: Sequence[Kind],
+    simulated: NDArray[np.float64],
+    recorded: NDArray[np.float64],
+) -> tuple[Status, str] | None:
+    """The status and the reason where there is no score."""
+    missing = [kind for kind in kinds if not any(x.kind == kind for x in records)]
+    if missing:
+        return Status.NO_RECORDS, f"no {' and no '.join(missing)} records in the split {split}"
+    if (share := _share_with_mass(records)) < 0.5:
+        return Status.LOW_DIGIT_MASS, f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+    if not len(recorded):
+        return Status.LOW_DIGIT_MASS, "no token has a prediction"
+    if np.ptp(recorded) == 0:
+        return Status.CONSTANT_ACTIVATIONS, "the true activations are all equal"
+    if np.ptp(simulated) == 0:
+        return Status.CONSTANT_SIMULATION, "the simulated activations are all equal"
+    return None
 
 
 def _share_with_mass(records: Sequence[ScoredRecord]) -> float:

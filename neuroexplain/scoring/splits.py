@@ -50,13 +50,13 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
 
 
 def halve_select(
-    exemplars: Sequence[Exemplar], splits: Mapping[tuple[Kind, int], Split | None]
+    exemplars: Sequence[Exemplar], splits: Mapping[tuple[Kind, int], Split | None], kinds: Collection[Kind]
 ) -> tuple[set[tuple[Kind, int]], set[tuple[Kind, int]]]:
-    """(shown, held) of the `select` records: a revision is shown those of ranks 2 mod 8 and judged on those of ranks 6 mod 8.
+    """(shown, held) of the `select` records of these kinds: ranks 2 mod 8, which a revision is shown, and ranks 6 mod 8.
 
     A held record that shares a segment or 16 consecutive token ids with a shown one is in neither.
     """
-    chosen = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind != "bottom"]
+    chosen = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind in kinds]
     shown = [x for x in chosen if x.rank % 8 == 2]
     runs = {run for x in shown for run in _token_runs(x)}
     held = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,7 +18,8 @@ from neuroexplain.store.reader import FileReaders, Reader, read_engine
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-REVISION = "0005"  # the newest migration; a test compares
+REVISION = "0006"  # the newest migration; a test compares
+ROOM_TO_UPGRADE = 0.25  # of a file's size: the scores anew, and the log of the transaction; measured in docs/benchmarks.md
 
 
 class Store:
@@ -125,8 +127,11 @@ def remove_if_unused(store: Store) -> None:
             store.file.with_name(store.file.name + name).unlink(missing_ok=True)
 
 
-def upgrade_store(where: str) -> tuple[str, str]:
-    """Bring a database to this version's schema; returns (revision before, revision after)."""
+def upgrade_store(where: str, tell: Callable[[str], None] | None = None) -> tuple[str, str]:
+    """Bring a database to this version's schema; returns (revision before, revision after). Killed, it is as it was.
+
+    `tell` is told beforehand how much room on the disk it takes. Raises NeuroexplainError where there is less.
+    """
     place, name = _locate(where)
     _check_file(place, name, create=False)
     with Store(place, name) as store:
@@ -137,8 +142,24 @@ def upgrade_store(where: str) -> tuple[str, str]:
             raise NeuroexplainError(
                 f"{name} has schema version {before}, newer than {REVISION}. Update neuroexplain to read it."
             )
+        if before < REVISION and store.file is not None:
+            _check_room(store.file, tell)
         _migrate(store.engine)
+        if before < REVISION and store.file is not None:
+            with store.engine.connect() as connection:  # the write-ahead log goes into the file
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     return before, REVISION
+
+
+def _check_room(file: Path, tell: Callable[[str], None] | None) -> None:
+    size, free = file.stat().st_size, shutil.disk_usage(file.parent).free
+    needed = max(int(size * ROOM_TO_UPGRADE), min(size, 1 << 30)) + (1 << 20)
+    if tell is not None:
+        tell(
+            f"Upgrading {file} ({size / 1e9:.2f} GB): needs up to {needed / 1e9:.2f} GB of disk, {free / 1e9:.1f} GB are free."
+        )
+    if free < needed:
+        raise NeuroexplainError(f"There is not enough room beside {file}: make some, or move it to another disk.")
 
 
 def migrations_folder() -> Path:
@@ -221,6 +242,7 @@ def _find_revision(store: Store) -> str | None:
 
 
 def _migrate(engine: Engine) -> None:
+    """Bring the tables to this version's, in one transaction: whatever ends it, they are as they were or as they should be."""
     from alembic import command
     from alembic.config import Config
     from sqlalchemy.exc import OperationalError
@@ -228,8 +250,24 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     try:
-        with engine.begin() as connection:
+        with engine.begin() as connection, _whole_transaction(connection):
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except OperationalError as error:
-        raise NeuroexplainError(f"Could not write the tables: {error.orig}.") from error
+        raise NeuroexplainError(f"Could not write the tables: {error.orig}. What was there is as it was.") from error
+
+
+@contextmanager
+def _whole_transaction(connection: Connection) -> Iterator[None]:
+    """SQLite: begin at once. Python's driver would begin at the first row that is written, after tables were changed."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    before, driver.isolation_level = driver.isolation_level, None
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield
+        connection.commit()
+    finally:
+        driver.isolation_level = before

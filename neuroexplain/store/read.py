@@ -19,7 +19,6 @@ from neuroexplain.store.dialect import NOT_SEARCHABLE, as_search, explanation_ma
 from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.types import (
-    CROP_LENGTH,
     FINE,
     KINDS,
     RECORD_LENGTH,
@@ -29,14 +28,15 @@ from neuroexplain.types import (
     ExemplarArrays,
     Explanation,
     Failure,
+    Headline,
+    PredictedRecord,
+    Prediction,
     Provenance,
     QueryRow,
     Run,
     Score,
     Segment,
     Session,
-    SimulatedRecord,
-    Simulation,
     Source,
     Stats,
     StatsArrays,
@@ -55,12 +55,12 @@ FEW = 4_000  # explanations that are fetched by their ids and sorted, rather tha
 OF_UNIT = "run_id = :run AND layer = :layer AND unit = :unit"
 QUERY_COLUMNS = (
     "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
-    "s.simulator, s.simulator_model, s.correlation, s.ci_low, s.ci_high, n.max_activation"
+    "e.side, s.scorer, s.scorer_model, s.subset, s.value, s.ci_low, s.ci_high, n.max_activation"
 )
 ITS_UNIT = "n.run_id = e.run_id AND n.layer = e.layer AND n.unit = e.unit"
-OF_HEADLINE = "s.split = 'report' AND s.kind = :subset"
+OF_METRIC = "s.split = 'report' AND s.metric = :metric"
 ORDERS = {
-    "score": "s.correlation DESC NULLS LAST, ",
+    "score": "s.value DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
     "unit": "",
 }
@@ -69,33 +69,33 @@ MISPLACED = {  # what is wrong -> the rows of a run that are
         "SELECT s.id, e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
         "WHERE e.run_id = :run AND (s.run_id, s.layer, s.unit) <> (e.run_id, e.layer, e.unit) ORDER BY s.id"
     ),
-    "simulation {} of explanation {} stands under another run": (
-        "SELECT s.id, e.id FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+    "prediction {} of explanation {} stands under another run": (
+        "SELECT s.id, e.id FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
         "WHERE e.run_id = :run AND s.run_id <> e.run_id ORDER BY s.id"
     ),
     "explanation {} has scores, though its status is {}": (
         "SELECT id, status FROM explanations e WHERE run_id = :run AND status <> 'ok' "
         "AND EXISTS (SELECT 1 FROM scores s WHERE s.explanation_id = e.id) ORDER BY id"
     ),
-    "{}:{}: {} explanations by {}, {} are chosen, not one": (
-        "SELECT layer, unit, n, explainer, model FROM (SELECT layer, unit, explainer, model, "
+    "{}:{}: {} explanations by {}, {}, of the {} side are chosen, not one": (
+        "SELECT layer, unit, n, explainer, model, side FROM (SELECT layer, unit, explainer, model, side, "
         "sum(CASE WHEN chosen THEN 1 ELSE 0 END) AS n FROM explanations "
-        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, unit, explainer, model) AS counted "
-        "WHERE n <> 1 ORDER BY layer, unit, explainer, model"
+        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, unit, explainer, model, side) "
+        "AS counted WHERE n <> 1 ORDER BY layer, unit, explainer, model, side"
     ),
     **{
         f"{table[:-1]} {{}} was compared with explanation {{}}, which is missing": (
-            f"SELECT id, other_explanation_id FROM {table} WHERE run_id = :run "
-            "AND other_explanation_id IS NOT NULL AND other_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
+            f"SELECT id, control_explanation_id FROM {table} WHERE run_id = :run "
+            "AND control_explanation_id IS NOT NULL AND control_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
         )
-        for table in ("simulations", "scores")
+        for table in ("predictions", "scores")
     },
     **{
         f"{table[:-1]} {{}} is of the prompt {{}}, which is missing": (
             f"SELECT id, prompt_sha256 FROM {table} WHERE run_id = :run "
             "AND prompt_sha256 IS NOT NULL AND prompt_sha256 NOT IN (SELECT sha256 FROM prompts) ORDER BY id"
         )
-        for table in ("explanations", "simulations")
+        for table in ("explanations", "predictions")
     },
 }
 
@@ -293,27 +293,27 @@ def list_explanations(
     return [_explanation(row) for row in rows]
 
 
-def list_simulations(store: Store, explanation_ids: Iterable[int]) -> list[Simulation]:
-    """All simulations of the explanations, by explanation, simulator and model."""
+def list_predictions(store: Store, explanation_ids: Iterable[int]) -> list[Prediction]:
+    """All predictions of the explanations, by explanation, scorer and model."""
     found = []
     with store.read() as reader:
         for some in _chunks(sorted(set(explanation_ids))):
             sql = (
-                "SELECT s.*, e.layer, e.unit FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
-                f"WHERE s.explanation_id {_among(some)} ORDER BY s.explanation_id, s.simulator, s.model"
+                "SELECT s.*, e.layer, e.unit FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
+                f"WHERE s.explanation_id {_among(some)} ORDER BY s.explanation_id, s.scorer, s.model"
             )
-            found += [_simulation(row) for row in reader.rows(sql)]
+            found += [_prediction(row) for row in reader.rows(sql)]
     return found
 
 
 def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScore]:
-    """All scores of the explanations, by explanation, simulator, model, split and kind."""
+    """All scores of the explanations, by explanation, scorer, model, split, subset and metric."""
     found = []
     with store.read() as reader:
         for some in _chunks(sorted(set(explanation_ids))):
             sql = (
                 f"SELECT * FROM scores WHERE explanation_id {_among(some)} "
-                "ORDER BY explanation_id, simulator, simulator_model, split, kind"
+                "ORDER BY explanation_id, scorer, scorer_model, split, subset, metric"
             )
             found += [_score(row) for row in reader.rows(sql)]
     return found
@@ -330,22 +330,25 @@ def query_explanations(
     max_score: float | None = None,
     sort: str = "score",
     peak_token_ids: Sequence[int] | None = None,
-    simulator: str | None = None,
+    headline: Headline | None = None,
+    scorer: str | None = None,
     chosen_only: bool = True,
     limit: int = 20,
     offset: int = 0,
 ) -> list[QueryRow]:
-    """Explanations with the run's headline score, one row per explanation, simulator and model.
+    """Explanations with one score each, one row per explanation, scorer and model: the run's headline unless another is given.
 
-    With bounds of the score, or a simulator, those without such a score are left out. Sorted by `score` (highest first,
+    With bounds of the score, or a scorer, those without such a score are left out. Sorted by `score` (highest first,
     unscored last), `activation` (highest first) or `unit`; ties in the order of neurons.
     """
-    values: dict[str, Any] = {"run": run.id, "least": min_score, "most": max_score, "simulator": simulator}
-    values["subset"] = run.headline.subset
+    values: dict[str, Any] = {"run": run.id, "least": min_score, "most": max_score, "scorer": scorer}
+    headline = headline or run.headline
+    values |= _headline_values(headline)
+    of_headline = _of_headline(headline)
     if text is not None:
         values["words"] = as_search(store.dialect, search_words(text))
     limit += offset
-    scored_only = min_score is not None or max_score is not None or simulator is not None
+    scored_only = min_score is not None or max_score is not None or scorer is not None
     conditions = ["e.status = 'ok'"]
     if layers is not None:
         conditions.append(f"e.layer {_among(layers)}")
@@ -356,7 +359,7 @@ def query_explanations(
         conditions.append("e.chosen")
 
     def found(tables: str, where: Sequence[str], sort: str, n: int) -> list[Any]:
-        order = f"{ORDERS[sort]}e.layer, e.unit, e.id, s.simulator, s.simulator_model"
+        order = f"{ORDERS[sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
         sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
         return reader.rows(sql, n=n, **values)
 
@@ -371,20 +374,23 @@ def query_explanations(
                 conditions.append(_peaks_on(peak_token_ids))
         rows: list[Any] = []
         if (ids is None and sort == "score") or scored_only:
-            where = ["s.run_id = :run", OF_HEADLINE, "s.correlation IS NOT NULL", *conditions]
+            where = ["s.run_id = :run", OF_METRIC, "s.value IS NOT NULL", *conditions]
             if layers is not None:
                 where.append(f"s.layer {_among(layers)}")
-            if simulator is not None:
-                where.append("s.simulator = :simulator")
+            if scorer is not None:
+                where.append("s.scorer = :scorer")
             if min_score is not None:
-                where.append("s.correlation >= :least")
+                where.append("s.value >= :least")
             if max_score is not None:
-                where.append("s.correlation <= :most")
+                where.append("s.value <= :most")
             tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
-            rows += found(tables, where, sort, limit)
+            for number in range(len(headline.subsets)):  # each in the order of the index
+                rows += found(tables, [*where, f"s.subset = :subset_{number}"], sort, limit)
+            if len(headline.subsets) > 1:
+                rows = sorted(rows, key=PLACES[sort])[:limit]
             if len(rows) == limit or scored_only:
-                return _query_rows(run, rows)[offset:]
-            conditions.append("s.correlation IS NULL")  # the rest has no score
+                return _query_rows(reader, run, headline, rows)[offset:]
+            conditions.append("s.value IS NULL")  # the rest has no score
             sort, limit = "unit", limit - len(rows)
         if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
             has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
@@ -399,19 +405,29 @@ def query_explanations(
             conditions.append(f"e.id {_among(ids)}")
         # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
         conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
-        tables = f"explanations e JOIN units n ON {ITS_UNIT} LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE}"
+        tables = f"explanations e JOIN units n ON {ITS_UNIT} LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline}"
         rows += found(tables, conditions, sort, limit)
-    return _query_rows(run, rows)[offset:]
+        return _query_rows(reader, run, headline, rows)[offset:]
 
 
-def list_headline_scores(store: Store, run: Run) -> list[tuple[int, str, str, float]]:
-    """(layer, explainer, simulator, correlation) of every headline score there is, chosen explanations only."""
+def _of_headline(headline: Headline) -> str:
+    """The condition that score `s` is the headline of its explanation, by one scorer and model."""
+    return f"{OF_METRIC} AND s.subset IN ({', '.join(f':subset_{n}' for n in range(len(headline.subsets)))})"
+
+
+def _headline_values(headline: Headline) -> dict[str, str]:
+    return {"metric": headline.metric, **{f"subset_{n}": subset for n, subset in enumerate(headline.subsets)}}
+
+
+def list_headline_scores(store: Store, run: Run, headline: Headline | None = None) -> list[tuple[int, str, str, float]]:
+    """(layer, explainer, scorer, score) of every headline score there is, chosen explanations only."""
+    headline = headline or run.headline
     sql = (
-        "SELECT s.layer, e.explainer, s.simulator, s.correlation FROM scores s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND {OF_HEADLINE} AND s.correlation IS NOT NULL AND e.chosen"
+        "SELECT s.layer, e.explainer, s.scorer, s.value FROM scores s JOIN explanations e ON e.id = s.explanation_id "
+        f"WHERE s.run_id = :run AND {_of_headline(headline)} AND s.value IS NOT NULL AND e.chosen"
     )
     with store.read() as reader:
-        rows = reader.rows(sql, run=run.id, subset=run.headline.subset)
+        rows = reader.rows(sql, run=run.id, **_headline_values(headline))
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
@@ -419,15 +435,15 @@ def list_best(store: Store, run: Run, neurons: Sequence[UnitId]) -> dict[UnitId,
     """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
     sql = (
         f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN units n ON {ITS_UNIT} "
-        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {OF_HEADLINE} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(run.headline)} "
         "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.unit = :unit "
-        "ORDER BY s.correlation DESC NULLS LAST LIMIT 1"
+        "ORDER BY s.value DESC NULLS LAST LIMIT 1"
     )
     found: dict[UnitId, QueryRow] = {}
     with store.read() as reader:
         for one in dict.fromkeys(neurons):
-            values = {"run": run.id, "subset": run.headline.subset, "layer": one.layer, "unit": one.index}
-            for row in _query_rows(run, reader.rows(sql, **values)):
+            values = {"run": run.id, "layer": one.layer, "unit": one.index, **_headline_values(run.headline)}
+            for row in _query_rows(reader, run, run.headline, reader.rows(sql, **values)):
                 found[one] = row
     return found
 
@@ -464,7 +480,30 @@ def _peaks_on(token_ids: Sequence[int]) -> str:
     )
 
 
-def _query_rows(run: Run, rows: Iterable[Any]) -> list[QueryRow]:
+def _last(row: Any) -> tuple[Any, ...]:
+    return row.layer, row.unit, row.id, row.scorer, row.scorer_model
+
+
+PLACES: Mapping[str, Any] = {  # the same of rows that were read
+    "score": lambda row: (-row.value, *_last(row)),
+    "activation": lambda row: (row.max_activation is None, -(row.max_activation or 0.0), *_last(row)),
+    "unit": _last,
+}
+
+
+def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
+    if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
+        correlations = None  # the score itself
+    else:
+        sql = (
+            "SELECT explanation_id, scorer, scorer_model, value FROM scores WHERE split = 'report' "
+            "AND metric = 'correlation' AND subset = 'top_and_random' AND explanation_id "
+        )
+        correlations = {
+            (row.explanation_id, row.scorer, row.scorer_model): row.value
+            for some in _chunks(sorted({row.id for row in rows}))
+            for row in reader.rows(f"{sql}{_among(some)}")
+        }
     return [
         QueryRow(
             unit=(unit := UnitId(row.layer, row.unit)),
@@ -473,9 +512,14 @@ def _query_rows(run: Run, rows: Iterable[Any]) -> list[QueryRow]:
             explanation_id=row.id,
             explainer=row.explainer,
             model=row.model,
-            simulator=row.simulator,
-            simulator_model=row.simulator_model,
-            correlation=row.correlation,
+            side=row.side,
+            source=run.kind if (source := run.source(row.layer)) is None else source.kind,
+            scorer=row.scorer,
+            scorer_model=row.scorer_model,
+            metric=headline.metric,
+            subset=row.subset,
+            score=row.value,
+            correlation=row.value if correlations is None else correlations.get((row.id, row.scorer, row.scorer_model)),
             ci_low=row.ci_low,
             ci_high=row.ci_high,
             max_activation=row.max_activation,
@@ -485,14 +529,14 @@ def _query_rows(run: Run, rows: Iterable[Any]) -> list[QueryRow]:
 
 
 def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
-    """Explanations and simulations that failed, in the order of neurons."""
+    """Explanations and predictions that failed, in the order of neurons."""
     fine = ", ".join(f"'{status}'" for status in FINE)
     here = "" if layers is None else f" AND e.layer {_among(layers)}"
     sql = (
         "SELECT e.layer, e.unit, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
         f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){here} "
-        "UNION ALL SELECT e.layer, e.unit, s.simulator AS what, s.status, s.reason, s.reply "
-        "FROM simulations s JOIN explanations e ON e.id = s.explanation_id "
+        "UNION ALL SELECT e.layer, e.unit, s.scorer AS what, s.status, s.reason, s.reply "
+        "FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
         f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){here} ORDER BY layer, unit LIMIT :n"
     )
     with store.read() as reader:
@@ -539,14 +583,14 @@ def list_sessions(store: Store, run_id: int) -> list[Session]:
 
 
 def count_orphans(store: Store) -> int:
-    """Simulations and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
+    """Predictions and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
     lost = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
     its_neuron = "n.run_id = x.run_id AND n.layer = x.layer AND n.unit = x.unit"
     with store.read() as reader:
         return sum(
             int(reader.value(sql))
             for sql in (
-                f"SELECT count(*) FROM simulations {lost}",
+                f"SELECT count(*) FROM predictions {lost}",
                 f"SELECT count(*) FROM scores {lost}",
                 f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM units n WHERE {its_neuron})",
             )
@@ -666,7 +710,11 @@ def _unpack(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any]) -> Itera
 def _run(row: Any, sources: tuple[Source, ...]) -> Run:
     with _whole("runs", row):
         decoded = {"layers": tuple(map(int, _json(row.layers))), "config": dict(_json(row.config))}
-        return Run(**_fields(row, Run) | decoded | {"versions": dict(_json(row.versions)), "sources": sources})
+        return Run(
+            **_fields(row, Run)
+            | decoded
+            | {"versions": dict(_json(row.versions)), "sources": sources, "rectified": bool(row.rectified)}
+        )
 
 
 def _explanation(row: Any) -> Explanation:
@@ -686,6 +734,7 @@ def _explanation(row: Any) -> Explanation:
         covers=covers,
         parts=parts,
         id=row.id,
+        side=row.side,
     )
 
 
@@ -693,50 +742,50 @@ def _provenance(row: Any) -> Provenance:
     return Provenance(**_fields(row, Provenance) | {"sampling": dict(_json(row.sampling))})
 
 
-def _simulated_records(row: Any) -> Iterator[SimulatedRecord]:
-    import numpy as np
-
-    from neuroexplain.store.packing import unpack_array, unpack_mass
-
-    def by_record(name: str) -> Any:
-        packed = getattr(row, name)
-        return None if packed is None else unpack_array(name, packed).reshape(len(places[0]), CROP_LENGTH)
+def _predicted_records(row: Any) -> Iterator[PredictedRecord]:
+    from neuroexplain.store.packing import CODECS, unpack_array
 
     places = [unpack_array(name, getattr(row, name)).tolist() for name in ("kinds", "ranks", "firsts")]
-    levels, mass, other = map(by_record, ("expected_levels", "digit_mass", "other_levels"))
+    codec, n = CODECS[row.codec], len(places[0])
+    values = codec.unpack(row.predicted, n)
+    detail = None if row.detail is None else codec.unpack_detail(row.detail, n)
+    control = None if row.control is None else codec.unpack(row.control, n)
+    if any(beside is not None and beside.shape != values.shape for beside in (detail, control)):
+        raise ValueError("its values, details and control differ in number")
     for i, (kind, rank, first) in enumerate(zip(*places, strict=True)):
         if kind >= len(KINDS):
             raise ValueError(f"there is no kind {kind}")
-        yield SimulatedRecord(
+        yield PredictedRecord(
             kind=KINDS[kind],
             rank=rank,
             first=first,
-            expected_levels=levels[i].astype(np.float32),
-            digit_mass=None if mass is None else unpack_mass(mass[i]),
-            other_levels=None if other is None else other[i].astype(np.float32),
+            values=values[i],
+            detail=None if detail is None else detail[i],
+            control=None if control is None else control[i],
         )
 
 
-def _simulation(row: Any) -> Simulation:
-    with _whole("simulations", row):
-        records, provenance, status = tuple(_simulated_records(row)), _provenance(row), Status(row.status)
-    return Simulation(
+def _prediction(row: Any) -> Prediction:
+    with _whole("predictions", row):
+        records, provenance, status = tuple(_predicted_records(row)), _provenance(row), Status(row.status)
+    return Prediction(
         explanation_id=row.explanation_id,
         unit=UnitId(row.layer, row.unit),
-        simulator=row.simulator,
+        scorer=row.scorer,
         status=status,
         records=records,
         provenance=provenance,
         reason=row.reason,
         reply=row.reply,
-        other_explanation_id=row.other_explanation_id,
+        control_explanation_id=row.control_explanation_id,
         id=row.id,
+        codec=row.codec,
     )
 
 
 def _score(row: Any) -> StoredScore:
     score = Score(**_fields(row, Score) | {"status": _status("scores", row)})
-    return StoredScore(UnitId(row.layer, row.unit), row.explanation_id, row.simulator, row.simulator_model, score)
+    return StoredScore(UnitId(row.layer, row.unit), row.explanation_id, row.scorer, row.scorer_model, score)
 
 
 def _pairs(reading: Any, which: str) -> tuple[tuple[int, float], ...]:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -113,6 +114,7 @@ runs = Table(
     Column("started_at", String(32), nullable=False),
     Column("finished_at", String(32)),
     Column("versions", JSON, nullable=False),
+    Column("rectified", Boolean(create_constraint=False), nullable=False, server_default=false()),
 )
 
 sources = Table(
@@ -250,28 +252,30 @@ explanations = Table(
     *_provenance(),
     Column("covers", JSON(none_as_null=True)),
     Column("parts", JSON(none_as_null=True)),
+    Column("side", String(8), nullable=False, server_default="positive"),
     UniqueConstraint("run_id", "layer", "unit", "request_key", name="uq_explanations_run_id_layer_neuron_request_key"),
 )
 
-simulations = Table(
-    "simulations",
+predictions = Table(
+    "predictions",
     metadata,
     Column("id", Integer, primary_key=True),
     _run(),
     Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
-    Column("simulator", String(32), nullable=False),
+    Column("scorer", String(32), nullable=False),
     Column("status", String(32), nullable=False),
     Column("reason", SafeText),
     Column("reply", SafeText),
     _packed("kinds"),
     _packed("ranks"),
     _packed("firsts"),
-    _packed("expected_levels"),
-    _packed("digit_mass", nullable=True),
-    _packed("other_levels", nullable=True),
-    Column("other_explanation_id", Integer),
+    Column("predicted", LargeBinary, nullable=False),  # as many values a record as the scorer gives; packing.CODECS
+    Column("detail", LargeBinary),
+    Column("control", LargeBinary),
+    Column("control_explanation_id", Integer),
     *_provenance(),
-    UniqueConstraint("explanation_id", "simulator", "model"),
+    Column("codec", String(16), nullable=False, server_default="levels"),
+    UniqueConstraint("explanation_id", "scorer", "model", name="uq_simulations_explanation_id_simulator_model"),
 )
 
 scores = Table(
@@ -282,27 +286,25 @@ scores = Table(
     Column("layer", Integer, nullable=False),
     Column("unit", Integer, nullable=False),
     Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
-    Column("simulator", String(32), nullable=False),
-    Column("simulator_model", SafeText, nullable=False),
+    Column("scorer", String(32), nullable=False),
+    Column("scorer_model", SafeText, nullable=False),
+    Column("metric", String(32), nullable=False),
     Column("split", String(8), nullable=False),
-    Column("kind", String(16), nullable=False),
+    Column("subset", String(32), nullable=False),
     Column("status", String(32), nullable=False),
     Column("reason", SafeText),
-    Column("correlation", Float),
+    Column("value", Float),
     Column("ci_low", Float),
     Column("ci_high", Float),
     Column("ci_reason", SafeText),
-    Column("other_correlation", Float),
-    Column("other_explanation_id", Integer),
-    Column("other_reason", SafeText),
-    Column("r_squared", Float),
-    Column("absolute_deviation_explained", Float),
-    Column("calibration_reason", SafeText),
+    Column("control", Float),
+    Column("control_explanation_id", Integer),
+    Column("control_reason", SafeText),
     Column("n_tokens", Integer, nullable=False),
     Column("n_records", Integer, nullable=False),
-    UniqueConstraint("explanation_id", "simulator", "simulator_model", "split", "kind"),
-    Index("ix_scores_headline", "run_id", "split", "kind", "correlation"),
-    Index("ix_scores_headline_layer", "run_id", "layer", "split", "kind", "correlation"),
+    UniqueConstraint("explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"),
+    Index("ix_scores_headline", "run_id", "metric", "subset", "split", "value"),
+    Index("ix_scores_headline_layer", "run_id", "layer", "metric", "subset", "split", "value"),
 )
 
 sessions = Table(
@@ -314,13 +316,13 @@ sessions = Table(
     Column("seconds", Float, nullable=False),
     Column("explainer", String(32)),
     Column("model", SafeText),
-    Column("simulator", String(32)),
-    Column("simulator_model", SafeText),
+    Column("scorer", String(32)),
+    Column("scorer_model", SafeText),
     Column("n_neurons", Integer, nullable=False),
     Column("n_failed", Integer, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger),
     Column("completion_tokens", BigInteger, nullable=False),
-    Column("simulator_prompt_tokens", BigInteger, nullable=False),
+    Column("scorer_prompt_tokens", BigInteger, nullable=False),
     Column("scored_tokens", BigInteger, nullable=False),
 )

@@ -13,26 +13,28 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, tuple_, update
 
+from neuroexplain.scoring.evidence import is_side_dead
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import insert_statement, upsert
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import DTYPES, WIDTHS, pack_activations, pack_array, pack_each, pack_mass, unpack_mass
+from neuroexplain.store.packing import CODECS, DTYPES, WIDTHS, pack_activations, pack_array, pack_each
 from neuroexplain.store.read import read_segment_ids
 from neuroexplain.store.reader import reader_of
 from neuroexplain.store.tables import safe_text
 from neuroexplain.types import (
-    CROP_LENGTH,
     KINDS,
     PEAK_INDEX,
     RECORD_LENGTH,
+    STRONGEST,
     CollectedLayer,
+    ExemplarArrays,
     Explained,
     Explanation,
+    Prediction,
     Provenance,
     Score,
     Segment,
     Session,
-    Simulation,
     Source,
     Status,
     VocabularyArrays,
@@ -146,6 +148,8 @@ def request_key(explanation: Explanation) -> str:
     ]
     if explanation.explainer == "human":
         asked.append(explanation.text)
+    if explanation.side != "positive":  # the first version knew no sides
+        asked.append(explanation.side)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -182,23 +186,24 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
         found = []
         for one in made:
             explanation = one.explanation if one.explanation.id is not None else next(new)
-            simulation = one.simulation
-            if simulation is not None and explanation.id is not None:
-                simulation = replace(simulation, explanation_id=explanation.id)
-            found.append(replace(one, explanation=explanation, simulation=simulation))
-        _save_simulations(connection, store, run_id, [(x.simulation, x.scores) for x in found if x.simulation is not None])
+            prediction = one.prediction
+            if prediction is not None and explanation.id is not None:
+                prediction = replace(prediction, explanation_id=explanation.id)
+            found.append(replace(one, explanation=explanation, prediction=prediction))
+        _save_predictions(connection, store, run_id, [(x.prediction, x.scores) for x in found if x.prediction is not None])
     return found
 
 
 def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:
-    """Mark nothing as chosen that is of their neurons, explainers and models."""
+    """Mark nothing as chosen that is of their units, sides, explainers and models."""
     e = t.explanations.c
-    same: dict[tuple[str, str, int], set[int]] = {}
+    same: dict[tuple[str, str, str, int], set[int]] = {}
     for one in explanations:
-        same.setdefault((one.explainer, one.provenance.model, one.unit.layer), set()).add(one.unit.index)
-    for (explainer, model, layer), neurons in same.items():
-        for some in _batches(sorted(neurons)):
-            where = e.run_id == run_id, e.layer == layer, e.unit.in_(some), e.explainer == explainer, e.model == model
+        same.setdefault((one.explainer, one.provenance.model, one.side, one.unit.layer), set()).add(one.unit.index)
+    for (explainer, model, side, layer), units in same.items():
+        for some in _batches(sorted(units)):
+            by = e.explainer == explainer, e.model == model, e.side == side
+            where = e.run_id == run_id, e.layer == layer, e.unit.in_(some), *by
             connection.execute(update(t.explanations).where(*where, e.chosen).values(chosen=False))
 
 
@@ -230,6 +235,7 @@ def _save_explanations(
             "reply": explanation.reply,
             "covers": None if explanation.covers is None else list(explanation.covers),
             "parts": None if explanation.parts is None else list(explanation.parts),
+            "side": explanation.side,
             **_provenance_row(explanation.provenance),
         }
         for explanation in explanations
@@ -249,72 +255,73 @@ def _save_explanations(
     ]
 
 
-def as_stored(simulation: Simulation) -> Simulation:
-    """The simulation with its levels and masses rounded as the store keeps them: what scores are computed from."""
+def as_stored(prediction: Prediction) -> Prediction:
+    """The prediction with its numbers rounded as the store keeps them: what scores are computed from."""
+    codec = CODECS[prediction.codec]
     rounded = (
         replace(
             r,
-            expected_levels=_round(r.expected_levels),
-            digit_mass=None if r.digit_mass is None else unpack_mass(pack_mass(r.digit_mass)),
-            other_levels=None if r.other_levels is None else _round(r.other_levels),
+            values=codec.rounded(r.values),
+            detail=None if r.detail is None else codec.rounded_detail(r.detail),
+            control=None if r.control is None else codec.rounded(r.control),
         )
-        for r in simulation.records
+        for r in prediction.records
     )
-    return replace(simulation, records=tuple(rounded))
+    return replace(prediction, records=tuple(rounded))
 
 
-def save_simulation(store: Store, run_id: int, simulation: Simulation, scores: Sequence[Score]) -> None:
+def save_prediction(store: Store, run_id: int, prediction: Prediction, scores: Sequence[Score]) -> None:
     """Store one simulation and its scores: see save_simulations."""
-    save_simulations(store, run_id, [(simulation, scores)])
+    save_predictions(store, run_id, [(prediction, scores)])
 
 
-def save_simulations(store: Store, run_id: int, made: Sequence[tuple[Simulation, Sequence[Score]]]) -> None:
+def save_predictions(store: Store, run_id: int, made: Sequence[tuple[Prediction, Sequence[Score]]]) -> None:
     """Store simulations, each with its scores, in place of earlier ones by the same simulator and model."""
     with store.write() as connection:
-        _save_simulations(connection, store, run_id, made)
+        _save_predictions(connection, store, run_id, made)
 
 
-def _save_simulations(
-    connection: Connection, store: Store, run_id: int, made: Sequence[tuple[Simulation, Sequence[Score]]]
+def _save_predictions(
+    connection: Connection, store: Store, run_id: int, made: Sequence[tuple[Prediction, Sequence[Score]]]
 ) -> None:
     if not made:
         return
     whose = [
-        {"explanation_id": one.explanation_id, "simulator": one.simulator, "simulator_model": one.provenance.model}
-        for one, _ in made
+        {"explanation_id": one.explanation_id, "scorer": one.scorer, "scorer_model": one.provenance.model} for one, _ in made
     ]
     places = ({"run_id": run_id, "layer": one.unit.layer, "unit": one.unit.index} for one, _ in made)
     scores = [
         {**place, **mine, **asdict(score)}
-        for place, mine, (_, found) in zip(places, whose, made, strict=True)
-        for score in found
+        for place, mine, (_, computed) in zip(places, whose, made, strict=True)
+        for score in computed
     ]
-    rows = [_simulation_row(run_id, one) for one, _ in made]
+    rows = [_prediction_row(run_id, one) for one, _ in made]
     old = [{f"b_{name}": value for name, value in mine.items()} for mine in whose]
-    _upsert_many(connection, store, t.simulations, rows, ["explanation_id", "simulator", "model"])
+    _upsert_many(connection, store, t.predictions, rows, ["explanation_id", "scorer", "model"])
     connection.execute(delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old)
     _insert_many(connection, insert(t.scores), scores)
 
 
-def _simulation_row(run_id: int, simulation: Simulation) -> dict[str, Any]:
-    records = simulation.records
-    masses = [r.digit_mass for r in records if r.digit_mass is not None]
-    others = [r.other_levels for r in records if r.other_levels is not None]
+def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
+    records, codec = prediction.records, CODECS[prediction.codec]
+    details = [r.detail for r in records if r.detail is not None]
+    controls = [r.control for r in records if r.control is not None]
     return {
         "run_id": run_id,
-        "explanation_id": simulation.explanation_id,
-        "simulator": simulation.simulator,
-        "status": simulation.status,
-        "reason": simulation.reason,
-        "reply": simulation.reply,
+        "explanation_id": prediction.explanation_id,
+        "scorer": prediction.scorer,
+        "status": prediction.status,
+        "reason": prediction.reason,
+        "reply": prediction.reply,
         "kinds": np.array([KINDS.index(r.kind) for r in records], np.uint8),
         "ranks": np.array([r.rank for r in records], np.uint8),
         "firsts": np.array([r.first for r in records], np.uint8),
-        "expected_levels": _joined([r.expected_levels for r in records]),
-        "digit_mass": pack_mass(_joined(masses)) if records and len(masses) == len(records) else None,
-        "other_levels": _joined(others) if records and len(others) == len(records) else None,
-        "other_explanation_id": simulation.other_explanation_id,
-        **_provenance_row(simulation.provenance),
+        "predicted": codec.pack(_joined([r.values for r in records])),
+        "detail": codec.pack_detail(_joined(details)) if records and len(details) == len(records) else None,
+        "control": codec.pack(_joined(controls)) if records and len(controls) == len(records) else None,
+        "control_explanation_id": prediction.control_explanation_id,
+        "codec": prediction.codec,
+        **_provenance_row(prediction.provenance),
     }
 
 
@@ -358,23 +365,29 @@ def _joined(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
 
 
-def _round(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    assert len(values) == CROP_LENGTH
-    return values.astype("<f2").astype(np.float32)
-
-
 def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
     n = len(next(iter(found.exemplars.values())).counts)
-    top, stats = found.exemplars.get("top"), found.stats
-    strongest: list[float | None] = [None] * n
-    if top is not None and top.peaks.shape[1]:
-        peaks = zip(top.counts.tolist(), top.peaks[:, 0].tolist(), strict=True)
-        strongest = [peak if count else None for count, peak in peaks]
-    status = [Status.DEAD if top is not None and (peak is None or peak <= 0) else Status.OK for peak in strongest]
+    stats = found.stats
+    peaks = {side: _strongest(found.exemplars.get(kind)) for side, kind in STRONGEST.items() if kind in found.exemplars}
+    status = [
+        Status.DEAD if peaks and all(is_side_dead(side, own[i]) for side, own in peaks.items()) else Status.OK for i in range(n)
+    ]
     columns = [[None] * n] * 5
     if stats is not None:
         columns = [x.tolist() for x in (stats.mean, stats.std, stats.min, stats.max, stats.share_positive)]
+    strongest: list[float | None] = [None] * n
+    if peaks:  # of a negative run how far below 0 it goes
+        side = next(iter(peaks))
+        strongest = peaks[side] if side == "positive" else [None if x is None else -x for x in peaks[side]]
     return zip(repeat(run_id, n), repeat(found.layer, n), range(n), status, *columns, strongest, strict=True)
+
+
+def _strongest(exemplars: ExemplarArrays | None) -> list[float | None]:
+    """The peak of each unit's first record; None where it has none."""
+    if exemplars is None or not exemplars.peaks.shape[1]:
+        return [] if exemplars is None else [None] * len(exemplars.counts)
+    peaks = zip(exemplars.counts.tolist(), exemplars.peaks[:, 0].tolist(), strict=True)
+    return [peak if count else None for count, peak in peaks]
 
 
 def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[Row]:
@@ -394,7 +407,7 @@ def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[R
 
 
 def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer) -> Iterable[Row]:
-    top = found.exemplars.get("top")
+    top = found.exemplars.get("top") or found.exemplars.get("bottom")
     if top is None:
         return ()
     used = top.counts_mask()

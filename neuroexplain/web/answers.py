@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from neuroexplain.types import Kind, ScoreKind, Split, Status
+from neuroexplain.types import Kind, Side, Split, Status
 
 BIG = 2**31 - 1
 
@@ -16,19 +16,25 @@ class Answer(BaseModel):
 
 
 class QueryResult(Answer):
-    """One explanation with its headline score."""
+    """One explanation with one score: the run's headline, or the metric that was asked for."""
 
     layer: int
+    unit: int
     neuron: int
+    source: str
+    side: Side
     explanation: str
     explanation_id: int
+    score: float | None
+    metric: str
+    subset: str | None
+    scorer: str | None
+    scorer_model: str | None
     correlation: float | None
     ci_low: float | None
     ci_high: float | None
     explainer: str
     model: str
-    simulator: str | None
-    simulator_model: str | None
     max_activation: float | None
 
 
@@ -77,6 +83,7 @@ class RunAnswer(Answer):
     started_at: str
     finished_at: str | None
     versions: dict[str, str]
+    rectified: bool
 
 
 class StatsAnswer(Answer):
@@ -106,39 +113,40 @@ class ExemplarAnswer(Answer):
 
 
 class ScoreAnswer(Answer):
-    """How well one simulation agrees with the truth."""
+    """How well what one scorer predicted agrees with the truth: one metric."""
 
-    simulator: str
-    simulator_model: str
+    scorer: str
+    scorer_model: str
     split: Split
-    kind: ScoreKind
-    status: str
-    correlation: float | None
+    subset: str
+    metric: str
+    status: Status
+    value: float | None
     n_tokens: int
     n_records: int
     reason: str | None
     ci_low: float | None
     ci_high: float | None
     ci_reason: str | None
-    other_correlation: float | None
-    other_explanation_id: int | None
-    other_reason: str | None
-    r_squared: float | None
-    absolute_deviation_explained: float | None
-    calibration_reason: str | None
+    control: float | None
+    control_explanation_id: int | None
+    control_reason: str | None
 
 
-class SimulationAnswer(Answer):
-    """Levels predicted for the 32 tokens of a record that were scored."""
+class PredictionAnswer(BaseModel):
+    """What a scorer predicted of the tokens of a record that were scored; simulators have expected_levels."""
 
-    simulator: str
-    simulator_model: str
+    model_config = ConfigDict(extra="allow")
+
+    scorer: str
+    scorer_model: str
     kind: Kind
     rank: int
+    split: Split | None
     scored: tuple[int, int]
-    expected_levels: list[float | None]
-    digit_mass: list[float] | None
-    other_levels: list[float | None] | None
+    expected_levels: list[float | None] | None = None
+    digit_mass: list[float] | None = None
+    control_levels: list[float | None] | None = None
 
 
 class ExplanationAnswer(Answer):
@@ -153,10 +161,11 @@ class ExplanationAnswer(Answer):
     reason: str | None
     candidate: int
     chosen: bool
+    side: Side
     covers: list[int] | None
     parts: list[str] | None
     scores: list[ScoreAnswer]
-    simulations: list[SimulationAnswer]
+    predictions: list[PredictionAnswer]
 
 
 class NeuronAnswer(Answer):

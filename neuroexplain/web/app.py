@@ -27,6 +27,7 @@ from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
 from neuroexplain.pipeline.page import Vocabulary, find_explanations, load_page
 from neuroexplain.pipeline.probe import Probe
 from neuroexplain.present import corpus_name, number, query_json, run_json, show_json
+from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import (
     count_explanations,
@@ -182,7 +183,11 @@ def make_app(
         layer: Annotated[str | None, Query(max_length=100)] = None,
         min_score: Annotated[str | None, Query(max_length=20)] = None,
         max_score: Annotated[str | None, Query(max_length=20)] = None,
-        simulator: Annotated[str | None, Query(max_length=32)] = None,
+        scorer: Annotated[str | None, Query(max_length=64)] = None,
+        simulator: Annotated[
+            str | None, Query(max_length=64, description="The old name of scorer", include_in_schema=False)
+        ] = None,
+        metric: Annotated[str | None, Query(max_length=64)] = None,
         sort: Annotated[str, Query(max_length=20)] = "score",
         page_number: Annotated[int, Query(alias="page", ge=0, le=1000)] = 0,
         run: RunId = None,
@@ -194,13 +199,14 @@ def make_app(
             "min_score": min_score or "",
             "max_score": max_score or "",
         }
-        state |= {"simulator": simulator or "", "sort": sort}
+        state |= {"scorer": scorer or simulator or "", "metric": metric or "", "sort": sort}
         links, problem, more = Links(run), "", False
         rows: list[QueryRow] = []
         found = load_run(store, run)
         try:
             bounds: dict[str, Any] = {"min_score": _score(min_score), "max_score": _score(max_score)}
-            asked = {"peak_token": token, "sort": sort, "simulator": simulator or None, **bounds}
+            by = {"scorer": scorer or simulator or None, "metric": metric or None}
+            asked = {"peak_token": token, "sort": sort, **by, **bounds}
             rows, more = search(found, q, layer, page_number, **asked)
         except NeuroexplainError as error:
             problem = str(error)
@@ -212,6 +218,8 @@ def make_app(
             state=state,
             problem=views.printable_lines(problem),
             rows=[views.row_view(row) for row in rows],
+            scorers=SCORERS.names(),
+            headline=str(found.headline) if not problem else "",
             previous=links.search(**state, page=page_number - 1 or None) if page_number else None,
             next=links.search(**state, page=page_number + 1) if more else None,
         )
@@ -263,7 +271,7 @@ def make_app(
                         "activation": f"{s.activation:.3g}",
                         "share": f"{s.share:.0%}",
                         "explanation": views.printable_lines(s.row.explanation) if s.row else "not explained",
-                        "score": number(s.row.correlation) if s.row else "",
+                        "score": number(s.row.score) if s.row else "",
                     }
                     for s in probe.strongest(store, text, found, position)
                 ]
@@ -284,7 +292,7 @@ def make_app(
 
     @app.get("/api/neurons/{layer}/{neuron}", responses={**problems, 200: {"model": NeuronAnswer}})
     def api_neuron(layer: Number, neuron: Number, run: RunId = None) -> Response:
-        """One neuron: exemplars, explanations, simulations and scores, as `neuroexplain show --json` prints it."""
+        """One neuron: exemplars, explanations, predictions and scores, as `neuroexplain show --json` prints it."""
         return JSONResponse(show_json(neuron_page_of(run, layer, neuron)))
 
     @app.get("/api/query", responses=problems)
@@ -294,15 +302,20 @@ def make_app(
         layer: Annotated[str | None, Query(max_length=100, description="15 or 3-5")] = None,
         min_score: Bound = None,
         max_score: Bound = None,
-        simulator: Annotated[str | None, Query(max_length=32)] = None,
+        scorer: Annotated[str | None, Query(max_length=64)] = None,
+        simulator: Annotated[
+            str | None, Query(max_length=64, description="The old name of scorer", include_in_schema=False)
+        ] = None,
+        metric: Annotated[str | None, Query(max_length=64)] = None,
         sort: Annotated[str, Query(pattern="^(score|activation|unit|neuron)$")] = "score",
         page_number: Annotated[int, Query(alias="page", ge=0, le=1000)] = 0,
         run: RunId = None,
     ) -> QueryResults:
-        """Explanations by text, peak token, layer, score and simulator, best first, 50 a page."""
+        """Explanations by text, peak token, layer, score and scorer, best first, 50 a page."""
         found = load_run(store, run)
         bounds = {"min_score": min_score, "max_score": max_score}
-        asked = {"peak_token": token, "sort": sort, "simulator": simulator or None, **bounds}
+        by = {"scorer": scorer or simulator or None, "metric": metric or None}
+        asked = {"peak_token": token, "sort": sort, **by, **bounds}
         rows, more = search(found, q, layer, page_number, **asked)
         results = [QueryResult(**one) for one in query_json(rows)]
         return QueryResults(results=results, page=page_number, next_page=page_number + 1 if more else None)
@@ -342,7 +355,7 @@ def make_app(
     ) -> Response:
         links = Links(run)
         found = neuron_page_of(run, layer, neuron)
-        n = views.neuron_view(found, links, shown=show or (), simulations=simulation or ())
+        n = views.neuron_view(found, links, shown=show or (), predictions=simulation or ())
         return page("neuron.html", n=n, links=links)
 
     @app.get("/{layer:int}/{neuron:int}/records/{kind}", response_class=HTMLResponse, include_in_schema=False)
@@ -352,7 +365,7 @@ def make_app(
     @app.get("/{layer:int}/{neuron:int}/simulations/{simulation}", response_class=HTMLResponse, include_in_schema=False)
     def simulated(layer: Number, neuron: Number, simulation: Number, run: RunId = None) -> Response:
         found = neuron_page_of(run, layer, neuron)
-        wanted = views.find_simulation(found, simulation)
+        wanted = views.find_prediction(found, simulation)
         if wanted is None:
             raise NotInStore(f"Neuron {found.unit.id} has no simulation {simulation}.")
         return page("records.html", records=views.simulated_views(found, wanted))

@@ -17,15 +17,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from neuroexplain.present import explained_by, interval, number, printable, random_histogram, short_name
+from neuroexplain.present import explained_by, interval, number, printable, random_histogram, score_order, short_name
 from neuroexplain.types import (
-    SCORE_KINDS,
     Exemplar,
     Explanation,
+    PredictedRecord,
+    Prediction,
     QueryRow,
     Run,
-    SimulatedRecord,
-    Simulation,
     Status,
     UnitId,
     UnitPage,
@@ -43,7 +42,7 @@ CSP = (
     "form-action 'self'; base-uri 'none'"
 )
 CLASSES = {step: f"{'n' if step < 0 else 'p'}{abs(step)}" for step in range(-SHADES, SHADES + 1)}
-EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "simulator"), "") | {"sort": "score"}
+EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "scorer", "metric"), "") | {"sort": "score"}
 BINS = 40  # of the histogram of scores, over -1..1
 
 
@@ -162,7 +161,7 @@ def draw_tokens(
     strongest: float,
     *,
     special: Sequence[bool] | None = None,
-    simulated: SimulatedRecord | None = None,
+    simulated: PredictedRecord | None = None,
     top_level: float = 0.0,
 ) -> Markup:
     """A line of boxes, one a token, coloured by activation: the one way in which a record is drawn.
@@ -177,7 +176,7 @@ def draw_tokens(
     if special is not None:
         classes = [one + " special" if is_special else one for one, is_special in zip(classes, special, strict=True)]
     if simulated is not None:
-        levels = simulated.expected_levels
+        levels = simulated.values
         steps = shades(np.maximum(np.nan_to_num(levels), 0), top_level)
         for at, (step, level) in enumerate(zip(steps, levels.tolist(), strict=True), simulated.first):
             number = "no prediction" if math.isnan(level) else f"{level:.2f}"
@@ -195,19 +194,19 @@ def record_views(page: UnitPage, kind: str) -> tuple[RecordView, ...]:
     return tuple(_record_view(page, x, strongest) for x in page.unit.exemplars if x.kind == kind)
 
 
-def simulated_views(page: UnitPage, simulation: Simulation) -> tuple[RecordView, ...]:
+def simulated_views(page: UnitPage, prediction: Prediction) -> tuple[RecordView, ...]:
     """The records that were simulated, true over simulated, in the order of kinds and ranks."""
     strongest = _strongest(page)
-    by_place = {(r.kind, r.rank): r for r in simulation.records}
-    predicted = [r.expected_levels[~np.isnan(r.expected_levels)] for r in simulation.records]
+    by_place = {(r.kind, r.rank): r for r in prediction.records}
+    predicted = [r.values[~np.isnan(r.values)] for r in prediction.records]
     top_level = max((float(levels.max()) for levels in predicted if len(levels)), default=0.0)
     shown = (x for x in page.unit.exemplars if (x.kind, x.rank) in by_place)
     return tuple(_record_view(page, x, strongest, by_place[x.kind, x.rank], top_level) for x in shown)
 
 
-def find_simulation(page: UnitPage, simulation_id: int) -> Simulation | None:
+def find_prediction(page: UnitPage, simulation_id: int) -> Prediction | None:
     """One of the neuron's simulations that has records."""
-    return next((s for s in page.simulations if s.id == simulation_id and s.records), None)
+    return next((s for s in page.predictions if s.id == simulation_id and s.records and s.codec == "levels"), None)
 
 
 def _strongest(page: UnitPage) -> float:
@@ -215,7 +214,7 @@ def _strongest(page: UnitPage) -> float:
 
 
 def _record_view(
-    page: UnitPage, x: Exemplar, strongest: float, simulated: SimulatedRecord | None = None, top_level: float = 0.0
+    page: UnitPage, x: Exemplar, strongest: float, simulated: PredictedRecord | None = None, top_level: float = 0.0
 ) -> RecordView:
     """One record; `top_level` is the level that gets the simulated row's strongest colour."""
     tokens = [page.tokens[i] for i in x.token_ids.tolist()]
@@ -236,12 +235,13 @@ def _record_view(
 class ScoreView:
     """One score's line."""
 
-    kind: str
+    metric: str
+    subset: str
     split: str
     by: str
-    correlation: str
+    value: str
     interval: str
-    said: str  # records, null, or the reason why there is none
+    about: str  # records, control, or the reason why there is no value
     is_headline: bool
 
 
@@ -256,6 +256,7 @@ class ExplanationView:
     by: str
     chosen: bool
     headline: str
+    headline_name: str  # metric and subset
     headline_interval: str
     scores: tuple[ScoreView, ...]
     provenance: tuple[tuple[str, str], ...]
@@ -288,7 +289,7 @@ def neuron_view(
     links: Links,
     *,
     shown: Collection[str] = (),
-    simulations: Collection[int] = (),
+    predictions: Collection[int] = (),
     neighbours: Sequence[UnitId] | None = None,
     place: int = 0,
 ) -> NeuronView:
@@ -310,7 +311,7 @@ def neuron_view(
         for kind in ("bottom", "random")
         if held[kind]
     )
-    explanations = [_explanation_view(page, e, links, simulations) for e in page.explanations]
+    explanations = [_explanation_view(page, e, links, predictions) for e in page.explanations]
     all_alike = len({e.chosen for e in explanations}) < 2  # none was chosen over another
     s = neuron.stats
     statistics = (
@@ -349,27 +350,24 @@ def neuron_view(
 
 
 def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulations: Collection[int]) -> ExplanationView:
-    own = sorted(
-        (s for s in page.scores if s.explanation_id == e.id),
-        key=lambda s: (s.score.split != "report", s.simulator, s.simulator_model, SCORE_KINDS.index(s.score.kind)),
-    )
     lines = []
-    for s in own:
-        said = f"{s.score.n_records} records, {s.score.n_tokens} tokens"
-        if s.score.status != Status.OK:
-            said = f"{s.score.status}: {s.score.reason}"
-        elif s.score.other_correlation is not None:
-            said += f"; another neuron's explanation {number(s.score.other_correlation)}"
-        by = f"{s.simulator}, {short_name(s.simulator_model)}"
+    for s in sorted((s for s in page.scores if s.explanation_id == e.id), key=lambda s: score_order(page.run, s)):
+        score = s.score
+        about = f"{score.n_records} records, {score.n_tokens} tokens"
+        if score.status != Status.OK:
+            about = f"{score.status}: {score.reason}"
+        elif score.control is not None:
+            about += f"; another unit's explanation {number(score.control)}"
         lines.append(
             ScoreView(
-                kind=s.score.kind.replace("_", " "),
-                split=SPLITS[s.score.split],
-                by=by,
-                correlation=number(s.score.correlation),
-                interval=interval(s.score.ci_low, s.score.ci_high),
-                said=printable(said),
-                is_headline=page.run.headline.is_of(s.score),
+                metric=printable(score.metric.replace("_", " ")),
+                subset=printable(score.subset.replace("_", " ")),
+                split=SPLITS[score.split],
+                by=printable(f"{s.scorer}, {short_name(s.scorer_model)}"),
+                value=number(score.value),
+                interval=interval(score.ci_low, score.ci_high),
+                about=printable(about),
+                is_headline=page.run.headline.is_of(score),
             )
         )
     best = next((line for line in lines if line.is_headline), None)
@@ -385,9 +383,9 @@ def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulat
         ("seconds", f"{p.seconds:.1f}"),
     ]
     simulated = []
-    for one in page.simulations:
-        if one.explanation_id == e.id and one.records and one.id is not None:
-            is_open, name = one.id in open_simulations, printable(f"{one.simulator}, {short_name(one.provenance.model)}")
+    for one in page.predictions:
+        if one.explanation_id == e.id and one.records and one.id is not None and one.codec == "levels":
+            is_open, name = one.id in open_simulations, printable(f"{one.scorer}, {short_name(one.provenance.model)}")
             simulated.append(
                 Folded(
                     id=f"simulation-{one.id}",
@@ -403,9 +401,12 @@ def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulat
         text=printable(e.text or ""),
         status=e.status,
         reason=printable(e.reason or ""),
-        by=explained_by(e.explainer, p.model) + (f", candidate {e.candidate + 1}" if e.candidate else ""),
+        by=explained_by(e.explainer, p.model)
+        + (f", candidate {e.candidate + 1}" if e.candidate else "")
+        + (f", {e.side} side" if len(page.run.sides) > 1 or e.side == "negative" else ""),
         chosen=e.chosen,
-        headline="-" if best is None else best.correlation,
+        headline="-" if best is None else best.value,
+        headline_name="" if best is None else f"{best.metric}, {best.subset}",
         headline_interval="" if best is None else best.interval,
         scores=tuple(lines),
         provenance=tuple((name, printable(value)) for name, value in provenance if value),
@@ -430,15 +431,15 @@ def _histogram(exemplars: Sequence[Exemplar]) -> Mapping[str, Any] | None:
 
 
 def score_charts(scores: Sequence[tuple[int, str, str, float]]) -> tuple[Mapping[str, Any], ...]:
-    """The start page's two charts, from (layer, explainer, simulator, correlation): the distribution, and by layer."""
+    """The start page's two charts, from (layer, explainer, scorer, score): the distribution, and by layer."""
     if not scores:
         return ()
-    names = sorted({f"{explainer}, {simulator}" for _, explainer, simulator, _ in scores})
+    names = sorted({f"{explainer}, {scorer}" for _, explainer, scorer, _ in scores})
     edges = np.linspace(-1, 1, BINS + 1)
     distribution, by_layer = [], []
     layers = sorted({layer for layer, *_ in scores})
     for name in names:
-        own = [(layer, r) for layer, explainer, simulator, r in scores if f"{explainer}, {simulator}" == name]
+        own = [(layer, r) for layer, explainer, scorer, r in scores if f"{explainer}, {scorer}" == name]
         distribution.append({"label": printable(name), "data": np.histogram([r for _, r in own], edges)[0].tolist()})
         grouped: dict[int, list[float]] = {}
         for layer, r in own:
@@ -477,7 +478,7 @@ class RowView:
     score: str
     interval: str
     by: str
-    simulator: str
+    scorer: str
     max_activation: str
 
 
@@ -486,10 +487,10 @@ def row_view(row: QueryRow) -> RowView:
         unit=row.unit,
         label=row.label,
         explanation=printable(row.explanation),
-        score=number(row.correlation),
+        score=number(row.score),
         interval=interval(row.ci_low, row.ci_high),
         by=explained_by(row.explainer, row.model),
-        simulator=printable(f"{row.simulator}, {short_name(row.simulator_model or '')}") if row.simulator else "",
+        scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",
     )
 

@@ -11,11 +11,11 @@ from neuroexplain.types import (
     CROP_LENGTH,
     PEAK_INDEX,
     Exemplar,
+    PredictedRecord,
+    Prediction,
     Provenance,
     QueryRow,
     Run,
-    SimulatedRecord,
-    Simulation,
     Unit,
     UnitId,
     UnitPage,
@@ -33,14 +33,14 @@ def make_page(levels: np.ndarray | None = None, first: int = 0) -> UnitPage:
     activations[PEAK_INDEX] = 5
     x = Exemplar(NEURON, "top", 0, 0, 32, 0, 0, 5.0, np.arange(64, dtype=np.uint32) % len(WORDS), activations)
     whom = Provenance("none", None, "m", None, None)
-    records = () if levels is None else (SimulatedRecord("top", 0, first, levels),)
+    records = () if levels is None else (PredictedRecord("top", 0, first, levels),)
     return UnitPage(
         run=RUN,
         unit=Unit(NEURON, "ok", None, (x,), (), ()),
         splits={},
         tokens={n: VocabularyEntry(n, word, False) for n, word in enumerate(WORDS)},
         explanations=(),
-        simulations=(Simulation(1, NEURON, "digits", "ok", records, whom),),
+        predictions=(Prediction(1, NEURON, "digits", "ok", records, whom),),
         scores=(),
     )
 
@@ -87,12 +87,12 @@ def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
 
 def test_all_records_of_a_simulation_are_drawn_on_one_scale():
     page = make_page(np.linspace(0, 8, CROP_LENGTH, dtype=np.float32), PEAK_INDEX - 8)
-    (x,), (simulation,) = page.unit.exemplars, page.simulations
-    weak = SimulatedRecord("top", 1, PEAK_INDEX - 8, np.linspace(0, 2, CROP_LENGTH, dtype=np.float32))
+    (x,), (prediction,) = page.unit.exemplars, page.predictions
+    weak = PredictedRecord("top", 1, PEAK_INDEX - 8, np.linspace(0, 2, CROP_LENGTH, dtype=np.float32))
     page = replace(
         page,
         unit=replace(page.unit, exemplars=(x, replace(x, rank=1))),
-        simulations=(replace(simulation, records=(*simulation.records, weak)),),
+        predictions=(replace(prediction, records=(*prediction.records, weak)),),
     )
     one, other = (line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated"))
     assert "█" in one
@@ -111,8 +111,11 @@ def test_only_the_number_before_a_record_is_dim():
 
 
 def test_scores_by_several_simulators_are_told_apart():
-    row = QueryRow(NEURON, str(NEURON), "rivers", 1, "pairs", "m", "digits", "some/m", 0.5, 0.4, 0.6, 5.0)
-    other = replace(row, simulator="lexical", correlation=0.7)
+    row = QueryRow(
+        *(NEURON, str(NEURON), "rivers", 1, "pairs", "m", "positive", "mlp", "digits", "some/m"),
+        *("correlation", "top_and_random", 0.5, 0.5, 0.4, 0.6, 5.0),
+    )
+    other = replace(row, scorer="lexical", score=0.7)
     assert "scored by" not in "".join(drawn(query_table([row, row]), 100))
     lines = [" ".join(line.split()) for line in drawn(query_table([row, other]), 100)]
     assert "0:1 0.50 0.40 to 0.60 rivers pairs, m digits, some/m" in lines

@@ -12,13 +12,15 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.exchange.llama3_neurons import export_llama3_neurons, import_llama3_neurons
 from neuroexplain.exchange.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.collect import run_collect
-from neuroexplain.pipeline.score import score_simulation, verify_run
+from neuroexplain.pipeline.score import verify_run
+from neuroexplain.scorers.base import compute_scores
+from neuroexplain.scoring.evidence import Evidence
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, list_scores, load_run, load_unit
-from neuroexplain.store.write import as_stored, save_explanation, save_simulation
-from neuroexplain.types import Explanation, Provenance, SimulatedRecord, Simulation, UnitId, VocabularyEntry
+from neuroexplain.store.write import as_stored, save_explanation, save_prediction
+from neuroexplain.types import Explanation, PredictedRecord, Prediction, Provenance, UnitId, VocabularyEntry
 from tests.fakes import tiny_subject, words
 
 L, N, K = 3, 40, 32
@@ -104,18 +106,18 @@ def test_without_random_records_only_top_has_a_score_and_the_others_say_why(fold
     e = save_explanation(store, run.id, Explanation(neuron.id, "human", "ok", "rivers", by))
     splits = assign_splits(neuron.exemplars)
     records = [
-        SimulatedRecord(x.kind, x.rank, 9, np.round(x.activations[9:41]))
+        PredictedRecord(x.kind, x.rank, 9, np.round(x.activations[9:41]))
         for x in neuron.exemplars
         if splits[x.kind, x.rank] == "report"
     ]
-    made = as_stored(Simulation(e.id, neuron.id, "lexical", "ok", tuple(records), by))
-    save_simulation(store, run.id, made, score_simulation(neuron, made))
-    found = {s.score.kind: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
+    made = as_stored(Prediction(e.id, neuron.id, "lexical", "ok", tuple(records), by))
+    save_prediction(store, run.id, made, compute_scores(Evidence(neuron), made))
+    found = {s.score.subset: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
     for kind in ("random", "top_and_random"):
-        assert (found[kind].status, found[kind].correlation) == ("no_records", None)
+        assert (found[kind].status, found[kind].value) == ("no_records", None)
         assert "no random records" in found[kind].reason
     assert found["top"].status == "ok"
-    assert found["top"].correlation > 0.9
+    assert found["top"].value > 0.9
     assert list(verify_run(store, run)) == []
 
 

@@ -26,8 +26,8 @@ from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import (
     list_explained_ids,
     list_explanations,
+    list_predictions,
     list_runs,
-    list_simulations,
     list_unit_ids,
     load_run,
     query_explanations,
@@ -37,21 +37,21 @@ from neuroexplain.store.write import (
     finish_run,
     save_collected_layer,
     save_explanations,
+    save_predictions,
     save_segments,
-    save_simulations,
     save_vocabulary,
 )
 from neuroexplain.types import (
-    SCORE_KINDS,
+    SUBSETS,
     CollectedLayer,
     ExemplarArrays,
     Explanation,
+    PredictedRecord,
+    Prediction,
     Provenance,
     Run,
     Score,
     Segment,
-    SimulatedRecord,
-    Simulation,
     Source,
     UnitId,
     VocabularyEntry,
@@ -68,7 +68,7 @@ def store(hostile):
 def without_ids(value):
     """What show --json says, without ids, run and times."""
     if isinstance(value, dict):
-        return {k: without_ids(v) for k, v in value.items() if k not in ("run", "id", "other_explanation_id")}
+        return {k: without_ids(v) for k, v in value.items() if k not in ("run", "id", "control_explanation_id")}
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
@@ -125,7 +125,7 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
     assert exemplars[0]["activations"] == first.activations.tolist()
     assert len(exemplars[0]["tokens"]) == 64
     scores = datasets.load_dataset(str(tmp_path / "out"), "scores", split="train", cache_dir=str(tmp_path / "cache"))
-    assert {"correlation", "status", "reason"} <= set(scores.column_names)
+    assert {"metric", "value", "status", "reason"} <= set(scores.column_names)
 
 
 def several_layers(where, n_layers):
@@ -144,13 +144,13 @@ def several_layers(where, n_layers):
             reason = "no answer" if layer else None  # a column that is empty in the first file
             asked = [Explanation(UnitId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason) for n in range(60)]
             asked = save_explanations(store, run_id, asked)
-            records = tuple(SimulatedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16))
-            scores = [Score("report", kind, "ok", 0.5, 512, 16) for kind in SCORE_KINDS]
+            records = tuple(PredictedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16))
+            scores = [Score("report", kind, "correlation", "ok", 0.5, 512, 16) for kind in SUBSETS["positive"]]
             made = [
-                (Simulation(e.id, e.unit, "lexical", "ok", records, by, other_explanation_id=other.id), scores)
+                (Prediction(e.id, e.unit, "lexical", "ok", records, by, control_explanation_id=other.id), scores)
                 for e, other in zip(asked, [*asked[1:], asked[0]], strict=True)
             ]
-            save_simulations(store, run_id, made)
+            save_predictions(store, run_id, made)
         finish_run(store, run_id, n_segments=2, n_documents=1, n_tokens=256)
 
 
@@ -181,9 +181,9 @@ def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkey
     assert peaks[12] < 1.7 * peaks[1]  # twelve times the data
     with open_store(str(folder / "b.db"), read_only=True) as back:
         page = load_page(back, load_run(back), UnitId(11, 59))
-    assert len(page.simulations[0].records) == 16
-    assert [s.score.kind for s in page.scores] == sorted(SCORE_KINDS)
-    assert page.simulations[0].other_explanation_id == page.explanations[0].id - 59
+    assert len(page.predictions[0].records) == 16
+    assert [s.score.subset for s in page.scores] == sorted(SUBSETS["positive"])
+    assert page.predictions[0].control_explanation_id == page.explanations[0].id - 59
     told = datasets.load_dataset(str(folder / "out"), "explanations", split="train", cache_dir=str(tmp_path / "cache"))
     assert set(told["reason"]) == {None, "no answer"}
 
@@ -247,27 +247,27 @@ def test_an_import_that_is_cut_off_goes_on(back, folder, store):
 
 def test_times_are_kept(back, folder):
     change(folder, "explanations", {"created_at": "2024-01-01T00:00:00+00:00"})
-    change(folder, "simulations", {"created_at": "2024-02-02T00:00:00+00:00"})
+    change(folder, "predictions", {"created_at": "2024-02-02T00:00:00+00:00"})
     tell(folder, "files", started_at="2023-12-31T00:00:00+00:00", finished_at="2023-12-31T09:00:00+00:00")
     list(import_parquet(back, folder))
     run, explanations = load_run(back), list_explanations(back, 1)
     assert (run.started_at[:10], run.finished_at[11:13]) == ("2023-12-31", "09")
     assert explanations[0].provenance.created_at == "2024-01-01T00:00:00+00:00"
-    made = list_simulations(back, [e.id for e in explanations])
+    made = list_predictions(back, [e.id for e in explanations])
     assert made[0].provenance.created_at == "2024-02-02T00:00:00+00:00"
 
 
 def test_an_export_of_an_earlier_version_is_imported(back, folder):
     """Without hashes, and without the times of explanations and simulations."""
     tell(folder, "files")
-    for table in ("explanations", "simulations"):
+    for table in ("explanations", "predictions"):
         change(folder, table, lambda rows: rows.drop_columns(["created_at"]))
     list(import_parquet(back, folder))
     assert list_explanations(back, 1)[0].provenance.created_at is not None
 
 
 SOURCE = asdict(Source(0, "mlp", None, "output", 24, "float32"))
-TABLES = ("vocabulary", "segments", "neurons", "exemplars", "explanations", "simulations", "scores", "prompts")
+TABLES = ("vocabulary", "segments", "neurons", "exemplars", "explanations", "predictions", "scores", "prompts")
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -331,10 +331,10 @@ DAMAGES = (
     ("explanations", [{"layer": 99}, {"neuron": 9999}, {"sampling": "{bad"}, {"sampling": "[]"}, {"sampling": "[" * 100_000}]),
     ("explanations", [{"text": None}, {"explainer": None}, {"prompt_sha256": "no"}, {"status": None}, "status", "explainer"]),
     ("explanations", ["half", "gone", "cut"]),
-    ("simulations", [{"layer": 99}, {"records": None}, {"records": [None]}, {"explanation_id": 9999}, {"prompt_sha256": "no"}]),
-    ("simulations", ["records", "half", "gone", "backwards", "cut"]),
-    ("scores", [{"layer": 99}, {"neuron": -1}, {"explanation_id": 9999}, {"simulator": "other"}, {"status": None}]),
-    ("scores", ["correlation", "twice", "backwards", "cut"]),
+    ("predictions", [{"layer": 99}, {"records": None}, {"records": [None]}, {"explanation_id": 9999}, {"prompt_sha256": "no"}]),
+    ("predictions", ["records", "half", "gone", "backwards", "cut"]),
+    ("scores", [{"layer": 99}, {"neuron": -1}, {"explanation_id": 9999}, {"scorer": "other"}, {"status": None}]),
+    ("scores", ["value", "twice", "backwards", "cut"]),
     ("prompts", [{"text": "other"}, "text", "gone"]),
 )
 
@@ -360,17 +360,17 @@ def test_damage_that_no_hash_tells_of_is_found_and_nothing_is_left(back, folder,
         *({"kind": kind} for kind in ("weird", None)),
         *({"rank": rank} for rank in (-1, 256, None)),
         *({"first": first} for first in (-1, 33, None)),
-        *({"expected_levels": levels} for levels in (None, [1.0], [1e9] * 32)),
-        *({"digit_mass": mass} for mass in ([1.0], [2.0] * 32, [None] * 32)),
-        {"other_levels": [1.0]},
+        *({"values": levels} for levels in (None, [1.0], [1e9] * 32)),
+        *({"detail": mass} for mass in ([1.0], [2.0] * 32, [None] * 32)),
+        {"control": [1.0]},
     ],
     ids=repr,
 )
 def test_a_simulated_record_that_is_none_is_refused(back, folder, changed):
     tell(folder, "files")
-    records = pq.read_table(folder / "simulations" / "layer-000.parquet")["records"][0].as_py()
-    change(folder, "simulations", {"records": [records[0] | changed, *records[1:]]})
-    with pytest.raises(NeuroexplainError, match=r"simulations/layer-000\.parquet is damaged: "):
+    records = pq.read_table(folder / "predictions" / "layer-000.parquet")["records"][0].as_py()
+    change(folder, "predictions", {"records": [records[0] | changed, *records[1:]]})
+    with pytest.raises(NeuroexplainError, match=r"predictions/layer-000\.parquet is damaged: "):
         list(import_parquet(back, folder))
     assert list_runs(back) == []
 
@@ -401,4 +401,4 @@ def test_python_gives_objects_frames_and_pictures(hostile):
         for html in (reading._repr_html_(), found._repr_html_()):
             assert "<script>" not in html
             assert "<img" not in html
-        assert "neuron 0:1" in repr(reading)
+        assert "mlp unit 0:1" in repr(reading)

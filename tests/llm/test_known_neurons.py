@@ -12,7 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.llm.simulator import DigitsSimulator, Prediction, Predictions
+from neuroexplain.scorers.digits import DigitsSimulator, Predicted, Predictions
+from neuroexplain.scoring.evidence import Trial
 from neuroexplain.subject.load import embedded_model
 from neuroexplain.types import VocabularyEntry
 
@@ -45,7 +46,7 @@ class Listed:
         answer = self.answers[explanation]
         if isinstance(answer, LlmReplyError):
             raise answer
-        return Predictions([Prediction(np.resize(np.array(answer, np.float32), len(record))) for record in records])
+        return Predictions([Predicted(np.resize(np.array(answer, np.float32), len(record))) for record in records])
 
 
 def known(tmp_path, explanations, activations, n=1):
@@ -86,8 +87,8 @@ def test_the_rule_holds_at_every_token(name, fires):
 
 def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
     neurons = known(tmp_path, ["t", "a", "b"], [0.0, 1.0, 0.0, 2.0])
-    simulator = Listed({"t": [0, 1, 0, 2], "a": [0, 1, 0, 1], "b": [2, 0, 1, 0]})
-    (outcome,) = script.evaluate(neurons, simulator)
+    scorer = Listed({"t": [0, 1, 0, 2], "a": [0, 1, 0, 1], "b": [2, 0, 1, 0]})
+    (outcome,) = script.evaluate(neurons, scorer)
     assert outcome.won
     assert outcome.true == pytest.approx(1)
     summary = script.summarize([outcome], tokens=7, seconds=1.25)
@@ -139,13 +140,14 @@ def test_digits_prompts_are_short():
     """
     path = Path(embedded_model())
     engine = type("Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)})
-    simulator = DigitsSimulator(engine)
-    fixed = len(simulator.build_prompt("", [], {})[0])
+    scorer = DigitsSimulator(engine)
+    fixed = len(scorer.build_prompt("", [], {})[0])
     for one in NEURONS.values():
         texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (one[kind] * 2)[:8]]
         ids = {text: i for i, text in enumerate(sorted({text for record in texts for text in record}))}
         vocabulary = {i: VocabularyEntry(i, text, False) for text, i in ids.items()}
-        lengths = simulator.plan(one["true"], [[ids[text] for text in record] for record in texts], vocabulary)
+        trials = [Trial("top", n, "report", 0, tuple(ids[text] for text in record)) for n, record in enumerate(texts)]
+        lengths = [request.n_tokens for request in scorer.plan(one["true"], trials, vocabulary)]
         assert sum(lengths) <= 14 * 16 * 32, one["name"]
         assert sum(lengths[::2]) - 2 * fixed <= 6 * 16 * 32
 
@@ -156,7 +158,7 @@ def test_a_true_explanation_outscores_false_ones(tmp_path):
     sorts = ["colours", "family", "months", "food", "vehicles", "speech verbs", "music", "pronouns", "negation", "digits"]
     path = tmp_path / "some.json"
     path.write_text(json.dumps([NEURONS[name] for name in sorts]))
-    command = [sys.executable, str(ROOT / "scripts" / "eval_simulators.py"), "--simulator", "lexical", "--json"]
+    command = [sys.executable, str(ROOT / "scripts" / "eval_simulators.py"), "--scorer", "lexical", "--json"]
     done = subprocess.run([*command, "--neurons", str(path)], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["n"] == len(sorts)

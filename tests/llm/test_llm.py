@@ -10,15 +10,15 @@ from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.prompts import displayed, load_prompt
-from neuroexplain.llm.simulator import (
+from neuroexplain.scorers.digits import (
     TOGETHER,
     DigitsSimulator,
-    LexicalSimulator,
     Once,
     find_level_words,
     group_records,
-    likelihood_ratio,
 )
+from neuroexplain.scorers.lexical import LexicalSimulator, likelihood_ratio
+from neuroexplain.scoring.evidence import Trial
 from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
 from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 
@@ -88,11 +88,11 @@ def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engin
     vocabulary = entries(["river", " ran", " past"])
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, raised(levels, neutral), rtol=2e-2, atol=1e-4)
-    assert (found.levels > 0).any()
+    np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
+    assert (found.values > 0).any()
     neutral_prompt = digits._turns("")[-1].content.removeprefix("The neuron looks for: ")
-    assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].levels.any()
+    assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].values.any()
 
 
 def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engine):
@@ -103,12 +103,13 @@ def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engin
     sent = engine.used.requests
     found = digits.simulate("rivers", records, vocabulary)
     assert engine.used.requests == sent + 4
-    assert found.prompt_tokens == sum(digits.plan("rivers", records, vocabulary))
+    trials = [Trial("top", rank, "report", 0, tuple(record)) for rank, record in enumerate(records)]
+    assert found.prompt_tokens == sum(request.n_tokens for request in digits.plan("rivers", trials, vocabulary))
     order = [4, 8, 0, 2, 7, 1, 3, 6, 5]
     again = digits.simulate("rivers", [records[n] for n in order], vocabulary)
     for n, one in zip(order, again.of, strict=True):
-        np.testing.assert_array_equal(one.levels, found.of[n].levels)
-        np.testing.assert_array_equal(one.digit_mass, found.of[n].digit_mass)
+        np.testing.assert_array_equal(one.values, found.of[n].values)
+        np.testing.assert_array_equal(one.detail, found.of[n].detail)
     assert again.prompt_tokens < found.prompt_tokens
     digits.simulate("the sea", records, vocabulary)
     assert engine.used.requests == sent + 8
@@ -158,9 +159,9 @@ def test_where_no_level_was_given_nothing_is_predicted():
             return found
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
-    assert np.isnan(found.levels[0])
-    assert found.levels[1:].tolist() == pytest.approx([0, raised(1 / 6, 0)])
-    assert found.digit_mass.tolist() == pytest.approx([0, 0.5, 0.6])
+    assert np.isnan(found.values[0])
+    assert found.values[1:].tolist() == pytest.approx([0, raised(1 / 6, 0)])
+    assert found.detail.tolist() == pytest.approx([0, 0.5, 0.6])
 
 
 def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
@@ -174,8 +175,8 @@ def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
             return found
 
     (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).of
-    assert np.isnan(found.levels).tolist() == [False, True]
-    assert found.digit_mass.tolist() == pytest.approx([0.5, 0.0])
+    assert np.isnan(found.values).tolist() == [False, True]
+    assert found.detail.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
@@ -183,12 +184,12 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
     asked = [("rivers", [[0, 1]]), ("the sea", [[2, 1, 0]]), ("rivers", [[2]])]
-    first = [digits.simulate(text, ids, vocabulary).of[0].levels for text, ids in asked]
+    first = [digits.simulate(text, ids, vocabulary).of[0].values for text, ids in asked]
     n_fixed = len(engine._kept[0])
     assert n_fixed > 100
     cached = engine.used.cached_tokens
     for (text, ids), levels in reversed(list(zip(asked, first, strict=True))):
-        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).of[0].levels, levels)
+        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).of[0].values, levels)
     assert engine.used.cached_tokens == cached + 3 * n_fixed
     token_ids, rows = digits.build_prompt(*asked[1], vocabulary)
     whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
@@ -254,8 +255,8 @@ def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summ
     assert text.endswith("river\tno\n")
     (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
-    np.testing.assert_allclose(found.digit_mass, mass, rtol=1e-4)
-    np.testing.assert_allclose(found.levels, raised(levels, neutral), rtol=2e-2, atol=1e-4)
+    np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
+    np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
 
 
 def test_a_tokenizer_without_single_tokens_for_either_is_refused():
@@ -284,9 +285,9 @@ def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
 def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
     texts = [" ", "\n", "\ufffd", "</s>", *WORDS]
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
-    simulator = LexicalSimulator(engine, "another tokenizer")
+    scorer = LexicalSimulator(engine, "another tokenizer")
     found = [
-        simulator.simulate(text, [range(len(texts))], vocabulary).of[0].levels for text in ("the old mill", "rivers", "a moon")
+        scorer.simulate(text, [range(len(texts))], vocabulary).of[0].values for text in ("the old mill", "rivers", "a moon")
     ]
     assert not any(levels[:4].any() for levels in found)
     assert any(levels[4:].any() for levels in found)
@@ -294,17 +295,17 @@ def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_charac
 
 def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine):
     """Against sums by hand: `river` is one token with and without a space before it, and its capital is none."""
-    simulator = LexicalSimulator(engine, "another tokenizer")
+    scorer = LexicalSimulator(engine, "another tokenizer")
     prompt = load_prompt("simulate/lexical")
     *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
     assert all("the old mill" in phrasing for phrasing in phrasings)
     assert "the old mill" not in others
-    spelled = {ids[0] for text in ("river", " river") if len(ids := simulator._encode(text)) == 1}
+    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer._encode(text)) == 1}
     assert spelled
 
     def probability(text):
         found = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
-        return sum(found[i] for i in spelled | {simulator._encode("river")[0]})
+        return sum(found[i] for i in spelled | {scorer._encode("river")[0]})
 
     ratios = []
     for phrasing in phrasings:
@@ -312,7 +313,7 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
         ratios.append(np.log(probability(phrasing) / np.mean(elsewhere)))
     assert len(ratios) == 3
     wanted = max(0.0, np.mean(ratios)) ** 2
-    found = simulator.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).of[0].levels
+    found = scorer.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).of[0].values
     assert found[0] == pytest.approx(wanted, rel=1e-4)
 
 
@@ -325,12 +326,12 @@ def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
 
 
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
-    simulator = LexicalSimulator(engine, "another tokenizer")
+    scorer = LexicalSimulator(engine, "another tokenizer")
     texts = [" mill", "Mill", "geese", "money", "\n"]
-    one = {text: simulator.simulate("rivers", [[i]], entries(texts)).of[0].levels[0] for i, text in enumerate(texts)}
+    one = {text: scorer.simulate("rivers", [[i]], entries(texts)).of[0].values[0] for i, text in enumerate(texts)}
     order = [3, 0, 4, 2, 1, 0]
     moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
-    found = simulator.simulate("rivers", [[90 + i for i in order]], moved).of[0].levels
+    found = scorer.simulate("rivers", [[90 + i for i in order]], moved).of[0].values
     assert found.tolist() == [one[texts[i]] for i in order]
 
 

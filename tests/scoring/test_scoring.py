@@ -89,7 +89,7 @@ def test_the_jackknife_by_hand():
 def test_what_is_undefined_has_a_status_and_a_reason():
     flat = [record("top", [1, 1], [0.0, 2.0]), record("random", [1, 1], [0.0, 1.0])]
     headline, top, _ = score_records("report", flat, [])
-    assert (headline.status, headline.correlation) == ("constant_simulation", None)
+    assert (headline.status, headline.value) == ("constant_simulation", None)
     alone, _, random = score_records("report", [record("top", [1, 2], [0.0, 2.0])], [])
     assert (alone.status, random.status) == ("no_records", "no_records")
     assert top.n_records == 1

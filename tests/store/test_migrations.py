@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
-from neuroexplain.store.read import list_simulations
+from neuroexplain.store.read import list_predictions
 
 
 def at_revision(database, revision):
@@ -54,14 +54,14 @@ def test_0003_keeps_digit_masses_on_their_side_of_the_threshold(database):
         open_store(database)
     assert upgrade_store(database) == ("0002", REVISION)
     with open_store(database) as store:
-        digits, lexical = list_simulations(store, [1, 2])
-    found = digits.records[0].digit_mass
+        digits, lexical = list_predictions(store, [1, 2])
+    found = digits.records[0].detail
     before = mass.astype(np.float32)
     assert (found <= before + 1e-6).all()
     assert (found > before - 0.004).all()
     np.testing.assert_array_equal(found >= 0.02, before >= 0.02)
-    assert lexical.records[0].digit_mass is None
-    assert digits.records[0].expected_levels.tolist() == list(range(32))
+    assert lexical.records[0].detail is None
+    assert digits.records[0].values.tolist() == list(range(32))
 
 
 def test_0004_keeps_every_peak_token(database):

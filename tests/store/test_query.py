@@ -9,8 +9,8 @@ from sqlalchemy import insert
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, query_explanations
-from neuroexplain.store.write import create_run, save_explanation, save_simulation
-from neuroexplain.types import Explanation, Provenance, Score, Simulation, UnitId
+from neuroexplain.store.write import create_run, save_explanation, save_prediction
+from neuroexplain.types import Explanation, Prediction, Provenance, Score, UnitId
 from tests.fakes import run_fields
 
 WORDS = ["relief", "river", "money", "AND", "near"]
@@ -40,14 +40,14 @@ def made(shared_database):
                 e = Explanation(UnitId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen)
                 e = save_explanation(store, run_id, e)
                 scores = []
-                for simulator in draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ():
+                for scorer in draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ():
                     r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
-                    one = Score("report", "top_and_random", "ok" if r is not None else "no_records", r, 320, 10)
-                    save_simulation(store, run_id, Simulation(e.id, e.unit, simulator, "ok", (), by), [one])
-                    scores.append((simulator, r))
-                for simulator, r in scores or [(None, None)]:
+                    one = Score("report", "top_and_random", "correlation", "ok" if r is not None else "no_records", r, 320, 10)
+                    save_prediction(store, run_id, Prediction(e.id, e.unit, scorer, "ok", (), by), [one])
+                    scores.append((scorer, r))
+                for scorer, r in scores or [(None, None)]:
                     if run_id == 2 and status == "ok":
-                        expected.append((layer, n, e.id, text, chosen, simulator, r, strongest, peaks))
+                        expected.append((layer, n, e.id, text, chosen, scorer, r, strongest, peaks))
     return store, expected
 
 
@@ -81,7 +81,7 @@ def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
         options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
         options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
         rows = query_explanations(store, run, **options)
-        found = [(x.unit.layer, x.unit.index, x.explanation_id, x.simulator, x.correlation) for x in rows]
+        found = [(x.unit.layer, x.unit.index, x.explanation_id, x.scorer, x.correlation) for x in rows]
         wanted = plain(expected, **options)
         if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
             assert [x[4] for x in found] == [x[4] for x in wanted], options

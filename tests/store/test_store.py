@@ -34,17 +34,17 @@ from neuroexplain.store.write import (
     finish_run,
     save_collected_layer,
     save_explanation,
+    save_prediction,
     save_segments,
-    save_simulation,
 )
 from neuroexplain.types import (
     CollectedLayer,
     ExemplarArrays,
     Explanation,
+    Prediction,
     Provenance,
     Score,
     Segment,
-    Simulation,
     StatsArrays,
     UnitId,
     VocabularyArrays,
@@ -194,8 +194,8 @@ def test_text_that_no_database_holds_is_replaced(store, run_id):
 
 def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     e = explain(store, run_id, 1, "rivers")
-    scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10)]
-    save_simulation(store, run_id, Simulation(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
+    scores = [Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10)]
+    save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     asked, run = [], run_of(store, run_id)
     rows = Reader.rows
     monkeypatch.setattr(Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values))
@@ -213,16 +213,16 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
 
 def test_scores_in_the_wrong_place_and_what_is_chosen_twice_are_told(store, run_id):
     e, other = explain(store, run_id, 3, "rivers"), explain(store, run_id, 4, "mills")
-    scores = [Score("report", "top_and_random", "ok", 0.5, 320, 10, other_explanation_id=other.id)]
-    save_simulation(store, run_id, Simulation(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
+    scores = [Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10, control_explanation_id=other.id)]
+    save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     assert list_misplaced(store, run_id) == []
     for candidate in (0, 1):
         save_explanation(store, run_id, replace(e, explainer="pairs", candidate=candidate))
     with store.write() as connection:
-        connection.execute(update(tables.scores).values(unit=5, other_explanation_id=99))
+        connection.execute(update(tables.scores).values(unit=5, control_explanation_id=99))
     moved, twice, missing = list_misplaced(store, run_id)
     assert "stands under another unit" in moved
-    assert twice == "0:3: 2 explanations by pairs, m are chosen, not one"
+    assert twice == "0:3: 2 explanations by pairs, m, of the positive side are chosen, not one"
     assert "was compared with explanation 99, which is missing" in missing
 
 

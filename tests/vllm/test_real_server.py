@@ -23,9 +23,9 @@ from neuroexplain.llm.engine import Message
 from neuroexplain.llm.explainer import parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.simulator import DigitsSimulator
 from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
+from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.types import VocabularyEntry
 from tests.fakes import tiny_subject, words
 from tests.llm.test_llm import HOSTILE
@@ -246,7 +246,7 @@ def read_results(db):
 
 def without_ids(value):
     if isinstance(value, dict):
-        return {key: without_ids(one) for key, one in value.items() if key not in ("id", "seconds", "other_explanation_id")}
+        return {key: without_ids(one) for key, one in value.items() if key not in ("id", "seconds", "control_explanation_id")}
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
@@ -265,8 +265,8 @@ def test_explain_and_score_end_to_end(clean):
     _, found = clean
     for explanation in (one for of_neuron in found.values() for one in of_neuron):
         assert (explanation["explainer"], explanation["status"]) == ("excerpts", "ok")
-        assert {s["simulator"] for s in explanation["scores"]} == {"digits"}
-        assert all(len(s["digit_mass"]) == 32 for s in explanation["simulations"])
+        assert {s["scorer"] for s in explanation["scores"]} == {"digits"}
+        assert all(len(s["digit_mass"]) == 32 for s in explanation["predictions"])
 
 
 @pytest.mark.parametrize("faults", [list(PASSING), [*list(PASSING), "shifted", "positive", "miscounted", "empty"]])

@@ -36,9 +36,9 @@ def client(store):
 
 
 @pytest.fixture(scope="module")
-def simulation(store):
+def prediction(store):
     """The id of a simulation of neuron 0:1."""
-    return load_page(store, load_run(store), UnitId(0, 1)).simulations[0].id
+    return load_page(store, load_run(store), UnitId(0, 1)).predictions[0].id
 
 
 OURS = set(
@@ -94,8 +94,8 @@ def test_hostile_names_and_tokens_are_text_too(store):
     hostile = {i: replace(entry, text=HOSTILE_TEXT) for i, entry in page.tokens.items()}
     page = replace(page, run=replace(run, **names), tokens=hostile)
     links = views.Links()
-    ids = [one.id for one in page.simulations]
-    n = views.neuron_view(page, links, shown=["random"], simulations=ids)
+    ids = [one.id for one in page.predictions]
+    n = views.neuron_view(page, links, shown=["random"], predictions=ids)
     check(views.render("neuron.html", n=n, links=links, can_try=True))
     check(views.notebook_neuron(page).split("</style>")[1])
     row = {"counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)], "best": [], "runs": [page.run], "n_units": 1}
@@ -121,19 +121,19 @@ def test_any_token_is_one_box_of_text(texts):
     assert found == [views.visible(text) for text in texts]
 
 
-def test_a_folded_part_is_the_same_fetched_and_drawn_with_the_page(client, simulation):
-    for state, address in (("show=random", "records/random"), (f"simulation={simulation}", f"simulations/{simulation}")):
+def test_a_folded_part_is_the_same_fetched_and_drawn_with_the_page(client, prediction):
+    for state, address in (("show=random", "records/random"), (f"simulation={prediction}", f"simulations/{prediction}")):
         page, part = client.get(f"/0/1?{state}").text, client.get(f"/0/1/{address}").text
         assert part.strip() in page
         assert part.count('class="record"') > 0
         assert part.strip() not in client.get("/0/1").text
         assert f'href="/0/1?{state}#' in client.get("/0/1").text  # for who has no JavaScript
-    assert client.get(f"/0/2/simulations/{simulation}").status_code == 404
+    assert client.get(f"/0/2/simulations/{prediction}").status_code == 404
     assert client.get("/0/2/records/sideways").status_code == 422
 
 
-def test_the_simulated_crop_is_marked(client, simulation):
-    record = client.get(f"/0/1/simulations/{simulation}").text.split('class="record"')[1]
+def test_the_simulated_crop_is_marked(client, prediction):
+    record = client.get(f"/0/1/simulations/{prediction}").text.split('class="record"')[1]
     assert record.count(' crop"') == record.count("<i ") == 32
     assert record.count('class="t ') == 64
 

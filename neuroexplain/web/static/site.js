@@ -90,11 +90,11 @@ async function showResults(into) {
   const layers = state.get("layer") ? layersOf(state.get("layer")) : null;
   const low = state.get("min_score") ? Number(state.get("min_score")) : null;
   const high = state.get("max_score") ? Number(state.get("max_score")) : null;
-  const simulator = state.get("simulator");
+  const scorer = state.get("scorer");
   const sort = state.get("sort") || "score";
   const page = Math.max(0, Math.floor(Number(state.get("page"))) || 0);
-  const fits = (row) => (!layers || layers.has(row.layer)) && (!simulator || row.simulator === simulator)
-    && (low === null || (row.correlation !== null && row.correlation >= low)) && (high === null || (row.correlation !== null && row.correlation <= high));
+  const fits = (row) => (!layers || layers.has(row.layer)) && (!scorer || row.scorer === scorer)
+    && (low === null || (row.score !== null && row.score >= low)) && (high === null || (row.score !== null && row.score <= high));
   const numbers = await candidates(words, state.get("token"), index);
   const found = [];
   for (let file = 0; file * index.rows_in_a_file < index.rows; file++) {
@@ -108,15 +108,15 @@ async function showResults(into) {
   if (sort === "unit") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
   const table = element("table", undefined, { class: "results" });
   const head = element("tr");
-  for (const name of ["neuron", "score", "95% interval", "explanation", "by", "simulator", "max"]) head.append(element("th", name));
+  for (const name of ["unit", "score", "95% interval", "explanation", "by", "scorer", "max"]) head.append(element("th", name));
   table.append(head);
   const two = (value) => (value === null ? "-" : value.toFixed(2));
   for (const row of found.slice(page * PAGE, (page + 1) * PAGE)) {
     const line = element("tr"), at = `${row.layer}:${row.neuron}`, first = element("td"), explained = element("td", undefined, { class: "words" });
     first.append(element("a", at, { href: `neuron.html?at=${at}` }));
     explained.append(element("a", row.explanation, { href: `neuron.html?at=${at}` }));
-    line.append(first, element("td", two(row.correlation), { class: "num" }), element("td", row.ci_low === null ? "" : `${two(row.ci_low)} to ${two(row.ci_high)}`, { class: "num" }),
-      explained, element("td", row.explainer, { class: "by" }), element("td", row.simulator || "", { class: "by" }), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
+    line.append(first, element("td", two(row.score), { class: "num" }), element("td", row.ci_low === null ? "" : `${two(row.ci_low)} to ${two(row.ci_high)}`, { class: "num" }),
+      explained, element("td", row.explainer, { class: "by" }), element("td", row.scorer || "", { class: "by" }), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
     table.append(line);
   }
   into.replaceChildren(found.length ? table : element("p", "No explanation fits."));

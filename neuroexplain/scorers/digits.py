@@ -1,8 +1,4 @@
-"""An explanation and a record's tokens -> predicted activations.
-
-A simulator is a class as the protocol Simulator has it: add one here, its name to config.py, and say in
-pipeline/engines.py which engine it runs on.
-"""
+"""Bills' simulator with yes and no: a capable model judges each token of a text, in its context."""
 
 from __future__ import annotations
 
@@ -10,21 +6,22 @@ import hashlib
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.llm.engine import Engine, Message, VocabularyEngine, chat_token_ids
+from neuroexplain.llm.engine import Engine, Message, chat_token_ids
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
+from neuroexplain.scorers._simulation import OpenSimulator, Predicted, Predictions, Records, Simulator
+from neuroexplain.scorers.base import Request
+from neuroexplain.scoring.evidence import Trial
 from neuroexplain.scoring.levels import expected_level, raised_level
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import Status, Tokens, VocabularyEntry
+from neuroexplain.types import CROP_LENGTH, Run, Status, Tokens, VocabularyEntry
 
-TINY = 1e-12  # a probability below which two words are alike: none
 LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
 FITS = 5  # a worked token's level above which its line says yes
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
@@ -32,43 +29,8 @@ NEUTRAL_KEPT = (
     32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
 )
 
-Records = Sequence[Sequence[int]]  # token ids
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a simulator says of one crop: a level for each token, and for `digits` the mass that fell on level tokens."""
-
-    levels: NDArray[np.float32]  # [n]; NaN where no level was among what the engine gave: no prediction, so not scored
-    digit_mass: NDArray[np.float32] | None = None  # [n]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a simulator says of all crops, in the order in which they were given."""
-
-    of: Sequence[Prediction]
-    prompt_tokens: int = 0  # what they cost
-
-
-class Simulator(Protocol):
-    """Predicts activations from an explanation. A request that fails raises LlmReplyError."""
-
-    name: str
-    engine: Any
-    prompt: Prompt
-    asks_per_record: bool  # whether more records are more requests; else an explanation's first record costs all
-
-    def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        """Predictions for the records, which do not depend on their order."""
-        ...
-
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
-        """The lengths of the prompts, in tokens, that simulating these records asks for n explanations as long as this one."""
-        ...
-
-
-class DigitsSimulator:
+class DigitsSimulator(OpenSimulator):
     """All at once as Bills et al. (2023) do, but by yes and no where they are tokens, and over a neutral explanation.
 
     Every token has a line of its own: its text, a tab, where the distribution over LEVEL_WORDS is read, and the least of them:
@@ -80,12 +42,10 @@ class DigitsSimulator:
     The prompt is built as token ids, piece by piece, so the rows are known by construction.
     """
 
-    name = "digits"
-    asks_per_record = True
-
     def __init__(self, engine: Engine) -> None:
+        self.scorer = SCORER
         self.engine = engine
-        self.prompt = load_prompt("simulate/digits")
+        self.prompt: Prompt = load_prompt("simulate/digits")
         self.level_words, self.level_token_ids = find_level_words(engine.tokenizer)
         self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
@@ -130,7 +90,7 @@ class DigitsSimulator:
         return self.prompt.fill({"no": self.level_words[0], "yes": self.level_words[-1], "explanation": explanation})
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        found: dict[int, Prediction] = {}
+        found: dict[int, Predicted] = {}
         spent = 0
         for places in group_records(records):
             together = [records[place] for place in places]
@@ -144,18 +104,23 @@ class DigitsSimulator:
             ends = np.cumsum([len(record) for record in together])[:-1]
             mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
             for place, *one in zip(places, np.split(raised, ends), np.split(mass, ends), strict=True):
-                found[place] = Prediction(*one)
+                found[place] = Predicted(*one)
         return Predictions([found[place] for place in range(len(records))], spent)
 
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
-        grouped = [[records[place] for place in places] for places in group_records(records)]
-        asked = ((explanation, n), (None, 1))
-        return [
-            length
-            for together in grouped
-            for text, times in asked
-            for length in [len(self.build_prompt(text, together, vocabulary)[0])] * times
-        ]
+    def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
+        records = [trial.token_ids for trial in trials]
+        requests = []
+        for places in group_records(records):
+            together = [records[place] for place in places]
+            requests.append(Request(len(self.build_prompt(explanation, together, tokens)[0])))
+            neutral = self.build_prompt(None, together, tokens)[0]
+            requests.append(Request(len(neutral), tuple(neutral)))
+        return requests
+
+    def example(self) -> tuple[Sequence[int], Sequence[int], Sequence[Sequence[int]]]:
+        records = [[0] * CROP_LENGTH] * (TOGETHER // CROP_LENGTH)
+        ids, rows = self.build_prompt(None, records, {0: VocabularyEntry(0, " word", False)})
+        return ids, rows, self.level_token_ids
 
     def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """(expected levels in 0..1, masses on all of them) at the rows; NaN and 0 where none is among what the engine gave."""
@@ -229,64 +194,13 @@ def find_level_words(tokenizer: Any) -> tuple[tuple[str, ...], list[list[int]]]:
     )
 
 
-class LexicalSimulator:
-    """How much likelier each token's word is as an example of the explanation than as an example of other things.
+class Digits(Simulator):
+    """A capable model judges each token; sees context."""
 
-    The value is `max(0, mean of log(p / q)) ** 2`, the mean over several phrasings. p is the probability that a phrasing with
-    the explanation goes on with the word, in any spelling that is one token: with or without a space before it, with or without
-    a capital. q is the mean of that over other explanations, the same for all: the lines of the prompt file's last turn. A few
-    short forward passes give every token of the vocabulary its value. It asks for no instruction following, so a base model of
-    135M parameters will do; it cannot see context.
-    """
+    name = "digits"
 
-    name = "lexical"
-    asks_per_record = False
-
-    def __init__(self, engine: VocabularyEngine, subject_tokenizer_sha256: str) -> None:
-        self.engine = engine
-        self.prompt = load_prompt("simulate/lexical")
-        self._shared = engine.tokenizer_sha256 == subject_tokenizer_sha256
-        self._special = set(engine.tokenizer.all_special_ids)
-        others = self.prompt.fill({"explanation": ""})[-1].content.splitlines()
-        self._others = np.mean([self._probabilities(other) for other in others], axis=0)
-        self._own = lru_cache(maxsize=100)(self._probabilities)
-        self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
-
-    def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        """A value for each token: white space, special tokens and parts of characters get 0."""
-        own = self._own(explanation)
-        found = []
-        for record in records:
-            values = np.zeros(len(record), np.float32)
-            for place, token_id in enumerate(record):
-                if ids := self._spellings(vocabulary[int(token_id)]):
-                    values[place] = likelihood_ratio(own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1))
-            found.append(Prediction(values))
-        return Predictions(found)
-
-    def plan(self, explanation: str, records: Records, vocabulary: Tokens, n: int = 1) -> list[int]:
-        return []  # a few tokens, whatever the records
-
-    def _probabilities(self, explanation: str) -> NDArray[np.float32]:
-        """Of every token, after each phrasing: [n_phrasings, vocabulary]."""
-        prompts = [self.engine.tokenizer(one.content).input_ids for one in self.prompt.fill({"explanation": explanation})[:-1]]
-        found: NDArray[np.float32] = np.exp([self.engine.next_token_logprobs(list(ids)) for ids in prompts]).astype(np.float32)
-        return found
-
-    def _spellings_of(self, token: VocabularyEntry) -> list[int]:
-        """The token itself (in another tokenizer the first one of its text) and its word's other spellings, where single."""
-        word = token.text.strip()
-        if token.special or not word or "\ufffd" in word:
-            return []
-        itself = [token.token_id] if self._shared else self._encode(token.text)[:1]
-        words = {word, word.lower(), word.capitalize()}
-        spelled = [ids for one in words for text in (one, f" {one}") if len(ids := self._encode(text)) == 1]
-        return sorted({*itself, *(ids[0] for ids in spelled)} - self._special)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+    def open(self, engine: Any, run: Run) -> DigitsSimulator:
+        return DigitsSimulator(engine)
 
 
-def likelihood_ratio(p: NDArray[Any], q: NDArray[Any]) -> float:
-    """`max(0, mean of log(p / q)) ** 2`: less likely than elsewhere counts nothing, much likelier stands out."""
-    return max(0.0, float(np.mean(np.log((p + TINY) / (q + TINY))))) ** 2
+SCORER = Digits()

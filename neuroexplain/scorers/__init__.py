@@ -1,0 +1,1 @@
+"""What turns an explanation and records into scores: a file a scorer. See base.py."""
