@@ -32,6 +32,7 @@ from neuroexplain.config import EngineConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.pipeline.engines import open_engine
 from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.scorers._simulation import OpenSimulator
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.correlation import correlation_score
@@ -139,7 +140,7 @@ def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[
     }
 
 
-def open_simulator(options: argparse.Namespace, stack: ExitStack) -> Simulator:
+def open_simulator(options: argparse.Namespace, stack: ExitStack) -> OpenSimulator:
     local = embedded_model() if options.local is None and options.server is None else options.local
     config = EngineConfig(server=options.server, local=local, model=options.model, api_key=options.api_key)
     if options.scorer == "lexical" and config.local is None:
@@ -162,7 +163,7 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neurons", type=Path, required=True)
-    parser.add_argument("--simulator", choices=("digits", "lexical"), required=True)
+    parser.add_argument("--scorer", "--simulator", dest="scorer", choices=("digits", "lexical"), required=True)
     parser.add_argument("--local", help="a model of this process; without --server too, the embedded one")
     parser.add_argument("--server", help="the URL of a vLLM server")
     parser.add_argument("--model", help="which of the server's models")
@@ -181,9 +182,7 @@ def main() -> int:
                 for outcome in bar.track(evaluate(neurons, scorer), total=len(neurons), description="neurons"):
                     outcomes.append(outcome)
             summary = summarize(outcomes, scorer.engine.used.prompt_tokens, time.perf_counter() - began)
-            print(
-                f"{simulator.engine.model}: {simulator.engine.version}", file=sys.stderr
-            )  # and how a server gave probabilities
+            print(f"{scorer.engine.model}: {scorer.engine.version}", file=sys.stderr)  # and how a server gave probabilities
     except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
         print(f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error, file=sys.stderr)
         return 2

@@ -574,10 +574,6 @@ def merge(
     say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens.{left}")
 
 
-IMPORTED = ("llama3-neurons", "parquet")
-EXPORTED = ("llama3-neurons", "parquet", "site", "jsonl", "neuronpedia")
-
-
 @app.command("import", epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B")
 def import_(
     file_format: Annotated[
@@ -594,25 +590,19 @@ def import_(
 ) -> None:
     """Read data that others published, so that it can be explained without collecting; or a run that was exported."""
     from neuroexplain.cli.selection import parse_layers
-    from neuroexplain.exchange.llama3_neurons import import_llama3_neurons
-    from neuroexplain.exchange.parquet import import_parquet
+    from neuroexplain.formats.base import FORMATS, ReadOptions, read_formats
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
 
-    _check_format(file_format, IMPORTED)
-    wanted = parse_layers(layers) if layers is not None else None
-    more: dict[str, Any] = {}
+    reader = FORMATS.find(file_format)
+    if reader is None or not reader.is_read:
+        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(read_formats())}.")
+    options = ReadOptions(parse_layers(layers) if layers is not None else None, tokenizer, activation)
     if not source.is_dir():
         raise NeuroexplainError(f"There is no folder {source}. Give the one that holds the data.")
-    if file_format == "llama3-neurons":
-        from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
-
-        loaded = load_tokenizer(tokenizer)
-        sha256, vocabulary = tokenizer_sha256(loaded), vocabulary_entries(loaded)
-        more = {"subject": tokenizer, "tokenizer_sha256": sha256, "vocabulary": vocabulary, "activation": activation}
     with open_store(db, create=True) as store:
         try:
-            draw(import_llama3_neurons(store, source, wanted, **more) if more else import_parquet(store, source))
+            draw(reader.read(store, source, options))
         except NeuroexplainError:
             remove_if_unused(store)
             raise
@@ -644,39 +634,30 @@ def export(
 ) -> None:
     """Write a run for others to read.
 
-    parquet holds all of it, llama3-neurons all top records, the rest the neurons that are explained.
+    parquet holds all of it, llama3-neurons all top records, the rest the units that are explained.
     """
-    from neuroexplain.exchange.jsonl import export_jsonl
-    from neuroexplain.exchange.llama3_neurons import export_llama3_neurons
-    from neuroexplain.exchange.neuronpedia import export_neuronpedia
-    from neuroexplain.exchange.parquet import export_parquet
-    from neuroexplain.exchange.site import export_site
+    from neuroexplain.formats.base import FORMATS, written_formats
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explained_ids, list_unit_ids, load_run
 
-    _check_format(file_format, EXPORTED)
+    writer = FORMATS.find(file_format)
+    if writer is None or not writer.is_written:
+        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(written_formats())}.")
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
-        wanted = _layers_of(run, layers) if layers is not None else None
         named = _renamed(ctx, "units", "neurons")
+        if writer.holds_whole_runs and (layers is not None or named is not None):
+            raise NeuroexplainError(f"{file_format} holds all units of a run; leave out --layers and --units.")
+        chosen_layers = _layers_of(run, layers) if layers is not None else None
         selected = set(_select(store, run, layers, named)) if named is not None else None
-        if file_format in ("llama3-neurons", "parquet"):
-            if wanted is not None or selected is not None:
-                raise NeuroexplainError(f"{file_format} holds all units of a run; leave out --layers and --units.")
-            draw((export_parquet if file_format == "parquet" else export_llama3_neurons)(store, run, out))
-        else:
-            units_out = list_unit_ids(store, run.id, wanted) if every else list_explained_ids(store, run.id, wanted)
-            units_out = [unit for unit in units_out if selected is None or unit in selected]
-            if not units_out:
+        listed: list[UnitId] = []
+        if not writer.holds_whole_runs:
+            list_ids = list_unit_ids if every else list_explained_ids
+            listed = [unit for unit in list_ids(store, run.id, chosen_layers) if selected is None or unit in selected]
+            if not listed:
                 raise NeuroexplainError("No unit of these is explained yet. To export them all the same:  --every")
-            by_format = {"jsonl": export_jsonl, "neuronpedia": export_neuronpedia, "site": export_site}
-            draw(by_format[file_format](store, run, units_out, out))
+        draw(writer.write(store, run, listed, out))
     say(f"Wrote {out}.")
-
-
-def _check_format(file_format: str, known: tuple[str, ...]) -> None:
-    if file_format not in known:
-        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(known)}.")
 
 
 @app.command(epilog="Example:  neuroexplain plot distribution --db demo.db   |   neuroexplain plot 15:16 --out act")

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuroexplain.exchange.neuronpedia import model_id
+from neuroexplain.formats.neuronpedia import model_id
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.probe import Probe
 from neuroexplain.store.engine import open_store

@@ -46,7 +46,7 @@ async function showNeuron(into) {
   openAsTheAddressSays(into);
 }
 
-// Which file of an index holds a word or token: FNV-1a, as in exchange/site.py.
+// Which file of an index holds a word or token: FNV-1a, as in formats/site.py.
 function bucketOf(key, buckets) {
   let found = 2166136261;
   for (const byte of new TextEncoder().encode(key)) found = Math.imul(found ^ byte, 16777619) >>> 0;

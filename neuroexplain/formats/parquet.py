@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.exchange import _parquet_version_1 as version_1
-from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.formats import _parquet_version_1 as version_1
+from neuroexplain.formats._whole_folder import whole_folder
+from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import run_json, short_name
 from neuroexplain.store.engine import Store
@@ -680,3 +681,18 @@ exemplars = load_dataset("FOLDER", "exemplars", split="train")
 Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 modulo 4. The text of the records
 comes from the corpus that the run read, under that corpus's licence. `neuroexplain import parquet FOLDER` restores the run.
 """
+
+
+class Parquet(Format):
+    name = "parquet"
+    about = "a Hugging Face data set: all of a run"
+    holds_whole_runs = True
+
+    def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+        return export_parquet(store, run, folder)
+
+    def read(self, store: Store, folder: Path, options: ReadOptions) -> Generator[Progress]:
+        return import_parquet(store, folder)
+
+
+FORMAT = Parquet()

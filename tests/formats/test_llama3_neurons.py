@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.exchange.llama3_neurons import export_llama3_neurons, import_llama3_neurons
-from neuroexplain.exchange.parquet import export_parquet, import_parquet
+from neuroexplain.formats.llama3_neurons import export_llama3_neurons, import_llama3_neurons
+from neuroexplain.formats.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.collect import run_collect
 from neuroexplain.pipeline.score import verify_run
 from neuroexplain.scorers.base import compute_scores

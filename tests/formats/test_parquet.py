@@ -17,8 +17,8 @@ import pytest
 
 import neuroexplain as nx
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.exchange.jsonl import export_jsonl
-from neuroexplain.exchange.parquet import export_parquet, import_parquet
+from neuroexplain.formats.jsonl import export_jsonl
+from neuroexplain.formats.parquet import export_parquet, import_parquet
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.score import verify_run
 from neuroexplain.present import query_csv, show_json
@@ -164,7 +164,7 @@ def collecting_garbage():
 
 
 def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch, collecting_garbage):
-    monkeypatch.setattr("neuroexplain.exchange.parquet.AT_ONCE", 20)
+    monkeypatch.setattr("neuroexplain.formats.parquet.AT_ONCE", 20)
     peaks = {}
     for place, n_layers in enumerate((12, 1, 12)):  # the first one imports modules and fills caches
         folder = tmp_path / str(place)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from neuroexplain.exchange.neuronpedia import CREATOR, export_neuronpedia
+from neuroexplain.formats.neuronpedia import CREATOR, export_neuronpedia
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_explained_ids, load_run

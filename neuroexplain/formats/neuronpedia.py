@@ -17,7 +17,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.formats._whole_folder import whole_folder
+from neuroexplain.formats.base import Format
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, random_histogram, short_name
@@ -183,3 +184,14 @@ def _named(name: str) -> dict[str, str]:
 def _write(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=True, allow_nan=False) + "\n" for line in lines)
     file.write_bytes(gzip.compress(text.encode(), 5) if file.suffix == ".gz" else text.encode())
+
+
+class Neuronpedia(Format):
+    name = "neuronpedia"
+    about = "Neuronpedia's import folders"
+
+    def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+        return export_neuronpedia(store, run, units, folder)
+
+
+FORMAT = Neuronpedia()

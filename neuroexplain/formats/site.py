@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.formats._whole_folder import whole_folder
+from neuroexplain.formats.base import Format
 from neuroexplain.pipeline.page import Vocabulary, load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import corpus_name, query_json
@@ -217,3 +218,14 @@ def _fragments(page: UnitPage) -> Iterator[tuple[str, str]]:
 
 def _write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, separators=(",", ":")))
+
+
+class Site(Format):
+    name = "site"
+    about = "the viewer as static files"
+
+    def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+        return export_site(store, run, units, folder)
+
+
+FORMAT = Site()

@@ -7,7 +7,8 @@ import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.formats._whole_folder import whole_folder
+from neuroexplain.formats.base import Format
 from neuroexplain.pipeline.page import load_page
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.present import show_json
@@ -22,3 +23,14 @@ def export_jsonl(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path
             line = json.dumps(show_json(load_page(store, run, neuron)), ensure_ascii=True, allow_nan=False)
             file.write(line.encode() + b"\n")
             yield Progress("exporting", done, len(neurons), "neurons")
+
+
+class Jsonl(Format):
+    name = "jsonl"
+    about = "one JSON object a line, as show --json prints it"
+
+    def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+        return export_jsonl(store, run, units, folder)
+
+
+FORMAT = Jsonl()

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from neuroexplain import __version__
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.exchange.whole import whole_folder
+from neuroexplain.formats._whole_folder import whole_folder
+from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.pipeline.progress import Progress
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.engine import Store
@@ -32,6 +33,7 @@ from neuroexplain.types import (
     Run,
     Segment,
     Source,
+    UnitId,
     VocabularyEntry,
 )
 
@@ -198,3 +200,29 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArr
 def _is_bfloat16(act: NDArray[Any]) -> bool:
     chunks = (np.ascontiguousarray(act[i : i + NEURONS_AT_ONCE], np.float32) for i in range(0, len(act), NEURONS_AT_ONCE))
     return not any(np.any(chunk.view(np.uint32) & 0xFFFF) for chunk in chunks)
+
+
+class Llama3Neurons(Format):
+    name = NAME
+    about = "index.npy, act.npy, token.npy: all top records of a run"
+    holds_whole_runs = True
+
+    def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+        return export_llama3_neurons(store, run, folder)
+
+    def read(self, store: Store, folder: Path, options: ReadOptions) -> Generator[Progress]:
+        from neuroexplain.subject.load import load_tokenizer, tokenizer_sha256, vocabulary_entries
+
+        tokenizer = load_tokenizer(options.tokenizer)
+        return import_llama3_neurons(
+            store,
+            folder,
+            options.layers,
+            subject=options.tokenizer,
+            tokenizer_sha256=tokenizer_sha256(tokenizer),
+            vocabulary=vocabulary_entries(tokenizer),
+            activation=options.activation,
+        )
+
+
+FORMAT = Llama3Neurons()

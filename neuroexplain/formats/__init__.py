@@ -1,0 +1,1 @@
+"""How runs are written for others, and read: a file a format. See base.py."""
