@@ -97,7 +97,7 @@ def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
     return neurons
 
 
-def correlate(task: tuple[int, KnownNeuron, int], scorer: Simulator) -> tuple[float | None, str]:
+def correlate(task: tuple[int, KnownNeuron, int], scorer: OpenSimulator) -> tuple[float | None, str]:
     """The correlation of one explanation over all records joined, or why there is none."""
     _, neuron, which = task
     try:
@@ -110,7 +110,7 @@ def correlate(task: tuple[int, KnownNeuron, int], scorer: Simulator) -> tuple[fl
     return (None, "a constant side") if r is None else (r, "")
 
 
-def evaluate(neurons: Sequence[KnownNeuron], scorer: Simulator) -> Iterator[Outcome]:
+def evaluate(neurons: Sequence[KnownNeuron], scorer: OpenSimulator) -> Iterator[Outcome]:
     """Each neuron's outcome as soon as its explanations are simulated; as many requests at once as the engine takes."""
     tasks = ((place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations)))
     waiting: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
