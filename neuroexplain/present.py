@@ -136,8 +136,9 @@ def score_order(run: Run, stored: StoredScore) -> tuple[object, ...]:
     subsets = [subset for side in SUBSETS.values() for subset in side]
     score = stored.score
     place = subsets.index(score.subset) if score.subset in subsets else len(subsets)
-    is_headline = run.headline.is_of(score)
-    return not is_headline, score.split != "report", stored.scorer, stored.scorer_model, score.metric, place, score.subset
+    headline = run.headline
+    by = score.split != "report", stored.scorer, stored.scorer_model, score.metric != headline.metric, score.metric
+    return not headline.is_of(score), *by, place, score.subset
 
 
 def prediction_json(prediction: Prediction, record: PredictedRecord) -> dict[str, Any]:

@@ -54,8 +54,11 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     several = len({(row.scorer, row.scorer_model) for row in rows if row.scorer}) > 1
     if several:  # else a line is not told from the next
         table.add_column("scored by", overflow="fold")
+    sides = {row.side for row in rows}
     for row in rows:
         by = explained_by(row.explainer, row.model)
+        if len(sides) > 1 or "negative" in sides:
+            by += f", {row.side} side"
         cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high), row.explanation, by]
         if several:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
@@ -85,7 +88,8 @@ def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
         value = f"{number(score.value)}  {interval(score.ci_low, score.ci_high)}"
         if score.status != Status.OK:
             value = f"{score.status}: {score.reason}"
-        what = f"{run.label(s.unit)}  {s.scorer:8}  {score.metric}, {score.subset:17}  {value}  {score.n_records} records"
+        named = f"{score.metric}, {score.subset}"
+        what = f"{run.label(s.unit)}  {s.scorer:8}  {named:30}  {value}  {score.n_records} records"
         lines.append(printable(what).rstrip())
     return "\n".join(lines)
 
@@ -266,7 +270,8 @@ def _explanation_lines(page: UnitPage, e: Any) -> list[Text]:
                 value = f"{number(score.value):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
                 if score.control is not None:
                     value += f"  another's explanation {number(score.control)}"
-            lines.append(Text(f"  {printable(score.metric)}, {printable(score.subset):17} {value}"))
+            what = printable(f"{score.metric}, {score.subset}")
+            lines.append(Text(f"  {what:30} {value}"))
     return lines
 
 

@@ -155,11 +155,13 @@ def _check_room(file: Path, tell: Callable[[str], None] | None) -> None:
     size, free = file.stat().st_size, shutil.disk_usage(file.parent).free
     needed = max(int(size * ROOM_TO_UPGRADE), min(size, 1 << 30)) + (1 << 20)
     if tell is not None:
-        tell(
-            f"Upgrading {file} ({size / 1e9:.2f} GB): needs up to {needed / 1e9:.2f} GB of disk, {free / 1e9:.1f} GB are free."
-        )
+        tell(f"Upgrading {file} ({_bytes(size)}): needs up to {_bytes(needed)} of disk, {_bytes(free)} are free.")
     if free < needed:
         raise NeuroexplainError(f"There is not enough room beside {file}: make some, or move it to another disk.")
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def migrations_folder() -> Path:

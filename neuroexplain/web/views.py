@@ -489,7 +489,7 @@ def row_view(row: QueryRow) -> RowView:
         explanation=printable(row.explanation),
         score=number(row.score),
         interval=interval(row.ci_low, row.ci_high),
-        by=explained_by(row.explainer, row.model),
+        by=explained_by(row.explainer, row.model) + (", negative side" if row.side == "negative" else ""),
         scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",
     )
