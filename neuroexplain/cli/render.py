@@ -197,7 +197,9 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(), Text("The best explanations, scored on text that the explainer did not see", style="bold"), Text()]
+    score = f" ({found.best[0][1].run.headline})" if found.best else ""
+    title = f"The best explanations, scored{score} on text that the explainer did not see"
+    lines = [Text(), Text(title, style="bold"), Text()]
     for row, page in found.best:
         strongest = max(abs(x.activation) for x in page.unit.exemplars)
         score = f"{number(row.correlation)} ({interval(row.ci_low, row.ci_high)})"

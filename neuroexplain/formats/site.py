@@ -77,6 +77,7 @@ def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path)
             "chunk": views.CHUNK,
             "rows": n_rows,
             "widths": {source.layer: source.width for source in run.sources},
+            "groups": {source.layer: source.group_size for source in run.sources},
             "layers": sorted({n.layer for n in neurons}),
         }
         _write(data / "index.json", index | {"rows_in_a_file": ROWS, "buckets": BUCKETS})

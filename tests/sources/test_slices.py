@@ -172,6 +172,21 @@ def test_a_new_source_goes_through_every_command(folder, tmp_path):
     assert "river" in shown
 
 
+def test_a_sample_is_the_same_each_time_and_holds_smaller_ones(folder, tmp_path):
+    options = ("--model", folder / "model", "--dataset", folder / "text.txt", "--batch-size", "4")
+    explained = {}
+    for n in (3, 8):
+        typed("collect", *options, "--db", tmp_path / f"{n}.db")
+        typed("explain", "--layers", "0-1", "--sample", n, "--explainer", "tokens", "--no-score", "--db", tmp_path / f"{n}.db")
+        rows = json.loads(typed("query", "--units", "0:0-23,1:0-23", "--json", "--db", tmp_path / f"{n}.db").stdout)
+        explained[n] = {(row["layer"], row["unit"]) for row in rows}
+    assert [len(explained[n]) for n in (3, 8)] == [3, 8]
+    assert explained[3] < explained[8]
+    assert json.loads(typed("query", "--units", "0:0-5", "--json", "--db", tmp_path / "8.db").stdout) == [
+        row for row in rows if row["layer"] == 0 and row["unit"] <= 5
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -27,11 +27,19 @@ async function randomNeuron(index) {
   return [layer, any(index.widths[layer])];
 }
 
+// 15:16 or 15/16; of layers with groups, such as heads, 15:3.40 too.
+function numbersOf(asked, index) {
+  const [layer, name] = asked.split(/[:/]/);
+  const [group, place] = String(name).split(".");
+  const size = index.groups[Number(layer)];
+  return [Number(layer), place === undefined ? Number(group) : size && Number(place) < size ? Number(group) * size + Number(place) : NaN];
+}
+
 async function showNeuron(into) {
   const state = new URLSearchParams(location.search);
   const asked = state.get("at") || "random";
   const index = await load("index.json");
-  const [layer, neuron] = asked === "random" ? await randomNeuron(index) : asked.split(/[:/]/).map(Number);
+  const [layer, neuron] = asked === "random" ? await randomNeuron(index) : numbersOf(asked, index);
   const name = `${layer}:${neuron}`;
   const isThere = index.layers.includes(layer) && neuron >= 0 && neuron < index.widths[layer];
   const chunk = isThere ? await load(`neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`).catch(() => ({})) : {};
