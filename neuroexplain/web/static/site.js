@@ -113,7 +113,7 @@ async function showResults(into) {
     if (sort === "score" && found.length > (page + 1) * PAGE) break; // the files are sorted by score
   }
   if (sort === "activation") found.sort((a, b) => b.max_activation - a.max_activation);
-  if (sort === "unit") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
+  if (sort === "unit" || sort === "neuron") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
   const table = element("table", undefined, { class: "results" });
   const head = element("tr");
   for (const name of ["unit", "score", "95% interval", "explanation", "by", "scorer", "max"]) head.append(element("th", name));
