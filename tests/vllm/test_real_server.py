@@ -289,7 +289,7 @@ def test_a_run_with_faults_finds_the_same_but_for_what_is_marked_failed(collecte
                 equal += 1
             elif one["status"] == "ok":
                 assert one["text"] == true["text"]
-                assert all(s["correlation"] is None and s["reason"] for s in one["scores"])
+                assert all(s["value"] is None and s["reason"] for s in one["scores"])
             else:
                 assert one["text"] is None
     assert equal or lasting
