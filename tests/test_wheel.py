@@ -30,7 +30,7 @@ from neuroexplain.store.engine import open_store
 open_store("new.db", create=True).close()
 assert EXPLAINERS["excerpts"].load_prompt().text
 from neuroexplain.web import views
-blank = dict(state=views.EMPTY_SEARCH, problem="", rows=[], previous=None, next=None)
+blank = dict(state=views.EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", previous=None, next=None)
 assert "search.html" in views.render("search.html", links=views.Links(is_site=True), csp="", **blank)
 assert (views.HERE / "static" / "vendor" / "chart.js" / "LICENSE.md").exists()
 print(neuroexplain.__file__)
