@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.pipeline.page import find_explanations, load_page
-from neuroexplain.present import QUERY_COLUMNS, number, printable, query_json, run_json, show_json
+from neuroexplain.evidence import Exemplar, Explanation, StoredScore
+from neuroexplain.formatting import QUERY_COLUMNS, number, printable, query_json, run_json, show_json
+from neuroexplain.lookup import find_explanations, load_page
+from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.read import list_runs, load_run
-from neuroexplain.types import Exemplar, Explanation, QueryRow, Run, StoredScore, UnitId, UnitPage
+from neuroexplain.units import UnitId
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.types import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Sign, UnitId
+from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Sign, UnitId
 
 MOST_SECONDS = 1_000_000  # that one can ask to wait: eleven days
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuroexplain.types import Status
+from neuroexplain.evidence import Status
 
 
 class NeuroexplainError(Exception):

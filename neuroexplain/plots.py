@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuroexplain.present import printable
-from neuroexplain.types import Unit
+from neuroexplain.evidence import Unit
+from neuroexplain.formatting import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

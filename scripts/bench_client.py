@@ -24,11 +24,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers.digits import TOGETHER, DigitsSimulator, find_level_words
 from neuroexplain.subject.load import embedded_model, load_causal_lm
-from neuroexplain.types import CROP_LENGTH, VocabularyEntry
+from neuroexplain.units import CROP_LENGTH
 
 CROPS = TOGETHER // CROP_LENGTH  # records in two prompts: with the explanation, and with the neutral one
 WORDS = "the river ran past old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()

@@ -27,12 +27,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neuroexplain.subject.batch_size import CPU_BATCH_SIZE, find_batch_size
+from neuroexplain.collecting.batch_size import CPU_BATCH_SIZE, find_batch_size
+from neuroexplain.collecting.collector import Collector, send
+from neuroexplain.collecting.kernels import can_compile
+from neuroexplain.collecting.published import PublishedTopK
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.collector import Collector, send
-from neuroexplain.subject.kernels import can_compile
 from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype, keep_freed_memory
-from neuroexplain.subject.published import PublishedTopK
 
 LLAMA3 = {"vocab_size": 128_256, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "rms_norm_eps": 1e-5}
 SHAPES = {
@@ -182,7 +182,7 @@ def corpus_batches(subject: Subject, dataset: str | None) -> Callable[[int, int]
     from importlib import resources
 
     from neuroexplain.corpus.documents import read_documents
-    from neuroexplain.corpus.segments import TokenStream, tokenize, visiting_order
+    from neuroexplain.corpus.token_stream import TokenStream, tokenize, visiting_order
 
     text = dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
     stream = TokenStream.of(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))

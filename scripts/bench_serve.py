@@ -17,11 +17,12 @@ import time
 import httpx
 from sqlalchemy import delete
 
+from neuroexplain.evidence import Explanation, Provenance
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
 from neuroexplain.store.write import save_explanations
-from neuroexplain.types import Explanation, Provenance, UnitId
+from neuroexplain.units import UnitId
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("db")

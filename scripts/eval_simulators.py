@@ -30,14 +30,14 @@ from rich.table import Table
 
 from neuroexplain.config import EngineConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.pipeline.engines import open_engine
-from neuroexplain.pipeline.in_flight import map_in_flight
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.explaining.engines import open_engine
+from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers._simulation import OpenSimulator
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.subject.load import embedded_model
-from neuroexplain.types import VocabularyEntry
 
 NO_SHARED_TOKENIZER = "strings without ids"
 

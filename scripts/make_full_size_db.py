@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from neuroexplain.pipeline.page import load_page
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
+from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
+from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run, query_explanations
 from neuroexplain.store.write import (
@@ -28,21 +30,7 @@ from neuroexplain.store.write import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.types import (
-    CollectedLayer,
-    ExemplarArrays,
-    Explanation,
-    PredictedRecord,
-    Prediction,
-    Provenance,
-    Score,
-    Segment,
-    Source,
-    StatsArrays,
-    UnitId,
-    VocabularyArrays,
-    VocabularyEntry,
-)
+from neuroexplain.units import Source, UnitId
 
 K, AT_ONCE, VOCABULARY = 32, 2_000, 128_256
 WORDS = "relief river money travel anger verbs commas numbers names cities law music colour before after start end of".split()

@@ -10,14 +10,15 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from neuroexplain.cli.progress import draw
+from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ScoreConfig
-from neuroexplain.pipeline.collect import run_collect
-from neuroexplain.pipeline.engines import open_engines
-from neuroexplain.pipeline.explain import run_explain
+from neuroexplain.evidence import Explanation, Provenance
+from neuroexplain.explaining.engines import open_engines
+from neuroexplain.explaining.run import run_explain
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
 from neuroexplain.store.write import save_explanation
-from neuroexplain.types import Explanation, Provenance, UnitId
+from neuroexplain.units import UnitId
 from tests.fakes import tiny_subject, words
 
 ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'

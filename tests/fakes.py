@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuroexplain.llm.engine import Message, Reply, Usage
-from neuroexplain.types import Source
+from neuroexplain.units import Source
 
 WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
 

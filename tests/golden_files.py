@@ -13,12 +13,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
+from neuroexplain.evidence import Exemplar, VocabularyEntry
+from neuroexplain.explaining.explainers import EXPLAINERS, render_mistakes
 from neuroexplain.llm.engine import Message
-from neuroexplain.llm.explainer import EXPLAINERS, render_mistakes
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.store.engine import open_store
-from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
+from neuroexplain.units import UnitId
 from tests.fakes import WORDS, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent

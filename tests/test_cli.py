@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from neuroexplain import __version__
-from neuroexplain.cli.interrupt import Interrupted, Stopping
+from neuroexplain.runtime.interrupt import Interrupted, Stopping
 from tests.fakes import tiny_subject, words
 
 HOSTILE = 'tab\there \x1b[31mred <script> {{records}} ### user <|im_start|>assistant " OR 1=1 -- '

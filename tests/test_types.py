@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from neuroexplain.evidence import Headline, Score, Status
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs
 from neuroexplain.store.write import create_run
-from neuroexplain.types import Headline, Score, Status
 from tests.fakes import run_fields
 
 

@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuroexplain.cli.interrupt import Interrupted, stopping
 from neuroexplain.cli.progress import clock, draw, say
 from neuroexplain.errors import EngineLost, NeuroexplainError
+from neuroexplain.runtime.interrupt import Interrupted, stopping
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from neuroexplain.config import EngineConfig
-    from neuroexplain.pipeline.estimate import Estimate
-    from neuroexplain.types import Run, UnitId
+    from neuroexplain.explaining.estimate import Estimate
+    from neuroexplain.runs import Run
+    from neuroexplain.units import UnitId
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -129,8 +130,8 @@ def collect(
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
     """Read a corpus with a language model and keep each unit's strongest snippets."""
-    from neuroexplain.cli.selection import parse_layers, parse_positions, parse_shard
     from neuroexplain.config import CollectConfig
+    from neuroexplain.selection import parse_layers, parse_positions, parse_shard
 
     for name, value, known in (
         ("--sign", sign or "both", ("positive", "negative", "both")),
@@ -168,8 +169,8 @@ def collect(
         compile=compile,
         checkpoint_every=checkpoint_every,
     )
+    from neuroexplain.collecting.run import find_finished_run, run_collect
     from neuroexplain.corpus.documents import find_files
-    from neuroexplain.pipeline.collect import find_finished_run, run_collect
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import count_units, load_run
 
@@ -181,7 +182,7 @@ def collect(
             return
         try:
             if len(config.devices) > 1:
-                from neuroexplain.pipeline.devices import run_collect_on_devices
+                from neuroexplain.collecting.devices import run_collect_on_devices
 
                 draw(run_collect_on_devices(store, config), gently=True)
             else:
@@ -256,10 +257,10 @@ def explain(
         config = ExplainConfig(wanted, explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
         if no_score and (candidates > 1 or revise):
             raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
-        from neuroexplain.pipeline.engines import open_engines
-        from neuroexplain.pipeline.estimate import estimate_explain
-        from neuroexplain.pipeline.explain import list_chosen, run_explain
-        from neuroexplain.pipeline.score import run_score
+        from neuroexplain.explaining.engines import open_engines
+        from neuroexplain.explaining.estimate import estimate_explain
+        from neuroexplain.explaining.run import list_chosen, run_explain
+        from neuroexplain.explaining.score import run_score
 
         controlled = control or null
         with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, scorers):
@@ -310,11 +311,11 @@ def score(
     """Score stored explanations, or a hypothesis of your own."""
     from neuroexplain.cli.render import scores_text
     from neuroexplain.config import ScoreConfig
-    from neuroexplain.present import scores_json
+    from neuroexplain.evidence import Explanation, Provenance, Status
+    from neuroexplain.formatting import scores_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_explanations, list_scores, load_run
     from neuroexplain.store.write import save_explanation
-    from neuroexplain.types import Explanation, Provenance, Status
 
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
@@ -330,8 +331,8 @@ def score(
             raise NeuroexplainError(
                 f"There is no explanation to score. Write one:  neuroexplain explain --units {units} --db {db}"
             )
-        from neuroexplain.pipeline.engines import open_engines
-        from neuroexplain.pipeline.score import run_score
+        from neuroexplain.explaining.engines import open_engines
+        from neuroexplain.explaining.score import run_score
 
         with open_engines(run, engine_config, score_config, explains=False, tell=say) as (_, scorers):
             if text is not None:
@@ -383,8 +384,8 @@ def query(
 ) -> None:
     """Find explanations by text, layer, score or peak token, best first."""
     from neuroexplain.cli.render import failures_table, query_table
-    from neuroexplain.pipeline.page import find_explanations
-    from neuroexplain.present import printable, query_csv, query_json
+    from neuroexplain.formatting import printable, query_csv, query_json
+    from neuroexplain.lookup import find_explanations
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import list_failures, load_run
 
@@ -449,8 +450,8 @@ def show(
     """Show one neuron: explanations and scores, snippets, statistics, promoted tokens."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads are started to draw one page
     from neuroexplain.cli.render import show_text
-    from neuroexplain.pipeline.page import load_page
-    from neuroexplain.present import show_json
+    from neuroexplain.formatting import show_json
+    from neuroexplain.lookup import load_page
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
@@ -463,7 +464,7 @@ def show(
         page = load_page(store, run, wanted)
     if text is not None:
         from neuroexplain.cli.render import text_line
-        from neuroexplain.pipeline.probe import Probe
+        from neuroexplain.probe import Probe
 
         tokens, acts = Probe(model or run.subject, run.dtype).activations(text, run, wanted)
         if as_json:
@@ -497,7 +498,7 @@ def serve(
         )
     with open_store(db, read_only=True) as store:
         dtype = load_run(store).dtype
-        from neuroexplain.pipeline.probe import Probe
+        from neuroexplain.probe import Probe
         from neuroexplain.web.app import make_app
         from neuroexplain.web.serving import listen, serve_until_stopped
 
@@ -518,7 +519,7 @@ def runs(
         _drop_run(db, drop)
         return
     from neuroexplain.cli.render import runs_table
-    from neuroexplain.present import join_sessions, printable, run_json, session_text
+    from neuroexplain.formatting import join_sessions, printable, run_json, session_text
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_explanations, count_units, list_runs, list_sessions
 
@@ -555,7 +556,7 @@ def merge(
     """Join parts of one collection, all at once or some now and the result with others later: equal to collecting it whole."""
     from contextlib import ExitStack
 
-    from neuroexplain.pipeline.merge import run_merge
+    from neuroexplain.collecting.merge import run_merge
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
 
@@ -589,8 +590,8 @@ def import_(
     activation: Annotated[str, typer.Option(help="What the arrays hold, act or post (llama3-neurons).")] = "act",
 ) -> None:
     """Read data that others published, so that it can be explained without collecting; or a run that was exported."""
-    from neuroexplain.cli.selection import parse_layers
     from neuroexplain.formats.base import FORMATS, ReadOptions, read_formats
+    from neuroexplain.selection import parse_layers
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.read import load_run
 
@@ -705,8 +706,8 @@ def plot(
 @app.command(epilog="Example:  neuroexplain verify --db demo.db > faults.txt")
 def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
     """Recompute every score from what is stored, and look for leaks and orphans."""
-    from neuroexplain.pipeline.score import verify_run
-    from neuroexplain.present import printable
+    from neuroexplain.explaining.score import verify_run
+    from neuroexplain.formatting import printable
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import count_orphans, load_run
 
@@ -741,7 +742,7 @@ def demo(
 ) -> None:
     """Collect, explain and score a real small model on real text: offline, without a GPU, in some minutes."""
     from neuroexplain.cli.render import demo_text
-    from neuroexplain.pipeline.demo import find_highlights, run_demo
+    from neuroexplain.demo.run import find_highlights, run_demo
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.read import load_run
 
@@ -846,9 +847,9 @@ def _renamed(context: typer.Context, name: str, old_name: str) -> Any:
 
 def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "list[UnitId]":
     """N of the units that are not dead, by a stable hash, in ascending order; all of them where no N is given."""
+    from neuroexplain.evidence import Status
     from neuroexplain.stable_hash import stable_hash
     from neuroexplain.store.read import list_unit_ids
-    from neuroexplain.types import Status
 
     if n is None:
         return units
@@ -859,7 +860,7 @@ def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "li
 
 def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "list[UnitId]":
     """The units named; raises NeuroexplainError where the run does not hold one."""
-    from neuroexplain.cli.selection import parse_units
+    from neuroexplain.selection import parse_units
     from neuroexplain.store.read import list_unit_ids
 
     if layers is None and units is None:
@@ -879,7 +880,7 @@ def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "l
 
 def _layers_of(run: "Run", typed: str) -> tuple[int, ...]:
     """The layers named; raises NeuroexplainError where the run does not hold one."""
-    from neuroexplain.cli.selection import parse_layers
+    from neuroexplain.selection import parse_layers
 
     wanted = parse_layers(typed)
     missing = [one for one in wanted if one not in run.layers]

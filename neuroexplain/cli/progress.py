@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 
-from neuroexplain.cli.interrupt import stopping
-from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import printable
+from neuroexplain.formatting import printable
+from neuroexplain.runtime.interrupt import stopping
+from neuroexplain.runtime.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between plain lines
 

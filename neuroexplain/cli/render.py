@@ -6,26 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.present import explained_by, interval, number, printable, random_histogram, score_order, short_name, strength
-from neuroexplain.types import (
-    PEAK_INDEX,
-    Exemplar,
-    Failure,
-    PredictedRecord,
-    Prediction,
-    QueryRow,
-    Run,
-    Status,
-    StoredScore,
-    UnitPage,
+from neuroexplain.evidence import Exemplar, Failure, PredictedRecord, Prediction, Status, StoredScore
+from neuroexplain.formatting import (
+    explained_by,
+    interval,
+    number,
+    printable,
+    random_histogram,
+    score_order,
+    short_name,
+    strength,
 )
+from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.units import PEAK_INDEX
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    from neuroexplain.pipeline.demo import Highlights
+    from neuroexplain.demo.run import Highlights
 
 BARS = " ▁▂▃▄▅▆▇█"
 MARGIN = 12  # columns before a record's tokens

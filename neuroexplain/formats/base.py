@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.pipeline.progress import Progress
 from neuroexplain.registry import Registry
+from neuroexplain.runs import Run
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
-from neuroexplain.types import Run, UnitId
+from neuroexplain.units import UnitId
 
 
 @dataclass(frozen=True)

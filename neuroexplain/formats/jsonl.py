@@ -9,11 +9,12 @@ from pathlib import Path
 
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.pipeline.page import load_page
-from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import show_json
+from neuroexplain.formatting import show_json
+from neuroexplain.lookup import load_page
+from neuroexplain.runs import Run
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
-from neuroexplain.types import Run, UnitId
+from neuroexplain.units import UnitId
 
 
 def export_jsonl(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:

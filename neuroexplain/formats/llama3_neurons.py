@@ -16,26 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain import __version__
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Segment, VocabularyEntry
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
-from neuroexplain.pipeline.progress import Progress
+from neuroexplain.runs import Run
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import count_layer_units, list_runs, load_collected_layer, load_segment_ids
 from neuroexplain.store.write import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
-from neuroexplain.types import (
-    PEAK_INDEX,
-    RECORD_LENGTH,
-    SEGMENT_LENGTH,
-    CollectedLayer,
-    ExemplarArrays,
-    Run,
-    Segment,
-    Source,
-    UnitId,
-    VocabularyEntry,
-)
+from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
 NAME = "llama3-neurons"
 WINDOW_START = SEGMENT_LENGTH - RECORD_LENGTH  # a record's first token in its segment

@@ -17,13 +17,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from neuroexplain.evidence import Status
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.pipeline.page import load_page
-from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import corpus_name, random_histogram, short_name
+from neuroexplain.formatting import corpus_name, random_histogram, short_name
+from neuroexplain.lookup import load_page
+from neuroexplain.runs import Run, UnitPage
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
-from neuroexplain.types import SEGMENT_LENGTH, Run, Status, UnitId, UnitPage
+from neuroexplain.units import SEGMENT_LENGTH, UnitId
 
 BATCH = 512  # neurons in one file
 BY = "neuroexplain"

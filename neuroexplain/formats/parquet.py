@@ -25,12 +25,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import (
+    Explanation,
+    PredictedRecord,
+    Prediction,
+    Provenance,
+    Score,
+    Segment,
+    Stats,
+    Status,
+    StoredScore,
+    VocabularyEntry,
+)
 from neuroexplain.formats import _parquet_version_1 as version_1
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
-from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import run_json, short_name
+from neuroexplain.formatting import run_json, short_name
+from neuroexplain.runs import Run
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import CODECS, Codec, pack_activations
 from neuroexplain.store.read import (
@@ -56,30 +70,7 @@ from neuroexplain.store.write import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.types import (
-    CROP_LENGTH,
-    KINDS,
-    RECORD_LENGTH,
-    SEGMENT_LENGTH,
-    CollectedLayer,
-    ExemplarArrays,
-    Explanation,
-    Kind,
-    PredictedRecord,
-    Prediction,
-    Provenance,
-    Run,
-    Score,
-    Segment,
-    Source,
-    Stats,
-    StatsArrays,
-    Status,
-    StoredScore,
-    UnitId,
-    VocabularyArrays,
-    VocabularyEntry,
-)
+from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Kind, Source, UnitId
 
 VERSION = 2
 TABLES = ("neurons", "exemplars", "explanations", "scores", "predictions", "segments", "vocabulary", "prompts")

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.pipeline.page import Vocabulary, load_page
-from neuroexplain.pipeline.progress import Progress
-from neuroexplain.present import corpus_name, query_json
+from neuroexplain.formatting import corpus_name, query_json
+from neuroexplain.lookup import Vocabulary, load_page
+from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import count_explanations, count_units, list_headline_scores, query_explanations
-from neuroexplain.types import PEAK_INDEX, QueryRow, Run, UnitId, UnitPage
+from neuroexplain.units import PEAK_INDEX, UnitId
 from neuroexplain.web import views
 from neuroexplain.web.views import Links
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from transformers import LlamaModel
 
 from neuroexplain.errors import LlmReplyError
+from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
-from neuroexplain.types import Status
 
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # renamed in 5.x
 

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import EngineError, LlmReplyError
+from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import BY_PREFERENCE, NEUTRAL, AtNext, AtRows, Question, Spent, TopOfPrompt, Way
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
 from neuroexplain.llm.transport import FAULTS, KEPT, Refused, Transport, unusable
-from neuroexplain.types import Status
 
 THREE_WAYS = (
     "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"

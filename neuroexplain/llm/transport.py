@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
+from neuroexplain.evidence import Status
 from neuroexplain.llm.gate import Gate
-from neuroexplain.types import Status
 
 TRIES = 5  # of a request that is itself at fault, for all that one can tell
 KEPT = 20_000  # characters of a reply that are kept with a failed attempt

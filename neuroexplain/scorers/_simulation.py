@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.evidence import PredictedRecord, Prediction, Score, Split, Status, Tokens
 from neuroexplain.scorers.base import OpenScorer, Predicted, Predictions, Scorer
 from neuroexplain.scoring.correlation import CORRELATION, DEVIATION, R_SQUARED, ScoredRecord, score_records
-from neuroexplain.scoring.evidence import HELD_OUT, Evidence, Place, Trial
-from neuroexplain.types import CROP_LENGTH, PredictedRecord, Prediction, Score, Split, Status, Tokens
+from neuroexplain.scoring.sides import HELD_OUT, Evidence, Place, Trial
+from neuroexplain.units import CROP_LENGTH
 
 Records = Sequence[Sequence[int]]  # token ids
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.evidence import FINE, Headline, Prediction, Score, Status, Tokens
 from neuroexplain.llm.engine import Usage
 from neuroexplain.registry import Registry
-from neuroexplain.scoring.evidence import Evidence, Trial
-from neuroexplain.types import FINE, Headline, Prediction, Run, Score, Status, Tokens
+from neuroexplain.runs import Run
+from neuroexplain.scoring.sides import Evidence, Trial
 
 if TYPE_CHECKING:
     from neuroexplain.llm.prompts import Prompt

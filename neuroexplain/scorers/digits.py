@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
+from neuroexplain.evidence import Status, Tokens, VocabularyEntry
 from neuroexplain.llm.engine import Engine, Message, chat_token_ids
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
+from neuroexplain.runs import Run
 from neuroexplain.scorers._simulation import OpenSimulator, Predicted, Predictions, Records, Simulator
 from neuroexplain.scorers.base import Request
-from neuroexplain.scoring.evidence import Trial
 from neuroexplain.scoring.levels import expected_level, raised_level
+from neuroexplain.scoring.sides import Trial
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import CROP_LENGTH, Run, Status, Tokens, VocabularyEntry
+from neuroexplain.units import CROP_LENGTH
 
 LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
 FITS = 5  # a worked token's level above which its line says yes

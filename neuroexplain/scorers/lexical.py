@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.evidence import Tokens, VocabularyEntry
 from neuroexplain.llm.engine import VocabularyEngine
 from neuroexplain.llm.prompts import Prompt, load_prompt
+from neuroexplain.runs import Run
 from neuroexplain.scorers._simulation import OpenSimulator, Predicted, Predictions, Records, Simulator
-from neuroexplain.types import Run, Tokens, VocabularyEntry
 
 TINY = 1e-12  # a probability below which two words are alike: none
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from neuroexplain.types import SUBSETS, Kind, Score, Side, Split, Status, Subset
+from neuroexplain.evidence import SUBSETS, Score, Split, Status, Subset
+from neuroexplain.units import Kind, Side
 
 KINDS_OF: Mapping[str, tuple[Kind, ...]] = {
     "top_and_random": ("top", "random"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from neuroexplain.evidence import Exemplar, Split
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.types import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Exemplar, Kind, Split, UnitId
+from neuroexplain.units import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Kind, UnitId
 
 SHARED_TOKENS = 16  # consecutive token ids that two records on different sides may not share
 LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from neuroexplain.registry import Registry
-from neuroexplain.types import Sign, Source
+from neuroexplain.units import Sign, Source
 
 if TYPE_CHECKING:
     from torch import Tensor

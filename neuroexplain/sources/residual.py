@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from neuroexplain.sources.base import Slices, whole
-from neuroexplain.types import Sign, Source
+from neuroexplain.units import Sign, Source
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,40 +14,31 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NotInStore, StoreUnreadable
-from neuroexplain.store.dialect import NOT_SEARCHABLE, as_search, explanation_matches, matching_ids, search_words
-from neuroexplain.store.engine import Store
-from neuroexplain.store.reader import Reader
-from neuroexplain.types import (
+from neuroexplain.evidence import (
     FINE,
-    KINDS,
-    RECORD_LENGTH,
-    SEGMENT_LENGTH,
-    CollectedLayer,
     Exemplar,
-    ExemplarArrays,
     Explanation,
     Failure,
     Headline,
     PredictedRecord,
     Prediction,
     Provenance,
-    QueryRow,
-    Run,
     Score,
     Segment,
-    Session,
-    Source,
     Stats,
-    StatsArrays,
     Status,
     StoredScore,
     Tokens,
     Unit,
-    UnitId,
-    VocabularyArrays,
     VocabularyEntry,
 )
+from neuroexplain.runs import QueryRow, Run, Session
+from neuroexplain.store.dialect import NOT_SEARCHABLE, as_search, explanation_matches, matching_ids, search_words
+from neuroexplain.store.engine import Store
+from neuroexplain.store.reader import Reader
+from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
 IDS_AT_ONCE = 10_000  # values in one IN (...): SQLite takes 32,766
 FEW = 4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index

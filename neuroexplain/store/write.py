@@ -13,7 +13,10 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, tuple_, update
 
-from neuroexplain.scoring.evidence import is_side_dead
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
+from neuroexplain.evidence import Explained, Explanation, Prediction, Provenance, Score, Segment, Status, VocabularyEntry
+from neuroexplain.runs import Session
+from neuroexplain.scoring.sides import is_side_dead
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import insert_statement, upsert
 from neuroexplain.store.engine import Store
@@ -21,25 +24,7 @@ from neuroexplain.store.packing import CODECS, DTYPES, WIDTHS, pack_activations,
 from neuroexplain.store.read import read_segment_ids
 from neuroexplain.store.reader import reader_of
 from neuroexplain.store.tables import safe_text
-from neuroexplain.types import (
-    KINDS,
-    PEAK_INDEX,
-    RECORD_LENGTH,
-    STRONGEST,
-    CollectedLayer,
-    ExemplarArrays,
-    Explained,
-    Explanation,
-    Prediction,
-    Provenance,
-    Score,
-    Segment,
-    Session,
-    Source,
-    Status,
-    VocabularyArrays,
-    VocabularyEntry,
-)
+from neuroexplain.units import KINDS, PEAK_INDEX, RECORD_LENGTH, STRONGEST, Source
 
 ROWS_AT_ONCE = 5_000
 ROWS_A_STATEMENT = 10

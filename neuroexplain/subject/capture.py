@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.load import Subject
-from neuroexplain.types import Source
+from neuroexplain.units import Source
 
 Receive = Callable[[int, Float[Tensor, "batch seq d_in"]], None]
 

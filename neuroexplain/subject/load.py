@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.types import SEGMENT_LENGTH, VocabularyEntry
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.units import SEGMENT_LENGTH
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error)  # what Transformers raises

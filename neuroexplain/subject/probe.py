@@ -11,7 +11,7 @@ from torch import Tensor
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import Subject
-from neuroexplain.types import Source
+from neuroexplain.units import Source
 
 
 def read_text(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuroexplain.types import VocabularyArrays
+from neuroexplain.arrays import VocabularyArrays
 
 UNITS_AT_ONCE = 512  # bounds memory: 512 x vocabulary logits
 

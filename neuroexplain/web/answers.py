@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from neuroexplain.types import Kind, Side, Split, Status
+from neuroexplain.evidence import Split, Status
+from neuroexplain.units import Kind, Side
 
 BIG = 2**31 - 1
 

@@ -22,12 +22,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neuroexplain.cli.selection import parse_layers
 from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
-from neuroexplain.pipeline.page import Vocabulary, find_explanations, load_page
-from neuroexplain.pipeline.probe import Probe
-from neuroexplain.present import corpus_name, number, query_json, run_json, show_json
+from neuroexplain.formatting import corpus_name, number, query_json, run_json, show_json
+from neuroexplain.lookup import Vocabulary, find_explanations, load_page
+from neuroexplain.probe import Probe
+from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scorers.base import SCORERS
+from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
 from neuroexplain.store.read import (
     count_explanations,
@@ -39,7 +40,7 @@ from neuroexplain.store.read import (
     load_run,
     query_explanations,
 )
-from neuroexplain.types import Kind, QueryRow, Run, UnitId, UnitPage
+from neuroexplain.units import Kind, UnitId
 from neuroexplain.web import views
 from neuroexplain.web.answers import (
     BIG,

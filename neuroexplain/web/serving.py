@@ -10,8 +10,8 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
-from neuroexplain.cli.interrupt import Interrupted
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.runtime.interrupt import Interrupted
 
 PATIENCE = 3  # seconds that requests in progress get at the end
 

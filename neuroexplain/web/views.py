@@ -17,18 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from neuroexplain.present import explained_by, interval, number, printable, random_histogram, score_order, short_name
-from neuroexplain.types import (
-    Exemplar,
-    Explanation,
-    PredictedRecord,
-    Prediction,
-    QueryRow,
-    Run,
-    Status,
-    UnitId,
-    UnitPage,
-)
+from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Status
+from neuroexplain.formatting import explained_by, interval, number, printable, random_histogram, score_order, short_name
+from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.units import UnitId
 
 HERE = Path(__file__).resolve().parent
 SPLITS = {

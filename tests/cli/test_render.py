@@ -7,20 +7,9 @@ import pytest
 from rich.console import Console
 
 from neuroexplain.cli.render import MARGIN, query_table, record_line, show_text
-from neuroexplain.types import (
-    CROP_LENGTH,
-    PEAK_INDEX,
-    Exemplar,
-    PredictedRecord,
-    Prediction,
-    Provenance,
-    QueryRow,
-    Run,
-    Unit,
-    UnitId,
-    UnitPage,
-    VocabularyEntry,
-)
+from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction, Provenance, Unit, VocabularyEntry
+from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId
 
 NEURON = UnitId(0, 1)
 WORDS = (" and", "\n", " a", " considerably", "日本", "s", " 🙂", ",")

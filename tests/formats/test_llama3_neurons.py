@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
+from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, VocabularyEntry
+from neuroexplain.explaining.score import verify_run
 from neuroexplain.formats.llama3_neurons import export_llama3_neurons, import_llama3_neurons
 from neuroexplain.formats.parquet import export_parquet, import_parquet
-from neuroexplain.pipeline.collect import run_collect
-from neuroexplain.pipeline.score import verify_run
 from neuroexplain.scorers.base import compute_scores
-from neuroexplain.scoring.evidence import Evidence
+from neuroexplain.scoring.sides import Evidence
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, list_scores, load_run, load_unit
 from neuroexplain.store.write import as_stored, save_explanation, save_prediction
-from neuroexplain.types import Explanation, PredictedRecord, Prediction, Provenance, UnitId, VocabularyEntry
+from neuroexplain.units import UnitId
 from tests.fakes import tiny_subject, words
 
 L, N, K = 3, 40, 32

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from neuroexplain.formats.neuronpedia import CREATOR, export_neuronpedia
-from neuroexplain.pipeline.page import load_page
+from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_explained_ids, load_run
 

@@ -16,12 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import neuroexplain as nx
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import SUBSETS, Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
+from neuroexplain.explaining.score import verify_run
 from neuroexplain.formats.jsonl import export_jsonl
 from neuroexplain.formats.parquet import export_parquet, import_parquet
-from neuroexplain.pipeline.page import load_page
-from neuroexplain.pipeline.score import verify_run
-from neuroexplain.present import query_csv, show_json
+from neuroexplain.formatting import query_csv, show_json
+from neuroexplain.lookup import load_page
+from neuroexplain.runs import Run
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import (
     list_explained_ids,
@@ -41,21 +44,7 @@ from neuroexplain.store.write import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.types import (
-    SUBSETS,
-    CollectedLayer,
-    ExemplarArrays,
-    Explanation,
-    PredictedRecord,
-    Prediction,
-    Provenance,
-    Run,
-    Score,
-    Segment,
-    Source,
-    UnitId,
-    VocabularyEntry,
-)
+from neuroexplain.units import Source, UnitId
 from tests.fakes import run_fields
 
 

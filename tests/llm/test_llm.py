@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.llm.explainer import EXPLAINERS, parse_reply
+from neuroexplain.evidence import Exemplar, VocabularyEntry
+from neuroexplain.explaining.explainers import EXPLAINERS, parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.prompts import displayed, load_prompt
 from neuroexplain.scorers.digits import (
@@ -18,8 +19,8 @@ from neuroexplain.scorers.digits import (
     group_records,
 )
 from neuroexplain.scorers.lexical import LexicalSimulator, likelihood_ratio
-from neuroexplain.scoring.evidence import Trial
-from neuroexplain.types import Exemplar, UnitId, VocabularyEntry
+from neuroexplain.scoring.sides import Trial
+from neuroexplain.units import UnitId
 from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 
 HOSTILE = [

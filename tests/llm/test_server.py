@@ -13,8 +13,8 @@ import pytest
 
 from neuroexplain.config import EngineConfig
 from neuroexplain.errors import EngineError, EngineLost, LlmReplyError, NeuroexplainError
+from neuroexplain.explaining.explainers import parse_reply
 from neuroexplain.llm.engine import Message, chat_token_ids
-from neuroexplain.llm.explainer import parse_reply
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.transport import TRIES
 from tests.fakes import tiny_subject

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from neuroexplain.evidence import Prediction, Score, Status, Tokens
+from neuroexplain.runs import Run
 from neuroexplain.scorers.base import NoEngine, OpenScorer, Predicted, Predictions, Request, Scorer
-from neuroexplain.scoring.evidence import Evidence, Trial
-from neuroexplain.types import Prediction, Run, Score, Status, Tokens
+from neuroexplain.scoring.sides import Evidence, Trial
 
 
 class Share(Scorer):

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 import neuroexplain as nx
 from neuroexplain.cli.main import app
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Headline
+from neuroexplain.explaining.score import verify_run
 from neuroexplain.formats.parquet import export_parquet, import_parquet
-from neuroexplain.pipeline.score import verify_run
 from neuroexplain.scorers.base import SCORERS, choose_headline
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_predictions, list_scores, load_run
-from neuroexplain.types import Headline
 from neuroexplain.web.app import make_app
 from tests.scorers.share_scorer import SCORER, OpenShare
 

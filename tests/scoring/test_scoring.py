@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuroexplain.evidence import Exemplar
 from neuroexplain.scoring.correlation import (
     ScoredRecord,
     absolute_deviation_explained,
@@ -18,7 +19,7 @@ from neuroexplain.scoring.correlation import (
 )
 from neuroexplain.scoring.levels import expected_level, to_levels
 from neuroexplain.scoring.splits import assign_splits, crop_first
-from neuroexplain.types import Exemplar, UnitId
+from neuroexplain.units import UnitId
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
 

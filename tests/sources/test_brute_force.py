@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from neuroexplain.collecting.collector import Collector
 from neuroexplain.sources.base import SOURCES, find_sources
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.subject.collector import Collector
 from neuroexplain.subject.load import FAMILIES, load_subject
 from tests.subject.test_families import CONFIGS, saved
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
+from neuroexplain.collecting.collector import Collector
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.sources.base import SOURCES, dense_slices
 from neuroexplain.sources.mlp import Mlp
-from neuroexplain.subject.collector import Collector
 from neuroexplain.subject.load import load_subject
-from neuroexplain.types import Source
+from neuroexplain.units import Source
 from tests.fakes import tiny_subject, words
-from tests.pipeline.runs import content, merge
+from tests.runs import content, merge
 
 OPTIONS = {"activation": "act", "sign": "both", "top_k": 4, "positions": range(64, 97), "special_peaks": False}
 

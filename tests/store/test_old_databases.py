@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from neuroexplain.explaining.score import verify_run
 from neuroexplain.formats.parquet import import_parquet
-from neuroexplain.pipeline.page import load_page
-from neuroexplain.pipeline.score import verify_run
-from neuroexplain.present import show_json
+from neuroexplain.formatting import show_json
+from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
 from neuroexplain.store.read import count_orphans, list_unit_ids, load_run
 

@@ -6,11 +6,12 @@ import random
 import pytest
 from sqlalchemy import insert
 
+from neuroexplain.evidence import Explanation, Prediction, Provenance, Score
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import list_runs, query_explanations
 from neuroexplain.store.write import create_run, save_explanation, save_prediction
-from neuroexplain.types import Explanation, Prediction, Provenance, Score, UnitId
+from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 
 WORDS = ["relief", "river", "money", "AND", "near"]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, insert, select, text, update
 
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Explanation, Prediction, Provenance, Score, Segment
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, open_store
 from neuroexplain.store.packing import (
@@ -37,18 +39,7 @@ from neuroexplain.store.write import (
     save_prediction,
     save_segments,
 )
-from neuroexplain.types import (
-    CollectedLayer,
-    ExemplarArrays,
-    Explanation,
-    Prediction,
-    Provenance,
-    Score,
-    Segment,
-    StatsArrays,
-    UnitId,
-    VocabularyArrays,
-)
+from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 
 NOWHERE = Provenance("none", None, "m", None, None)

@@ -19,7 +19,7 @@ def test_the_reading_is_the_top_of_the_logits():
 
 
 def test_rows_without_a_token_are_not_read(tmp_path):
-    from neuroexplain.subject.collector import Collector
+    from neuroexplain.collecting.collector import Collector
     from neuroexplain.subject.load import load_subject
 
     subject = load_subject(str(tiny_subject(tmp_path)))  # 330 rows

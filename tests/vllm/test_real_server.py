@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 
 from neuroexplain.errors import EngineError, LlmReplyError
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.explaining.explainers import parse_reply
 from neuroexplain.llm.distributions import NEUTRAL, AtNext, AtRows, TopOfPrompt
 from neuroexplain.llm.engine import Message
-from neuroexplain.llm.explainer import parse_reply
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.scorers.digits import DigitsSimulator
-from neuroexplain.types import VocabularyEntry
 from tests.fakes import tiny_subject, words
 from tests.llm.test_llm import HOSTILE
 from tests.proxy import FAULTS, PASSING, Proxy

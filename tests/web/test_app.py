@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuroexplain.formats.neuronpedia import model_id
-from neuroexplain.pipeline.page import load_page
-from neuroexplain.pipeline.probe import Probe
+from neuroexplain.lookup import load_page
+from neuroexplain.probe import Probe
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.read import load_run
-from neuroexplain.types import UnitId
+from neuroexplain.units import UnitId
 from neuroexplain.web import views
 from neuroexplain.web.answers import NeuronAnswer
 from neuroexplain.web.app import make_app

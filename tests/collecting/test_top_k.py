@@ -1,0 +1,101 @@
+"""The running top k against sorting everything, where ties, duplicates and barred positions are common."""
+
+import numpy as np
+import pytest
+import torch
+
+from neuroexplain.collecting.statistics import RunningStats
+from neuroexplain.collecting.top_k import EMPTY, SPARE, Offer, TopK, fold_top_k, segments_of
+
+POSITIONS = range(64, 97)
+N, D, K = 150, 7, 5
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Activations in a few steps, so ties are common; token ids of 6 patterns, so duplicates are; some positions barred."""
+    generator = torch.Generator().manual_seed(3)
+    acts = torch.randint(-3, 4, (N, 128, D), generator=generator).float()
+    acts[:, :, 6] = acts[:, :, 6].clamp(max=0) * 0.0 - 1.0  # one neuron that is nowhere above 0
+    patterns = torch.randint(0, 9, (6, 128), generator=generator)
+    ids = patterns[torch.randint(0, 6, (N,), generator=generator)]
+    ids[:40] = torch.randint(0, 9, (40, 128), generator=generator)
+    allowed = torch.rand(N, len(POSITIONS), generator=generator) > 0.3
+    allowed[[3, 77]] = False  # segments that offer nothing
+    return acts, ids, allowed, torch.randperm(10 * N, generator=generator)[:N]
+
+
+def brute_force(acts, ids, allowed, segments, neuron):
+    candidates = []
+    for row in range(len(acts)):
+        places = [p for p in POSITIONS if allowed[row, p - 64]]
+        if places:
+            best = max(places, key=lambda p: (acts[row, p, neuron].item(), -p))
+            record = tuple(ids[row, best - 32 : best + 32].tolist())
+            candidates.append((-acts[row, best, neuron].item(), int(segments[row]), best - 32, record))
+    kept, records = [], set()
+    for value, segment, start, record in sorted(candidates):
+        if record not in records:
+            records.add(record)
+            kept.append((-value, segment, start))
+    return kept[:K]
+
+
+def read_out(state, neuron):
+    keys, places = state.best()
+    used = keys[neuron] > EMPTY
+    at = places[neuron][used]
+    values = state.windows[neuron, at, 32].tolist()
+    return list(zip(values, segments_of(keys[neuron][used]).tolist(), state.starts[neuron, at].tolist(), strict=True))
+
+
+def fold(seen, rows, batch_size, *, lowest=False):
+    acts, ids, allowed, segments = seen
+    state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
+    for some in torch.as_tensor(rows).split(batch_size):
+        fold_top_k(state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]), lowest=lowest)
+    return state
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, SPARE, SPARE + 1, N])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_running_top_k_equals_sorting_everything(seen, batch_size, backwards):
+    rows = list(range(N))[:: -1 if backwards else 1]
+    state = fold(seen, rows, batch_size)
+    for neuron in range(D):
+        assert read_out(state, neuron) == brute_force(*seen, neuron)
+
+
+@pytest.mark.parametrize("batch_size", [7, N])
+def test_the_running_bottom_k_is_the_top_k_of_the_negated(seen, batch_size):
+    acts, *rest = seen
+    state = fold(seen, range(N), batch_size, lowest=True)
+    for neuron in range(D):
+        expected = brute_force(-acts, *rest, neuron)
+        assert [(-value, *place) for value, *place in read_out(state, neuron)] == expected
+
+
+def test_windows_are_those_of_the_records(seen):
+    acts, _, _, segments = seen
+    state = fold(seen, range(N), 16)
+    keys, places = state.best()
+    for neuron in range(D):
+        for key, place in zip(keys[neuron], places[neuron], strict=True):
+            row = (segments == segments_of(key)).nonzero()[0, 0]
+            start = int(state.starts[neuron, place])
+            assert torch.equal(state.windows[neuron, place], acts[row, start : start + 64, neuron])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_hold_far_from_zero(dtype):
+    acts = (torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1)) + torch.tensor([0, 1, -1, 100, 3000.0])).to(
+        dtype
+    )
+    stats = RunningStats(5, torch.device("cpu"))
+    for some in acts.split(5):
+        stats.fold(some)
+    found, flat = stats.finish(), acts.double().flatten(0, 1).numpy()
+    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.std, flat.std(0), rtol=1e-5)
+    np.testing.assert_array_equal(found.share_positive, (flat > 0).mean(0))
+    np.testing.assert_array_equal([found.min, found.max], [flat.min(0), flat.max(0)])

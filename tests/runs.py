@@ -1,0 +1,49 @@
+"""What tests of whole runs share: the command, merging, and comparing two databases."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuroexplain.collecting.merge import run_merge
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.read import load_run
+
+CONTENT = ("tokens", "units", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
+
+
+def command(made, db, *more):
+    options = ("--top-k", 4, "--sign", "both", "--random-records", 5, "--batch-size", 2, "--checkpoint-every", 0.000001)
+    names = ("--model", made[1]["model"], "--dataset", made[1]["dataset"][0], "--db", db)
+    return [sys.executable, "-m", "neuroexplain.cli.main", "collect", *map(str, (*names, *options, *more))]
+
+
+def merge(one: Path, other: Path, into: Path, **options):
+    with open_store(str(one)) as a, open_store(str(other)) as b, open_store(str(into), create=True) as c:
+        list(run_merge([(a, load_run(a)), (b, load_run(b))], c, **options))
+
+
+def content(db: Path):
+    """All that a finished run holds, without ids and times."""
+    store = open_store(str(db))
+    run = load_run(store)
+    found = {}
+    with store.engine.connect() as connection:
+        for table in CONTENT:
+            rows = connection.exec_driver_sql(f"SELECT * FROM {table}").mappings()  # noqa: S608  (our own names)
+            kept = [{k: v for k, v in row.items() if k not in ("id", "run_id")} for row in rows if row["run_id"] == run.id]
+            found[table] = sorted((tuple(row.values()) for row in kept), key=repr)
+    store.close()
+    return found, run
+
+
+def assert_whole(db, undisturbed):
+    """Exemplars exactly, statistics to rounding."""
+    found, run = content(db)
+    assert run.config["shard"] is None
+    for table in CONTENT:
+        if table != "units":
+            assert found[table] == undisturbed[table], table
+    for mine, whole in zip(found["units"], undisturbed["units"], strict=True):
+        assert mine[:3] == whole[:3]
+        assert mine[3:] == pytest.approx(whole[3:], rel=1e-6, abs=1e-7)

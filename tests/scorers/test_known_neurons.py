@@ -1,0 +1,168 @@
+"""Neurons known by construction: the file that holds them, the script that judges by them, and promise 5 on a real model."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from neuroexplain.errors import LlmReplyError
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.scorers.digits import DigitsSimulator, Predicted, Predictions
+from neuroexplain.scoring.sides import Trial
+from neuroexplain.subject.load import embedded_model
+
+ROOT = Path(__file__).parent.parent.parent
+FILE = ROOT / "tests" / "known" / "neurons.json"
+NEURONS = {one["name"]: one for one in json.loads(FILE.read_text("utf-8"))}
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script("eval_simulators")
+
+
+class Listed:
+    """Answers what it is told to for each explanation: a list of levels, repeated, or an error."""
+
+    name, prompt = "listed", None
+
+    def __init__(self, answers, in_flight=1):
+        self.answers = answers
+        self.engine = type("Engine", (), {"in_flight": in_flight})
+
+    def simulate(self, explanation, records, vocabulary):
+        answer = self.answers[explanation]
+        if isinstance(answer, LlmReplyError):
+            raise answer
+        return Predictions([Predicted(np.resize(np.array(answer, np.float32), len(record))) for record in records])
+
+
+def known(tmp_path, explanations, activations, n=1):
+    record = {"tokens": [f" w{i}" for i in range(len(activations))], "activations": activations}
+    one = {"name": "one", "true": explanations[0], "false": explanations[1:], "top": [record], "random": [record]}
+    path = tmp_path / "known.json"
+    path.write_text(json.dumps([one] * n))
+    return script.read_neurons(path, None)
+
+
+def test_every_neuron_has_a_true_and_five_false_explanations_and_whole_records():
+    assert len(NEURONS) >= 40
+    for name, one in NEURONS.items():
+        assert len({one["true"], *one["false"]}) == 6, name
+        assert len(one["top"]) == len(one["random"]) >= 5, name
+        for record in one["top"] + one["random"]:
+            assert len(record["tokens"]) == len(record["activations"]) == 64, name
+            assert min(record["activations"]) >= 0, name
+        assert min(max(r["activations"]) for r in one["top"]) > 0, name
+
+
+def test_position_alone_tells_little_and_activations_are_graded():
+    peaks = [int(np.argmax(r["activations"])) for one in NEURONS.values() for r in one["top"]]
+    assert np.mean(np.array(peaks) == 32) < 0.1
+    assert len(set(peaks)) > 40
+    graded = [len({a for r in one["top"] + one["random"] for a in r["activations"]}) > 2 for one in NEURONS.values()]
+    assert np.mean(graded) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "fires"), [("digits", r"\d"), ("question marks", r"[?!]"), ("quotation marks", '"')], ids=lambda x: x
+)
+def test_the_rule_holds_at_every_token(name, fires):
+    for record in NEURONS[name]["top"] + NEURONS[name]["random"]:
+        for token, activation in zip(record["tokens"], record["activations"], strict=True):
+            assert bool(re.search(fires, token)) == (activation > 0), token
+
+
+def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
+    neurons = known(tmp_path, ["t", "a", "b"], [0.0, 1.0, 0.0, 2.0])
+    scorer = Listed({"t": [0, 1, 0, 2], "a": [0, 1, 0, 1], "b": [2, 0, 1, 0]})
+    (outcome,) = script.evaluate(neurons, scorer)
+    assert outcome.won
+    assert outcome.true == pytest.approx(1)
+    summary = script.summarize([outcome], tokens=7, seconds=1.25)
+    a, b = (np.corrcoef(x, [0, 1, 0, 2])[0, 1] for x in ([0, 1, 0, 1], [2, 0, 1, 0]))
+    assert summary == {
+        "wins": 1,
+        "n": 1,
+        "mean_true": 1.0,
+        "mean_false": pytest.approx((a + b) / 2, abs=1e-4),
+        "mean_margin": pytest.approx(1 - a, abs=1e-4),
+        "tokens": 7,
+        "seconds": 1.2,
+        "undefined": 0,
+    }
+
+
+def test_a_tie_is_no_win(tmp_path):
+    (outcome,) = script.evaluate(known(tmp_path, ["t", "a"], [0.0, 1.0]), Listed({"t": [0, 1], "a": [0, 1]}))
+    assert not outcome.won
+
+
+def test_what_is_undefined_or_failed_is_counted_apart_and_never_a_zero(tmp_path):
+    neurons = known(tmp_path, ["t", "a", "b"], [0.0, 1.0, 0.5])
+    failed = LlmReplyError("llm_error", "no answer")
+    (outcome,) = script.evaluate(neurons, Listed({"t": [0, 0, 0], "a": failed, "b": [0, 1, 0]}))
+    assert (outcome.true, outcome.won, outcome.margin, len(outcome.false)) == (None, False, None, 1)
+    assert outcome.reasons == ("a constant side", "llm_error: no answer")
+    summary = script.summarize([outcome], 0, 0)
+    assert (summary["wins"], summary["undefined"], summary["mean_true"], summary["mean_margin"]) == (0, 2, None, None)
+
+
+def test_a_token_without_a_prediction_is_not_scored(tmp_path):
+    (outcome,) = script.evaluate(
+        known(tmp_path, ["t", "a"], [0.0, 1.0, 9.0, 2.0]), Listed({"t": [0, 1, np.nan, 2], "a": [1, 0, 0, 0]})
+    )
+    assert outcome.true == pytest.approx(1)
+
+
+def test_neurons_of_one_name_stay_apart_with_many_requests_at_once(tmp_path):
+    neurons = known(tmp_path, ["t", "a"], [0.0, 1.0], n=5)
+    outcomes = list(script.evaluate(neurons, Listed({"t": [0, 1], "a": [1, 0]}, in_flight=4)))
+    assert [x.correlations for x in outcomes] == [(1.0, -1.0)] * 5
+
+
+@pytest.mark.model
+def test_digits_prompts_are_short():
+    """At most 14 prompt tokens a scored one, the neutral prompts' among them, for the usual eight and eight crops of 32 tokens;
+    and at most 6 of one prompt after what it shares with all.
+    """
+    path = Path(embedded_model())
+    engine = type("Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)})
+    scorer = DigitsSimulator(engine)
+    fixed = len(scorer.build_prompt("", [], {})[0])
+    for one in NEURONS.values():
+        texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (one[kind] * 2)[:8]]
+        ids = {text: i for i, text in enumerate(sorted({text for record in texts for text in record}))}
+        vocabulary = {i: VocabularyEntry(i, text, False) for text, i in ids.items()}
+        trials = [Trial("top", n, "report", 0, tuple(ids[text] for text in record)) for n, record in enumerate(texts)]
+        lengths = [request.n_tokens for request in scorer.plan(one["true"], trials, vocabulary)]
+        assert sum(lengths) <= 14 * 16 * 32, one["name"]
+        assert sum(lengths[::2]) - 2 * fixed <= 6 * 16 * 32
+
+
+@pytest.mark.model
+def test_a_true_explanation_outscores_false_ones(tmp_path):
+    """Promise 5, by the command that users have, on some neurons of each sort."""
+    sorts = ["colours", "family", "months", "food", "vehicles", "speech verbs", "music", "pronouns", "negation", "digits"]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps([NEURONS[name] for name in sorts]))
+    command = [sys.executable, str(ROOT / "scripts" / "eval_simulators.py"), "--scorer", "lexical", "--json"]
+    done = subprocess.run([*command, "--neurons", str(path)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["n"] == len(sorts)
+    assert found["wins"] >= 8
+    assert found["mean_margin"] > 0.1
+    assert found["undefined"] == 0
+    assert found["tokens"] > 0
