@@ -12,7 +12,7 @@ from neuroexplain.formatting import QUERY_COLUMNS, number, printable, query_json
 from neuroexplain.lookup import find_explanations, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.store.engine import Store, open_store
-from neuroexplain.store.read import list_runs, load_run
+from neuroexplain.store.runs import list_runs, load_run
 from neuroexplain.units import UnitId
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ def score_order(run: Run, stored: StoredScore) -> tuple[object, ...]:
 
 def prediction_json(prediction: Prediction, record: PredictedRecord) -> dict[str, Any]:
     """What was predicted of one record, under the names of the scorer's codec."""
-    from neuroexplain.store.packing import CODECS
+    from neuroexplain.scoring.codecs import CODECS
 
     arrays = (record.values, record.detail, record.control)
     names = zip(CODECS[prediction.codec].names, arrays, strict=True)

@@ -10,16 +10,10 @@ from neuroexplain.evidence import Tokens, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import (
-    find_token_ids,
-    list_explanations,
-    list_predictions,
-    list_scores,
-    load_tokens,
-    load_unit,
-    load_vocabulary,
-    query_explanations,
-)
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.search import query_explanations
+from neuroexplain.store.units import load_unit
+from neuroexplain.store.vocabulary import find_token_ids, load_tokens, load_vocabulary
 from neuroexplain.units import UnitId
 
 SORTS = ("score", "activation", "unit")

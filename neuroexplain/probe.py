@@ -11,7 +11,8 @@ from neuroexplain.errors import NeuroexplainError, NotInStore
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.sources.base import find_sources
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_best, load_max_activations
+from neuroexplain.store.search import list_best
+from neuroexplain.store.units import load_max_activations
 from neuroexplain.units import UnitId
 
 LONGEST = 512  # tokens of a text that is tried

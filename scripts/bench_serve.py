@@ -20,8 +20,8 @@ from sqlalchemy import delete
 from neuroexplain.evidence import Explanation, Provenance
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import load_run
-from neuroexplain.store.write import save_explanations
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_explained import save_explanations
 from neuroexplain.units import UnitId
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

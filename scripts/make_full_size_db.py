@@ -20,16 +20,10 @@ from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, Voc
 from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import load_run, query_explanations
-from neuroexplain.store.write import (
-    create_run,
-    finish_run,
-    save_collected_layer,
-    save_explanations,
-    save_predictions,
-    save_segments,
-    save_vocabulary,
-)
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.save_explained import save_explanations, save_predictions
+from neuroexplain.store.search import query_explanations
 from neuroexplain.units import Source, UnitId
 
 K, AT_ONCE, VOCABULARY = 32, 2_000, 128_256

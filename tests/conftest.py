@@ -16,8 +16,8 @@ from neuroexplain.evidence import Explanation, Provenance
 from neuroexplain.explaining.engines import open_engines
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import load_run
-from neuroexplain.store.write import save_explanation
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_explained import save_explanation
 from neuroexplain.units import UnitId
 from tests.fakes import tiny_subject, words
 

@@ -7,7 +7,7 @@ import pytest
 
 from neuroexplain.collecting.merge import run_merge
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import load_run
+from neuroexplain.store.runs import load_run
 
 CONTENT = ("tokens", "units", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
 

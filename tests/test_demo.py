@@ -6,7 +6,8 @@ from rich.console import Console
 from neuroexplain.cli.render import demo_text
 from neuroexplain.demo import run as demo
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_explanations, load_run
+from neuroexplain.store.explanations import list_explanations
+from neuroexplain.store.runs import load_run
 
 pytestmark = pytest.mark.model
 

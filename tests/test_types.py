@@ -6,8 +6,8 @@ import pytest
 
 from neuroexplain.evidence import Headline, Score, Status
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs
-from neuroexplain.store.write import create_run
+from neuroexplain.store.runs import list_runs
+from neuroexplain.store.save_collected import create_run
 from tests.fakes import run_fields
 
 

@@ -172,7 +172,7 @@ def collect(
     from neuroexplain.collecting.run import find_finished_run, run_collect
     from neuroexplain.corpus.documents import find_files
     from neuroexplain.store.engine import open_store, remove_if_unused
-    from neuroexplain.store.read import count_units, load_run
+    from neuroexplain.store.runs import count_units, load_run
 
     find_files(config.dataset)
     with open_store(db, create=True) as store:
@@ -249,7 +249,7 @@ def explain(
     score_config = None if no_score else ScoreConfig(_scorers(ctx), own)
     engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     with open_store(db) as store:
         run = load_run(store, run_id)
@@ -314,8 +314,9 @@ def score(
     from neuroexplain.evidence import Explanation, Provenance, Status
     from neuroexplain.formatting import scores_json
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_explanations, list_scores, load_run
-    from neuroexplain.store.write import save_explanation
+    from neuroexplain.store.explanations import list_explanations, list_scores
+    from neuroexplain.store.runs import load_run
+    from neuroexplain.store.save_explained import save_explanation
 
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
@@ -387,7 +388,8 @@ def query(
     from neuroexplain.formatting import printable, query_csv, query_json
     from neuroexplain.lookup import find_explanations
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_failures, load_run
+    from neuroexplain.store.explanations import list_failures
+    from neuroexplain.store.runs import load_run
 
     if failed and (
         as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, metric, scorer, simulator))
@@ -453,7 +455,7 @@ def show(
     from neuroexplain.formatting import show_json
     from neuroexplain.lookup import load_page
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
@@ -490,7 +492,7 @@ def serve(
 ) -> None:
     """Read neurons in the browser: pages, search and a JSON API over one database, which is never written to."""
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     if host not in ("127.0.0.1", "localhost", "::1") and not token:
         raise NeuroexplainError(
@@ -521,7 +523,7 @@ def runs(
     from neuroexplain.cli.render import runs_table
     from neuroexplain.formatting import join_sessions, printable, run_json, session_text
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import count_explanations, count_units, list_runs, list_sessions
+    from neuroexplain.store.runs import count_explanations, count_units, list_runs, list_sessions
 
     with open_store(db, read_only=True) as store:
         found = list_runs(store)
@@ -558,7 +560,7 @@ def merge(
 
     from neuroexplain.collecting.merge import run_merge
     from neuroexplain.store.engine import open_store, remove_if_unused
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     with ExitStack() as opened:
         stores = [opened.enter_context(open_store(part, read_only=True)) for part in parts]
@@ -593,7 +595,7 @@ def import_(
     from neuroexplain.formats.base import FORMATS, ReadOptions, read_formats
     from neuroexplain.selection import parse_layers
     from neuroexplain.store.engine import open_store, remove_if_unused
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     reader = FORMATS.find(file_format)
     if reader is None or not reader.is_read:
@@ -639,7 +641,8 @@ def export(
     """
     from neuroexplain.formats.base import FORMATS, written_formats
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_explained_ids, list_unit_ids, load_run
+    from neuroexplain.store.runs import load_run
+    from neuroexplain.store.units import list_explained_ids, list_unit_ids
 
     writer = FORMATS.find(file_format)
     if writer is None or not writer.is_written:
@@ -678,7 +681,9 @@ def plot(
     from neuroexplain import plots
     from neuroexplain.scorers.base import choose_headline
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_headline_scores, load_run, load_unit
+    from neuroexplain.store.runs import load_run
+    from neuroexplain.store.search import list_headline_scores
+    from neuroexplain.store.units import load_unit
 
     drawn = {"layers": plots.scores_by_layer, "distribution": plots.score_distribution, "above": plots.share_above}
     with open_store(db, read_only=True) as store:
@@ -709,7 +714,8 @@ def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
     from neuroexplain.explaining.score import verify_run
     from neuroexplain.formatting import printable
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import count_orphans, load_run
+    from neuroexplain.store.integrity import count_orphans
+    from neuroexplain.store.runs import load_run
 
     with open_store(db, read_only=True) as store:
         wrong = list(verify_run(store, load_run(store, run_id)))
@@ -744,7 +750,7 @@ def demo(
     from neuroexplain.cli.render import demo_text
     from neuroexplain.demo.run import find_highlights, run_demo
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import load_run
+    from neuroexplain.store.runs import load_run
 
     if not out.is_dir():
         raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
@@ -811,8 +817,8 @@ KINDS = {"a whole number": (int,), "a number": (int, float), "true or false": (b
 
 def _drop_run(db: str, run_id: int) -> None:
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.read import list_runs
-    from neuroexplain.store.write import delete_run
+    from neuroexplain.store.runs import list_runs
+    from neuroexplain.store.save_collected import delete_run
 
     with open_store(db) as store:
         known = [run.id for run in list_runs(store)]
@@ -849,7 +855,7 @@ def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "li
     """N of the units that are not dead, by a stable hash, in ascending order; all of them where no N is given."""
     from neuroexplain.evidence import Status
     from neuroexplain.stable_hash import stable_hash
-    from neuroexplain.store.read import list_unit_ids
+    from neuroexplain.store.units import list_unit_ids
 
     if n is None:
         return units
@@ -861,7 +867,7 @@ def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "li
 def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "list[UnitId]":
     """The units named; raises NeuroexplainError where the run does not hold one."""
     from neuroexplain.selection import parse_units
-    from neuroexplain.store.read import list_unit_ids
+    from neuroexplain.store.units import list_unit_ids
 
     if layers is None and units is None:
         raise NeuroexplainError("Name a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7")

@@ -17,7 +17,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.worker import Worker
 from neuroexplain.store.engine import Store, open_store, remove_if_unused
-from neuroexplain.store.read import load_run
+from neuroexplain.store.runs import load_run
 from neuroexplain.subject.load import choose_device, device_name
 
 STAGES = ("loading the model", "tokenizing", "collecting", "saving")

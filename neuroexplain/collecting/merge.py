@@ -12,8 +12,17 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_runs, list_segments, load_collected_layer, load_segment_ids, load_vocabulary
-from neuroexplain.store.write import create_run, delete_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.runs import list_runs
+from neuroexplain.store.save_collected import (
+    create_run,
+    delete_run,
+    finish_run,
+    save_collected_layer,
+    save_segments,
+    save_vocabulary,
+)
+from neuroexplain.store.units import list_segments, load_collected_layer, load_segment_ids
+from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH
 
 SAME = ("subject", "subject_revision", "activation", "layers", "top_k", "n_random", "seed", "tokenizer_sha256")

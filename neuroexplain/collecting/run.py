@@ -30,8 +30,8 @@ from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_runs
-from neuroexplain.store.write import (
+from neuroexplain.store.runs import list_runs
+from neuroexplain.store.save_collected import (
     create_run,
     delete_run,
     finish_run,

@@ -21,7 +21,10 @@ from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store, open_store
-from neuroexplain.store.read import list_explanations, list_scores, list_unit_ids, load_run, load_unit, query_explanations
+from neuroexplain.store.explanations import list_explanations, list_scores
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.search import query_explanations
+from neuroexplain.store.units import list_unit_ids, load_unit
 from neuroexplain.subject.load import embedded_model
 from neuroexplain.units import PEAK_INDEX, UnitId
 

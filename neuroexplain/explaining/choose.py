@@ -29,10 +29,10 @@ from neuroexplain.explaining.trials import Trials, begin_prediction, select_scor
 from neuroexplain.llm.engine import Engine, Message
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.sides import HELD_OUT, Evidence, Place, why_dead
 from neuroexplain.scoring.splits import halve_select
-from neuroexplain.store.write import as_stored
 from neuroexplain.units import Side, UnitId
 
 Mistakes: TypeAlias = list[tuple[Exemplar, int, list[int], list[int]]]  # see find_mistakes

@@ -19,8 +19,10 @@ from neuroexplain.runtime.result_writer import Saving
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.scoring.sides import Evidence
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import list_explanations, load_tokens, load_unit
-from neuroexplain.store.write import request_key, save_prompt
+from neuroexplain.store.explanations import list_explanations
+from neuroexplain.store.save_explained import request_key, save_prompt
+from neuroexplain.store.units import load_unit
+from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import Side, UnitId
 
 Target = tuple[UnitId, Side]  # what is explained

@@ -15,20 +15,16 @@ from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.result_writer import Saving
 from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.sides import HELD_OUT, Evidence
 from neuroexplain.scoring.splits import find_leaks, split_by_rank
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import (
-    list_explained_ids,
-    list_explanations,
-    list_misplaced,
-    list_predictions,
-    list_scores,
-    load_tokens,
-    load_unit,
-)
-from neuroexplain.store.write import as_stored, save_prompt
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.integrity import list_misplaced
+from neuroexplain.store.save_explained import save_prompt
+from neuroexplain.store.units import list_explained_ids, load_unit
+from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import RECORD_LENGTH, Side, UnitId
 
 ScoreKey = tuple[Split, str, str]  # split, subset and metric

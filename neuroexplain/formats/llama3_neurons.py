@@ -25,8 +25,9 @@ from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import count_layer_units, list_runs, load_collected_layer, load_segment_ids
-from neuroexplain.store.write import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.runs import list_runs
+from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.units import count_layer_units, load_collected_layer, load_segment_ids
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
 NAME = "llama3-neurons"

@@ -31,7 +31,8 @@ from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import count_explanations, count_units, list_headline_scores, query_explanations
+from neuroexplain.store.runs import count_explanations, count_units
+from neuroexplain.store.search import list_headline_scores, query_explanations
 from neuroexplain.units import PEAK_INDEX, UnitId
 from neuroexplain.web import views
 from neuroexplain.web.views import Links

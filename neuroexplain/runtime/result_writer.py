@@ -13,7 +13,8 @@ from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run, Session
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.store.engine import Store
-from neuroexplain.store.write import now, save_explained, save_session
+from neuroexplain.store.save_explained import save_explained, save_session
+from neuroexplain.store.statements import now
 
 FLUSH_EVERY = 1.0  # seconds
 

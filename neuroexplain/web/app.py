@@ -30,16 +30,8 @@ from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
-from neuroexplain.store.read import (
-    count_explanations,
-    count_units,
-    list_best,
-    list_headline_scores,
-    list_runs,
-    load_prompt,
-    load_run,
-    query_explanations,
-)
+from neuroexplain.store.runs import count_explanations, count_units, list_runs, load_prompt, load_run
+from neuroexplain.store.search import list_best, list_headline_scores, query_explanations
 from neuroexplain.units import Kind, UnitId
 from neuroexplain.web import views
 from neuroexplain.web.answers import (

@@ -20,7 +20,7 @@ from neuroexplain.corpus.reading import BROKEN_OFF, WHOLE, Follower, LiveText, T
 from neuroexplain.corpus.token_stream import new_file
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs
+from neuroexplain.store.runs import list_runs
 from tests.fakes import tiny_tokenizer, words
 from tests.runs import assert_whole, command, content, merge
 

@@ -15,7 +15,8 @@ from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, load_run, load_unit
+from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.units import load_unit
 from neuroexplain.units import UnitId
 from tests.fakes import tiny_subject, words
 

@@ -21,7 +21,7 @@ from neuroexplain.collecting.statistics import RunningStats, sum_segments
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs
+from neuroexplain.store.runs import list_runs
 from neuroexplain.subject.load import load_subject
 from tests.runs import assert_whole, command, content, merge
 

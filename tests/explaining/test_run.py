@@ -26,16 +26,10 @@ from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.scoring.splits import assign_splits, halve_select
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import (
-    list_explanations,
-    list_failures,
-    list_predictions,
-    list_scores,
-    list_sessions,
-    load_run,
-    load_tokens,
-    load_unit,
-)
+from neuroexplain.store.explanations import list_explanations, list_failures, list_predictions, list_scores
+from neuroexplain.store.runs import list_sessions, load_run
+from neuroexplain.store.units import load_unit
+from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import CROP_LENGTH, UnitId
 from tests.fakes import WORDS, ScriptedLlm, tiny_subject, words
 

@@ -18,8 +18,10 @@ from neuroexplain.scorers.base import SCORERS
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.scoring.sides import Evidence
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_explanations, list_predictions, list_scores, load_run, load_unit
-from neuroexplain.store.write import save_explanation
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_explained import save_explanation
+from neuroexplain.store.units import load_unit
 from neuroexplain.units import UnitId
 from tests.fakes import ScriptedLlm, tiny_subject, words
 

@@ -12,15 +12,19 @@ from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, VocabularyEntry
 from neuroexplain.explaining.score import verify_run
+from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.llama3_neurons import export_llama3_neurons, import_llama3_neurons
-from neuroexplain.formats.parquet import export_parquet, import_parquet
+from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.base import compute_scores
+from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.sides import Evidence
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, list_scores, load_run, load_unit
-from neuroexplain.store.write import as_stored, save_explanation, save_prediction
+from neuroexplain.store.explanations import list_scores
+from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.save_explained import save_explanation, save_prediction
+from neuroexplain.store.units import load_unit
 from neuroexplain.units import UnitId
 from tests.fakes import tiny_subject, words
 

@@ -8,7 +8,8 @@ import pytest
 from neuroexplain.formats.neuronpedia import CREATOR, export_neuronpedia
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_explained_ids, load_run
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.units import list_explained_ids
 
 # The columns of its tables that these rows fill. Those in NOT_NULL reject a null even where they have a default.
 COLUMNS = {

@@ -20,30 +20,19 @@ from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import SUBSETS, Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
 from neuroexplain.explaining.score import verify_run
+from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.jsonl import export_jsonl
-from neuroexplain.formats.parquet import export_parquet, import_parquet
+from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.formatting import query_csv, show_json
 from neuroexplain.lookup import load_page
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import (
-    list_explained_ids,
-    list_explanations,
-    list_predictions,
-    list_runs,
-    list_unit_ids,
-    load_run,
-    query_explanations,
-)
-from neuroexplain.store.write import (
-    create_run,
-    finish_run,
-    save_collected_layer,
-    save_explanations,
-    save_predictions,
-    save_segments,
-    save_vocabulary,
-)
+from neuroexplain.store.explanations import list_explanations, list_predictions
+from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.save_explained import save_explanations, save_predictions
+from neuroexplain.store.search import query_explanations
+from neuroexplain.store.units import list_explained_ids, list_unit_ids
 from neuroexplain.units import Source, UnitId
 from tests.fakes import run_fields
 
@@ -153,7 +142,7 @@ def collecting_garbage():
 
 
 def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkeypatch, collecting_garbage):
-    monkeypatch.setattr("neuroexplain.formats.parquet.AT_ONCE", 20)
+    monkeypatch.setattr("neuroexplain.formats._parquet_tables.AT_ONCE", 20)
     peaks = {}
     for place, n_layers in enumerate((12, 1, 12)):  # the first one imports modules and fills caches
         folder = tmp_path / str(place)

@@ -11,10 +11,12 @@ from neuroexplain.cli.main import app
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Headline
 from neuroexplain.explaining.score import verify_run
-from neuroexplain.formats.parquet import export_parquet, import_parquet
+from neuroexplain.formats._parquet_import import import_parquet
+from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.base import SCORERS, choose_headline
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_predictions, list_scores, load_run
+from neuroexplain.store.explanations import list_predictions, list_scores
+from neuroexplain.store.runs import load_run
 from neuroexplain.web.app import make_app
 from tests.scorers.share_scorer import SCORER, OpenShare
 

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
-from neuroexplain.store.read import list_predictions
+from neuroexplain.store.explanations import list_predictions
 
 
 def at_revision(database, revision):

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from neuroexplain.explaining.score import verify_run
-from neuroexplain.formats.parquet import import_parquet
+from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formatting import show_json
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
-from neuroexplain.store.read import count_orphans, list_unit_ids, load_run
+from neuroexplain.store.integrity import count_orphans
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.units import list_unit_ids
 
 OLD = Path(__file__).resolve().parent.parent / "old"
 NAMES = ("both", "digits")

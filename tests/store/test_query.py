@@ -9,8 +9,10 @@ from sqlalchemy import insert
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Score
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import list_runs, query_explanations
-from neuroexplain.store.write import create_run, save_explanation, save_prediction
+from neuroexplain.store.runs import list_runs
+from neuroexplain.store.save_collected import create_run
+from neuroexplain.store.save_explained import save_explanation, save_prediction
+from neuroexplain.store.search import query_explanations
 from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 
@@ -73,7 +75,7 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
 @pytest.mark.parametrize("few", [4_000, 5, 0])
 @pytest.mark.parametrize("sort", ["score", "activation", "unit"])
 def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
-    monkeypatch.setattr("neuroexplain.store.read.FEW", few)
+    monkeypatch.setattr("neuroexplain.store.search.FEW", few)
     store, expected = made
     run = next(run for run in list_runs(store) if run.id == 2)
     texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from neuroexplain.errors import StoreUnreadable
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.reader import reader_of
-from neuroexplain.store.write import save_prompt
+from neuroexplain.store.save_explained import save_prompt
 
 HOSTILE = '\'; DROP TABLE prompts; -- :name %s ? "x"'
 

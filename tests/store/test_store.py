@@ -11,34 +11,18 @@ from sqlalchemy import delete, insert, select, text, update
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Score, Segment
+from neuroexplain.scoring.codecs import pack_mass, unpack_mass
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, open_store
-from neuroexplain.store.packing import (
-    pack_activations,
-    pack_mass,
-    pack_token_ids,
-    unpack_activations,
-    unpack_mass,
-    unpack_token_ids,
-)
-from neuroexplain.store.read import (
-    list_explanations,
-    list_misplaced,
-    list_runs,
-    list_segments,
-    load_collected_layer,
-    load_run,
-    query_explanations,
-)
+from neuroexplain.store.explanations import list_explanations
+from neuroexplain.store.integrity import list_misplaced
+from neuroexplain.store.packing import pack_activations, pack_token_ids, unpack_activations, unpack_token_ids
 from neuroexplain.store.reader import Reader
-from neuroexplain.store.write import (
-    create_run,
-    finish_run,
-    save_collected_layer,
-    save_explanation,
-    save_prediction,
-    save_segments,
-)
+from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments
+from neuroexplain.store.save_explained import save_explanation, save_prediction
+from neuroexplain.store.search import query_explanations
+from neuroexplain.store.units import list_segments, load_collected_layer
 from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 

@@ -16,7 +16,7 @@ from neuroexplain.formats.neuronpedia import model_id
 from neuroexplain.lookup import load_page
 from neuroexplain.probe import Probe
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.read import load_run
+from neuroexplain.store.runs import load_run
 from neuroexplain.units import UnitId
 from neuroexplain.web import views
 from neuroexplain.web.answers import NeuronAnswer
