@@ -74,7 +74,11 @@ class NeuronReading:
 
     def __repr__(self) -> str:
         scores = [s.score.value for s in self.scores if self.page.run.headline.is_of(s.score)]
-        said = [f"{number(max(r for r in scores if r is not None))}"] if any(r is not None for r in scores) else []
+        said = (
+            [f"{number(max(r for r in scores if r is not None))}"]
+            if any(r is not None for r in scores)
+            else []
+        )
         said += [repr(printable(e.text or "")) for e in self.explanations[:1]]
         return f"<{self.page.run.kind} unit {self.page.run.label(self.id)}: {' '.join(said) or self.page.unit.status}>"
 
@@ -147,7 +151,9 @@ class Database:
     def __enter__(self) -> Database:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -26,7 +26,9 @@ class ExemplarArrays:
     token_offsets: NDArray[np.int32]  # [width, k]
     peaks: NDArray[np.float32]  # [width, k]
     activations: NDArray[np.float32]  # [width, k, 64]
-    peak_token_ids: NDArray[np.uint32] | None = None  # [width, k]; None: read from the stored segments when needed
+    peak_token_ids: NDArray[np.uint32] | None = (
+        None  # [width, k]; None: read from the stored segments when needed
+    )
 
     def counts_mask(self) -> NDArray[np.bool_]:
         """Which places are used, [width, k]."""

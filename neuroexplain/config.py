@@ -60,7 +60,9 @@ class CollectConfig:
                 f"{', '.join(kind.activations)}."
             )
         if not self.dataset:
-            raise NeuroexplainError("No text was named. Give files, a glob or a hub data set:  --dataset 'texts/*.jsonl'")
+            raise NeuroexplainError(
+                "No text was named. Give files, a glob or a hub data set:  --dataset 'texts/*.jsonl'"
+            )
         first, stop = self.positions
         if not PEAK_INDEX <= first < stop <= LAST_PEAK:
             raise NeuroexplainError(
@@ -71,13 +73,17 @@ class CollectConfig:
             if not least <= value <= 255:
                 raise NeuroexplainError(f"{name} {value} is out of range: from {least} to 255")
         if self.segments is not None and self.segments < 1:
-            raise NeuroexplainError(f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all")
+            raise NeuroexplainError(
+                f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all"
+            )
         if self.batch_size is not None and self.batch_size < 1:
             raise NeuroexplainError(f"--batch-size {self.batch_size} is out of range: 1 or more, or auto")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise NeuroexplainError(f"--shard {self.shard[0]}/{self.shard[1]} is no part: write 1/8 to 8/8")
         if len(self.devices) > 1 and self.shard is not None:
-            raise NeuroexplainError(f"--device {self.device} makes parts by itself: leave out --shard, or name one device.")
+            raise NeuroexplainError(
+                f"--device {self.device} makes parts by itself: leave out --shard, or name one device."
+            )
         if (self.shard is not None or len(self.devices) > 1) and self.batch_size is None:
             raise NeuroexplainError(
                 "The parts of a collection must be read in the same batch shape, which auto may choose differently on each "
@@ -86,7 +92,9 @@ class CollectConfig:
         if not 0 <= self.seed < 1 << 63:
             raise NeuroexplainError(f"--seed {self.seed} is out of range: from 0 to 2^63 - 1")
         if not self.checkpoint_every > 0:  # nor not a number
-            raise NeuroexplainError(f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0")
+            raise NeuroexplainError(
+                f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0"
+            )
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
 
@@ -120,7 +128,10 @@ class CollectConfig:
 
 
 EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "meanings", "tokens")
-ONE_HYPOTHESIS: tuple[ExplainerName, ...] = ("pairs", "excerpts")  # explainers whose answers can be compared and revised
+ONE_HYPOTHESIS: tuple[ExplainerName, ...] = (
+    "pairs",
+    "excerpts",
+)  # explainers whose answers can be compared and revised
 MOST_CANDIDATES, MOST_REVISIONS = 100, 10
 
 
@@ -141,16 +152,22 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_wait <= MOST_SECONDS:
-            raise NeuroexplainError(f"--max-wait {self.max_wait:g} is out of range: seconds, 0 to {MOST_SECONDS:,}")
+            raise NeuroexplainError(
+                f"--max-wait {self.max_wait:g} is out of range: seconds, 0 to {MOST_SECONDS:,}"
+            )
         if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
             raise NeuroexplainError(
                 "NEUROEXPLAIN_API_KEY holds what no key holds: a space, a line break or letters beyond ASCII."
             )
         if self.server is not None and not self.server.strip():
-            raise NeuroexplainError("--server is empty. Give the URL of a vLLM server:  --server http://127.0.0.1:8000/v1")
+            raise NeuroexplainError(
+                "--server is empty. Give the URL of a vLLM server:  --server http://127.0.0.1:8000/v1"
+            )
         for name, url in (("--server", self.server), ("NEUROEXPLAIN_SERVER", self.default_server)):
             if "@" in (url or ""):
-                raise NeuroexplainError(f"{name} holds a name or a key before @. Leave it out, and set NEUROEXPLAIN_API_KEY.")
+                raise NeuroexplainError(
+                    f"{name} holds a name or a key before @. Leave it out, and set NEUROEXPLAIN_API_KEY."
+                )
         if self.in_flight < 1:
             raise NeuroexplainError(f"--in-flight {self.in_flight} is out of range: 1 or more")
         named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]
@@ -158,7 +175,9 @@ class EngineConfig:
         if len(given) > 1:
             raise NeuroexplainError(f"Two engines were named: {' and '.join(given)}. Give one of them.")
         if self.local is not None and self.model is not None:
-            raise NeuroexplainError(f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one.")
+            raise NeuroexplainError(
+                f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one."
+            )
 
 
 @dataclass(frozen=True)
@@ -204,7 +223,9 @@ class ExplainConfig:
                 "No unit was named. Give a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7"
             )
         if self.explainer not in EXPLAINER_NAMES:
-            raise NeuroexplainError(f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINER_NAMES)}.")
+            raise NeuroexplainError(
+                f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINER_NAMES)}."
+            )
 
     @property
     def asks_llm(self) -> bool:

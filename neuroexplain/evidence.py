@@ -163,8 +163,12 @@ class Explanation:
     chosen: bool = True
     reason: str | None = None
     reply: str | None = None  # the raw answer, kept for looking where it could not be used
-    covers: tuple[int, ...] | None = None  # `meanings`: ranks of the top records that this hypothesis is said to cover
-    parts: tuple[str, ...] | None = None  # of a union: its hypotheses; the greatest of their simulated levels is its own
+    covers: tuple[int, ...] | None = (
+        None  # `meanings`: ranks of the top records that this hypothesis is said to cover
+    )
+    parts: tuple[str, ...] | None = (
+        None  # of a union: its hypotheses; the greatest of their simulated levels is its own
+    )
     id: int | None = None  # set by the store
     side: Side = "positive"
 
@@ -182,7 +186,9 @@ class PredictedRecord:
     rank: int
     first: int  # the first token in the record that was scored
     values: NDArray[np.float32]  # levels [32]; NaN where there is no prediction: such a token is not scored
-    detail: NDArray[np.float32] | None = None  # beside each value; of levels the probability that fell on level tokens
+    detail: NDArray[np.float32] | None = (
+        None  # beside each value; of levels the probability that fell on level tokens
+    )
     control: NDArray[np.float32] | None = None  # like values, predicted from the control's text
 
 

@@ -28,14 +28,23 @@ SUMMED = (
     "scored_tokens",
 )
 _SHOWN = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # controls, bidirectional and zero-width marks, surrogates, separators
+_HIDDEN = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Zl",
+    "Zp",
+}  # controls, bidirectional and zero-width marks, surrogates, separators
 
 
 def printable(text: str) -> str:
     """The text on one line with nothing in it that a terminal would act on or hide: white space shown, controls as U+XXXX."""
     if text.isprintable():  # none of those categories
         return text
-    return "".join(_SHOWN.get(c) or (f"<U+{ord(c):04X}>" if unicodedata.category(c) in _HIDDEN else c) for c in text)
+    return "".join(
+        _SHOWN.get(c) or (f"<U+{ord(c):04X}>" if unicodedata.category(c) in _HIDDEN else c) for c in text
+    )
 
 
 def strength(value: float, strongest: float) -> float:
@@ -126,7 +135,13 @@ def score_order(run: Run, stored: StoredScore) -> tuple[object, ...]:
     score = stored.score
     place = subsets.index(score.subset) if score.subset in subsets else len(subsets)
     headline = run.headline
-    by = score.split != "report", stored.scorer, stored.scorer_model, score.metric != headline.metric, score.metric
+    by = (
+        score.split != "report",
+        stored.scorer,
+        stored.scorer_model,
+        score.metric != headline.metric,
+        score.metric,
+    )
     return not headline.is_of(score), *by, place, score.subset
 
 
@@ -147,7 +162,18 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 QUERY_COLUMNS = (
-    *("layer", "unit", "neuron", "source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
+    *(
+        "layer",
+        "unit",
+        "neuron",
+        "source",
+        "side",
+        "explanation",
+        "explanation_id",
+        "score",
+        "metric",
+        "subset",
+    ),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
 )
 
@@ -156,7 +182,8 @@ def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """`query --json`: one object a row, best first; `neuron` is the old name of `unit`."""
     own = QUERY_COLUMNS[3:]
     return [
-        {"layer": row.unit.layer, "unit": row.unit.index, "neuron": row.unit.index} | {name: getattr(row, name) for name in own}
+        {"layer": row.unit.layer, "unit": row.unit.index, "neuron": row.unit.index}
+        | {name: getattr(row, name) for name in own}
         for row in rows
     ]
 
@@ -168,7 +195,9 @@ def query_csv(rows: Sequence[QueryRow]) -> str:
     writer = csv.DictWriter(out, QUERY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for one in objects:
-        writer.writerow({name: _defused(value) if isinstance(value, str) else value for name, value in one.items()})
+        writer.writerow(
+            {name: _defused(value) if isinstance(value, str) else value for name, value in one.items()}
+        )
     return out.getvalue()
 
 

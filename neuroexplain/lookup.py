@@ -38,13 +38,17 @@ def find_explanations(
         raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is {', '.join(SORTS)}.")
     peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
     if peaks == []:
-        raise NeuroexplainError(f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word.")
+        raise NeuroexplainError(
+            f"{peak_token!r} is not one token of {run.subject}'s vocabulary. Try a shorter word."
+        )
     headline = None
     if metric is not None or scorer is not None:
         from neuroexplain.scorers.base import choose_headline
 
         headline = choose_headline(run, metric, scorer)
-    return query_explanations(store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **more)
+    return query_explanations(
+        store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **more
+    )
 
 
 class Vocabulary(dict[int, VocabularyEntry]):

@@ -23,7 +23,12 @@ def scores_by_layer(axes: Axes, scores: Sequence[OneScore], name: str = "correla
         layers, values = np.array([layer for layer, _ in own]), np.array([r for _, r in own])
         axes.scatter(layers + 0.12 * number, values, s=8, alpha=0.4, color=f"C{number}")
         at = np.unique(layers)
-        axes.plot(at, [np.median(values[layers == layer]) for layer in at], color=f"C{number}", label=f"{by}: median")
+        axes.plot(
+            at,
+            [np.median(values[layers == layer]) for layer in at],
+            color=f"C{number}",
+            label=f"{by}: median",
+        )
     axes.axhline(0, color="0.7", linewidth=0.8)
     axes.set(xlabel="layer", ylabel=f"score ({name})", title="Scores by layer")
     axes.legend()
@@ -32,7 +37,12 @@ def scores_by_layer(axes: Axes, scores: Sequence[OneScore], name: str = "correla
 def score_distribution(axes: Axes, scores: Sequence[OneScore], name: str = "correlation") -> None:
     """Histograms of the scores, LLM and baseline."""
     for by, own in _by_name(scores).items():
-        axes.hist([r for _, r in own], bins=np.linspace(-1, 1, 41).tolist(), alpha=0.55, label=f"{by} ({len(own):,})")
+        axes.hist(
+            [r for _, r in own],
+            bins=np.linspace(-1, 1, 41).tolist(),
+            alpha=0.55,
+            label=f"{by} ({len(own):,})",
+        )
     axes.set(xlabel=f"score ({name})", ylabel="explanations", title="Distribution of scores")
     axes.legend()
 
@@ -41,8 +51,18 @@ def share_above(axes: Axes, scores: Sequence[OneScore], name: str = "correlation
     """The share of explained units that score above each value, as in Bills et al. (2023)."""
     for by, own in _by_name(scores).items():
         values = np.sort([r for _, r in own])
-        axes.step(values, 1 - np.arange(1, len(values) + 1) / len(values), where="post", label=f"{by} ({len(own):,})")
-    axes.set(xlabel=f"score ({name})", ylabel="share of units above", title="Share of units above each score", ylim=(0, 1))
+        axes.step(
+            values,
+            1 - np.arange(1, len(values) + 1) / len(values),
+            where="post",
+            label=f"{by} ({len(own):,})",
+        )
+    axes.set(
+        xlabel=f"score ({name})",
+        ylabel="share of units above",
+        title="Share of units above each score",
+        ylim=(0, 1),
+    )
     axes.legend()
 
 

@@ -41,7 +41,9 @@ class Probe:
 
     def tokens(self, text: str) -> list[str]:
         """The text's tokens as strings, with the BOS that the tokenizer itself adds."""
-        return [self._subject.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in self._ids(text)]
+        return [
+            self._subject.tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in self._ids(text)
+        ]
 
     def activations(self, text: str, run: Run, neuron: UnitId) -> tuple[list[str], list[float]]:
         """The tokens and one neuron's activation on each. Raises NeuroexplainError for another model's run."""
@@ -54,7 +56,9 @@ class Probe:
         acts = self._acts(text, run)
         n_tokens = len(acts[run.layers[0]])
         if position >= n_tokens:
-            raise NeuroexplainError(f"The text has {n_tokens} tokens, counted from 0; {position} was asked for.")
+            raise NeuroexplainError(
+                f"The text has {n_tokens} tokens, counted from 0; {position} was asked for."
+            )
         maxima = load_max_activations(store, run.id)
         found = []
         for layer, values in acts.items():
@@ -71,7 +75,9 @@ class Probe:
         if self._sha256 != run.tokenizer_sha256 or len(subject.layers) != run.n_layers:
             raise self._is_another(run, f"it has {len(subject.layers)} layers")
         sources = find_sources(subject, run.kind, run.activation, run.layers)
-        different = next((layer for layer, source in sources.items() if source.width != run.width(layer)), None)
+        different = next(
+            (layer for layer, source in sources.items() if source.width != run.width(layer)), None
+        )
         if different is not None:
             raise self._is_another(run, f"layer {different} has {sources[different].width:,} units")
         with self._lock:

@@ -62,4 +62,6 @@ class Registry(Generic[T]):
     def _files(self) -> dict[str, str]:
         """The folder's modules by what they offer; `base` and those that begin with an underscore offer nothing."""
         modules = (module.name for module in iter_modules(import_module(self.group).__path__))
-        return {name.replace("_", "-"): name for name in modules if name != "base" and not name.startswith("_")}
+        return {
+            name.replace("_", "-"): name for name in modules if name != "base" and not name.startswith("_")
+        }

@@ -37,7 +37,9 @@ class Run:
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
     sources: tuple[Source, ...] = ()  # of the layers, in their order
-    rectified: bool = False  # truth is relu(a) and relu(-a) for the two sides; else a, or -a for the negative side
+    rectified: bool = (
+        False  # truth is relu(a) and relu(-a) for the two sides; else a, or -a for the negative side
+    )
 
     def source(self, layer: int) -> Source | None:
         """A layer's source; None where the run does not hold the layer."""
@@ -62,7 +64,9 @@ class Run:
         source = self.source(layer)
         size = None if source is None else source.group_size
         if size is None:
-            raise ValueError(f"run {self.id} holds {self.kind} units, which have no groups: write LAYER:UNIT, like 15:16")
+            raise ValueError(
+                f"run {self.id} holds {self.kind} units, which have no groups: write LAYER:UNIT, like 15:16"
+            )
         if place >= size:
             raise ValueError(f"{text.strip()} is not there: a group has {size} units, counted from 0")
         return UnitId(layer, group * size + place)
@@ -81,13 +85,18 @@ class Run:
     def size(self) -> str:
         """How many layers and units it holds, for messages: `layers 0-31 of 32 with 14,336 units each`."""
         widths = sorted({source.width for source in self.sources})
-        each = " to ".join(f"{width:,}" for width in dict.fromkeys((widths[0], widths[-1]))) if widths else "no"
+        each = (
+            " to ".join(f"{width:,}" for width in dict.fromkeys((widths[0], widths[-1]))) if widths else "no"
+        )
         return f"layers {ranges_text(self.layers)} of {self.n_layers} with {each} units each"
 
     @property
     def sides(self) -> tuple[Side, ...]:
         """Which of its units' activations are explained: those above 0, those below, or each."""
-        by_sign: Mapping[str, tuple[Side, ...]] = {"both": ("positive", "negative"), "negative": ("negative",)}
+        by_sign: Mapping[str, tuple[Side, ...]] = {
+            "both": ("positive", "negative"),
+            "negative": ("negative",),
+        }
         return by_sign.get(str(self.config.get("sign")), ("positive",))
 
     @property
@@ -97,7 +106,9 @@ class Run:
         Of the negative side the bottom records are meant.
         """
         strongest = (STRONGEST[side] for side in self.sides)
-        return Headline("correlation", tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest))
+        return Headline(
+            "correlation", tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest)
+        )
 
     @property
     def segment_stride(self) -> int:

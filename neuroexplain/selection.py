@@ -13,7 +13,11 @@ MOST_NAMED = 10_000_000  # units in one selection: more is a slip of the finger
 
 def parse_layers(text: str) -> tuple[int, ...]:
     """Read `15`, `3-5` or `0,3-5` to layers in ascending order, each once."""
-    return tuple(sorted({number for part in _parts(text) for number in _range(part, text, "layers", "15, 3-5 or 0,3-5")}))
+    return tuple(
+        sorted(
+            {number for part in _parts(text) for number in _range(part, text, "layers", "15, 3-5 or 0,3-5")}
+        )
+    )
 
 
 def parse_units(text: str, group_sizes: Mapping[int, int | None] | None = None) -> tuple[UnitId, ...]:
@@ -51,7 +55,9 @@ def parse_positions(text: str) -> tuple[int, int]:
     """Read the half-open range `64:97`. Whether it can hold peaks is CollectConfig's to say."""
     match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
     if match is None:
-        raise NeuroexplainError(f"Cannot read the positions {text!r}: write them like 64:97, the second not included")
+        raise NeuroexplainError(
+            f"Cannot read the positions {text!r}: write them like 64:97, the second not included"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -74,7 +80,9 @@ def _range(part: str, text: str, what: str, form: str) -> range:
     first = int(match[1])
     last = int(match[2]) if match[2] is not None else first
     if last < first:
-        raise NeuroexplainError(f"Cannot read the {what} {text!r}: {part} runs backwards. Write it {last}-{first}")
+        raise NeuroexplainError(
+            f"Cannot read the {what} {text!r}: {part} runs backwards. Write it {last}-{first}"
+        )
     if last - first >= MOST_NAMED:
         raise NeuroexplainError(f"Cannot read the {what} {text!r}: {part} names over {MOST_NAMED:,}")
     return range(first, last + 1)

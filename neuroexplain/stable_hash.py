@@ -9,4 +9,6 @@ def stable_hash(*parts: int | str) -> int:
     Unlike `hash`, it does not depend on the process; unlike a random generator, not on the order of use.
     """
     text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )

@@ -20,7 +20,10 @@ Kind = Literal["top", "bottom", "random"]
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["positive", "negative"]
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
-STRONGEST: Mapping[Side, Kind] = {"positive": "top", "negative": "bottom"}  # the records where a side is strongest
+STRONGEST: Mapping[Side, Kind] = {
+    "positive": "top",
+    "negative": "bottom",
+}  # the records where a side is strongest
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -48,21 +51,31 @@ class Source:
 
     layer: int
     kind: str  # mlp, heads, residual: a name of sources.base.SOURCES
-    module: str | None  # path from the subject's base model; None where arrays were imported that do not say it
+    module: (
+        str | None
+    )  # path from the subject's base model; None where arrays were imported that do not say it
     side: Literal["input", "output"]  # of the module
     width: int  # units
     dtype: str  # of activations
-    group_size: int | None = None  # units that belong together, as the dimensions of a head; None: they do not
-    encoder: str | None = None  # the dictionary that makes units of what is read; None: what is read are the units
+    group_size: int | None = (
+        None  # units that belong together, as the dimensions of a head; None: they do not
+    )
+    encoder: str | None = (
+        None  # the dictionary that makes units of what is read; None: what is read are the units
+    )
 
     def is_like(self, other: Source) -> bool:
         """Whether both read the same units, whatever the dtype; a module that is not known may be any."""
         is_module_alike = None in (self.module, other.module) or self.module == other.module
-        return is_module_alike and replace(self, module=None, dtype="") == replace(other, module=None, dtype="")
+        return is_module_alike and replace(self, module=None, dtype="") == replace(
+            other, module=None, dtype=""
+        )
 
     def label(self, index: int) -> str:
         """How a unit is called within its layer: `16`; of groups, group and place: `3.40`."""
-        return str(index) if self.group_size is None else f"{index // self.group_size}.{index % self.group_size}"
+        return (
+            str(index) if self.group_size is None else f"{index // self.group_size}.{index % self.group_size}"
+        )
 
 
 def ranges_text(numbers: Iterable[int]) -> str:

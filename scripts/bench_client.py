@@ -52,13 +52,17 @@ def serve(folder: str, way: str, mark: int, port: Any) -> None:
     def next_answer(n: int, ids: tuple[int, ...]) -> bytes:
         entry = {f"token_id:{i}": -3.0 - 0.001 * i for i in (mark, *ids)}
         logprobs = {"tokens": ["x"], "token_logprobs": [-3.0], "text_offset": [0], "top_logprobs": [entry]}
-        return msgspec.json.encode({"choices": [{"index": i, "text": "x", "logprobs": logprobs} for i in range(n)]})
+        return msgspec.json.encode(
+            {"choices": [{"index": i, "text": "x", "logprobs": logprobs} for i in range(n)]}
+        )
 
     @cache
     def rows_answer(n: int, n_ids: int) -> bytes:
         file = io.BytesIO()
         np.save(file, np.full((n, n_ids), -5.0, np.float32), allow_pickle=False)
-        return msgspec.json.encode({"choices": [], "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()})
+        return msgspec.json.encode(
+            {"choices": [], "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()}
+        )
 
     @cache
     def top_answer(n: int) -> bytes:
@@ -79,7 +83,11 @@ def serve(folder: str, way: str, mark: int, port: Any) -> None:
             return rows_answer(len(rows), max(map(len, rows)))
         if asked.logprob_token_ids and way == "logprob_token_ids":
             return next_answer(len(asked.prompt), tuple(asked.logprob_token_ids))
-        return top_answer(len(asked.prompt)) if asked.prompt_logprobs == 20 and way == "prompt_logprobs=20" else None
+        return (
+            top_answer(len(asked.prompt))
+            if asked.prompt_logprobs == 20 and way == "prompt_logprobs=20"
+            else None
+        )
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -116,7 +124,11 @@ def main() -> None:
             server.start()
             while not port.value:
                 time.sleep(0.01)
-            measure(ServerEngine(f"http://127.0.0.1:{port.value}", in_flight=typed.in_flight), typed.seconds, typed.profile)
+            measure(
+                ServerEngine(f"http://127.0.0.1:{port.value}", in_flight=typed.in_flight),
+                typed.seconds,
+                typed.profile,
+            )
             server.terminate()
 
 
@@ -144,7 +156,9 @@ def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
     n = sum(1 for _ in map_in_flight(simulate, until(began + seconds), engine.in_flight))
     took, spent = time.monotonic() - began, time.process_time() - spent
     each = f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * spent / n / CROPS:.1f} ms of processor each"
-    print(f"{engine.version}: {CROPS * n / took:.0f} simulated records/s ({2 * n / took:.0f} requests/s), {each}")
+    print(
+        f"{engine.version}: {CROPS * n / took:.0f} simulated records/s ({2 * n / took:.0f} requests/s), {each}"
+    )
     engine.close()
 
 

@@ -34,7 +34,11 @@ from neuroexplain.collecting.published import PublishedTopK
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype, keep_freed_memory
 
-LLAMA3 = {"vocab_size": 128_256, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, "rms_norm_eps": 1e-5}
+LLAMA3 = {
+    "vocab_size": 128_256,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+    "rms_norm_eps": 1e-5,
+}
 SHAPES = {
     "llama3-8b": LLAMA3
     | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -89,7 +93,11 @@ def main() -> None:
     warm_up = options.warm_up or (16 * batch_size if gpu else 1000)
     for one in batches(-(-warm_up // batch_size)):  # so that the top k have filled up
         collector.read(*one)
-    peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
 
     def published_rule(token_ids: Tensor, segments: Tensor) -> None:
@@ -128,22 +136,36 @@ def main() -> None:
         "segments_before": warm_up,
         "dtype": str(subject.dtype).removeprefix("torch."),
         "kernels": "compiled" if collector.compiled else "plain",
-        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
-    print(json.dumps(found) if options.json else "\n".join(f"{name:34} {value}" for name, value in found.items()))
+    print(
+        json.dumps(found)
+        if options.json
+        else "\n".join(f"{name:34} {value}" for name, value in found.items())
+    )
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=SHAPES, help="a model with random weights instead of --model")
     parser.add_argument("--model", help="hub name, folder or .gguf file; SmolLM2 unless told")
     parser.add_argument("--dataset", help="text file; the demo's corpus unless told")
     parser.add_argument("--pairs", type=int, default=9, help="rounds in which each work has its turn")
     parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
     parser.add_argument("--warm-up", type=int, help="segments collected before: of a run, the first moment")
-    parser.add_argument("--batch-size", type=int, help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="as `collect --no-compile`")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told",
+    )
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="as `collect --no-compile`"
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sign", choices=("positive", "negative", "both"), default="positive")
@@ -164,7 +186,16 @@ def build(shape: str, dtype: str, device: str) -> Subject:
     torch.set_default_dtype(torch.float32)
     body = model.base_model
     d_mlp = model.config.intermediate_size
-    return Subject(shape, None, body, None, FAMILIES["llama"], list(body.layers), model.get_output_embeddings().weight, d_mlp)
+    return Subject(
+        shape,
+        None,
+        body,
+        None,
+        FAMILIES["llama"],
+        list(body.layers),
+        model.get_output_embeddings().weight,
+        d_mlp,
+    )
 
 
 def random_batches(subject: Subject) -> Callable[[int, int], Batch]:
@@ -209,7 +240,10 @@ def seconds(work: Callable[[Tensor, Tensor], object], batches: list[Batch], gpu:
 
 def ratio(rounds: list[dict[str, float]], work: str) -> list[float]:
     """Quartiles of how fast the work is relative to the forward pass of the same round."""
-    return [round(value, 4) for value in statistics.quantiles([took["forward"] / took[work] for took in rounds], n=4)]
+    return [
+        round(value, 4)
+        for value in statistics.quantiles([took["forward"] / took[work] for took in rounds], n=4)
+    ]
 
 
 def measure_matrix_peak(subject: Subject) -> float:

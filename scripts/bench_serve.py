@@ -59,7 +59,9 @@ def write(store: object, run: object) -> int:
     saved, by = 0, Provenance("none", None, "bench_serve", None, None)
     while not done.is_set():
         some = [
-            Explanation(UnitId(run.layers[0], n), "human", "ok", f"written {saved}", by, candidate=saved, chosen=False)
+            Explanation(
+                UnitId(run.layers[0], n), "human", "ok", f"written {saved}", by, candidate=saved, chosen=False
+            )
             for n in range(16)
         ]
         save_explanations(store, run.id, some)
@@ -86,7 +88,12 @@ with open_store(options.db) as store, subprocess.Popen(command, stderr=subproces
     server.terminate()
     with store.write() as connection:
         connection.execute(delete(tables.explanations).where(tables.explanations.c.model == "bench_serve"))
-found = {"readers": options.readers, "think_seconds": options.think, "written": counted[0], "errors": wrong[:5]}
+found = {
+    "readers": options.readers,
+    "think_seconds": options.think,
+    "written": counted[0],
+    "errors": wrong[:5],
+}
 for kind, values in took.items():
     cuts = statistics.quantiles(values, n=20)
     found[kind] = {"requests": len(values), "median_ms": round(cuts[9], 1), "p95_ms": round(cuts[18], 1)}

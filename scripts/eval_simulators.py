@@ -101,7 +101,10 @@ def correlate(task: tuple[int, KnownNeuron, int], scorer: OpenSimulator) -> tupl
     """The correlation of one explanation over all records joined, or why there is none."""
     _, neuron, which = task
     try:
-        made = [one.values for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of]
+        made = [
+            one.values
+            for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of
+        ]
     except LlmReplyError as error:
         return None, f"{error.status}: {error.reason}"
     levels = np.concatenate(made).astype(np.float64)
@@ -112,14 +115,18 @@ def correlate(task: tuple[int, KnownNeuron, int], scorer: OpenSimulator) -> tupl
 
 def evaluate(neurons: Sequence[KnownNeuron], scorer: OpenSimulator) -> Iterator[Outcome]:
     """Each neuron's outcome as soon as its explanations are simulated; as many requests at once as the engine takes."""
-    tasks = ((place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations)))
+    tasks = (
+        (place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations))
+    )
     waiting: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
     work = partial(correlate, scorer=scorer)
     for (place, neuron, which), found in map_in_flight(work, tasks, scorer.engine.in_flight):
         waiting[place][which] = found
         if len(waiting[place]) == len(neuron.explanations):
             ordered = [waiting[place][i] for i in range(len(neuron.explanations))]
-            yield Outcome(neuron.name, tuple(r for r, _ in ordered), tuple(sorted({why for _, why in ordered if why})))
+            yield Outcome(
+                neuron.name, tuple(r for r, _ in ordered), tuple(sorted({why for _, why in ordered if why}))
+            )
 
 
 def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[str, float | int | None]:
@@ -161,14 +168,20 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--neurons", type=Path, required=True)
-    parser.add_argument("--scorer", "--simulator", dest="scorer", choices=("digits", "lexical"), required=True)
+    parser.add_argument(
+        "--scorer", "--simulator", dest="scorer", choices=("digits", "lexical"), required=True
+    )
     parser.add_argument("--local", help="a model of this process; without --server too, the embedded one")
     parser.add_argument("--server", help="the URL of a vLLM server")
     parser.add_argument("--model", help="which of the server's models")
     parser.add_argument("--api-key", help="of the server")
-    parser.add_argument("--records", type=int, help="read only so many top and so many random records of each neuron")
+    parser.add_argument(
+        "--records", type=int, help="read only so many top and so many random records of each neuron"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -179,12 +192,19 @@ def main() -> int:
             began, outcomes = time.perf_counter(), []
             columns = (*Progress.get_default_columns()[:3], MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=console) as bar:
-                for outcome in bar.track(evaluate(neurons, scorer), total=len(neurons), description="neurons"):
+                for outcome in bar.track(
+                    evaluate(neurons, scorer), total=len(neurons), description="neurons"
+                ):
                     outcomes.append(outcome)
             summary = summarize(outcomes, scorer.engine.used.prompt_tokens, time.perf_counter() - began)
-            print(f"{scorer.engine.model}: {scorer.engine.version}", file=sys.stderr)  # and how a server gave probabilities
+            print(
+                f"{scorer.engine.model}: {scorer.engine.version}", file=sys.stderr
+            )  # and how a server gave probabilities
     except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
-        print(f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error, file=sys.stderr)
+        print(
+            f"{type(error).__name__}: {error}" if not isinstance(error, NeuroexplainError) else error,
+            file=sys.stderr,
+        )
         return 2
     if options.json:
         print(json.dumps(summary))

@@ -17,6 +17,9 @@ lines = []
 for document in documents:
     text = document["text"][:LONGEST]
     text = text[: text.rfind(". ") + 1] or text
-    lines.append(json.dumps({"id": document["id"], "genre": document["genre"], "text": text}, ensure_ascii=False) + "\n")
+    lines.append(
+        json.dumps({"id": document["id"], "genre": document["genre"], "text": text}, ensure_ascii=False)
+        + "\n"
+    )
 OUT.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 print(f"{len(lines)} documents, {OUT.stat().st_size:,} bytes")

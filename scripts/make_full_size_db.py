@@ -17,11 +17,25 @@ from pathlib import Path
 import numpy as np
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
-from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
+from neuroexplain.evidence import (
+    Explanation,
+    PredictedRecord,
+    Prediction,
+    Provenance,
+    Score,
+    Segment,
+    VocabularyEntry,
+)
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.save_collected import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_segments,
+    save_vocabulary,
+)
 from neuroexplain.store.save_explained import save_explanations, save_predictions
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import Source, UnitId
@@ -56,7 +70,9 @@ def collected() -> CollectedLayer:
         exemplars[kind] = ExemplarArrays(
             counts=np.full(d, K),
             segments=np.broadcast_to(segments, (d, K)).copy(),
-            starts=random.integers(32, 65, (d, K), dtype=np.uint8) if kind == "top" else np.full((d, K), 64, np.uint8),
+            starts=random.integers(32, 65, (d, K), dtype=np.uint8)
+            if kind == "top"
+            else np.full((d, K), 64, np.uint8),
             documents=random.integers(0, 1_000_000, (d, K), dtype=np.int32),
             token_offsets=random.integers(0, 2_000, (d, K), dtype=np.int32),
             peaks=activations[..., 32] if kind == "top" else activations.max(axis=-1),
@@ -64,7 +80,10 @@ def collected() -> CollectedLayer:
             peak_token_ids=random.integers(0, VOCABULARY, (d, K), dtype=np.uint32),
         )
     stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
-    ids, logits = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32), random.standard_normal((d, 10)).astype(np.float32)
+    ids, logits = (
+        random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32),
+        random.standard_normal((d, 10)).astype(np.float32),
+    )
     return CollectedLayer(0, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
 
 
@@ -79,7 +98,15 @@ def elsewhere(found: CollectedLayer, layer: int) -> CollectedLayer:
 
 def explained(layer: int, first: int, last: int) -> list[Explanation]:
     nobody = Provenance(
-        "server", "vllm 0", "an-explainer", None, None, {"temperature": 0.0, "max_tokens": 40, "seed": 0}, 900, 12, 1.0
+        "server",
+        "vllm 0",
+        "an-explainer",
+        None,
+        None,
+        {"temperature": 0.0, "max_tokens": 40, "seed": 0},
+        900,
+        12,
+        1.0,
     )
     texts = random.choice(WORDS, (last - first, 8))
     return [
@@ -94,11 +121,21 @@ def simulated(explanations: list[Explanation]) -> list[tuple[Prediction, list[Sc
     made = []
     for e, some in zip(explanations, levels, strict=True):
         kinds = [("top", 4 * i + 3) for i in range(8)] + [("random", 4 * i + 3) for i in range(8)]
-        shown = tuple(PredictedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True))
+        shown = tuple(
+            PredictedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True)
+        )
         correlation = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
         scores = [
             Score(
-                "report", kind, "correlation", "ok", correlation, 512, 16, ci_low=correlation - 0.1, ci_high=correlation + 0.1
+                "report",
+                kind,
+                "correlation",
+                "ok",
+                correlation,
+                512,
+                16,
+                ci_low=correlation - 0.1,
+                ci_high=correlation + 0.1,
             )
             for kind in ("top_and_random", "top", "random")
         ]
@@ -126,8 +163,15 @@ def quantiles(work, n: int) -> dict[str, float]:
 Path(options.db).unlink(missing_ok=True)
 began = time.perf_counter()
 with open_store(options.db, create=True) as store:
-    fields = {"subject": "synthetic", "dtype": "bfloat16", "activation": "act", "layers": list(range(options.layers))}
-    sources = [Source(layer, "mlp", None, "output", options.d_mlp, "bfloat16") for layer in range(options.layers)]
+    fields = {
+        "subject": "synthetic",
+        "dtype": "bfloat16",
+        "activation": "act",
+        "layers": list(range(options.layers)),
+    }
+    sources = [
+        Source(layer, "mlp", None, "output", options.d_mlp, "bfloat16") for layer in range(options.layers)
+    ]
     fields |= {"sources": sources, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
     run_id = create_run(store, {**fields, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}})
     save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
@@ -135,7 +179,10 @@ with open_store(options.db, create=True) as store:
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
         save_segments(store, run_id, (Segment(first + i, row) for i, row in enumerate(ids)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
-    found, started = collected(), time.perf_counter()  # made once: what is timed is writing alone, to its end on the disk
+    found, started = (
+        collected(),
+        time.perf_counter(),
+    )  # made once: what is timed is writing alone, to its end on the disk
     with store.much_writing():
         for layer in range(options.layers):
             save_collected_layer(store, run_id, elsewhere(found, layer))
@@ -143,10 +190,14 @@ with open_store(options.db, create=True) as store:
     say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
     for layer in range(options.layers):
         for first in range(0, options.d_mlp, AT_ONCE):
-            written = save_explanations(store, run_id, explained(layer, first, min(first + AT_ONCE, options.d_mlp)))
+            written = save_explanations(
+                store, run_id, explained(layer, first, min(first + AT_ONCE, options.d_mlp))
+            )
             save_predictions(store, run_id, simulated(written))
         say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
-    finish_run(store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128)
+    finish_run(
+        store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128
+    )
 with open_store(options.db, read_only=True) as store:
     run = load_run(store)
     places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()
@@ -160,7 +211,10 @@ with open_store(options.db, read_only=True) as store:
         "text sorted by neuron": {"text": "money", "sort": "unit"},
         "peak token": {"peak_token_ids": [77, 78]},
     }
-    queries = {name: quantiles(lambda _, more=more: query_explanations(store, run, **more), 20) for name, more in asked.items()}
+    queries = {
+        name: quantiles(lambda _, more=more: query_explanations(store, run, **more), 20)
+        for name, more in asked.items()
+    }
 n_units = options.layers * options.d_mlp
 report = {
     "neurons": n_units,
@@ -171,4 +225,6 @@ report = {
     "show_ms": shows,
     "query_ms": queries,
 }
-print(json.dumps(report) if options.json else "\n".join(f"{name:20} {value}" for name, value in report.items()))
+print(
+    json.dumps(report) if options.json else "\n".join(f"{name:20} {value}" for name, value in report.items())
+)

@@ -67,7 +67,9 @@ PASSAGES = [
     " lights of the harbor were still in sight, and the nets came up full of small silver fish.",
 ]
 
-Rule = Callable[[str], list[tuple[int, int, float]]]  # text -> (first character, one after the last, activation 0..1)
+Rule = Callable[
+    [str], list[tuple[int, int, float]]
+]  # text -> (first character, one after the last, activation 0..1)
 
 
 def words(strong: str, weak: str = "") -> Rule:
@@ -75,7 +77,8 @@ def words(strong: str, weak: str = "") -> Rule:
     strength = {w: 0.7 + 0.3 * (stable_hash(w) % 100) / 99 for w in strong.split()}
     strength |= {w: WEAK * (0.7 + 0.3 * (stable_hash(w) % 100) / 99) for w in weak.split()}
     pattern = re.compile(
-        r"(?<![\w'-])(?:" + "|".join(map(re.escape, sorted(strength, key=len, reverse=True))) + r")(?![\w-])", re.I
+        r"(?<![\w'-])(?:" + "|".join(map(re.escape, sorted(strength, key=len, reverse=True))) + r")(?![\w-])",
+        re.I,
     )
     return lambda text: [(*m.span(), strength[m[0].lower()]) for m in pattern.finditer(text)]
 
@@ -103,7 +106,9 @@ def theme(strong: str, weak: str = "") -> Rule:
 
 def inside(opening: str, closing: str, longest: int) -> Rule:
     """All between two marks on one line, stronger at the beginning."""
-    between = re.compile(rf"(?<![\w.,?!;]){opening}(?=[\w'])([^{opening}{closing}\n]{{2,{longest}}}){closing}")
+    between = re.compile(
+        rf"(?<![\w.,?!;]){opening}(?=[\w'])([^{opening}{closing}\n]{{2,{longest}}}){closing}"
+    )
 
     def rule(text: str) -> list[tuple[int, int, float]]:
         found = []
@@ -155,7 +160,10 @@ def foreign(vocabulary: str, weak: str = "") -> Rule:
     def rule(text: str) -> list[tuple[int, int, float]]:
         found = []
         for quote in re.finditer(r'"([^"]+)"', text):
-            spans = [(quote.start(1) + m.start(), quote.start(1) + m.end()) for m in re.finditer(r"[\w']+", quote[1])]
+            spans = [
+                (quote.start(1) + m.start(), quote.start(1) + m.end())
+                for m in re.finditer(r"[\w']+", quote[1])
+            ]
             lower = [text[a:b].lower() for a, b in spans]
             known = [w for w in lower if w in every and w not in ENGLISH_TOO]
             if not known or len(known) * 2 < len(lower):
@@ -398,17 +406,23 @@ def cut(documents: list[tuple[str, str]], tokenizer: Any) -> list[dict[str, Any]
         ids, offsets = encoded["input_ids"], [tuple(pair) for pair in encoded["offset_mapping"]]
         for start in range(stable_hash(name) % LENGTH, len(ids) - LENGTH, LENGTH):
             tokens = [tokenizer.decode([i]) for i in ids[start : start + LENGTH]]
-            records.append({"document": name, "text": text, "offsets": offsets, "start": start, "tokens": tokens})
+            records.append(
+                {"document": name, "text": text, "offsets": offsets, "start": start, "tokens": tokens}
+            )
     return records
 
 
-def choose(name: str, records: list[dict[str, Any]], documents: dict[str, list[float]]) -> tuple[list[Any], list[Any]]:
+def choose(
+    name: str, records: list[dict[str, Any]], documents: dict[str, list[float]]
+) -> tuple[list[Any], list[Any]]:
     """(top, random): the strongest, one a document while there are enough, and a draw from all others."""
     scale = 2 + stable_hash(name) % 60 / 10  # neurons differ in their peaks
     draw = random.Random(stable_hash(name))
     shuffled = draw.sample(records, len(records))  # ties are common
     peaks = [max(documents[r["document"]][r["start"] + TOO_NEAR : r["start"] + LENGTH - 2]) for r in shuffled]
-    order = sorted(range(len(records)), key=lambda i: -min(peaks[i], STRONG))  # so that no single word makes all top records
+    order = sorted(
+        range(len(records)), key=lambda i: -min(peaks[i], STRONG)
+    )  # so that no single word makes all top records
     seen: Counter[str] = Counter()
     chosen: list[int] = []
     for most in (1, LENGTH):
@@ -446,7 +460,10 @@ def main(corpus: str) -> None:
         if len(top) < RECORDS:
             print(f"{name}: only {len(top)} top records", file=sys.stderr)
         out.append({"name": name, "true": true, "false": false, "top": top, "random": others})
-    OUT.write_text("[\n" + ",\n".join(json.dumps(x, ensure_ascii=False, separators=(",", ":")) for x in out) + "\n]\n", "utf-8")
+    OUT.write_text(
+        "[\n" + ",\n".join(json.dumps(x, ensure_ascii=False, separators=(",", ":")) for x in out) + "\n]\n",
+        "utf-8",
+    )
     print(f"{len(out)} neurons, {OUT.stat().st_size:,} bytes")
 
 

@@ -8,7 +8,9 @@ from neuroexplain.subject.load import embedded_model, load_causal_lm
 
 folder = sys.argv[1]
 model, tokenizer, _ = load_causal_lm(embedded_model(), "float32", "cpu")
-plain = AutoModelForCausalLM.from_config(model.config)  # a model read from GGUF calls itself quantized when it is saved
+plain = AutoModelForCausalLM.from_config(
+    model.config
+)  # a model read from GGUF calls itself quantized when it is saved
 plain.load_state_dict(model.state_dict())
 plain.save_pretrained(folder)
 tokenizer.save_pretrained(folder)

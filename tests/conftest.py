@@ -43,14 +43,20 @@ def hostile(tmp_path_factory):
         run = load_run(store)
         neurons = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(10))
         engine = EngineConfig(local=model)
-        with open_engines(run, engine, ScoreConfig(("lexical",), None), explains=False, tell=lambda line: None) as (
+        with open_engines(
+            run, engine, ScoreConfig(("lexical",), None), explains=False, tell=lambda line: None
+        ) as (
             engine,
             scorers,
         ):
             draw(run_explain(store, run, ExplainConfig(neurons, "tokens", 0, False), engine, scorers[0]))
-        mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
+        mine = Provenance(
+            engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None
+        )
         save_explanation(store, run.id, Explanation(UnitId(0, 1), "human", "ok", HOSTILE_EXPLANATION, mine))
-        other = Explanation(UnitId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False)
+        other = Explanation(
+            UnitId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False
+        )
         save_explanation(store, run.id, other)
     return folder
 

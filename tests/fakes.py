@@ -26,7 +26,14 @@ def run_fields(n_layers: int, d_mlp: int, **other: Any) -> dict[str, Any]:
     """What create_run wants, of a run that no model made: 4 top and 4 random records a neuron, unless told, float32."""
     run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers))}
     run |= {"sources": [Source(layer, "mlp", None, "output", d_mlp, "float32") for layer in range(n_layers)]}
-    run |= {"n_layers": n_layers, "top_k": 4, "n_random": 4, "seed": 0, "tokenizer_sha256": "0" * 64, "config": {}}
+    run |= {
+        "n_layers": n_layers,
+        "top_k": 4,
+        "n_random": 4,
+        "seed": 0,
+        "tokenizer_sha256": "0" * 64,
+        "config": {},
+    }
     return run | {"versions": {}} | other
 
 
@@ -37,7 +44,8 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        [words(500)], trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+        [words(500)],
+        trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet),
     )
     if bos:
         from tokenizers.processors import TemplateProcessing
@@ -60,7 +68,9 @@ def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Pa
         )
         model: torch.nn.Module = LlamaForCausalLM(config)
     else:
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=330, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=128))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=330, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=128)
+        )
     for parameter in model.parameters():
         parameter.data *= 8  # so that neurons differ
     model.save_pretrained(folder)  # type: ignore[operator]

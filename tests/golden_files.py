@@ -72,15 +72,21 @@ def filled_prompts() -> dict[str, str]:
     for explainer in EXPLAINERS.values():
         prompt = explainer.load_prompt()
         found[explainer.name] = (
-            explainer.render(records, TOKENS) if prompt is None else shown(explainer.messages(prompt, records, TOKENS))
+            explainer.render(records, TOKENS)
+            if prompt is None
+            else shown(explainer.messages(prompt, records, TOKENS))
         )
     said = render_mistakes([(record(2), 20, [0, 3, 10, 0], [0, 10, 1, 0])], TOKENS)
     pairs = EXPLAINERS["pairs"]
     prompt, revision = pairs.load_prompt(), load_prompt("explain/revise")
     assert prompt is not None
-    found["revise"] = shown(pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", said)[-2:])
+    found["revise"] = shown(
+        pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", said)[-2:]
+    )
     digits = DigitsSimulator(TokenizerOnly())  # type: ignore[arg-type]
-    ids, _ = digits.build_prompt("geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS)
+    ids, _ = digits.build_prompt(
+        "geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS
+    )
     found["digits"] = TokenizerOnly.tokenizer.decode(ids)
     return found
 

@@ -82,7 +82,11 @@ PASSING: dict[str, Callable[[Reply], Reply]] = {
     "503": lambda reply: (503, b"starting", {}),
     "500": lambda reply: (500, b'{"error": {"message": "boom"}}', {}),
     "truncated": lambda reply: (reply[0], reply[1][: len(reply[1]) // 2], {}),
-    "dropped": lambda reply: (reply[0], reply[1][: len(reply[1]) // 2], {"Content-Length": str(len(reply[1]))}),
+    "dropped": lambda reply: (
+        reply[0],
+        reply[1][: len(reply[1]) // 2],
+        {"Content-Length": str(len(reply[1]))},
+    ),
     "silent": lambda reply: (0, b"", {}),
     "nan": _edited(lambda answer: _map_logprobs(answer, lambda value: float("nan"))),  # is no JSON
 }
@@ -153,7 +157,9 @@ class Proxy(ThreadingHTTPServer):
 
     def fetch(self, method: str, path: str, body: bytes | None = None) -> Reply:
         try:
-            found = self.upstream.request(method, path, content=body, headers={"Content-Type": "application/json"})
+            found = self.upstream.request(
+                method, path, content=body, headers={"Content-Type": "application/json"}
+            )
         except httpx.HTTPError as error:
             return 502, str(error).encode(), {}
         return found.status_code, found.content, {}

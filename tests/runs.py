@@ -13,7 +13,18 @@ CONTENT = ("tokens", "units", "segments", "exemplars", "peak_tokens", "vocabular
 
 
 def command(made, db, *more):
-    options = ("--top-k", 4, "--sign", "both", "--random-records", 5, "--batch-size", 2, "--checkpoint-every", 0.000001)
+    options = (
+        "--top-k",
+        4,
+        "--sign",
+        "both",
+        "--random-records",
+        5,
+        "--batch-size",
+        2,
+        "--checkpoint-every",
+        0.000001,
+    )
     names = ("--model", made[1]["model"], "--dataset", made[1]["dataset"][0], "--db", db)
     return [sys.executable, "-m", "neuroexplain.cli.main", "collect", *map(str, (*names, *options, *more))]
 
@@ -31,7 +42,11 @@ def content(db: Path):
     with store.engine.connect() as connection:
         for table in CONTENT:
             rows = connection.exec_driver_sql(f"SELECT * FROM {table}").mappings()  # noqa: S608  (our own names)
-            kept = [{k: v for k, v in row.items() if k not in ("id", "run_id")} for row in rows if row["run_id"] == run.id]
+            kept = [
+                {k: v for k, v in row.items() if k not in ("id", "run_id")}
+                for row in rows
+                if row["run_id"] == run.id
+            ]
             found[table] = sorted((tuple(row.values()) for row in kept), key=repr)
     store.close()
     return found, run

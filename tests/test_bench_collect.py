@@ -16,10 +16,17 @@ def test_a_shape_needs_tensor_code_alone():
         "sys.argv[1:] = '--shape tiny --pairs 3 --warm-up 8 --batch-size 2 --sign both --json'.split()",
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')",
     )
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    numbers = ("forward_tokens_per_s", "collect_tokens_per_s", "collect_over_forward", "published_tokens_per_s")
+    numbers = (
+        "forward_tokens_per_s",
+        "collect_tokens_per_s",
+        "collect_over_forward",
+        "published_tokens_per_s",
+    )
     numbers += ("published_over_forward", "matrix_peak_share", "peak_memory_bytes")
     assert all(found[name] > 0 for name in numbers)
     assert (found["neurons"], found["batch"], found["pairs"]) == (128, [2, 128], 3)

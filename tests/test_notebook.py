@@ -11,7 +11,9 @@ from tests.conftest import ATTACK
 
 def test_the_example_notebook_runs(hostile, monkeypatch):
     monkeypatch.setenv("NEUROEXPLAIN_DB", str(hostile / "x.db"))
-    notebook = nbformat.read(Path(__file__).parent.parent / "examples" / "reading_neurons.ipynb", as_version=4)
+    notebook = nbformat.read(
+        Path(__file__).parent.parent / "examples" / "reading_neurons.ipynb", as_version=4
+    )
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": os.fspath(hostile)}}).execute()
     shown = [
         output.data["text/html"]

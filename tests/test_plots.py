@@ -10,7 +10,11 @@ from neuroexplain import plots
 
 @pytest.mark.parametrize("draw", [plots.scores_by_layer, plots.score_distribution, plots.share_above])
 def test_a_figure_is_written_twice_with_hostile_labels(draw, tmp_path):
-    scores = [(0, "pairs$\\frac{", "digits<script>", 0.5), (1, "tokens", "lexical", -0.1), (1, "tokens", "lexical", 0.3)]
+    scores = [
+        (0, "pairs$\\frac{", "digits<script>", 0.5),
+        (1, "tokens", "lexical", -0.1),
+        (1, "tokens", "lexical", 0.3),
+    ]
     svg, png = plots.save_figure(lambda axes: draw(axes, scores), tmp_path / "out")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "<script>" not in svg.read_text()

@@ -27,7 +27,10 @@ def test_the_headline_is_the_runs(tmp_path):
         create_run(store, run_fields(1, 2))
         create_run(store, run_fields(1, 2, n_random=0))
         collected, imported = (run.headline for run in list_runs(store))
-    assert (collected, imported) == (Headline("correlation", ("top_and_random",)), Headline("correlation", ("top",)))
+    assert (collected, imported) == (
+        Headline("correlation", ("top_and_random",)),
+        Headline("correlation", ("top",)),
+    )
     score = Score("report", "top", "correlation", Status.OK, 0.5, 64, 2)
     assert imported.is_of(score)
     assert not imported.is_of(replace(score, split="select"))

@@ -42,7 +42,9 @@ app = typer.Typer(
     help="Find out what the neurons of a language model do.\n\nBegin with:  neuroexplain demo",
 )
 
-Db = Annotated[str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Database: a file or an SQLAlchemy URL.")]
+Db = Annotated[
+    str, typer.Option("--db", envvar="NEUROEXPLAIN_DB", help="Database: a file or an SQLAlchemy URL.")
+]
 Units = Annotated[str | None, typer.Option("--units", help="Units, like 15:0-99,20:7; of heads 15:3.40 too.")]
 OldUnits = Annotated[str | None, typer.Option("--neurons", help="The old name of --units.")]
 RunId = Annotated[int | None, typer.Option("--run", help="Which run; the latest finished one unless told.")]
@@ -50,13 +52,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON alone on standa
 Server = Annotated[str | None, typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.")]
 Vllm = Annotated[str | None, typer.Option("--vllm", help="Start vLLM with this model for this run.")]
 VllmArgs = Annotated[str, typer.Option("--vllm-args", help="More for vLLM's command line, in one string.")]
-Local = Annotated[str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")]
+Local = Annotated[
+    str | None, typer.Option("--local", help="Model for this process: hub name, folder or .gguf file.")
+]
 ModelName = Annotated[str | None, typer.Option("--model", help="Which of the server's models.")]
-MaxWait = Annotated[float, typer.Option("--max-wait", help="Seconds without any answer until a server is given up.")]
+MaxWait = Annotated[
+    float, typer.Option("--max-wait", help="Seconds without any answer until a server is given up.")
+]
 InFlight = Annotated[int, typer.Option("--in-flight", help="Requests to a server at a time, at most.")]
-SimulatorServer = Annotated[str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")]
-SimulatorLocal = Annotated[str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")]
-SimulatorModel = Annotated[str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")]
+SimulatorServer = Annotated[
+    str | None, typer.Option("--simulator-server", help="The simulator's server, if another.")
+]
+SimulatorLocal = Annotated[
+    str | None, typer.Option("--simulator-local", help="The simulator's model for this process.")
+]
+SimulatorModel = Annotated[
+    str | None, typer.Option("--simulator-model", help="Which of the simulator's server's models.")
+]
 ScorerNames = Annotated[
     str | None,
     typer.Option(
@@ -67,7 +79,10 @@ ScorerNames = Annotated[
 ]
 OldScorers = Annotated[str | None, typer.Option("--simulator", help="The old name of --scorer.")]
 WithControl = Annotated[
-    bool, typer.Option("--control", help="Score another unit's explanation on the same records too (lexical always does).")
+    bool,
+    typer.Option(
+        "--control", help="Score another unit's explanation on the same records too (lexical always does)."
+    ),
 ]
 OldControl = Annotated[bool, typer.Option("--null", help="The old name of --control.")]
 DEFAULT_DB = "neuroexplain.db"
@@ -84,16 +99,21 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _every_command(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit."),
     ] = False,
 ) -> None:
     pass
 
 
-@app.command(epilog="Example:  neuroexplain collect --model ./llama --dataset 'texts/*.jsonl' --segments 4000")
+@app.command(
+    epilog="Example:  neuroexplain collect --model ./llama --dataset 'texts/*.jsonl' --segments 4000"
+)
 def collect(
     model: Annotated[str, typer.Option(help="Subject: hub name, folder or .gguf file.")],
-    dataset: Annotated[list[str], typer.Option(help="Text: files, a glob, a folder or a hub data set; may be repeated.")],
+    dataset: Annotated[
+        list[str], typer.Option(help="Text: files, a glob, a folder or a hub data set; may be repeated.")
+    ],
     db: Db = DEFAULT_DB,
     dataset_config: Annotated[str | None, typer.Option(help="Configuration of a hub data set.")] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "train",
@@ -101,7 +121,10 @@ def collect(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, like 0-31 or 3,5; all unless told.")] = None,
     source: Annotated[
-        str, typer.Option(help="The units: mlp (neurons), heads (dimensions of attention heads) or residual (of the stream).")
+        str,
+        typer.Option(
+            help="The units: mlp (neurons), heads (dimensions of attention heads) or residual (of the stream)."
+        ),
     ] = "mlp",
     activation: Annotated[
         str | None,
@@ -110,23 +133,37 @@ def collect(
         ),
     ] = None,
     sign: Annotated[
-        str | None, typer.Option(help="positive, negative or both; unless told positive of neurons, else both.")
+        str | None,
+        typer.Option(help="positive, negative or both; unless told positive of neurons, else both."),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Strongest records kept of each unit.")] = 32,
-    segments: Annotated[int | None, typer.Option(help="Segments of 128 tokens to read; all unless told.")] = None,
+    segments: Annotated[
+        int | None, typer.Option(help="Segments of 128 tokens to read; all unless told.")
+    ] = None,
     sampling: Annotated[str, typer.Option(help="random or sequential.")] = "random",
-    positions: Annotated[str, typer.Option(help="Which tokens of a segment may be peaks, half open.")] = "64:97",
+    positions: Annotated[
+        str, typer.Option(help="Which tokens of a segment may be peaks, half open.")
+    ] = "64:97",
     special_peaks: Annotated[bool, typer.Option(help="Whether special tokens may be peaks.")] = True,
     random_records: Annotated[int, typer.Option(help="Random records kept for comparison.")] = 32,
     seed: Annotated[int, typer.Option(help="Of the order of visit and the random records.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Segments read at once, or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto; several collect a part each: cuda:0,cuda:1.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or auto; several collect a part each: cuda:0,cuda:1.")
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
-    shard: Annotated[str | None, typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.")
+    ] = None,
     windows: Annotated[
-        str, typer.Option(help="Where records are kept while collecting: device, or host to spare a GPU's memory.")
+        str,
+        typer.Option(
+            help="Where records are kept while collecting: device, or host to spare a GPU's memory."
+        ),
     ] = "device",
-    compile: Annotated[bool, typer.Option(help="On a GPU: make few kernels of the model's many with torch.compile.")] = True,
+    compile: Annotated[
+        bool, typer.Option(help="On a GPU: make few kernels of the model's many with torch.compile.")
+    ] = True,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
 ) -> None:
     """Read a corpus with a language model and keep each unit's strongest snippets."""
@@ -208,7 +245,9 @@ def explain(
     neurons: OldUnits = None,
     sample: Annotated[
         int | None,
-        typer.Option(min=1, help="Only N of the selected units that are not dead: a fair sample, by a stable hash."),
+        typer.Option(
+            min=1, help="Only N of the selected units that are not dead: a fair sample, by a stable hash."
+        ),
     ] = None,
     explainer: Annotated[
         str,
@@ -218,8 +257,12 @@ def explain(
     ] = "pairs",
     scorer: ScorerNames = None,
     simulator: OldScorers = None,
-    candidates: Annotated[int, typer.Option(help="Explanations of each neuron; the best on the select records is chosen.")] = 1,
-    revise: Annotated[int, typer.Option(help="Times that the explainer is shown its mistakes and may answer again.")] = 0,
+    candidates: Annotated[
+        int, typer.Option(help="Explanations of each neuron; the best on the select records is chosen.")
+    ] = 1,
+    revise: Annotated[
+        int, typer.Option(help="Times that the explainer is shown its mistakes and may answer again.")
+    ] = 0,
     server: Server = None,
     vllm: Vllm = None,
     vllm_args: VllmArgs = "",
@@ -235,7 +278,9 @@ def explain(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again where the last answer could not be used.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the LLM's sampling.")] = 0,
     control: WithControl = False,
     null: OldControl = False,
@@ -247,13 +292,17 @@ def explain(
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
     score_config = None if no_score else ScoreConfig(_scorers(ctx), own)
-    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
+    engine_config = (
+        _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
+    )
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
     with open_store(db) as store:
         run = load_run(store, run_id)
-        wanted = tuple(_sample(store, run, _select(store, run, layer, _renamed(ctx, "units", "neurons")), sample)[:limit])
+        wanted = tuple(
+            _sample(store, run, _select(store, run, layer, _renamed(ctx, "units", "neurons")), sample)[:limit]
+        )
         config = ExplainConfig(wanted, explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
         if no_score and (candidates > 1 or revise):
             raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
@@ -263,18 +312,27 @@ def explain(
         from neuroexplain.explaining.score import run_score
 
         controlled = control or null
-        with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (engine, scorers):
+        with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (
+            engine,
+            scorers,
+        ):
             first = scorers[0] if scorers else None
             if dry_run:
                 for one in scorers or (None,):
                     if len(scorers) > 1 and one is not None:
                         say(f"Scored by {one.name}:")
-                    say(_estimate_text(estimate_explain(store, run, config, engine, one, with_control=controlled)))
+                    say(
+                        _estimate_text(
+                            estimate_explain(store, run, config, engine, one, with_control=controlled)
+                        )
+                    )
                 return
             failed = draw(run_explain(store, run, config, engine, first, with_control=controlled))
             for more in scorers[1:]:
                 chosen = list_chosen(store, run, config, engine)
-                failed += draw(run_score(store, run, chosen, more, with_control=controlled, retry_failed=retry_failed))
+                failed += draw(
+                    run_score(store, run, chosen, more, with_control=controlled, retry_failed=retry_failed)
+                )
     say(f"Done: {len(wanted):,} {run.noun}.  See them:  neuroexplain query --db {db}")
     if failed:
         say(
@@ -288,7 +346,9 @@ def explain(
 def score(
     ctx: typer.Context,
     units: Annotated[str, typer.Argument(help="Units, like 3:17 or 15:0-99.")],
-    text: Annotated[str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="A hypothesis of yours; else the stored explanations are scored.")
+    ] = None,
     db: Db = DEFAULT_DB,
     scorer: ScorerNames = None,
     simulator: OldScorers = None,
@@ -302,7 +362,9 @@ def score(
     simulator_model: SimulatorModel = None,
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a request failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again where a request failed.")
+    ] = False,
     control: WithControl = False,
     null: OldControl = False,
     run_id: RunId = None,
@@ -321,13 +383,19 @@ def score(
     default = _default_engine(max_wait, in_flight)
     own = _engine_config(simulator_server, simulator_local, simulator_model, server, default=default)
     score_config = ScoreConfig(_scorers(ctx), own)
-    engine_config = _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
+    engine_config = (
+        _engine_config(server, local, model, vllm=vllm, vllm_args=vllm_args, default=default) or default
+    )
     with open_store(db) as store:
         run = load_run(store, run_id)
         wanted = _select(store, run, None, units)
         if text is not None and not text.strip():
             raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-        asked = [] if text is not None else [e for n in wanted for e in list_explanations(store, run.id, n, status=Status.OK)]
+        asked = (
+            []
+            if text is not None
+            else [e for n in wanted for e in list_explanations(store, run.id, n, status=Status.OK)]
+        )
         if text is None and not asked:
             raise NeuroexplainError(
                 f"There is no explanation to score. Write one:  neuroexplain explain --units {units} --db {db}"
@@ -337,14 +405,20 @@ def score(
 
         with open_engines(run, engine_config, score_config, explains=False, tell=say) as (_, scorers):
             if text is not None:
-                mine = Provenance(engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None)
+                mine = Provenance(
+                    engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None
+                )
                 asked = [
-                    save_explanation(store, run.id, Explanation(unit, "human", Status.OK, text, mine, side=side))
+                    save_explanation(
+                        store, run.id, Explanation(unit, "human", Status.OK, text, mine, side=side)
+                    )
                     for unit in wanted
                     for side in run.sides
                 ]
             failed = sum(
-                draw(run_score(store, run, asked, one, with_control=control or null, retry_failed=retry_failed))
+                draw(
+                    run_score(store, run, asked, one, with_control=control or null, retry_failed=retry_failed)
+                )
                 for one in scorers
             )
             names = {(one.name, one.engine.model) for one in scorers}
@@ -372,13 +446,20 @@ def query(
     sort: Annotated[str, typer.Option(help="score, activation or unit.")] = "score",
     peak_token: Annotated[str | None, typer.Option(help="A token that the neurons peak on.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Which metric to show and to sort by, like correlation; the run's headline unless told.")
+        str | None,
+        typer.Option(
+            help="Which metric to show and to sort by, like correlation; the run's headline unless told."
+        ),
     ] = None,
-    scorer: Annotated[str | None, typer.Option("--scorer", help="Only scores by this one, by its main metric.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", help="Only scores by this one, by its main metric.")
+    ] = None,
     simulator: OldScorers = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000_000, help="Rows at most.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="Candidates that were not chosen, too.")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="What could not be explained or scored, and why.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="What could not be explained or scored, and why.")
+    ] = False,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     run_id: RunId = None,
@@ -392,11 +473,18 @@ def query(
     from neuroexplain.store.runs import load_run
 
     if failed and (
-        as_csv or any(given is not None for given in (text, min_score, max_score, peak_token, metric, scorer, simulator))
+        as_csv
+        or any(
+            given is not None for given in (text, min_score, max_score, peak_token, metric, scorer, simulator)
+        )
     ):
-        raise NeuroexplainError("--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv.")
+        raise NeuroexplainError(
+            "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
+        )
     if min_score is not None and max_score is not None and min_score > max_score:
-        raise NeuroexplainError(f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them.")
+        raise NeuroexplainError(
+            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
+        )
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         layers = _layers_of(run, layer) if layer is not None else None
@@ -437,12 +525,16 @@ def query(
         say("No explanation fits. See what there is:  neuroexplain runs --db " + db)
 
 
-@app.command(epilog='Example:  neuroexplain show 15:16   |   neuroexplain show 15:16 --text "a river" --model ./llama')
+@app.command(
+    epilog='Example:  neuroexplain show 15:16   |   neuroexplain show 15:16 --text "a river" --model ./llama'
+)
 def show(
     unit: Annotated[str, typer.Argument(help="LAYER:UNIT, both from 0, like 15:16; of heads 15:3.40 too.")],
     db: Db = DEFAULT_DB,
     top: Annotated[int, typer.Option(min=1, help="Top records to show.")] = 8,
-    text: Annotated[str | None, typer.Option(help="A text of yours: what the neuron does on each of its tokens.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="A text of yours: what the neuron does on each of its tokens.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="With --text: the subject to read it with; the run's own unless told.")
     ] = None,
@@ -470,7 +562,13 @@ def show(
 
         tokens, acts = Probe(model or run.subject, run.dtype).activations(text, run, wanted)
         if as_json:
-            said = {"layer": wanted.layer, "unit": wanted.index, "neuron": wanted.index, "tokens": tokens, "activations": acts}
+            said = {
+                "layer": wanted.layer,
+                "unit": wanted.index,
+                "neuron": wanted.index,
+                "tokens": tokens,
+                "activations": acts,
+            }
             _print_json(said)
         else:
             _print(text_line(page, tokens, acts))
@@ -485,10 +583,18 @@ def show(
 @app.command(epilog="Example:  neuroexplain serve --db demo.db, then open http://127.0.0.1:8080")
 def serve(
     db: Db = DEFAULT_DB,
-    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine only with a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8080,
-    model: Annotated[str | None, typer.Option(help="The subject, to try texts of your own: hub name, folder or .gguf.")] = None,
-    token: Annotated[str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="What every reader must bring.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; beyond this machine only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")
+    ] = 8080,
+    model: Annotated[
+        str | None, typer.Option(help="The subject, to try texts of your own: hub name, folder or .gguf.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="What every reader must bring.")
+    ] = None,
 ) -> None:
     """Read neurons in the browser: pages, search and a JSON API over one database, which is never written to."""
     from neuroexplain.store.engine import open_store
@@ -531,11 +637,16 @@ def runs(
         sessions = {run.id: list_sessions(store, run.id) for run in found}
         for run in found:
             parts = [f"{n:,} {run.noun} {status}" for status, n in count_units(store, run.id).items()]
-            parts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
+            parts += [
+                f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)
+            ]
             notes[run.id] = ", ".join(parts)
     if as_json:
         _print_json(
-            [run_json(run) | {"holds": notes[run.id], "sessions": [asdict(s) for s in sessions[run.id]]} for run in found]
+            [
+                run_json(run) | {"holds": notes[run.id], "sessions": [asdict(s) for s in sessions[run.id]]}
+                for run in found
+            ]
         )
     elif found:
         _print(runs_table(found, notes))
@@ -549,7 +660,9 @@ def runs(
 
 @app.command(epilog="Example:  neuroexplain merge part1.db part2.db part3.db --into whole.db")
 def merge(
-    parts: Annotated[list[str], typer.Argument(metavar="A B ...", help="Databases with parts that collect --shard made.")],
+    parts: Annotated[
+        list[str], typer.Argument(metavar="A B ...", help="Databases with parts that collect --shard made.")
+    ],
     into: Annotated[str, typer.Option(help="Database that gets them joined; made where there is none.")],
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Join parts of different batch shapes, dtypes or devices.")
@@ -577,19 +690,29 @@ def merge(
     say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens.{left}")
 
 
-@app.command("import", epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B")
+@app.command(
+    "import",
+    epilog="Example:  neuroexplain import llama3-neurons ./data --layers 15 --tokenizer ./Meta-Llama-3-8B",
+)
 def import_(
     file_format: Annotated[
         str,
-        typer.Argument(metavar="FORMAT", help="llama3-neurons (index.npy, act.npy, token.npy) or parquet (our own export)."),
+        typer.Argument(
+            metavar="FORMAT",
+            help="llama3-neurons (index.npy, act.npy, token.npy) or parquet (our own export).",
+        ),
     ],
     source: Annotated[Path, typer.Argument(metavar="IN", help="The folder.")],
     db: Db = DEFAULT_DB,
-    layers: Annotated[str | None, typer.Option("--layers", "--layer", help="Only these layers (llama3-neurons).")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", "--layer", help="Only these layers (llama3-neurons).")
+    ] = None,
     tokenizer: Annotated[
         str, typer.Option(help="The subject's tokenizer (llama3-neurons): hub name or folder.")
     ] = "meta-llama/Meta-Llama-3-8B",
-    activation: Annotated[str, typer.Option(help="What the arrays hold, act or post (llama3-neurons).")] = "act",
+    activation: Annotated[
+        str, typer.Option(help="What the arrays hold, act or post (llama3-neurons).")
+    ] = "act",
 ) -> None:
     """Read data that others published, so that it can be explained without collecting; or a run that was exported."""
     from neuroexplain.formats.base import FORMATS, ReadOptions, read_formats
@@ -599,7 +722,9 @@ def import_(
 
     reader = FORMATS.find(file_format)
     if reader is None or not reader.is_read:
-        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(read_formats())}.")
+        raise NeuroexplainError(
+            f"The format {file_format!r} is not known; there is {', '.join(read_formats())}."
+        )
     options = ReadOptions(parse_layers(layers) if layers is not None else None, tokenizer, activation)
     if not source.is_dir():
         raise NeuroexplainError(f"There is no folder {source}. Give the one that holds the data.")
@@ -610,7 +735,9 @@ def import_(
             remove_if_unused(store)
             raise
         run = load_run(store)
-    say(f"Run {run.id} in {db}: {len(run.layers)} layers.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]}")
+    say(
+        f"Run {run.id} in {db}: {len(run.layers)} layers.\nNext:  neuroexplain explain --db {db} --layer {run.layers[0]}"
+    )
 
 
 @app.command(epilog="Example:  neuroexplain export parquet ./out --db demo.db")
@@ -646,32 +773,51 @@ def export(
 
     writer = FORMATS.find(file_format)
     if writer is None or not writer.is_written:
-        raise NeuroexplainError(f"The format {file_format!r} is not known; there is {', '.join(written_formats())}.")
+        raise NeuroexplainError(
+            f"The format {file_format!r} is not known; there is {', '.join(written_formats())}."
+        )
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         named = _renamed(ctx, "units", "neurons")
         if writer.holds_whole_runs and (layers is not None or named is not None):
-            raise NeuroexplainError(f"{file_format} holds all units of a run; leave out --layers and --units.")
+            raise NeuroexplainError(
+                f"{file_format} holds all units of a run; leave out --layers and --units."
+            )
         chosen_layers = _layers_of(run, layers) if layers is not None else None
         selected = set(_select(store, run, layers, named)) if named is not None else None
         listed: list[UnitId] = []
         if not writer.holds_whole_runs:
             list_ids = list_unit_ids if every else list_explained_ids
-            listed = [unit for unit in list_ids(store, run.id, chosen_layers) if selected is None or unit in selected]
+            listed = [
+                unit
+                for unit in list_ids(store, run.id, chosen_layers)
+                if selected is None or unit in selected
+            ]
             if not listed:
-                raise NeuroexplainError("No unit of these is explained yet. To export them all the same:  --every")
+                raise NeuroexplainError(
+                    "No unit of these is explained yet. To export them all the same:  --every"
+                )
         draw(writer.write(store, run, listed, out))
     say(f"Wrote {out}.")
 
 
-@app.command(epilog="Example:  neuroexplain plot distribution --db demo.db   |   neuroexplain plot 15:16 --out act")
+@app.command(
+    epilog="Example:  neuroexplain plot distribution --db demo.db   |   neuroexplain plot 15:16 --out act"
+)
 def plot(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="layers, distribution, above, or a neuron like 15:16 for its activations.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="layers, distribution, above, or a neuron like 15:16 for its activations."
+        ),
     ],
     db: Db = DEFAULT_DB,
-    out: Annotated[Path | None, typer.Option(help="Where to write: OUT.svg and OUT.png; named after WHAT unless told.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Which metric to draw; the run's headline unless told.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write: OUT.svg and OUT.png; named after WHAT unless told.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Which metric to draw; the run's headline unless told.")
+    ] = None,
     scorer: Annotated[str | None, typer.Option(help="Draw this scorer's main metric.")] = None,
     run_id: RunId = None,
 ) -> None:
@@ -685,14 +831,20 @@ def plot(
     from neuroexplain.store.search import list_headline_scores
     from neuroexplain.store.units import load_unit
 
-    drawn = {"layers": plots.scores_by_layer, "distribution": plots.score_distribution, "above": plots.share_above}
+    drawn = {
+        "layers": plots.scores_by_layer,
+        "distribution": plots.score_distribution,
+        "above": plots.share_above,
+    }
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         if what in drawn:
             headline = choose_headline(run, metric, scorer)
             scores = list_headline_scores(store, run, headline)
             if not scores:
-                raise NeuroexplainError(f"{db} holds no score yet. Make some:  neuroexplain explain --db {db} --layer 0")
+                raise NeuroexplainError(
+                    f"{db} holds no score yet. Make some:  neuroexplain explain --db {db} --layer 0"
+                )
             chosen = partial(drawn[what], scores=scores, name=str(headline))
         else:
             try:
@@ -742,7 +894,9 @@ def demo(
     local: Annotated[
         str | None, typer.Option("--local", help="Explainer in place of SmolLM2: a model for this process.")
     ] = None,
-    server: Annotated[str | None, typer.Option("--server", help="Explainer in place of SmolLM2: URL of a vLLM server.")] = None,
+    server: Annotated[
+        str | None, typer.Option("--server", help="Explainer in place of SmolLM2: URL of a vLLM server.")
+    ] = None,
     model: ModelName = None,
     segments: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
@@ -796,22 +950,37 @@ def _read_defaults() -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for name, options in tables.items():
         if name not in commands or not isinstance(options, dict):
-            raise NeuroexplainError(f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(commands))}.")
-        known = {flag.lstrip("-"): one for one in commands[name].params for flag in one.opts if flag.startswith("--")}
+            raise NeuroexplainError(
+                f"{file} has {name!r}, which is no command; tables are {', '.join(sorted(commands))}."
+            )
+        known = {
+            flag.lstrip("-"): one
+            for one in commands[name].params
+            for flag in one.opts
+            if flag.startswith("--")
+        }
         for key, value in options.items():
             option = known.get(key.replace("_", "-"))
             if option is None:
-                raise NeuroexplainError(f"{file}, [{name}]: there is no option {key!r}; there are {', '.join(sorted(known))}.")
+                raise NeuroexplainError(
+                    f"{file}, [{name}]: there is no option {key!r}; there are {', '.join(sorted(known))}."
+                )
             values = value if option.multiple and isinstance(value, list) else [value]
             wanted = WANTED.get(option.type.name.removesuffix(" range"), "a text")
-            if any(type(one) not in KINDS[wanted] for one in values) or (option.multiple and values is not value):
+            if any(type(one) not in KINDS[wanted] for one in values) or (
+                option.multiple and values is not value
+            ):
                 listed = "a list, each item " if option.multiple else ""
                 raise NeuroexplainError(f"{file}, [{name}]: {key} is {value!r}; wanted is {listed}{wanted}.")
             defaults.setdefault(name, {})[option.name] = value
     return defaults
 
 
-WANTED = {"int": "a whole number", "float": "a number", "boolean": "true or false"}  # by the names that typer gives types
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "boolean": "true or false",
+}  # by the names that typer gives types
 KINDS = {"a whole number": (int,), "a number": (int, float), "true or false": (bool,), "a text": (str, int)}
 
 
@@ -823,7 +992,9 @@ def _drop_run(db: str, run_id: int) -> None:
     with open_store(db) as store:
         known = [run.id for run in list_runs(store)]
         if run_id not in known:
-            raise NeuroexplainError(f"There is no run {run_id} in {db}: it holds {', '.join(map(str, known)) or 'none'}.")
+            raise NeuroexplainError(
+                f"There is no run {run_id} in {db}: it holds {', '.join(map(str, known)) or 'none'}."
+            )
         delete_run(store, run_id)
         checkpoint = store.checkpoint_path(run_id)
         checkpoint.unlink(missing_ok=True)
@@ -846,7 +1017,9 @@ def _renamed(context: typer.Context, name: str, old_name: str) -> Any:
         if source in ("COMMANDLINE", "DEFAULT_MAP") and context.params[option] is not None:
             given[option] = context.params[option], source == "COMMANDLINE"
     if len(given) == 2 and len({is_typed for _, is_typed in given.values()}) == 1:
-        raise NeuroexplainError(f"--{old_name} is the old name of --{name}, and both are given. Give --{name} alone.")
+        raise NeuroexplainError(
+            f"--{old_name} is the old name of --{name}, and both are given. Give --{name} alone."
+        )
     typed = {option: value for option, (value, is_typed) in given.items() if is_typed or len(given) == 1}
     return next(iter(typed.values()), context.params[name])
 
@@ -860,7 +1033,9 @@ def _sample(store: Any, run: "Run", units: "list[UnitId]", n: int | None) -> "li
     if n is None:
         return units
     alive = set(list_unit_ids(store, run.id, {unit.layer for unit in units}, Status.OK))
-    order = sorted(alive & set(units), key=lambda unit: (stable_hash(run.seed, "sample", unit.layer, unit.index), unit))
+    order = sorted(
+        alive & set(units), key=lambda unit: (stable_hash(run.seed, "sample", unit.layer, unit.index), unit)
+    )
     return sorted(order[:n])
 
 
@@ -870,7 +1045,9 @@ def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "l
     from neuroexplain.store.units import list_unit_ids
 
     if layers is None and units is None:
-        raise NeuroexplainError("Name a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7")
+        raise NeuroexplainError(
+            "Name a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7"
+        )
     if layers is not None and units is not None:
         raise NeuroexplainError(
             f"--layer {layers} and --units {units} are both given, one of them perhaps in neuroexplain.toml: name one."
@@ -880,7 +1057,9 @@ def _select(store: Any, run: "Run", layers: str | None, units: str | None) -> "l
     wanted = parse_units(units or "", {source.layer: source.group_size for source in run.sources})
     for one in wanted:
         if one.index >= run.width(one.layer):
-            raise NeuroexplainError(f"Run {run.id} has no unit {one}: it holds {run.size}, both counted from 0.")
+            raise NeuroexplainError(
+                f"Run {run.id} has no unit {one}: it holds {run.size}, both counted from 0."
+            )
     return list(wanted)
 
 
@@ -924,7 +1103,10 @@ def _engine_config(
 def _default_engine(max_wait: float = 600.0, in_flight: int = 64) -> "EngineConfig":
     from neuroexplain.config import EngineConfig
 
-    secret, command = os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None, os.environ.get("NEUROEXPLAIN_VLLM")
+    secret, command = (
+        os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
+        os.environ.get("NEUROEXPLAIN_VLLM"),
+    )
     config = EngineConfig(api_key=secret, vllm_command=command, max_wait=max_wait, in_flight=in_flight)
     url = os.environ.get("NEUROEXPLAIN_SERVER")
     return replace(config, default_server=url) if url else config

@@ -83,7 +83,13 @@ def clock(seconds: float) -> str:
 
 def _draw_bars(events: Iterable[Progress]) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
 
     bars = Bars(
@@ -105,7 +111,9 @@ def _draw_bars(events: Iterable[Progress]) -> None:
                 bars.console.print(printable(event.note), markup=False, highlight=False)
             if event.stage not in tasks:
                 began[event.stage], before[event.stage] = time.monotonic(), event.done
-                tasks[event.stage] = bars.add_task(event.stage, total=event.total, unit=event.unit, rate="", failed="")
+                tasks[event.stage] = bars.add_task(
+                    event.stage, total=event.total, unit=event.unit, rate="", failed=""
+                )
             seconds, done = time.monotonic() - began[event.stage], event.done - before[event.stage]
             bars.update(
                 tasks[event.stage],

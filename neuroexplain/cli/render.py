@@ -44,13 +44,23 @@ def query_table(rows: Sequence[QueryRow]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    named = next((row.metric + (f", {row.subset}" if row.subset else "") for row in rows if row.scorer), "score")
+    named = next(
+        (row.metric + (f", {row.subset}" if row.subset else "") for row in rows if row.scorer), "score"
+    )
     several_subsets = len({row.subset for row in rows if row.subset}) > 1
     title = rows[0].metric if rows and several_subsets else named
     table.caption = f"score: {printable(title)}" if rows and any(row.scorer for row in rows) else None
     table.caption_justify = "left"
-    for name, right in (("unit", True), ("score", True), ("95% interval", True), ("explanation", False), ("by", False)):
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("unit", "score"))
+    for name, right in (
+        ("unit", True),
+        ("score", True),
+        ("95% interval", True),
+        ("explanation", False),
+        ("by", False),
+    ):
+        table.add_column(
+            name, justify="right" if right else "left", overflow="fold", no_wrap=name in ("unit", "score")
+        )
     several = len({(row.scorer, row.scorer_model) for row in rows if row.scorer}) > 1
     if several:  # else a line is not told from the next
         table.add_column("scored by", overflow="fold")
@@ -104,7 +114,9 @@ def runs_table(runs: Sequence[Run], notes: Mapping[int, str]) -> Table:
         table.add_column(name, overflow="fold")
     for run in runs:
         layers = f"{len(run.layers)} of {run.n_layers}"
-        status = run.status if run.finished_at is None else f"finished {run.finished_at[:16].replace('T', ' ')}"
+        status = (
+            run.status if run.finished_at is None else f"finished {run.finished_at[:16].replace('T', ' ')}"
+        )
         cells = (
             str(run.id),
             short_name(run.subject),
@@ -134,14 +146,18 @@ def show_text(page: UnitPage, db: str, *, top: int = 5, width: int = 80) -> Grou
     for e in page.explanations:
         lines += _explanation_lines(page, e)
     if not page.explanations:
-        lines.append(Text(f"not explained yet:  neuroexplain explain --units {neuron.id} --db {db}", style="dim"))
+        lines.append(
+            Text(f"not explained yet:  neuroexplain explain --units {neuron.id} --db {db}", style="dim")
+        )
     simulated = {(r.kind, r.rank): r for s in _drawn(page) for r in s.records}
     scale = _scale(list(simulated.values()))
     if simulated:
         lines += [Text(), _simulated_by(page)]
     strongest = max((abs(x.activation) for x in neuron.exemplars), default=0.0)
     for kind in ("top", "bottom", "random"):
-        shown = [x for x in neuron.exemplars if x.kind == kind][: top if kind != "random" else max(1, top // 2)]
+        shown = [x for x in neuron.exemplars if x.kind == kind][
+            : top if kind != "random" else max(1, top // 2)
+        ]
         if shown:
             lines += [Text(), Text(f"{kind} records", style="bold")]
         for x in shown:
@@ -203,7 +219,9 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
     for row, page in found.best:
         strongest = max(abs(x.activation) for x in page.unit.exemplars)
         score = f"{number(row.correlation)} ({interval(row.ci_low, row.ci_high)})"
-        lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan")))
+        lines.append(
+            Text.assemble((row.label, "bold"), f"  {score}  ", (printable(row.explanation), "bold cyan"))
+        )
         lines += [record_line(page, x, strongest, width) for x in page.unit.exemplars[:3]]
         lines.append(Text())
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
@@ -214,7 +232,10 @@ def demo_text(found: Highlights, db: str, width: int) -> Group:
     neuron = found.best[0][0].unit if found.best else "0:0"
     lines += [
         Text(),
-        Text("These words are a 135M model's: take them as a demonstration. For a better explainer:", style="bold"),
+        Text(
+            "These words are a 135M model's: take them as a demonstration. For a better explainer:",
+            style="bold",
+        ),
         Text(f"  neuroexplain explain --db {db} --units 3:0-99 --local MODEL"),
         Text("  (a hub name, a folder or a .gguf file; --server URL for a vLLM server)"),
         Text("Look around:", style="bold"),
@@ -237,7 +258,9 @@ def text_line(page: UnitPage, tokens: Sequence[str], acts: Sequence[float]) -> G
         style = activation_style(value, strongest)
         line.append(printable(token), style=style)
         table.add_row(Text(f"{value:.4g}", justify="right"), Text(printable(token), style=style))
-    head = Text(f"unit {page.run.label(page.unit.id)}, its strongest activation is {strongest:.4g}", style="bold")
+    head = Text(
+        f"unit {page.run.label(page.unit.id)}, its strongest activation is {strongest:.4g}", style="bold"
+    )
     return Group(head, Text(), line, Text(), table)
 
 
@@ -264,7 +287,10 @@ def _explanation_lines(page: UnitPage, e: Any) -> list[Text]:
         (x.scorer, x.scorer_model) for x in sorted(mine, key=lambda x: score_order(page.run, x))
     ):
         lines.append(Text(f"  {printable(scorer)}, {printable(short_name(model))}", style="dim"))
-        own = sorted((x for x in mine if (x.scorer, x.scorer_model) == (scorer, model)), key=lambda x: score_order(page.run, x))
+        own = sorted(
+            (x for x in mine if (x.scorer, x.scorer_model) == (scorer, model)),
+            key=lambda x: score_order(page.run, x),
+        )
         for score in (x.score for x in own):
             if score.status != Status.OK:
                 value = f"{score.status}: {printable(score.reason or '')}"
@@ -298,7 +324,9 @@ def _scale(records: Sequence[PredictedRecord]) -> tuple[float, float]:
     return (min(predicted), max(predicted)) if predicted else (0.0, 0.0)
 
 
-def _simulated_line(page: UnitPage, x: Exemplar, r: PredictedRecord, scale: tuple[float, float], width: int) -> Text:
+def _simulated_line(
+    page: UnitPage, x: Exemplar, r: PredictedRecord, scale: tuple[float, float], width: int
+) -> Text:
     """Simulated levels under the true ones: a bar under each token of the crop that was scored, ? without a prediction."""
     from rich.text import Text
 
@@ -312,7 +340,13 @@ def _simulated_line(page: UnitPage, x: Exemplar, r: PredictedRecord, scale: tupl
         cells = cell_width(page.tokens[int(x.token_ids[at])].text) + (len("[]") if at == peak else 0)
         inside = r.first <= at < r.first + len(r.values) and high > low
         level = float(levels[at - r.first]) if inside else 0.0
-        bar = "?" if math.isnan(level) else BARS[max(1, round((level - low) / (high - low) * 8))] if inside else " "
+        bar = (
+            "?"
+            if math.isnan(level)
+            else BARS[max(1, round((level - low) / (high - low) * 8))]
+            if inside
+            else " "
+        )
         line.append(bar * cells, style="cyan")
     return line
 
@@ -326,5 +360,7 @@ def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
         return Text()
     heights = np.ceil(8 * np.log1p(counts) / np.log1p(max(counts))).astype(int)
     return Text(
-        f"  {middles[0]:.3g} " + "".join(BARS[h] for h in heights) + f" {middles[-1]:.3g}  (random records, log counts)"
+        f"  {middles[0]:.3g} "
+        + "".join(BARS[h] for h in heights)
+        + f" {middles[-1]:.3g}  (random records, log counts)"
     )

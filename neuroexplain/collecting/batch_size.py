@@ -10,7 +10,9 @@ from neuroexplain.collecting.collector import Collector
 from neuroexplain.errors import NeuroexplainError
 
 CPU_BATCH_SIZE = 32  # segments
-LARGEST_BATCH_SIZE = 256  # from 64 on a GPU reads no faster, and new candidates go 16 segments at a time at first
+LARGEST_BATCH_SIZE = (
+    256  # from 64 on a GPU reads no faster, and new candidates go 16 segments at a time at first
+)
 
 
 def find_batch_size(collector: Collector, n_segments: int) -> int:

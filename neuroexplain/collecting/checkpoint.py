@@ -31,7 +31,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:
         new.unlink(missing_ok=True)
-        kept = "The one before is intact: make room and run the same command again." if path.exists() else "Make room first."
+        kept = (
+            "The one before is intact: make room and run the same command again."
+            if path.exists()
+            else "Make room first."
+        )
         raise NeuroexplainError(f"Could not write the checkpoint {path}: {error}. {kept}") from error
 
 
@@ -42,5 +46,7 @@ def find_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise NeuroexplainError(f"Cannot read the checkpoint {path}: {error}. Delete it to start over.") from error
+        raise NeuroexplainError(
+            f"Cannot read the checkpoint {path}: {error}. Delete it to start over."
+        ) from error
     return found

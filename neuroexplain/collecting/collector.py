@@ -52,7 +52,11 @@ class Collector:
         self.subject, self.layers, self.positions = subject, tuple(layers), positions
         self.sources = find_sources(subject, source, activation, layers)
         self.kind = SOURCES.load(source)
-        self.kinds: tuple[Kind, ...] = {"positive": ("top",), "negative": ("bottom",), "both": ("top", "bottom")}[sign]  # type: ignore[assignment]
+        self.kinds: tuple[Kind, ...] = {
+            "positive": ("top",),
+            "negative": ("bottom",),
+            "both": ("top", "bottom"),
+        }[sign]  # type: ignore[assignment]
         self.top_k = top_k
         self.windows_device = torch.device("cpu") if windows_on_host else subject.device
         self.tops = {layer: self._empty_tops(layer) for layer in layers}
@@ -62,7 +66,8 @@ class Collector:
         self.behind = Behind(subject.device)
         self.drawn = RandomSegments(n_random, seed)
         self.random = {
-            layer: torch.zeros((n_random, RECORD_LENGTH, self.sources[layer].width), dtype=subject.dtype) for layer in layers
+            layer: torch.zeros((n_random, RECORD_LENGTH, self.sources[layer].width), dtype=subject.dtype)
+            for layer in layers
         }
         specials = [] if special_peaks else sorted(special_ids(subject.tokenizer))
         self.barred = torch.tensor(specials, dtype=torch.int64, device=subject.device) if specials else None
@@ -144,7 +149,12 @@ class Collector:
         return Offer.of(token_ids, send(segments, self.subject.device), self.positions, allowed)
 
     def _fold(
-        self, layer: int, tops: dict[Kind, TopK], stats: RunningStats, values: Float[Tensor, "batch seq d_in"], offer: Offer
+        self,
+        layer: int,
+        tops: dict[Kind, TopK],
+        stats: RunningStats,
+        values: Float[Tensor, "batch seq d_in"],
+        offer: Offer,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Fold what was read of a layer, a slice of its units at a time; yields each slice and its activations."""
         for units, acts in self.kind.encode(self.subject, self.sources[layer], values):
@@ -157,7 +167,10 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """All that was kept so far, as tensors and numbers: what a checkpoint holds. It shares memory with the collector."""
         return {
-            "tops": {layer: {kind: dict(vars(state)) for kind, state in kinds.items()} for layer, kinds in self.tops.items()},
+            "tops": {
+                layer: {kind: dict(vars(state)) for kind, state in kinds.items()}
+                for layer, kinds in self.tops.items()
+            },
             "stats": {layer: dict(vars(stats)) for layer, stats in self.stats.items()},
             "random": self.random,
             "drawn": list(self.drawn.kept),
@@ -174,20 +187,32 @@ class Collector:
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises NeuroexplainError where activations were not finite."""
-        n_known = max(self.subject.tokenizer.get_vocab().values()) + 1  # a model may have rows beyond, for padding
+        n_known = (
+            max(self.subject.tokenizer.get_vocab().values()) + 1
+        )  # a model may have rows beyond, for padding
         known_tokens = self.subject.unembedding[:n_known]
         for layer in self.layers:
             stats = self.stats[layer].finish()
-            if not (np.isfinite(stats.min).all() and np.isfinite(stats.max).all() and np.isfinite(stats.mean).all()):
+            if not (
+                np.isfinite(stats.min).all()
+                and np.isfinite(stats.max).all()
+                and np.isfinite(stats.mean).all()
+            ):
                 raise NeuroexplainError(
                     f"Layer {layer} of {self.subject.name} gave activations that are not finite in {self.subject.dtype}. "
                     "Try --dtype float32"
                 )
-            exemplars: dict[Kind, ExemplarArrays] = {kind: _top(state, locate) for kind, state in self.tops[layer].items()}
+            exemplars: dict[Kind, ExemplarArrays] = {
+                kind: _top(state, locate) for kind, state in self.tops[layer].items()
+            }
             if self.drawn.kept:
                 exemplars["random"] = _random(self.random[layer], self.drawn, locate)
             written = self.kind.write_vectors(self.subject, self.sources[layer])
-            vocabulary = None if written is None else read_vocabulary(written, self.subject.norm_weight(), known_tokens)
+            vocabulary = (
+                None
+                if written is None
+                else read_vocabulary(written, self.subject.norm_weight(), known_tokens)
+            )
             yield CollectedLayer(layer, exemplars, stats, vocabulary)
 
 
@@ -242,7 +267,9 @@ def _top(state: TopK, locate: Locate) -> ExemplarArrays:
     windows = state.windows.gather(1, where).float().cpu().numpy()
     documents, offsets, tokens = (
         np.where(used, found, unused)
-        for found, unused in zip(locate(segments, starts.astype(np.int64) + PEAK_INDEX, starts), (-1, 0, 0), strict=True)
+        for found, unused in zip(
+            locate(segments, starts.astype(np.int64) + PEAK_INDEX, starts), (-1, 0, 0), strict=True
+        )
     )
     return ExemplarArrays(
         counts=used.sum(axis=1),

@@ -55,7 +55,9 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
     shutil.rmtree(folder)
 
 
-def _collect_parts(config: CollectConfig, folder: Path, parts: dict[str, CollectConfig]) -> Generator[Progress]:
+def _collect_parts(
+    config: CollectConfig, folder: Path, parts: dict[str, CollectConfig]
+) -> Generator[Progress]:
     """Run all parts to their end, a process for each, and one that tokenizes for all of them."""
     workers: dict[str, Worker] = {}
     heard: dict[str, dict[str, Progress]] = {where: {} for where in parts}  # the last of each stage
@@ -94,7 +96,9 @@ def _collect_parts(config: CollectConfig, folder: Path, parts: dict[str, Collect
             worker.join()
 
 
-def _together(heard: Collection[Mapping[str, Progress]], text: Progress | None = None, note: str | None = None) -> Progress:
+def _together(
+    heard: Collection[Mapping[str, Progress]], text: Progress | None = None, note: str | None = None
+) -> Progress:
     """How far all parts are in the stage of the slowest one that reads already; before, how far tokenizing is.
 
     heard: each part's last word of each stage.

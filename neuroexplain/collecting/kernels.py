@@ -47,7 +47,10 @@ def parts_around(subject: Subject, sources: Iterable[Source]) -> list[nn.Module]
     read = {subject.module(source.module) for source in sources if source.module is not None}
     found = []
     for number, layer in enumerate(subject.layers):
-        mlp = {subject.module(subject.path(number, below)) for below in (subject.family.activation, subject.family.down)}
+        mlp = {
+            subject.module(subject.path(number, below))
+            for below in (subject.family.activation, subject.family.down)
+        }
         parts = (part for part in layer.children() if not (read | mlp) & set(part.modules()))
         found += [part for part in parts if not type(part).__module__.startswith("torch.nn.")]
     return found

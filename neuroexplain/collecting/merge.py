@@ -25,12 +25,25 @@ from neuroexplain.store.units import list_segments, load_collected_layer, load_s
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH
 
-SAME = ("subject", "subject_revision", "activation", "layers", "top_k", "n_random", "seed", "tokenizer_sha256")
+SAME = (
+    "subject",
+    "subject_revision",
+    "activation",
+    "layers",
+    "top_k",
+    "n_random",
+    "seed",
+    "tokenizer_sha256",
+)
 SHAPES = ("dtype", "batch_size", "device", "kernels")  # what may change the last bits of activations
 
 
 def run_merge(
-    parts: Sequence[tuple[Store, Run]], into: Store, *, allow_mixed: bool = False, config: Mapping[str, Any] | None = None
+    parts: Sequence[tuple[Store, Run]],
+    into: Store,
+    *,
+    allow_mixed: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Generator[Progress]:
     """Join parts into a new run of `into`: exemplars exactly, statistics to rounding. Explanations stay where they are.
 
@@ -50,7 +63,9 @@ def run_merge(
     versions = {name: value for _, run in reversed(parts) for name, value in run.versions.items()}
     for run in list_runs(into):
         if run.status == "finished" and run.config == asked:
-            yield Progress("merging", note=f"Run {run.id} of {into.name} holds these parts already: nothing to do.")
+            yield Progress(
+                "merging", note=f"Run {run.id} of {into.name} holds these parts already: nothing to do."
+            )
             return
         if run.status == "running" and run.config == asked:
             delete_run(into, run.id)  # an earlier attempt that was cut off
@@ -65,20 +80,27 @@ def run_merge(
             yield Progress("merging", done, len(first.layers), "layers")
     n_segments = sum(run.n_segments for _, run in parts)
     documents = max(run.n_documents for _, run in parts)
-    finish_run(into, run_id, n_segments=n_segments, n_documents=documents, n_tokens=n_segments * SEGMENT_LENGTH)
+    finish_run(
+        into, run_id, n_segments=n_segments, n_documents=documents, n_tokens=n_segments * SEGMENT_LENGTH
+    )
 
 
 def _merged_layer(parts: Sequence[tuple[Store, Run]], into: Store, run_id: int, layer: int) -> CollectedLayer:
     merged, n_tokens = None, 0
     for store, run in parts:
-        found, n_found = load_collected_layer(store, run, layer), run.n_segments * (SEGMENT_LENGTH - RANDOM_START)
+        found, n_found = (
+            load_collected_layer(store, run, layer),
+            run.n_segments * (SEGMENT_LENGTH - RANDOM_START),
+        )
         if merged is None:
             merged, n_tokens = found, n_found
             continue
         kinds = (*merged.exemplars.values(), *found.exemplars.values())
         wanted = {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
         ids, both = load_segment_ids(into, run_id, wanted), (n_tokens, n_found)
-        merged = merge_layers(merged, found, ids, top_k=run.top_k, n_random=run.n_random, seed=run.seed, n_tokens=both)
+        merged = merge_layers(
+            merged, found, ids, top_k=run.top_k, n_random=run.n_random, seed=run.seed, n_tokens=both
+        )
         n_tokens += n_found
     assert merged is not None
     return merged
@@ -97,13 +119,22 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
     (store_a, a), shard_a = parts[0], parts[0][1].config["shard"]
     for store_b, b in parts:
         different = [name for name in SAME if getattr(a, name) != getattr(b, name)]
-        if not different and not all(one.is_like(other) for one, other in zip(a.sources, b.sources, strict=True)):
+        if not different and not all(
+            one.is_like(other) for one, other in zip(a.sources, b.sources, strict=True)
+        ):
             different.append("sources")
-        same = {key: value for key, value in a.config.items() if key not in ("shard", "batch_size", "device", "dtype")}
-        different += [key for key, value in same.items() if b.config.get(key) != value and key not in different]
+        same = {
+            key: value
+            for key, value in a.config.items()
+            if key not in ("shard", "batch_size", "device", "dtype")
+        }
+        different += [
+            key for key, value in same.items() if b.config.get(key) != value and key not in different
+        ]
         if different:
             shown = "; ".join(
-                f"{name}: {_value(a, name)} in {store_a.name}, {_value(b, name)} in {store_b.name}" for name in different
+                f"{name}: {_value(a, name)} in {store_a.name}, {_value(b, name)} in {store_b.name}"
+                for name in different
             )
             raise NeuroexplainError(f"These are parts of different collections. {shown}")
         if a.dtype == b.dtype and a.versions.get("weights") != b.versions.get("weights"):
@@ -118,7 +149,9 @@ def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
             )
         for number in shard_b["parts"]:
             if number in found_in:
-                raise NeuroexplainError(f"Part {number} of {shard_a['of']} is in both {found_in[number]} and {store_b.name}.")
+                raise NeuroexplainError(
+                    f"Part {number} of {shard_a['of']} is in both {found_in[number]} and {store_b.name}."
+                )
             found_in[number] = store_b.name
         mixed = [name for name in SHAPES if _shape(a, name) != _shape(b, name)]
         if mixed and not allow_mixed:

@@ -35,22 +35,34 @@ def merge_layers(
     exemplars: dict[Kind, ExemplarArrays] = {}
     for kind in kinds:
         joined = _concatenate([part.exemplars[kind] for part in (one, other) if kind in part.exemplars])
-        exemplars[kind] = _draw(joined, n_random, seed) if kind == "random" else _rank(joined, kind, token_ids, top_k)
-    return CollectedLayer(one.layer, exemplars, _merge_stats(one.stats, other.stats, *n_tokens), one.vocabulary)
+        exemplars[kind] = (
+            _draw(joined, n_random, seed) if kind == "random" else _rank(joined, kind, token_ids, top_k)
+        )
+    return CollectedLayer(
+        one.layer, exemplars, _merge_stats(one.stats, other.stats, *n_tokens), one.vocabulary
+    )
 
 
-def _rank(joined: ExemplarArrays, kind: Kind, token_ids: Mapping[int, NDArray[np.uint32]], k: int) -> ExemplarArrays:
+def _rank(
+    joined: ExemplarArrays, kind: Kind, token_ids: Mapping[int, NDArray[np.uint32]], k: int
+) -> ExemplarArrays:
     used = joined.counts_mask()
     sign = 1.0 if kind == "top" else -1.0
-    keys = order_keys(torch.from_numpy(sign * joined.peaks), torch.from_numpy(joined.segments.astype(np.int64)))
+    keys = order_keys(
+        torch.from_numpy(sign * joined.peaks), torch.from_numpy(joined.segments.astype(np.int64))
+    )
     keys[torch.from_numpy(~used)] = EMPTY
     places = np.stack([joined.segments[used], joined.starts[used]], axis=1)
     distinct, back = np.unique(places, axis=0, return_inverse=True)
     hashes = torch.zeros(keys.shape, dtype=torch.int64)
     peak_token_ids = np.zeros(used.shape, np.uint32)
     if len(distinct):
-        records = np.stack([token_ids[int(segment)][start : start + 64] for segment, start in distinct]).astype(np.int64)
-        hashes[torch.from_numpy(used)] = hash_records(torch.from_numpy(records))[:, 0][torch.from_numpy(back.reshape(-1))]
+        records = np.stack(
+            [token_ids[int(segment)][start : start + 64] for segment, start in distinct]
+        ).astype(np.int64)
+        hashes[torch.from_numpy(used)] = hash_records(torch.from_numpy(records))[:, 0][
+            torch.from_numpy(back.reshape(-1))
+        ]
         peak_token_ids[used] = records[back.reshape(-1), PEAK_INDEX]
     ranked, order = rank_distinct(keys, hashes)
     counts = (ranked[:, :k] > EMPTY).sum(dim=1).numpy()
@@ -60,7 +72,9 @@ def _rank(joined: ExemplarArrays, kind: Kind, token_ids: Mapping[int, NDArray[np
 def _draw(joined: ExemplarArrays, n_random: int, seed: int) -> ExemplarArrays:
     """The segments with the smallest hashes; they are the same for every neuron."""
     segments = [int(segment) for segment in joined.segments[0]]
-    order = sorted(range(len(segments)), key=lambda place: (stable_hash(seed, segments[place]), segments[place]))[:n_random]
+    order = sorted(
+        range(len(segments)), key=lambda place: (stable_hash(seed, segments[place]), segments[place])
+    )[:n_random]
     rows = np.broadcast_to(np.array(order), (len(joined.counts), len(order)))
     return _take(joined, rows, np.full(len(joined.counts), len(order)))
 
@@ -84,7 +98,9 @@ def _take(arrays: ExemplarArrays, order: NDArray[np.int64], counts: NDArray[np.i
     )
 
 
-def _merge_stats(one: StatsArrays | None, other: StatsArrays | None, n_one: int, n_other: int) -> StatsArrays | None:
+def _merge_stats(
+    one: StatsArrays | None, other: StatsArrays | None, n_one: int, n_other: int
+) -> StatsArrays | None:
     if one is None or other is None:
         return None
     n = n_one + n_other

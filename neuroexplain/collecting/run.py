@@ -48,7 +48,9 @@ MANY_SEGMENTS = 1 << 20  # more than any batch has: where a corpus's length is n
 def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
     """The finished run that the same options gave, if there is one."""
     asked = config.as_json()
-    return next((run for run in list_runs(store) if run.status == "finished" and dict(run.config) == asked), None)
+    return next(
+        (run for run in list_runs(store) if run.status == "finished" and dict(run.config) == asked), None
+    )
 
 
 def run_collect(
@@ -82,7 +84,11 @@ def run_collect(
             batch_size = saved["batch_size"]
         else:
             batch_size = config.batch_size or find_batch_size(collector, text.total or MANY_SEGMENTS)
-        if config.compile and can_compile(subject.device) and (saved is None or saved["kernels"] == "compiled"):
+        if (
+            config.compile
+            and can_compile(subject.device)
+            and (saved is None or saved["kernels"] == "compiled")
+        ):
             yield from _compile(collector, batch_size)
         if saved is not None and interrupted is not None:
             run_id, begin = interrupted.id, saved["done"]
@@ -104,7 +110,9 @@ def run_collect(
         path = store.checkpoint_path(run_id)
         run = next(run for run in list_runs(store) if run.id == run_id)
         try:
-            done = yield from _read(collector, text, begin, batch_size, run, path, config.checkpoint_every, read)
+            done = yield from _read(
+                collector, text, begin, batch_size, run, path, config.checkpoint_every, read
+            )
             stream = text.whole()
             for note in text.said:
                 yield Progress("collecting", done, done, "segments", note=note)
@@ -114,7 +122,9 @@ def run_collect(
                 f"The device ran out of memory. The last checkpoint is intact: free memory and run the same command again. "
                 f"--windows host takes less of it; a smaller --batch-size than {batch_size} is another run."
             ) from error
-        finish_run(store, run_id, n_segments=done, n_documents=stream.n_documents, n_tokens=done * SEGMENT_LENGTH)
+        finish_run(
+            store, run_id, n_segments=done, n_documents=stream.n_documents, n_tokens=done * SEGMENT_LENGTH
+        )
     finally:
         text.close()
     path.unlink(missing_ok=True)
@@ -131,7 +141,11 @@ def _check_text(text: Text, config: CollectConfig, subject: Subject, tokens: Pat
         stream = text.whole()
         if tokens is not None:
             tokens.unlink(missing_ok=True)
-        few = f"less than one segment of {SEGMENT_LENGTH}" if not stream.n_segments else f"{stream.n_segments:,} segments"
+        few = (
+            f"less than one segment of {SEGMENT_LENGTH}"
+            if not stream.n_segments
+            else f"{stream.n_segments:,} segments"
+        )
         part = "" if config.shard is None else f", too few for part {config.shard[0]}/{config.shard[1]}"
         if config.shard is not None and config.segments is not None and stream.n_segments >= config.segments:
             raise NeuroexplainError(
@@ -154,7 +168,14 @@ def _check_tokens(token_ids: NDArray[np.uint32], subject: Subject) -> None:
 
 
 def _read(
-    collector: Collector, text: Text, begin: int, batch_size: int, run: Run, path: Path, checkpoint_every: float, read: Any
+    collector: Collector,
+    text: Text,
+    begin: int,
+    batch_size: int,
+    run: Run,
+    path: Path,
+    checkpoint_every: float,
+    read: Any,
 ) -> Generator[Progress, None, int]:
     """Collect from the segments from place `begin` on, and leave a checkpoint of the whole at `path`: how many were read.
 
@@ -167,7 +188,9 @@ def _read(
     def batches() -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor]]:
         for numbers, ids in text.batches(begin, None, batch_size):
             _check_tokens(ids, subject)
-            padding = np.broadcast_to(ids[0], (batch_size - len(ids), SEGMENT_LENGTH))  # all batches have one shape
+            padding = np.broadcast_to(
+                ids[0], (batch_size - len(ids), SEGMENT_LENGTH)
+            )  # all batches have one shape
             token_ids = torch.from_numpy(np.concatenate([ids, padding]).astype(np.int64))
             yield ids, send(token_ids, subject.device), torch.from_numpy(numbers)
 
@@ -190,11 +213,16 @@ def _read(
             yield Progress("collecting", done, text.total, "segments")
         if saved_of < done:
             checkpoint()
-    except (GeneratorExit, NeuroexplainError):  # stopped, or the text broke off, between two batches: the state is whole
+    except (
+        GeneratorExit,
+        NeuroexplainError,
+    ):  # stopped, or the text broke off, between two batches: the state is whole
         checkpoint()
         raise
     waited = f"{ahead.waited:.1f} s for text and {saving:.1f} s for checkpoints"
-    yield Progress("collecting", done, done, "segments", note=f"Waited {waited}, of {time.monotonic() - began:.1f} s.")
+    yield Progress(
+        "collecting", done, done, "segments", note=f"Waited {waited}, of {time.monotonic() - began:.1f} s."
+    )
     return done
 
 
@@ -219,7 +247,9 @@ def find_interrupted_run(store: Store, config: CollectConfig) -> Run | None:
         if run.status == "running":
             different = [name for name in asked if run.config.get(name) != asked[name]]
             if different:
-                shown = "; ".join(f"{name}: {run.config.get(name)} then, {asked[name]} now" for name in different)
+                shown = "; ".join(
+                    f"{name}: {run.config.get(name)} then, {asked[name]} now" for name in different
+                )
                 raise NeuroexplainError(
                     f"Run {run.id} in {store.name} was interrupted, and had other options. {shown}\n"
                     f"Go on with its options, or drop it:  neuroexplain runs --drop {run.id} --db {store.name}"
@@ -268,7 +298,9 @@ def _compile(collector: Collector, batch_size: int) -> Generator[Progress]:
     except FAILED as error:
         cause = getattr(error, "inner_exception", error)  # what the compiler's own error is about
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        yield Progress("loading the model", note=f"That failed, so the model is read as it is, more slowly: {reason}")
+        yield Progress(
+            "loading the model", note=f"That failed, so the model is read as it is, more slowly: {reason}"
+        )
 
 
 def _same(collector: Collector, read: Any) -> dict[str, str]:
@@ -286,9 +318,15 @@ def _check_same(saved: dict[str, Any], collector: Collector, text: Text) -> Any:
     """The SHA-256 of the text that was read, to go on with. Raises NeuroexplainError where anything differs."""
     read = hash_text(text, saved["done"])
     now = _same(collector, read)
-    different = [f"{name}: {saved.get(name)} then, {value} now" for name, value in now.items() if saved.get(name) != value]
+    different = [
+        f"{name}: {saved.get(name)} then, {value} now"
+        for name, value in now.items()
+        if saved.get(name) != value
+    ]
     if different:
-        raise NeuroexplainError(f"The interrupted run had another model, text or way to read it. {'; '.join(different)}")
+        raise NeuroexplainError(
+            f"The interrupted run had another model, text or way to read it. {'; '.join(different)}"
+        )
     return read
 
 

@@ -18,7 +18,9 @@ class Behind:
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._waiting: tuple[Callable[[], None], Tensor, Any] | None = None  # work, what it reads, and when that is there
+        self._waiting: tuple[Callable[[], None], Tensor, Any] | None = (
+            None  # work, what it reads, and when that is there
+        )
 
     def do(self, work: Callable[[], None], acts: Tensor) -> None:
         """Do what waited, and have this work wait. It reads `acts`, which must keep their values until then."""
@@ -47,5 +49,7 @@ class Behind:
         assert self.stream is not None
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(made)
-            acts.record_stream(self.stream)  # nobody gets their memory before this stream has read them, also where work fails
+            acts.record_stream(
+                self.stream
+            )  # nobody gets their memory before this stream has read them, also where work fails
             work()

@@ -28,7 +28,9 @@ class RunningStats:
     def __init__(self, width: int, device: torch.device) -> None:
         self.n = 0
         self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(width, dtype=torch.float64, device=device)  # sum of squared distances from the mean
+        self.squares = torch.zeros(
+            width, dtype=torch.float64, device=device
+        )  # sum of squared distances from the mean
         self.min = torch.full((width,), torch.inf, device=device)
         self.max = torch.full((width,), -torch.inf, device=device)
         self.positive = torch.zeros(width, dtype=torch.int64, device=device)
@@ -42,7 +44,9 @@ class RunningStats:
         """Count tokens whose activations all slices of units have been given."""
         self.n += n
 
-    def fold_slice(self, units: slice, acts: Float[Tensor, "batch seq slice"], sum_up: SumUp | None = None) -> None:
+    def fold_slice(
+        self, units: slice, acts: Float[Tensor, "batch seq slice"], sum_up: SumUp | None = None
+    ) -> None:
         """Add tokens' activations of some units; `count` follows when all units have them.
 
         Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
@@ -50,7 +54,12 @@ class RunningStats:
         Distances are taken from the mean so far, which is known before the batch is read: one pass over it is enough.
         """
         n = acts.shape[0] * acts.shape[1]
-        mean, squared, least, greatest = self.mean[units], self.squares[units], self.min[units], self.max[units]
+        mean, squared, least, greatest = (
+            self.mean[units],
+            self.squares[units],
+            self.min[units],
+            self.max[units],
+        )
         if not self.n:
             mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
         center = mean.float()

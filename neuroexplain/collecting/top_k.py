@@ -31,14 +31,21 @@ class TopK:
     keys: Int[Tensor, "width places"]  # int64, see order_keys; EMPTY where unused
     starts: UInt[Tensor, "width places"]  # uint8, the record's first token in its segment
     hashes: Int[Tensor, "width places"]  # int64, of the record's 64 token ids
-    windows: Float[Tensor, "width places record"]  # the record's activations; 9 of 10 bytes, and on a device of its own
+    windows: Float[
+        Tensor, "width places record"
+    ]  # the record's activations; 9 of 10 bytes, and on a device of its own
     free: Int[Tensor, "width spare"]  # int16, places that the next candidates take, the last one first
     n_free: Int[Tensor, "width"]
     least: Int[Tensor, "width"]  # the k-th key when last sorted: a candidate must be above it
 
     @classmethod
     def empty(
-        cls, width: int, k: int, dtype: torch.dtype, device: torch.device, windows_device: torch.device | None = None
+        cls,
+        width: int,
+        k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        windows_device: torch.device | None = None,
     ) -> TopK:
         """A state without records. The windows lie on `windows_device`, on `device` unless told."""
         places = k + SPARE
@@ -121,7 +128,9 @@ def hash_records(token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch star
     return ((token_ids.long() + 1).unfold(1, RECORD_LENGTH, 1) * factors.to(token_ids.device)).sum(-1)
 
 
-def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer, *, lowest: bool = False) -> None:
+def fold_top_k(
+    state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer, *, lowest: bool = False
+) -> None:
     """Fold one batch of segments into the state, in place: the highest activations, or the lowest.
 
     A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of equals; a segment
@@ -163,7 +172,9 @@ def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer
         state.windows[neuron.to(home), place.to(home)] = records[row, starts, neuron].to(home)
 
 
-def _peaks(acts: Float[Tensor, "batch seq width"], offer: Offer, lowest: bool) -> Float[Tensor, "batch width"]:
+def _peaks(
+    acts: Float[Tensor, "batch seq width"], offer: Offer, lowest: bool
+) -> Float[Tensor, "batch width"]:
     """Each segment's largest (smallest) activation at the allowed positions; infinite where there is none."""
     best, worst = (torch.amin, torch.inf) if lowest else (torch.amax, -torch.inf)
     offered = acts[:, offer.positions.start : offer.positions.stop]

@@ -19,15 +19,25 @@ def find_files(names: Sequence[str]) -> list[Path] | None:
 
     Raises NeuroexplainError for a file that is not there, cannot be read, is empty or is of a kind that is not read.
     """
-    looks_local = [name for name in names if glob.has_magic(name) or Path(name).exists() or _builder(Path(name)) is not None]
+    looks_local = [
+        name
+        for name in names
+        if glob.has_magic(name) or Path(name).exists() or _builder(Path(name)) is not None
+    ]
     if not looks_local and len(names) == 1 and not names[0].startswith((".", "/", "~")):
         return None
     found: list[Path] = []
     for name in names:
         path = Path(name)
-        matches = sorted(Path(match) for match in glob.glob(name, recursive=True)) if glob.has_magic(name) else [path]
+        matches = (
+            sorted(Path(match) for match in glob.glob(name, recursive=True))
+            if glob.has_magic(name)
+            else [path]
+        )
         if path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if file.is_file() and _builder(file) is not None)
+            matches = sorted(
+                file for file in path.rglob("*") if file.is_file() and _builder(file) is not None
+            )
         if not matches or not matches[0].exists():
             raise NeuroexplainError(
                 f"There is no file {name}. Give .txt, .jsonl, .jsonl.gz or .parquet files, a glob or a folder."
@@ -35,7 +45,9 @@ def find_files(names: Sequence[str]) -> list[Path] | None:
         found += matches
     for file in found:
         if file.is_dir() or _builder(file) is None:
-            raise NeuroexplainError(f"Cannot read {file}: a text is a .txt, .jsonl, .jsonl.gz or .parquet file.")
+            raise NeuroexplainError(
+                f"Cannot read {file}: a text is a .txt, .jsonl, .jsonl.gz or .parquet file."
+            )
         try:
             with file.open("rb") as opened:
                 if not opened.read(1):
@@ -103,7 +115,9 @@ def _texts(open_rows: Callable[[], Any], name: str, text_column: str) -> Iterato
                 )
             text = row[text_column]
             if not isinstance(text, str):
-                raise NeuroexplainError(f"{name}, row {number}: column {text_column!r} holds {type(text).__name__}, not text.")
+                raise NeuroexplainError(
+                    f"{name}, row {number}: column {text_column!r} holds {type(text).__name__}, not text."
+                )
             yield text
     except (DatasetGenerationError, ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
         raise NeuroexplainError(f"Cannot read {name}: {error}") from error

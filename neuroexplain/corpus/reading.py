@@ -90,20 +90,26 @@ class LiveText:
     fails.
     """
 
-    def __init__(self, config: CollectConfig, path: Path, unfinished: Path, process: Worker | Follower) -> None:
+    def __init__(
+        self, config: CollectConfig, path: Path, unfinished: Path, process: Worker | Follower
+    ) -> None:
         self._path, self._unfinished, self._process = path, unfinished, process
         self._file: BinaryIO | None = None
         self._n_tokens = 0  # that can be read by now
         self._stream: TokenStream | None = None
         self._first, self._of = config.shard or (1, 1)
-        self.total = None if config.segments is None else len(range(self._first - 1, config.segments, self._of))
+        self.total = (
+            None if config.segments is None else len(range(self._first - 1, config.segments, self._of))
+        )
         self.said: list[str] = []
 
     @classmethod
     def start(cls, config: CollectConfig, tokenizer: Any, path: Path) -> LiveText:
         """With a process of its own."""
         unfinished = new_file(path)
-        return cls(config, path, unfinished, Worker("tokenizing", write_tokens, config, tokenizer, path, unfinished))
+        return cls(
+            config, path, unfinished, Worker("tokenizing", write_tokens, config, tokenizer, path, unfinished)
+        )
 
     def batches(self, begin: int, end: int | None, size: int) -> Iterator[Batch]:
         end = self.total if end is None else end
@@ -131,14 +137,18 @@ class LiveText:
         if self._file is None:
             return self.whole().rows(numbers)
         size, file = 4 * SEGMENT_LENGTH, self._file.fileno()
-        return np.stack([np.frombuffer(os.pread(file, size, size * int(number)), "<u4") for number in numbers])
+        return np.stack(
+            [np.frombuffer(os.pread(file, size, size * int(number)), "<u4") for number in numbers]
+        )
 
     def _listen(self) -> None:
         told = self._process.hear()
         if told is None:
             self._stream = find_tokens(self._path)
             if self._stream is None:
-                raise NeuroexplainError(f"The corpus's tokens are gone from {self._path}. Run the same command again.")
+                raise NeuroexplainError(
+                    f"The corpus's tokens are gone from {self._path}. Run the same command again."
+                )
             self._n_tokens = self._stream.n_tokens
         elif told.note:
             self.said.append(told.note)
@@ -162,7 +172,9 @@ class Tally:
     """How far tokenizing has come, for processes that are given it as they start: it lies in memory that they share."""
 
     def __init__(self) -> None:
-        self._shared = multiprocessing.get_context("spawn").RawArray("q", 2)  # tokens that can be read; how it stands
+        self._shared = multiprocessing.get_context("spawn").RawArray(
+            "q", 2
+        )  # tokens that can be read; how it stands
 
     def set(self, n_tokens: int | None = None, state: int | None = None) -> None:
         for place, value in enumerate((n_tokens, state)):
@@ -252,9 +264,13 @@ def write_tokens(
     """Tokenize the corpus into the file. With `unfinished`, what progress tells of can be read there."""
     streamed = find_files(config.dataset) is None
     shuffle = config.seed if streamed and config.sampling == "random" else None
-    documents = read_documents(config.dataset, config.dataset_config, config.split, config.text_column, shuffle)
+    documents = read_documents(
+        config.dataset, config.dataset_config, config.split, config.text_column, shuffle
+    )
     tokens = tokenize(documents, tokenizer)
-    wanted = config.segments * SEGMENT_LENGTH if config.segments is not None and is_sequential(config) else None
+    wanted = (
+        config.segments * SEGMENT_LENGTH if config.segments is not None and is_sequential(config) else None
+    )
     if wanted is not None:
         tokens = _until(tokens, wanted)
     began = time.monotonic()
@@ -295,7 +311,9 @@ def hash_text(text: Text, end: int) -> Any:
 def is_read_live(config: CollectConfig) -> bool:
     """Whether the corpus's own order is visited and tokenizing takes longer than to start a process for it."""
     files = find_files(config.dataset)
-    return is_sequential(config) or (is_in_order(config) and sum(file.stat().st_size for file in files or ()) >= LARGE)
+    return is_sequential(config) or (
+        is_in_order(config) and sum(file.stat().st_size for file in files or ()) >= LARGE
+    )
 
 
 def is_in_order(config: CollectConfig) -> bool:

@@ -58,7 +58,9 @@ class TokenStream:
         if footer["mark"] != MARK or size != 4 * self.n_tokens + 8 * self.n_documents + FOOTER.itemsize:
             raise ValueError("cut off")
         self.n_segments = self.n_tokens // SEGMENT_LENGTH
-        self._ids = np.memmap(file, "<u4", "r", shape=(self.n_tokens,)) if self.n_tokens else np.zeros(0, "<u4")
+        self._ids = (
+            np.memmap(file, "<u4", "r", shape=(self.n_tokens,)) if self.n_tokens else np.zeros(0, "<u4")
+        )
         file.seek(4 * self.n_tokens)
         lengths = np.frombuffer(file.read(8 * self.n_documents), "<i8")
         self._starts = np.concatenate([[0], np.cumsum(lengths)])  # of each document, and the end
@@ -117,7 +119,9 @@ class TokenWriter:
     def __enter__(self) -> TokenWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._new is not None:
             self._new.unlink(missing_ok=True)  # it has its place by now, or is not whole
 
@@ -171,7 +175,9 @@ def new_file(path: Path) -> Path:
 
 def _cannot_write(path: Path | None, error: OSError) -> NeuroexplainError:
     where = tempfile.gettempdir() if path is None else path.parent
-    return NeuroexplainError(f"Could not write the corpus's tokens (4 bytes each) to {where}: {error.strerror}. Make room.")
+    return NeuroexplainError(
+        f"Could not write the corpus's tokens (4 bytes each) to {where}: {error.strerror}. Make room."
+    )
 
 
 def find_tokens(path: Path) -> TokenStream | None:
@@ -184,5 +190,7 @@ def find_tokens(path: Path) -> TokenStream | None:
 
 def visiting_order(n_segments: int, sampling: str, seed: int, wanted: int | None) -> NDArray[np.int64]:
     """Which grid cells are visited, in order: all or the first `wanted` of a seeded permutation or of the stream."""
-    order = np.random.default_rng(seed).permutation(n_segments) if sampling == "random" else np.arange(n_segments)
+    order = (
+        np.random.default_rng(seed).permutation(n_segments) if sampling == "random" else np.arange(n_segments)
+    )
     return order[:wanted].astype(np.int64)

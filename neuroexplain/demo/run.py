@@ -51,7 +51,11 @@ def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Gene
         simulator_engine = LocalEngine(model)
         scorer = SCORERS.load("lexical").open(simulator_engine, run)
         with ExitStack() as stack:
-            engine = simulator_engine if engine_config is None else open_engine(engine_config, stack, lambda text: None)
+            engine = (
+                simulator_engine
+                if engine_config is None
+                else open_engine(engine_config, stack, lambda text: None)
+            )
             for explainer in EXPLAINERS:
                 asked = ExplainConfig(tuple(neurons), explainer)
                 yield from run_explain(store, run, asked, engine if asked.asks_llm else None, scorer)
@@ -70,7 +74,9 @@ def pick_units(store: Store, run: Run) -> list[UnitId]:
             neuron = load_unit(store, run, unit_id)
             tops = [x for x in neuron.exemplars if x.kind == "top"]
             peaks = [int(x.token_ids[PEAK_INDEX]) for x in tops]
-            favourite, times = max(((p, peaks.count(p)) for p in set(peaks)), key=lambda pair: (pair[1], -pair[0]))
+            favourite, times = max(
+                ((p, peaks.count(p)) for p in set(peaks)), key=lambda pair: (pair[1], -pair[0])
+            )
             weakest = min(x.activation for x in tops)
             assert neuron.stats is not None
             sharp = (weakest - neuron.stats.mean) / (neuron.stats.std or 1.0)
@@ -113,7 +119,9 @@ def find_highlights(store: Store, run: Run) -> Highlights:
     """The best explanations with their neurons, and whether own explanations beat others'."""
     rows = [r for r in query_explanations(store, run, limit=100) if r.explainer == "excerpts"][:6]
     best = [(row, load_page(store, run, row.unit)) for row in rows]
-    return Highlights(best, [(explainer, _own_above_other(store, run, explainer)) for explainer in EXPLAINERS])
+    return Highlights(
+        best, [(explainer, _own_above_other(store, run, explainer)) for explainer in EXPLAINERS]
+    )
 
 
 def _own_above_other(store: Store, run: Run, explainer: ExplainerName) -> OwnAboveOther:

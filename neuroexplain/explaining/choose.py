@@ -24,7 +24,14 @@ from neuroexplain.evidence import (
     Tokens,
     Unit,
 )
-from neuroexplain.explaining.explainers import EXPLAINERS, MOST_MEANINGS, Explainer, parse_meanings, render_mistakes, union_text
+from neuroexplain.explaining.explainers import (
+    EXPLAINERS,
+    MOST_MEANINGS,
+    Explainer,
+    parse_meanings,
+    render_mistakes,
+    union_text,
+)
 from neuroexplain.explaining.trials import Trials, begin_prediction, select_score
 from neuroexplain.llm.engine import Engine, Message
 from neuroexplain.llm.prompts import Prompt, load_prompt
@@ -144,7 +151,9 @@ def explain_unit(
         return _or_least(select_score(task.evidence, made[e.candidate], headline, among))
 
     everything: tuple[Split, ...] = HELD_OUT
-    first: tuple[Split, ...] = everything if not scorer.asks_per_record else ("select",) if asking.chooses else ("report",)
+    first: tuple[Split, ...] = (
+        everything if not scorer.asks_per_record else ("select",) if asking.chooses else ("report",)
+    )
     for e in usable:
         predict(e, *first)
     best = usable[0]
@@ -192,7 +201,9 @@ def _answers(task: ExplainTask, asking: Asking, shown: Sequence[Exemplar]) -> It
         yield from ask(task, asking, asked, shown)
 
 
-def ask(task: ExplainTask, asking: Asking, asked: Explanation, shown: Sequence[Exemplar]) -> list[Explanation]:
+def ask(
+    task: ExplainTask, asking: Asking, asked: Explanation, shown: Sequence[Exemplar]
+) -> list[Explanation]:
     """The answer to one request. A request that fails or a reply that is no hypothesis is a failed attempt with its reason."""
     try:
         if asking.prompt is None or asking.engine is None:
@@ -202,7 +213,9 @@ def ask(task: ExplainTask, asking: Asking, asked: Explanation, shown: Sequence[E
     return _generate(asking, asked, asking.explainer.messages(asking.prompt, shown, task.tokens), shown)
 
 
-def _generate(asking: Asking, asked: Explanation, messages: list[Message], shown: Sequence[Exemplar]) -> list[Explanation]:
+def _generate(
+    asking: Asking, asked: Explanation, messages: list[Message], shown: Sequence[Exemplar]
+) -> list[Explanation]:
     assert asking.engine is not None
     try:
         reply = asking.engine.generate(messages, **asked.provenance.sampling)
@@ -220,19 +233,32 @@ def _generate(asking: Asking, asked: Explanation, messages: list[Message], shown
     except LlmReplyError as error:
         return [replace(asked, status=error.status, reason=error.reason, reply=error.reply)]
     answers = [replace(asked, text=found[0].text, covers=found[0].covers)]
-    free = replace(asked.provenance, prompt_tokens=0, completion_tokens=0, seconds=0.0)  # one request is paid for once
+    free = replace(
+        asked.provenance, prompt_tokens=0, completion_tokens=0, seconds=0.0
+    )  # one request is paid for once
     for candidate, more in enumerate(found[1:], asked.candidate + 1):
-        answers.append(replace(asked, text=more.text, covers=more.covers, candidate=candidate, provenance=free, reply=None))
+        answers.append(
+            replace(
+                asked, text=more.text, covers=more.covers, candidate=candidate, provenance=free, reply=None
+            )
+        )
     if len(found) > 1:
         texts = tuple(one.text for one in found)
         covered = tuple(sorted({rank for one in found for rank in one.covers or ()}))
-        union = replace(answers[-1], text=union_text(texts), covers=covered, parts=texts, candidate=MOST_MEANINGS)
+        union = replace(
+            answers[-1], text=union_text(texts), covers=covered, parts=texts, candidate=MOST_MEANINGS
+        )
         answers.append(union)
     return answers
 
 
 def _revise(
-    task: ExplainTask, asking: Asking, shown: Sequence[Exemplar], best: Explanation, mistakes: Mistakes, number: int
+    task: ExplainTask,
+    asking: Asking,
+    shown: Sequence[Exemplar],
+    best: Explanation,
+    mistakes: Mistakes,
+    number: int,
 ) -> Explanation:
     """Ask again, showing where the prediction was most wrong on the `select` records of ranks 2 mod 8."""
     asked = asking.request(task.unit.id, number, task.evidence.side)
@@ -243,7 +269,9 @@ def _revise(
     assert asking.revision is not None
     lines = render_mistakes(mistakes, task.tokens)
     before = best.text or ""
-    messages = asking.explainer.revision_messages(asking.prompt, asking.revision, shown, task.tokens, before, lines)
+    messages = asking.explainer.revision_messages(
+        asking.prompt, asking.revision, shown, task.tokens, before, lines
+    )
     return _generate(asking, asked, messages, shown)[0]
 
 
@@ -252,15 +280,22 @@ def find_mistakes(evidence: Evidence, prediction: Prediction, shown: Collection[
 
     Both are on 0..10, each scaled by its own greatest value over these records; worst is the greatest sum of squares.
     """
-    records = [(evidence.by_place[r.kind, r.rank], r) for r in prediction.records if (r.kind, r.rank) in shown]
+    records = [
+        (evidence.by_place[r.kind, r.rank], r) for r in prediction.records if (r.kind, r.rank) in shown
+    ]
     if not records:
         return []
     true = [evidence.truth(x)[r.first : r.first + len(r.values)] for x, r in records]
     predicted = [_known(r.values) for _, r in records]
     most, most_predicted = (max(float(values.max()) for values in side) for side in (true, predicted))
-    levels = [(to_levels(a, most), to_levels(b, most_predicted)) for a, b in zip(true, predicted, strict=True)]
+    levels = [
+        (to_levels(a, most), to_levels(b, most_predicted)) for a, b in zip(true, predicted, strict=True)
+    ]
     order = sorted(range(len(records)), key=lambda i: -int(((levels[i][0] - levels[i][1]) ** 2).sum()))
-    return [(records[i][0], records[i][1].first, levels[i][0].tolist(), levels[i][1].tolist()) for i in order[:MOST_MISTAKES]]
+    return [
+        (records[i][0], records[i][1].first, levels[i][0].tolist(), levels[i][1].tolist())
+        for i in order[:MOST_MISTAKES]
+    ]
 
 
 def _known(levels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -31,8 +31,13 @@ def open_engines(
         own = None if score is None else score.engine
         asks = any(scorer.needs == "distributions" for scorer in scorers)
         engine = open_engine(config, stack, tell) if explains or (asks and own is None) else None
-        named = engine if own is None else open_engine(own, stack, tell) if asks else None  # for distributions
-        yield engine if explains else None, [_open(scorer, run, config, own, engine, named, tell) for scorer in scorers]
+        named = (
+            engine if own is None else open_engine(own, stack, tell) if asks else None
+        )  # for distributions
+        yield (
+            engine if explains else None,
+            [_open(scorer, run, config, own, engine, named, tell) for scorer in scorers],
+        )
 
 
 def _open(
@@ -66,7 +71,9 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
     else:
         serving = None
         if config.vllm is not None:
-            serving = stack.enter_context(serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell))
+            serving = stack.enter_context(
+                serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell)
+            )
         engine = ServerEngine(
             config.server or config.default_server if serving is None else serving.url,
             config.model,

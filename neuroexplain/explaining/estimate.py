@@ -24,7 +24,9 @@ from neuroexplain.scoring.sides import Trial
 from neuroexplain.store.engine import Store
 
 SAMPLED = 16  # units whose prompts are built
-STAND_IN = "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
+STAND_IN = (
+    "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class CountingEngine:
         self._count.requests += 1
         self._count.tokens += n_tokens
         self._count.seconds += self._seconds
-        reply = self._example.replace("#", str(self._count.requests))  # one like the other would be asked about once
+        reply = self._example.replace(
+            "#", str(self._count.requests)
+        )  # one like the other would be asked about once
         return Reply(reply, n_tokens, 0, self._seconds)
 
 
@@ -79,7 +83,9 @@ class CountingScorer(OpenScorer):
     def __init__(self, scorer: OpenScorer, count: Count) -> None:
         self.scorer, self.engine, self.prompt = scorer.scorer, scorer.engine, scorer.prompt
         self._scorer, self._count = scorer, count
-        self._each: tuple[float, float] | None = None  # seconds a request, and tokens sent for each of its prompts
+        self._each: tuple[float, float] | None = (
+            None  # seconds a request, and tokens sent for each of its prompts
+        )
 
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
         requests = self._scorer.plan(explanation, trials, tokens)
@@ -136,7 +142,9 @@ def estimate_explain(
         asking = replace(asking, engine=CountingEngine(engine, asking.explainer.example_reply, count))
     for target in sample:
         task = plan_unit(store, run, target, answers[target], predictions)
-        explained = explain_unit(task, asking=asking, scorer=counting, headline=headline_of(run, scorer), at_once=1)
+        explained = explain_unit(
+            task, asking=asking, scorer=counting, headline=headline_of(run, scorer), at_once=1
+        )
         if counting is not None and (with_control or not counting.asks_per_record):
             for one in explained:
                 _count_control(one, Trials(counting, task.evidence, task.tokens))

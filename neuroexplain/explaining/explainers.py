@@ -29,7 +29,9 @@ class Hypothesis:
     """What an LLM's answer says of a neuron, or one of the several things that it says."""
 
     text: str
-    covers: tuple[int, ...] | None = None  # ranks of the shown records; None where the explainer does not ask for them
+    covers: tuple[int, ...] | None = (
+        None  # ranks of the shown records; None where the explainer does not ask for them
+    )
 
 
 def parse_single(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
@@ -46,7 +48,9 @@ def parse_meanings(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
     found = []
     for line in answer.splitlines():
         words, bar, said = line.partition("|")
-        numbers = sorted({int(one) if re.fullmatch(r"\s*\d{1,4}\s*", one, re.ASCII) else -1 for one in said.split(",")})
+        numbers = sorted(
+            {int(one) if re.fullmatch(r"\s*\d{1,4}\s*", one, re.ASCII) else -1 for one in said.split(",")}
+        )
         words = re.sub(r"^\s*(?:[-*]|\d+[.)])", "", words, flags=re.ASCII).strip()
         if not bar or not words or numbers[0] < 0:
             continue
@@ -65,11 +69,15 @@ class Explainer:
     name: str
     n_records: int  # strongest top records that are shown
     prompt: str | None  # its file in prompts/; None where no LLM is asked
-    render: Callable[[Sequence[Exemplar], Tokens], str]  # records -> the prompt's blank, or without an LLM the text itself
+    render: Callable[
+        [Sequence[Exemplar], Tokens], str
+    ]  # records -> the prompt's blank, or without an LLM the text itself
     max_tokens: int = 40
     parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
     can_revise: bool = False  # whether its answer can be given back to it with what it got wrong
-    example_reply: str = "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run; # differs
+    example_reply: str = (
+        "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run; # differs
+    )
 
     def load_prompt(self) -> Prompt | None:
         return None if self.prompt is None else load_prompt(self.prompt)
@@ -80,12 +88,21 @@ class Explainer:
         worked = [
             turn
             for neuron in prompt.examples
-            for turn in (Message("user", _numbered(map(level_lines, neuron.records))), Message("assistant", neuron.explanation))
+            for turn in (
+                Message("user", _numbered(map(level_lines, neuron.records))),
+                Message("assistant", neuron.explanation),
+            )
         ]
         return [*before, *worked, asked]
 
     def revision_messages(
-        self, prompt: Prompt, revision: Prompt, records: Sequence[Exemplar], tokens: Tokens, before: str, mistakes: str
+        self,
+        prompt: Prompt,
+        revision: Prompt,
+        records: Sequence[Exemplar],
+        tokens: Tokens,
+        before: str,
+        mistakes: str,
     ) -> list[Message]:
         """The turns of the first request, the answer that was given, and what was wrong with it."""
         asked = self.messages(prompt, records, tokens)
@@ -118,7 +135,9 @@ def _tidied(line: str, text: str) -> str:
     if _REFUSAL.match(tidy.lower().replace("\u2019", "'")):
         raise LlmReplyError(Status.PARSE_ERROR, "the answer is a refusal", text)
     if len(tidy) > LONGEST_REPLY:
-        raise LlmReplyError(Status.PARSE_ERROR, f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text)
+        raise LlmReplyError(
+            Status.PARSE_ERROR, f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text
+        )
     return tidy
 
 
@@ -151,10 +170,14 @@ def render_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
 
 def render_numbered_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """As render_excerpts, each line with its number."""
-    return "\n".join(f"{number}. {line}" for number, line in enumerate(render_excerpts(records, tokens).split("\n"), 1))
+    return "\n".join(
+        f"{number}. {line}" for number, line in enumerate(render_excerpts(records, tokens).split("\n"), 1)
+    )
 
 
-def render_mistakes(crops: Sequence[tuple[Exemplar, int, Sequence[int], Sequence[int]]], tokens: Tokens) -> str:
+def render_mistakes(
+    crops: Sequence[tuple[Exemplar, int, Sequence[int], Sequence[int]]], tokens: Tokens
+) -> str:
     """Crops of records with true and predicted levels: one line a token, `text<tab>true<tab>predicted`.
 
     Each crop is (record, its first token there, true levels, predicted levels), the levels both 0..10.

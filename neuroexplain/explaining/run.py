@@ -53,7 +53,9 @@ def run_explain(
     predictions = find_predictions(store, found, scorer, retry_failed=config.retry_failed)
     pending = [target for target, own in answers.items() if not is_finished(asking, own, predictions, scorer)]
     at_once, together = units_at_once(scorer, engine.in_flight if engine is not None else 1, len(pending))
-    work = partial(explain_unit, asking=asking, scorer=scorer, headline=headline_of(run, scorer), at_once=together)
+    work = partial(
+        explain_unit, asking=asking, scorer=scorer, headline=headline_of(run, scorer), at_once=together
+    )
     tasks = (plan_unit(store, run, target, answers[target], predictions) for target in pending)
     before, total = len(answers) - len(pending), len(answers)
     failed = sum(e.status.failed for e in found) + sum(p.status.failed for p in predictions.values())
@@ -64,13 +66,21 @@ def run_explain(
         for _, made in map_in_flight(work, tasks, at_once):
             saving.add(made)
             done = before + saving.n_units
-            last = Progress("explaining", done, total, what, failed + saving.n_failed, tokens=saving.prompt_tokens)
+            last = Progress(
+                "explaining", done, total, what, failed + saving.n_failed, tokens=saving.prompt_tokens
+            )
             yield last
         saving.flush()
         if scorer is not None:
             chosen = list_chosen(store, run, config, engine)
             for last in predict_controls(
-                store, run, chosen, scorer, saving, with_control=with_control, retry_failed=config.retry_failed
+                store,
+                run,
+                chosen,
+                scorer,
+                saving,
+                with_control=with_control,
+                retry_failed=config.retry_failed,
             ):
                 yield last
     yield replace(last, note=saving.summary())
@@ -123,7 +133,11 @@ def is_finished(
 
 
 def plan_unit(
-    store: Store, run: Run, target: Target, found: Mapping[int, Explanation], predictions: Mapping[int, Prediction]
+    store: Store,
+    run: Run,
+    target: Target,
+    found: Mapping[int, Explanation],
+    predictions: Mapping[int, Prediction],
 ) -> ExplainTask:
     """Read what a side's explanations need from the store."""
     unit = load_unit(store, run, target[0])

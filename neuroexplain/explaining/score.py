@@ -124,7 +124,9 @@ def predict_controls(
         assert task.prediction is not None
         trials = Trials(scorer, task.evidence, task.tokens, together)
         made = as_stored(trials.compare(task.prediction, task.control))
-        return Explained(task.explanation, made, tuple(compute_scores(task.evidence, made)), replaces=task.prediction)
+        return Explained(
+            task.explanation, made, tuple(compute_scores(task.evidence, made)), replaces=task.prediction
+        )
 
     failed = 0
     done = len(explanations) - len(pending)
@@ -134,7 +136,9 @@ def predict_controls(
         saving.add([made], counts=False)
         failed += made.prediction is not None and made.prediction.control_explanation_id is None
         done += 1
-        yield Progress("comparing", done, len(explanations), "explanations", failed, tokens=saving.prompt_tokens)
+        yield Progress(
+            "comparing", done, len(explanations), "explanations", failed, tokens=saving.prompt_tokens
+        )
 
 
 def find_predictions(
@@ -154,7 +158,11 @@ def find_predictions(
 
 
 def plan_prediction(
-    store: Store, run: Run, explanation: Explanation, control: Explanation | None, prediction: Prediction | None
+    store: Store,
+    run: Run,
+    explanation: Explanation,
+    control: Explanation | None,
+    prediction: Prediction | None,
 ) -> PredictTask:
     """Read what is needed of the unit."""
     unit = load_unit(store, run, explanation.unit)
@@ -212,7 +220,9 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
 
 def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
     unit = load_unit(store, run, unit_id)
-    sides = {e.id: e.side for e in list_explanations(store, run.id, unit_id, status=Status.OK) if e.id is not None}
+    sides = {
+        e.id: e.side for e in list_explanations(store, run.id, unit_id, status=Status.OK) if e.id is not None
+    }
     evidence = {side: Evidence.of(run, unit, side) for side in set(sides.values())}
     stored: dict[tuple[int, str, str], dict[ScoreKey, Score]] = {}
     for s in list_scores(store, sides):

@@ -9,7 +9,16 @@ from dataclasses import replace
 import numpy as np
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.evidence import Explanation, Headline, PredictedRecord, Prediction, Provenance, Split, Status, Tokens
+from neuroexplain.evidence import (
+    Explanation,
+    Headline,
+    PredictedRecord,
+    Prediction,
+    Provenance,
+    Split,
+    Status,
+    Tokens,
+)
 from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers.base import OpenScorer, Predicted, Predictions, compute_scores
 from neuroexplain.scoring.sides import Evidence, Place, Trial
@@ -37,7 +46,9 @@ class Trials:
         Of several hypotheses (a union) each token has the greatest of their values.
         """
         there = {(r.kind, r.rank) for r in made.records}
-        missing = [trial for trial in self._trials.values() if trial.split in splits and trial.place not in there]
+        missing = [
+            trial for trial in self._trials.values() if trial.split in splits and trial.place not in there
+        ]
         if made.status != Status.OK or not missing:
             return made
         began = time.perf_counter()
@@ -59,9 +70,12 @@ class Trials:
         try:
             tokens = self._ask(control.hypotheses, [self._trials[r.kind, r.rank] for r in made.records])
         except LlmReplyError as error:
-            return replace(made, reason=f"the other explanation's simulation failed, {error.status}: {error.reason}")
+            return replace(
+                made, reason=f"the other explanation's simulation failed, {error.status}: {error.reason}"
+            )
         records = tuple(
-            replace(r, control=self._record(self._trials[r.kind, r.rank], control.hypotheses).values) for r in made.records
+            replace(r, control=self._record(self._trials[r.kind, r.rank], control.hypotheses).values)
+            for r in made.records
         )
         spent = made.provenance.seconds + time.perf_counter() - began
         cost = replace(made.provenance, prompt_tokens=made.provenance.prompt_tokens + tokens, seconds=spent)
@@ -73,15 +87,21 @@ class Trials:
         All trials of a split are asked together, so that a prediction never depends on which of them were missing.
         """
         splits = dict.fromkeys(trial.split for trial in trials)
-        questions = [(text, split) for split in splits for text in hypotheses if (text, split) not in self._known]
-        together = {split: [trial for trial in self._trials.values() if trial.split == split] for split in splits}
+        questions = [
+            (text, split) for split in splits for text in hypotheses if (text, split) not in self._known
+        ]
+        together = {
+            split: [trial for trial in self._trials.values() if trial.split == split] for split in splits
+        }
 
         def run(question: tuple[str, Split]) -> Predictions:
             text, split = question
             return self._scorer.run(text, together[split], self._tokens)
 
         sent = 0
-        for question, answer in map_in_flight(run, dict.fromkeys(questions), min(self._at_once, len(questions)) or 1):
+        for question, answer in map_in_flight(
+            run, dict.fromkeys(questions), min(self._at_once, len(questions)) or 1
+        ):
             own = zip(together[question[1]], answer.of, strict=True)
             self._known[question] = {trial.place: predicted for trial, predicted in own}
             sent += answer.prompt_tokens
@@ -98,15 +118,24 @@ class Trials:
 
 
 def select_score(
-    evidence: Evidence, prediction: Prediction | None, headline: Headline, among: Collection[Place] | None = None
+    evidence: Evidence,
+    prediction: Prediction | None,
+    headline: Headline,
+    among: Collection[Place] | None = None,
 ) -> float | None:
     """The headline on `select`, or on those of its records that are in `among`; None where it is undefined."""
     if prediction is None or prediction.status != Status.OK:
         return None
     if among is not None:
-        prediction = replace(prediction, records=tuple(r for r in prediction.records if (r.kind, r.rank) in among))
+        prediction = replace(
+            prediction, records=tuple(r for r in prediction.records if (r.kind, r.rank) in among)
+        )
     scores = compute_scores(evidence, prediction)
-    mine = (s.value for s in scores if s.split == "select" and s.metric == headline.metric and s.subset in headline.subsets)
+    mine = (
+        s.value
+        for s in scores
+        if s.split == "select" and s.metric == headline.metric and s.subset in headline.subsets
+    )
     return next(mine, None)
 
 

@@ -44,7 +44,12 @@ from neuroexplain.store.save_explained import save_explanations, save_prediction
 from neuroexplain.store.units import count_layer_units
 from neuroexplain.units import RECORD_LENGTH, SEGMENT_LENGTH, Source
 
-AT_END = ("n_segments", "n_documents", "n_tokens", "finished_at")  # fields of a run that are known when it is finished
+AT_END = (
+    "n_segments",
+    "n_documents",
+    "n_tokens",
+    "finished_at",
+)  # fields of a run that are known when it is finished
 LONGEST_NAME = 32  # characters of what is read
 Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by scorer and its model
 
@@ -78,7 +83,9 @@ def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, A
     limits = {"rank": range(max(told["top_k"], told["n_random"]))}  # of columns, by name
     limits |= {"segment": range(1 << 32), "token_id": range(1 << 24)}
     vocabulary = [
-        entry for some in read_batches(folder, "vocabulary", lambda row: VocabularyEntry(**row), limits) for entry in some
+        entry
+        for some in read_batches(folder, "vocabulary", lambda row: VocabularyEntry(**row), limits)
+        for entry in some
     ]
     if len({entry.token_id for entry in vocabulary}) != len(vocabulary) or not vocabulary:
         raise DamagedFolder(folder / "vocabulary", "tokens are missing or there twice")
@@ -100,7 +107,9 @@ def _import_tables(store: Store, run_id: int, folder: Path, told: Mapping[str, A
         own = limits | {"neuron": range(width)}
         if count_layer_units(store, run_id, layer) < width:
             save_collected_layer(store, run_id, read_layer(folder, layer, width, told["dtype"], own, known))
-        for asked in read_batches(folder, "explanations", partial(explanation_of, prompts=prompts), own, layer):
+        for asked in read_batches(
+            folder, "explanations", partial(explanation_of, prompts=prompts), own, layer
+        ):
             new_ids.add(asked, save_explanations(store, run_id, asked))
         yield Progress("importing", done, len(layers), "layers")
     for done, layer in enumerate(layers, 1):  # a prediction may name an explanation of any layer
@@ -119,9 +128,13 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
         told = json.loads(file.read_text(encoding="utf-8"))
         json.dumps(told, ensure_ascii=False, allow_nan=False).encode()  # nothing that no database holds
     except (OSError, ValueError, RecursionError) as error:
-        raise NeuroexplainError(f"{folder} has no run.json that can be read: it is no export of ours ({error}).") from error
+        raise NeuroexplainError(
+            f"{folder} has no run.json that can be read: it is no export of ours ({error})."
+        ) from error
     if not isinstance(told, dict) or told.get("format") not in (1, VERSION):
-        raise NeuroexplainError(f"{folder} was written in another version of this format; 1 and {VERSION} are read.")
+        raise NeuroexplainError(
+            f"{folder} was written in another version of this format; 1 and {VERSION} are read."
+        )
     if told["format"] == 1:
         told |= _sources_of_version_1(file, told)
     hints = get_type_hints(Run)
@@ -129,7 +142,9 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
     if not wrong:
         layers, stride = told["layers"], told["config"].get("segment_stride", SEGMENT_LENGTH)
         fits = {name: 0 <= told[name] < 1 << 63 for name, hint in hints.items() if hint is int}
-        fits["layers"] = 0 < len(layers) == len(set(layers)) and all(layer in range(told["n_layers"]) for layer in layers)
+        fits["layers"] = 0 < len(layers) == len(set(layers)) and all(
+            layer in range(told["n_layers"]) for layer in layers
+        )
         fits["sources"] = [source["layer"] for source in told["sources"]] == layers and all(
             0 < source["width"] < 1 << 31 for source in told["sources"]
         )
@@ -145,12 +160,21 @@ def _read_run_json(folder: Path) -> dict[str, Any]:
 def _sources_of_version_1(file: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     """Exports of version 1 hold neurons alone and one width; where they were read follows from the activation."""
     width, layers, config = told.get("d_mlp"), told.get("layers"), told.get("config")
-    if type(width) is not int or not 0 < width < 1 << 31 or not isinstance(layers, list) or not isinstance(config, dict):
+    if (
+        type(width) is not int
+        or not 0 < width < 1 << 31
+        or not isinstance(layers, list)
+        or not isinstance(config, dict)
+    ):
         raise DamagedFolder(file, f"d_mlp is {json.dumps(width)[:60]}")
     side = "output" if told.get("activation") == "act" else "input"
     read = {"kind": "mlp", "module": None, "side": side, "width": width, "dtype": told.get("dtype")}
     sources = [{"layer": layer, **read, "group_size": None, "encoder": None} for layer in layers]
-    return {"sources": sources, "rectified": False, "config": {**config, "source": "mlp"} if "model" in config else config}
+    return {
+        "sources": sources,
+        "rectified": False,
+        "config": {**config, "source": "mlp"} if "model" in config else config,
+    }
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -158,7 +182,11 @@ def _is_of(value: Any, hint: Any) -> bool:
     kind, of = get_origin(hint), get_args(hint)
     if hint is Source:
         hints = get_type_hints(Source)
-        return isinstance(value, dict) and value.keys() == hints.keys() and all(_is_of(value[k], hints[k]) for k in hints)
+        return (
+            isinstance(value, dict)
+            and value.keys() == hints.keys()
+            and all(_is_of(value[k], hints[k]) for k in hints)
+        )
     if kind is Literal:
         return value in of
     if kind is UnionType:
@@ -191,7 +219,9 @@ def _read_scores(folder: Path, limits: Mapping[str, range], layer: int) -> Itera
     for explanation_id, own in groupby(rows, key=lambda row: row["explanation_id"]):
         scores: Scores = {}
         for row in own:
-            values = {name: row[name] for name in Score.__dataclass_fields__} | {"status": Status(row["status"])}
+            values = {name: row[name] for name in Score.__dataclass_fields__} | {
+                "status": Status(row["status"])
+            }
             scores.setdefault((row["scorer"], row["scorer_model"]), []).append(Score(**values))
         if any(len({(s.split, s.subset, s.metric) for s in same}) < len(same) for same in scores.values()):
             raise DamagedFolder(folder / "scores", f"explanation {explanation_id} has a score twice")
@@ -209,7 +239,9 @@ def _join_scores(
         for one in some:
             while at < one.explanation_id and not own:
                 at, own = next(scores, end)
-            made.append((one, own.pop((one.scorer, one.provenance.model), []) if at == one.explanation_id else []))
+            made.append(
+                (one, own.pop((one.scorer, one.provenance.model), []) if at == one.explanation_id else [])
+            )
         yield made
     if own or next(scores, None) is not None:
         raise DamagedFolder(folder / "scores", "there are scores without their prediction")
@@ -238,9 +270,17 @@ class NewIds:
         return int(news[at]) if at < len(olds) and olds[at] == old else None
 
 
-def _with_new_ids(folder: Path, made: Prediction, scores: Sequence[Score], new_ids: NewIds) -> tuple[Prediction, list[Score]]:
+def _with_new_ids(
+    folder: Path, made: Prediction, scores: Sequence[Score], new_ids: NewIds
+) -> tuple[Prediction, list[Score]]:
     own = new_ids.find(made.explanation_id)
     if own is None:
-        raise DamagedFolder(folder / "explanations", f"{made.explanation_id}, which {made.unit} was explained by, is missing")
-    moved = replace(made, explanation_id=own, control_explanation_id=new_ids.find(made.control_explanation_id))
-    return moved, [replace(score, control_explanation_id=new_ids.find(score.control_explanation_id)) for score in scores]
+        raise DamagedFolder(
+            folder / "explanations", f"{made.explanation_id}, which {made.unit} was explained by, is missing"
+        )
+    moved = replace(
+        made, explanation_id=own, control_explanation_id=new_ids.find(made.control_explanation_id)
+    )
+    return moved, [
+        replace(score, control_explanation_id=new_ids.find(score.control_explanation_id)) for score in scores
+    ]

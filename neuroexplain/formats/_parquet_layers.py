@@ -24,7 +24,10 @@ from neuroexplain.units import KINDS, RECORD_LENGTH, Kind
 
 
 def neurons_table(found: CollectedLayer, width: int) -> pa.Table:
-    columns: dict[str, Any] = {"layer": np.full(width, found.layer, np.int32), "neuron": np.arange(width, dtype=np.int32)}
+    columns: dict[str, Any] = {
+        "layer": np.full(width, found.layer, np.int32),
+        "neuron": np.arange(width, dtype=np.int32),
+    }
     if found.stats is not None:
         columns |= {name: getattr(found.stats, name) for name in Stats.__dataclass_fields__}
     if found.vocabulary is not None:
@@ -40,10 +43,21 @@ def exemplars_table(store: Store, run: Run, found: CollectedLayer, texts: pa.Arr
             continue
         segments, starts = x.segments[neuron, rank], x.starts[neuron, rank]
         ids = load_segment_ids(store, run.id, set(segments.tolist()))
-        tokens = np.stack([ids[s][a : a + RECORD_LENGTH] for s, a in zip(segments.tolist(), starts.tolist(), strict=True)])
-        shown = pa.DictionaryArray.from_arrays(np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32), texts)
-        columns: dict[str, Any] = {"layer": np.full(len(neuron), found.layer, np.int32), "neuron": neuron.astype(np.int32)}
-        columns |= {"kind": [kind] * len(neuron), "rank": rank.astype(np.int32), "activation": x.peaks[neuron, rank]}
+        tokens = np.stack(
+            [ids[s][a : a + RECORD_LENGTH] for s, a in zip(segments.tolist(), starts.tolist(), strict=True)]
+        )
+        shown = pa.DictionaryArray.from_arrays(
+            np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32), texts
+        )
+        columns: dict[str, Any] = {
+            "layer": np.full(len(neuron), found.layer, np.int32),
+            "neuron": neuron.astype(np.int32),
+        }
+        columns |= {
+            "kind": [kind] * len(neuron),
+            "rank": rank.astype(np.int32),
+            "activation": x.peaks[neuron, rank],
+        }
         columns |= {name: getattr(x, name)[neuron, rank] for name in PLACES}
         columns["tokens"] = pa.FixedSizeListArray.from_arrays(shown.cast(pa.string()), RECORD_LENGTH)
         columns["activations"] = pa.FixedSizeListArray.from_arrays(
@@ -70,8 +84,14 @@ def read_layer(
     with reading(file):
         if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
             raise ValueError(f"it does not hold the neurons 0 to {width - 1} in order")
-        columns = {name: neurons[name].to_numpy() for name in neurons.column_names if name in Stats.__dataclass_fields__}
-        readings = {name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names}
+        columns = {
+            name: neurons[name].to_numpy()
+            for name in neurons.column_names
+            if name in Stats.__dataclass_fields__
+        }
+        readings = {
+            name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names
+        }
         if len({array.shape for array in readings.values()}) > 1:
             raise ValueError("vocabulary readings are of different lengths")
         stats = StatsArrays(**columns) if columns else None

@@ -32,7 +32,11 @@ def score_row(stored: StoredScore) -> dict[str, Any]:
 
 
 def explanation_row(one: Any) -> dict[str, Any]:
-    row = {name: getattr(one, name) for name in one.__dataclass_fields__ if name not in ("unit", "provenance", "records")}
+    row = {
+        name: getattr(one, name)
+        for name in one.__dataclass_fields__
+        if name not in ("unit", "provenance", "records")
+    }
     provenance = asdict(one.provenance) | {"sampling": json.dumps(dict(one.provenance.sampling))}
     return neuron_row(one.unit) | row | provenance
 
@@ -43,7 +47,12 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
 
     names = ("values", "detail", "control")
     records = [
-        {"kind": r.kind, "rank": r.rank, "first": r.first, **{name: listed(getattr(r, name)) for name in names}}
+        {
+            "kind": r.kind,
+            "rank": r.rank,
+            "first": r.first,
+            **{name: listed(getattr(r, name)) for name in names},
+        }
         for r in prediction.records
     ]
     return explanation_row(prediction) | {"records": records}
@@ -68,11 +77,15 @@ def provenance_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Pr
 
 def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
     names = set(Explanation.__dataclass_fields__) - {"unit", "provenance"}
-    values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+    values: dict[str, Any] = {
+        name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names
+    }
     if values["status"] == Status.OK and values["text"] is None:
         raise ValueError(f"explanation {values['id']} has no text")
     values["status"] = Status(values["status"])
-    return Explanation(unit=UnitId(row["layer"], row["neuron"]), provenance=provenance_of(row, prompts), **values)
+    return Explanation(
+        unit=UnitId(row["layer"], row["neuron"]), provenance=provenance_of(row, prompts), **values
+    )
 
 
 def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
@@ -92,17 +105,23 @@ def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Pr
 
 def record_of(row: Mapping[str, Any], codec: Codec) -> PredictedRecord:
     values, detail, control = (
-        None if (numbers := row[name]) is None else np.array([np.nan if v is None else v for v in numbers], np.float32)
+        None
+        if (numbers := row[name]) is None
+        else np.array([np.nan if v is None else v for v in numbers], np.float32)
         for name in ("values", "detail", "control")
     )
     n = 0 if values is None else len(values)
-    is_placed = row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - n + 1)
+    is_placed = (
+        row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - n + 1)
+    )
     is_whole = values is not None and n > 0 and all(x is None or len(x) == n for x in (detail, control))
     is_whole &= not codec.in_steps or n == CROP_LENGTH  # levels are of a crop
     most = float(np.finfo(codec.dtype).max)
     is_finite = not any(x is not None and (np.abs(x) > most).any() for x in (values, control))
     is_mass = not codec.in_steps or detail is None or bool(((detail >= 0) & (detail <= 1)).all())
     if not (is_placed and is_whole and is_finite and is_mass):
-        raise ValueError(f"the predicted record {row['kind']} {row['rank']} does not hold what its scorer predicts")
+        raise ValueError(
+            f"the predicted record {row['kind']} {row['rank']} does not hold what its scorer predicts"
+        )
     assert values is not None
     return PredictedRecord(row["kind"], row["rank"], row["first"], values, detail, control)

@@ -28,7 +28,16 @@ from neuroexplain.formats import _parquet_version_1 as version_1
 from neuroexplain.units import RECORD_LENGTH
 
 VERSION = 2
-TABLES = ("neurons", "exemplars", "explanations", "scores", "predictions", "segments", "vocabulary", "prompts")
+TABLES = (
+    "neurons",
+    "exemplars",
+    "explanations",
+    "scores",
+    "predictions",
+    "segments",
+    "vocabulary",
+    "prompts",
+)
 READINGS = {f"{which}_ids": pa.list_(pa.uint32()) for which in ("promoted", "suppressed")}
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 AT_ONCE = 500  # rows of a table that are in memory
@@ -48,7 +57,9 @@ class DamagedFolder(NeuroexplainError):
 
     def __init__(self, file: Path, how: object) -> None:
         said = str(how).strip("'.\n")
-        super().__init__(f"{file} is damaged: {said}. Nothing of it was imported. Copy or export the folder anew.")
+        super().__init__(
+            f"{file} is damaged: {said}. Nothing of it was imported. Copy or export the folder anew."
+        )
 
 
 def table_schema(table: str) -> pa.Schema:
@@ -65,7 +76,14 @@ def table_schema(table: str) -> pa.Schema:
         "predictions": [*neuron, *_columns(Prediction), *_columns(Provenance), ("records", RECORDS)],
         "scores": [*neuron, *_columns(Score), *scored],
         "neurons": [*neuron, *_columns(Stats), *READINGS.items()],
-        "exemplars": [*neuron, ("kind", pa.string()), ("rank", pa.int64()), *placed, ("activation", pa.float32()), activations],
+        "exemplars": [
+            *neuron,
+            ("kind", pa.string()),
+            ("rank", pa.int64()),
+            *placed,
+            ("activation", pa.float32()),
+            activations,
+        ],
     }
     fields = (one if isinstance(one, pa.Field) else pa.field(*one, nullable=False) for one in columns[table])
     return pa.schema(fields)
@@ -107,7 +125,10 @@ def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Tabl
         rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
     if table == "neurons":
         absent = [
-            name for group in (Stats.__dataclass_fields__, READINGS) for name in group if not {*group} & {*rows.column_names}
+            name
+            for group in (Stats.__dataclass_fields__, READINGS)
+            for name in group
+            if not {*group} & {*rows.column_names}
         ]
         schema = pa.schema([one for one in schema if one.name not in absent])
     found = rows.select(schema.names).cast(schema)
@@ -139,7 +160,11 @@ def read_table(folder: Path, table: str, limits: Mapping[str, range], layer: int
 
 
 def read_batches(
-    folder: Path, table: str, make: Callable[[dict[str, Any]], T], limits: Mapping[str, range], layer: int | None = None
+    folder: Path,
+    table: str,
+    make: Callable[[dict[str, Any]], T],
+    limits: Mapping[str, range],
+    layer: int | None = None,
 ) -> Iterator[list[T]]:
     """What is made of the rows of a table's files, or of one layer's, some at a time, in the order they were written."""
     if layer is not None:

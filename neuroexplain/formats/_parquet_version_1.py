@@ -40,7 +40,14 @@ def _scores(rows: pa.Table) -> pa.Table:
         others = {metric: row.pop(metric) for metric in METRICS}
         made.append(row)
         made += [
-            {**row, **dict.fromkeys(OF_CORRELATION), "metric": metric, "value": value, "status": "ok", "reason": None}
+            {
+                **row,
+                **dict.fromkeys(OF_CORRELATION),
+                "metric": metric,
+                "value": value,
+                "status": "ok",
+                "reason": None,
+            }
             for metric, value in others.items()
             if value is not None
         ]
@@ -52,7 +59,9 @@ def _predictions(rows: pa.Table) -> pa.Table:
         {
             **row,
             "codec": "levels",
-            "records": [{RECORD.get(name, name): value for name, value in record.items()} for record in row["records"]],
+            "records": [
+                {RECORD.get(name, name): value for name, value in record.items()} for record in row["records"]
+            ],
         }
         for row in rows.to_pylist()
     ]

@@ -20,7 +20,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise NeuroexplainError(f"{folder} exists already. Name a folder that does not.")
     try:
-        around = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name that nobody has
+        around = Path(
+            tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+        )  # a name that nobody has
         try:
             partial = around / folder.name
             partial.mkdir()  # with the rights that any new folder has

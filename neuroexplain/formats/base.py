@@ -33,7 +33,9 @@ class Format:
 
     name: ClassVar[str]
     about: ClassVar[str]  # in a few words
-    holds_whole_runs: ClassVar[bool] = False  # whether a folder holds all units of a run, or those that are named
+    holds_whole_runs: ClassVar[bool] = (
+        False  # whether a folder holds all units of a run, or those that are named
+    )
 
     @property
     def is_written(self) -> bool:

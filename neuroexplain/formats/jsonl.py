@@ -19,7 +19,10 @@ from neuroexplain.units import UnitId
 
 def export_jsonl(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
     """Write folder/neurons.jsonl.gz, a line a neuron, in order. The folder appears when it is whole."""
-    with whole_folder(folder) as partial, gzip.open(partial / "neurons.jsonl.gz", "wb", compresslevel=5) as file:
+    with (
+        whole_folder(folder) as partial,
+        gzip.open(partial / "neurons.jsonl.gz", "wb", compresslevel=5) as file,
+    ):
         for done, neuron in enumerate(neurons, 1):
             line = json.dumps(show_json(load_page(store, run, neuron)), ensure_ascii=True, allow_nan=False)
             file.write(line.encode() + b"\n")

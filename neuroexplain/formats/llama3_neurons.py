@@ -26,7 +26,13 @@ from neuroexplain.runtime.progress import Progress
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
-from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.save_collected import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_segments,
+    save_vocabulary,
+)
 from neuroexplain.store.units import count_layer_units, load_collected_layer, load_segment_ids
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
@@ -60,10 +66,18 @@ def import_llama3_neurons(
     wrong = [layer for layer in wanted if layer >= n_layers]
     if wrong:
         raise NeuroexplainError(f"{folder} has no layer {wrong[0]}: it has {n_layers}, counted from 0.")
-    config = {"format": NAME, "folder": str(folder.resolve()), "layers": list(wanted), "segment_stride": 1, "shard": None}
+    config = {
+        "format": NAME,
+        "folder": str(folder.resolve()),
+        "layers": list(wanted),
+        "segment_stride": 1,
+        "shard": None,
+    }
     whose = subject, tokenizer_sha256, activation
     same = (
-        run for run in list_runs(store) if run.config == config and (run.subject, run.tokenizer_sha256, run.activation) == whose
+        run
+        for run in list_runs(store)
+        if run.config == config and (run.subject, run.tokenizer_sha256, run.activation) == whose
     )
     earlier = {run.status: run.id for run in same}
     if "finished" in earlier:
@@ -73,10 +87,21 @@ def import_llama3_neurons(
     run_id = earlier.get("running")
     if run_id is None:
         dtype = "bfloat16" if all(_is_bfloat16(act[layer]) for layer in wanted) else "float32"
-        fields: dict[str, Any] = {"subject": subject, "dtype": dtype, "activation": activation, "layers": list(wanted)}
+        fields: dict[str, Any] = {
+            "subject": subject,
+            "dtype": dtype,
+            "activation": activation,
+            "layers": list(wanted),
+        }
         side: Literal["input", "output"] = "output" if activation == "act" else "input"
         fields |= {"sources": [Source(layer, "mlp", None, side, d_mlp, dtype) for layer in wanted]}
-        fields |= {"n_layers": n_layers, "top_k": k, "n_random": 0, "seed": 0, "tokenizer_sha256": tokenizer_sha256}
+        fields |= {
+            "n_layers": n_layers,
+            "top_k": k,
+            "n_random": 0,
+            "seed": 0,
+            "tokenizer_sha256": tokenizer_sha256,
+        }
         run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
         save_vocabulary(store, run_id, vocabulary)
     yield Progress("importing", 0, len(wanted), "layers")
@@ -84,7 +109,9 @@ def import_llama3_neurons(
         for done, layer in enumerate(wanted, 1):
             if count_layer_units(store, run_id, layer) < d_mlp:
                 places = np.asarray(index[layer], np.int64)
-                found = _layer(layer, places, act[layer], token[layer])  # checked before anything of it is stored
+                found = _layer(
+                    layer, places, act[layer], token[layer]
+                )  # checked before anything of it is stored
                 save_segments(store, run_id, _segments(places, token[layer]))
                 save_collected_layer(store, run_id, found)
             yield Progress("importing", done, len(wanted), "layers")
@@ -98,7 +125,9 @@ def export_llama3_neurons(store: Store, run: Run, folder: Path) -> Generator[Pro
     """
     widths = {source.width for source in run.sources}
     if run.kind != "mlp" or len(widths) != 1:
-        raise NeuroexplainError(f"Run {run.id} holds {run.kind} units; {NAME} is made of MLP neurons. Try  export parquet")
+        raise NeuroexplainError(
+            f"Run {run.id} holds {run.kind} units; {NAME} is made of MLP neurons. Try  export parquet"
+        )
     shape = (len(run.layers), *widths, run.top_k)
     if run.config.get("sign") == "negative":
         raise NeuroexplainError(
@@ -136,7 +165,9 @@ def _open_arrays(folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]
         try:
             found.append(np.load(file, mmap_mode="r", allow_pickle=False))
         except FileNotFoundError as error:
-            raise NeuroexplainError(f"There is no {file}: the published data are index.npy, act.npy and token.npy.") from error
+            raise NeuroexplainError(
+                f"There is no {file}: the published data are index.npy, act.npy and token.npy."
+            ) from error
         except (OSError, ValueError) as error:
             raise NeuroexplainError(f"Cannot read {file}: {error}.") from error
     index, act, token = found
@@ -158,7 +189,11 @@ def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> Iterator[Segment
     distinct, first = np.unique(index.reshape(-1), return_index=True)
     flat = token.reshape(-1, RECORD_LENGTH)
     places = zip(distinct.tolist(), first.tolist(), strict=True)
-    return (Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32)) for start, place in places if start != UNUSED)
+    return (
+        Segment(start + WINDOW_START, np.asarray(flat[place], np.uint32))
+        for start, place in places
+        if start != UNUSED
+    )
 
 
 def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArray[Any]) -> CollectedLayer:
@@ -174,7 +209,9 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArr
     peaks = np.where(used, activations[:, :, PEAK_INDEX], -np.inf)
     order = np.lexsort((index, -peaks), axis=1)  # by activation, ties by place
     index, peaks = np.take_along_axis(index, order, 1), np.take_along_axis(peaks, order, 1)
-    windows = np.where(index == UNUSED, 0, index + WINDOW_START)  # the segment numbers of the run: where each record begins
+    windows = np.where(
+        index == UNUSED, 0, index + WINDOW_START
+    )  # the segment numbers of the run: where each record begins
     counts = used.sum(axis=1)
     shape = index.shape
     top = ExemplarArrays(
@@ -191,7 +228,10 @@ def _layer(layer: int, index: NDArray[np.int64], act: NDArray[Any], token: NDArr
 
 
 def _is_bfloat16(act: NDArray[Any]) -> bool:
-    chunks = (np.ascontiguousarray(act[i : i + NEURONS_AT_ONCE], np.float32) for i in range(0, len(act), NEURONS_AT_ONCE))
+    chunks = (
+        np.ascontiguousarray(act[i : i + NEURONS_AT_ONCE], np.float32)
+        for i in range(0, len(act), NEURONS_AT_ONCE)
+    )
     return not any(np.any(chunk.view(np.uint32) & 0xFFFF) for chunk in chunks)
 
 

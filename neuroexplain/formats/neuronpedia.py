@@ -33,7 +33,9 @@ CREATOR = "clkht01d40000jv08hvalcvly"  # the user that a Neuronpedia of one's ow
 NO_BIN = -1.0  # its mark for "among the strongest", in place of an interval and the share of tokens in it
 
 
-def export_neuronpedia(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+def export_neuronpedia(
+    store: Store, run: Run, neurons: Sequence[UnitId], folder: Path
+) -> Generator[Progress]:
     """Write the neurons' features, activations (top and bottom records) and explanations that are ok."""
     done, explained_by = 0, set()
     with whole_folder(folder) as partial:
@@ -45,7 +47,11 @@ def export_neuronpedia(store: Store, run: Run, neurons: Sequence[UnitId], folder
                 _write(source / f"{name}.jsonl", [line])
             own = list(group)
             for first in range(0, len(own), BATCH):
-                rows: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
+                rows: dict[str, list[dict[str, Any]]] = {
+                    "features": [],
+                    "activations": [],
+                    "explanations": [],
+                }
                 for neuron in own[first : first + BATCH]:
                     page = load_page(store, run, neuron)
                     rows["features"].append(feature_row(page))
@@ -53,21 +59,26 @@ def export_neuronpedia(store: Store, run: Run, neurons: Sequence[UnitId], folder
                     rows["explanations"] += explanation_rows(page)
                     done += 1
                     yield Progress("exporting", done, len(neurons), "neurons")
-                explained_by |= {(one["typeName"], one["explanationModelName"]) for one in rows["explanations"]}
+                explained_by |= {
+                    (one["typeName"], one["explanationModelName"]) for one in rows["explanations"]
+                }
                 for name, lines in rows.items():
                     if lines:
                         _write(source / name / f"batch-{first // BATCH}.jsonl.gz", lines)
         (partial / "config").mkdir()
         types, models = ({one[i] for one in explained_by} for i in (0, 1))
         _write(
-            partial / "config" / "explanation_type.jsonl", [{**_named(name), "creatorId": CREATOR} for name in sorted(types)]
+            partial / "config" / "explanation_type.jsonl",
+            [{**_named(name), "creatorId": CREATOR} for name in sorted(types)],
         )
         _write(partial / "config" / "explanation_model_type.jsonl", [_named(name) for name in sorted(models)])
 
 
 def model_id(run: Run) -> str:
     """Its id of the subject: small letters, digits, dashes and underscores."""
-    return re.sub(r"[^a-z0-9_-]+", "-", short_name(run.subject).rsplit("/", 1)[-1].lower()).strip("-") or "model"
+    return (
+        re.sub(r"[^a-z0-9_-]+", "-", short_name(run.subject).rsplit("/", 1)[-1].lower()).strip("-") or "model"
+    )
 
 
 def source_id(run: Run, layer: int) -> str:
@@ -82,7 +93,12 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
     return {
         "release": {"name": f"{model_id(run)}-{_set_name(run)}", "description": title, "urls": [], **made},
         "model": {
-            **{"id": model_id(run), "displayName": name, "displayNameShort": name, "owner": name.split("/")[0]},
+            **{
+                "id": model_id(run),
+                "displayName": name,
+                "displayNameShort": name,
+                "owner": name.split("/")[0],
+            },
             **{
                 "layers": run.n_layers,
                 "neuronsPerLayer": max(source.width for source in run.sources),
@@ -95,8 +111,17 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
             "releaseName": f"{model_id(run)}-{_set_name(run)}",
         },
         "source": {
-            **{"id": source_id(run, layer), "modelId": model_id(run), "setName": _set_name(run), "creatorId": CREATOR},
-            **{"dataset": corpus_name(run), "num_prompts": run.n_segments, "num_tokens_in_prompt": SEGMENT_LENGTH},
+            **{
+                "id": source_id(run, layer),
+                "modelId": model_id(run),
+                "setName": _set_name(run),
+                "creatorId": CREATOR,
+            },
+            **{
+                "dataset": corpus_name(run),
+                "num_prompts": run.n_segments,
+                "num_tokens_in_prompt": SEGMENT_LENGTH,
+            },
             "visibility": "PUBLIC",
         },
     }
@@ -164,7 +189,11 @@ def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
 
 def _whose(page: UnitPage) -> Mapping[str, str]:
     neuron = page.unit.id
-    return {"modelId": model_id(page.run), "layer": source_id(page.run, neuron.layer), "index": str(neuron.index)}
+    return {
+        "modelId": model_id(page.run),
+        "layer": source_id(page.run, neuron.layer),
+        "index": str(neuron.index),
+    }
 
 
 def _key(page: UnitPage) -> str:

@@ -61,11 +61,19 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             prompts |= {e.provenance.prompt_sha256 for e in explanations}
             ids = [e.id for e in explanations if e.id is not None]
             write_rows(partial, "predictions", name, _prediction_rows(store, ids, prompts))
-            write_rows(partial, "scores", name, (score_row(one) for some in _slices(ids) for one in list_scores(store, some)))
+            write_rows(
+                partial,
+                "scores",
+                name,
+                (score_row(one) for some in _slices(ids) for one in list_scores(store, some)),
+            )
             yield Progress("exporting", done, len(run.layers), "layers")
         texts_of = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
         write_rows(
-            partial, "prompts", "all", ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in texts_of)
+            partial,
+            "prompts",
+            "all",
+            ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in texts_of),
         )
         held = [name for name in TABLES if any((partial / name).iterdir())]
         for name in set(TABLES) - set(held):
@@ -79,7 +87,9 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
         (partial / "run.json").write_text(json.dumps(told, indent=1))
 
 
-def _prediction_rows(store: Store, explanation_ids: Sequence[int], prompts: set[str | None]) -> Iterator[dict[str, Any]]:
+def _prediction_rows(
+    store: Store, explanation_ids: Sequence[int], prompts: set[str | None]
+) -> Iterator[dict[str, Any]]:
     """The predictions of explanations, some at a time; their prompts are added to `prompts`."""
     for some in _slices(explanation_ids):
         for one in list_predictions(store, some):
@@ -95,7 +105,8 @@ def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _card(run: Run, held: Sequence[str]) -> str:
     configs = "\n".join(
-        f"- config_name: {name}\n  data_files: {name}/*.parquet" + ("\n  default: true" if name == "exemplars" else "")
+        f"- config_name: {name}\n  data_files: {name}/*.parquet"
+        + ("\n  default: true" if name == "exemplars" else "")
         for name in held
     )
     subject = json.dumps(short_name(run.subject))

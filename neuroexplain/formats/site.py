@@ -51,7 +51,9 @@ def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path)
     links = Links(is_site=True)
     vocabulary = Vocabulary.load(store, run.id)
     with whole_folder(folder) as partial:
-        shutil.copytree(views.HERE / "static", partial / "static", ignore=shutil.ignore_patterns("swagger-ui", "docs.js"))
+        shutil.copytree(
+            views.HERE / "static", partial / "static", ignore=shutil.ignore_patterns("swagger-ui", "docs.js")
+        )
         data = partial / "data"
         for name in ("neurons", "fragments"):
             (data / name).mkdir(parents=True)
@@ -69,7 +71,11 @@ def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path)
                     view = views.neuron_view(page, links, neighbours=neurons, place=done)
                     pages[str(neuron)] = views.render("_neuron.html", n=view, links=links)
                     fragments |= {f"{neuron}/{part}": html for part, html in _fragments(page)}
-                    peaks = {page.tokens[int(x.token_ids[PEAK_INDEX])].text for x in page.unit.exemplars if x.kind == "top"}
+                    peaks = {
+                        page.tokens[int(x.token_ids[PEAK_INDEX])].text
+                        for x in page.unit.exemplars
+                        if x.kind == "top"
+                    }
                     tokens.add(peaks, order[first[done] : first[done + 1]].tolist())
                     done += 1
                     yield Progress("exporting", done, len(neurons), "neurons")
@@ -135,7 +141,9 @@ class _Index:
     def __enter__(self) -> _Index:
         self.folder.mkdir()
         self.stack = ExitStack()
-        self.files = [self.stack.enter_context((self.folder / f"{n}.lines").open("w")) for n in range(BUCKETS)]
+        self.files = [
+            self.stack.enter_context((self.folder / f"{n}.lines").open("w")) for n in range(BUCKETS)
+        ]
         return self
 
     def add(self, keys: Iterable[str], rows: Iterable[int]) -> None:
@@ -216,7 +224,10 @@ def _fragments(page: UnitPage) -> Iterator[tuple[str, str]]:
             yield f"records/{kind}", views.render("records.html", records=records)
     for prediction in page.predictions:
         if prediction.records and prediction.codec == "levels":
-            yield f"simulations/{prediction.id}", views.render("records.html", records=views.simulated_views(page, prediction))
+            yield (
+                f"simulations/{prediction.id}",
+                views.render("records.html", records=views.simulated_views(page, prediction)),
+            )
 
 
 def _write(file: Path, value: Any) -> None:

@@ -110,7 +110,9 @@ class AtRows:
             "max_tokens": 1,
             **NEUTRAL,
             "prompt_logprob_start": start,
-            "prompt_logprob_token_ids": [chosen if row in wanted else [] for row in range(start, len(question.token_ids) - 1)],
+            "prompt_logprob_token_ids": [
+                chosen if row in wanted else [] for row in range(start, len(question.token_ids) - 1)
+            ],
             "skip_reading_prefix_cache": not self._cached,
         }
         return {"token_ids": list(question.token_ids), "sampling_params": sampling}
@@ -181,7 +183,9 @@ class AtNext:
 
     def read(self, answer: NextAnswer, question: Question) -> NDArray[np.float64]:
         if [choice.index for choice in answer.choices] != list(range(len(question.rows))):
-            raise ValueError(f"{len(answer.choices)} choices for {len(question.rows)} prompts, or in another order")
+            raise ValueError(
+                f"{len(answer.choices)} choices for {len(question.rows)} prompts, or in another order"
+            )
         keys = [f"token_id:{token_id}" for token_id in question.chosen]
         logprobs = np.zeros((len(question.rows), len(keys)))
         for place, choice in enumerate(answer.choices):
@@ -243,7 +247,9 @@ class TopOfPrompt:
             except msgspec.DecodeError as error:
                 raise ValueError(f"prompt_logprobs: entry {row + 1}: {error}") from error
             if ids[row + 1] not in entry:  # vLLM adds the prompt's own token to the k
-                raise ValueError(f"prompt_logprobs: entry {row + 1} does not hold the prompt's token: shifted?")
+                raise ValueError(
+                    f"prompt_logprobs: entry {row + 1} does not hold the prompt's token: shifted?"
+                )
             if len(entry) < self._k:
                 raise ValueError(f"prompt_logprobs: entry {row + 1} holds {len(entry)} tokens for {self._k}")
             for column, token_id in enumerate(chosen):
@@ -256,7 +262,9 @@ _ENTRY = msgspec.json.Decoder(dict[int, Logprob])
 BY_PREFERENCE: Sequence[Way] = (AtRows(), AtNext(), TopOfPrompt(100), TopOfPrompt(20), TopOfPrompt(5))
 
 
-def sum_levels(logprobs: NDArray[np.float64], level_token_ids: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def sum_levels(
+    logprobs: NDArray[np.float64], level_token_ids: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
     """Log-probabilities of the chosen ids, [rows, all spellings], -> probabilities of the levels, [rows, n_levels].
 
     -inf is probability 0. Raises ValueError for NaN, for what is above 0 (but for rounding) and for a sum above 1.

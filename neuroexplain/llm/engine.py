@@ -36,7 +36,9 @@ class Usage:
 
     def __init__(self) -> None:
         self.requests = self.prompt_tokens = self.completion_tokens = 0
-        self.cached_tokens: int | None = 0  # prompt tokens that cost nothing; None where an answer did not say
+        self.cached_tokens: int | None = (
+            0  # prompt tokens that cost nothing; None where an answer did not say
+        )
         self._lock = threading.Lock()
 
     def add(self, prompt_tokens: int, cached_tokens: int | None, completion_tokens: int | None) -> None:
@@ -66,12 +68,18 @@ class Engine(Protocol):
         """The model's own, as Transformers loads it. Raises EngineError where it cannot be had."""
         ...
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
+    def generate(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int
+    ) -> Reply:
         """Answer a chat; models without a chat template read the turns as plain text."""
         ...
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
+        self,
+        token_ids: Sequence[int],
+        rows: Sequence[int],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
     ) -> NDArray[np.float64]:
         """The probability of each level at the token after each row, [rows, n_levels]: spellings of one level are summed.
 
@@ -102,7 +110,9 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """
     if tokenizer.chat_template:
         # Reasoning would leak into explanations; templates without that switch ignore it.
-        apply = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        apply = partial(
+            tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text = apply(turns)

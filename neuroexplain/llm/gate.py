@@ -27,7 +27,9 @@ class Gate:
         self._clock = clock
         self._changed = threading.Condition()
         self._inside = 0
-        self._failing_since: float | None = None  # when the first request began that failed since the last answer
+        self._failing_since: float | None = (
+            None  # when the first request began that failed since the last answer
+        )
         self._pause = 0.0  # seconds; 0: no failure since the last answer
         self._not_before = 0.0
         self._cut = 0.0  # when the limit was last lowered: requests that began earlier do not lower it again

@@ -21,7 +21,9 @@ from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
 
-_CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # renamed in 5.x
+_CACHE = (
+    "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+)  # renamed in 5.x
 
 
 class LocalEngine:
@@ -39,7 +41,9 @@ class LocalEngine:
         self._kept: tuple[tuple[int, ...], Any] = ((), None)
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
+    def generate(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int
+    ) -> Reply:
         began = time.perf_counter()
         ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
@@ -62,7 +66,11 @@ class LocalEngine:
         return Reply(text, len(ids), len(answer), time.perf_counter() - began)
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
+        self,
+        token_ids: Sequence[int],
+        rows: Sequence[int],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
     ) -> NDArray[np.float64]:
         self._check_length(len(token_ids))
         if shared > min(rows, default=shared):
@@ -71,7 +79,9 @@ class LocalEngine:
             known, cached = self._read_shared(tuple(token_ids[:shared]))
             self.used.add(len(token_ids), cached, 0)
             logits = self._logits(token_ids[shared:], [row - shared for row in rows], known)
-            chosen = logits[:, [token_id for ids in level_token_ids for token_id in ids]] - logits.logsumexp(-1, keepdim=True)
+            chosen = logits[:, [token_id for ids in level_token_ids for token_id in ids]] - logits.logsumexp(
+                -1, keepdim=True
+            )
         return sum_levels(chosen.double().cpu().numpy(), level_token_ids)
 
     def _logits(self, token_ids: Sequence[int], rows: Sequence[int], known: Any = None) -> torch.Tensor:
@@ -92,7 +102,10 @@ class LocalEngine:
         cached = len(token_ids)
         if self._kept[0] != token_ids:
             prompt = torch.tensor([token_ids], device=self._model.device)
-            self._kept, cached = (token_ids, getattr(self._model.base_model(prompt, use_cache=True), _CACHE)), 0
+            self._kept, cached = (
+                (token_ids, getattr(self._model.base_model(prompt, use_cache=True), _CACHE)),
+                0,
+            )
         return copy.deepcopy(self._kept[1]), cached  # a forward pass appends to it
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
@@ -109,4 +122,6 @@ class LocalEngine:
     def _check_length(self, n_tokens: int) -> None:
         longest = getattr(self._model.config, "max_position_embeddings", None)
         if longest is not None and n_tokens > longest:
-            raise LlmReplyError(Status.CONTEXT_TOO_LONG, f"{n_tokens:,} tokens, and {self.model} reads {longest:,}")
+            raise LlmReplyError(
+                Status.CONTEXT_TOO_LONG, f"{n_tokens:,} tokens, and {self.model} reads {longest:,}"
+            )

@@ -40,7 +40,10 @@ class Prompt:
         template = self.text.split("### worked neurons\n")[0]
         parts = re.split(r"^### (system|user|assistant)\n", template, flags=re.MULTILINE)[1:]
         turns = zip(parts[::2], parts[1::2], strict=True)
-        return [Message(role, re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], body).strip()) for role, body in turns]
+        return [
+            Message(role, re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], body).strip())
+            for role, body in turns
+        ]
 
 
 @cache
@@ -52,7 +55,10 @@ def load_prompt(name: str) -> Prompt:
         return Prompt(name, text)
     worked = (prompts_folder() / "examples" / wanted[1]).read_text(encoding="utf-8")
     examples = tuple(
-        WorkedNeuron(one["explanation"], tuple(tuple((token, level) for token, level in record) for record in one["records"]))
+        WorkedNeuron(
+            one["explanation"],
+            tuple(tuple((token, level) for token, level in record) for record in one["records"]),
+        )
         for one in json.loads(worked)
     )
     return Prompt(name, f"{text}### worked neurons\n{worked}", examples)

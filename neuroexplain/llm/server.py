@@ -19,14 +19,21 @@ from numpy.typing import NDArray
 
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import Status
-from neuroexplain.llm.distributions import BY_PREFERENCE, NEUTRAL, AtNext, AtRows, Question, Spent, TopOfPrompt, Way
+from neuroexplain.llm.distributions import (
+    BY_PREFERENCE,
+    NEUTRAL,
+    AtNext,
+    AtRows,
+    Question,
+    Spent,
+    TopOfPrompt,
+    Way,
+)
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
 from neuroexplain.llm.transport import FAULTS, KEPT, Refused, Transport, unusable
 
-THREE_WAYS = (
-    "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
-)
+THREE_WAYS = "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
 PROBES = 3  # of a way that answers what cannot be true, before it counts as not offered
 NEAR = 0.05  # by how much two ways may differ in a probability: in bfloat16 a server repeats itself to 0.01 or so
 
@@ -110,7 +117,9 @@ class ServerEngine:
             "that name was found. Serve the model under its hub name, or run where its folder is."
         )
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> Reply:
+    def generate(
+        self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int
+    ) -> Reply:
         began = time.perf_counter()
         ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
@@ -122,7 +131,9 @@ class ServerEngine:
         if choice.finish_reason not in (None, "stop", "length"):
             raise unusable(f"the server ended it for another reason: {choice.finish_reason!r}", raw)
         if len(choice.text) > KEPT:
-            raise unusable(f"the answer has {len(choice.text):,} characters, of at most {max_tokens} tokens", raw)
+            raise unusable(
+                f"the answer has {len(choice.text):,} characters, of at most {max_tokens} tokens", raw
+            )
         completion = answer.usage.completion_tokens if answer.usage is not None else None
         if completion is not None and not 0 <= completion <= max_tokens:
             raise unusable(f"{completion} tokens were generated, and at most {max_tokens} asked for", raw)
@@ -130,19 +141,29 @@ class ServerEngine:
             thought = choice.reasoning or choice.reasoning_content
             why = "holds only reasoning" if thought else "is empty"
             cut = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
-            raise LlmReplyError(Status.PARSE_ERROR, f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT])
+            raise LlmReplyError(
+                Status.PARSE_ERROR, f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT]
+            )
         text = opened_thought(self.tokenizer, ids) + choice.text
         return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
 
     def level_distributions(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]], shared: int = 0
+        self,
+        token_ids: Sequence[int],
+        rows: Sequence[int],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
     ) -> NDArray[np.float64]:  # vLLM's prefix cache finds what is shared
         self._check_length(len(token_ids) + 1)
         if len(rows) == 0:
             return np.zeros((0, len(level_token_ids)))
-        return self._ask(self.find_way(token_ids, rows, level_token_ids), Question(token_ids, rows, level_token_ids))
+        return self._ask(
+            self.find_way(token_ids, rows, level_token_ids), Question(token_ids, rows, level_token_ids)
+        )
 
-    def find_way(self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]) -> Way:
+    def find_way(
+        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
+    ) -> Way:
         """The best way in which this server gives distributions, found out once with a short piece of this prompt.
 
         A way must answer what is possible, and must agree with the most likely tokens where the server gives those. Exact
@@ -151,7 +172,9 @@ class ServerEngine:
         """
         with self._finding:
             if self._way is None:
-                self._way = self._probe(_short_question(token_ids, rows, level_token_ids), len(rows), len(token_ids))
+                self._way = self._probe(
+                    _short_question(token_ids, rows, level_token_ids), len(rows), len(token_ids)
+                )
             return self._way
 
     def close(self) -> None:
@@ -159,9 +182,13 @@ class ServerEngine:
 
     def _ask(self, way: Way, question: Question) -> NDArray[np.float64]:
         answer, raw = self._post(way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question))
-        if isinstance(way, AtRows) and answer.prompt_token_id_logprobs is None:  # the rows themselves were cached
+        if (
+            isinstance(way, AtRows) and answer.prompt_token_id_logprobs is None
+        ):  # the rows themselves were cached
             way = AtRows(cached=False)
-            answer, raw = self._post(way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question))
+            answer, raw = self._post(
+                way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question)
+            )
         try:
             return way.read(answer, question)
         except ValueError as error:
@@ -176,16 +203,24 @@ class ServerEngine:
         cached = None if path == AtNext.path and "logprob_token_ids" in asked else spent.cached_tokens
         self.used.add(n_prompt_tokens, cached, spent.completion_tokens)
         if spent.prompt_tokens is not None and spent.prompt_tokens != n_prompt_tokens:
-            raise unusable(f"the server read {spent.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent", raw)
+            raise unusable(
+                f"the server read {spent.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent",
+                raw,
+            )
         return answer, raw
 
     def _probe(self, question: Question, n_rows: int, n_tokens: int) -> Way:
         refused: dict[str, str] = {}
-        top = next((found for k in (20, 5) if (found := self._try(TopOfPrompt(k), question, refused)) is not None), None)
+        top = next(
+            (found for k in (20, 5) if (found := self._try(TopOfPrompt(k), question, refused)) is not None),
+            None,
+        )
         ways = list(BY_PREFERENCE)
         block = self._cache_block()
         if top is not None and block is not None and n_rows * (block + 1) / 2 > n_tokens:
-            ways.sort(key=lambda way: isinstance(way, AtNext))  # to compute more than the whole prompt: the last resort
+            ways.sort(
+                key=lambda way: isinstance(way, AtNext)
+            )  # to compute more than the whole prompt: the last resort
         for way in ways:
             found = self._try(way, question, refused)
             if found is not None and (top is None or _agree(found, top)):
@@ -224,17 +259,31 @@ class ServerEngine:
     def _list_models(self) -> list[dict[str, Any]]:
         try:
             answer = self._get("/v1/models")
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: a host that cannot be one
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            UnicodeError,
+        ) as error:  # UnicodeError: a host that cannot be one
             raise EngineError(f"There is no server at {self.url}: {error}.\n{THREE_WAYS}") from error
         if answer.status_code in (401, 403):
-            raise EngineError(f"The server at {self.url} wants a key ({answer.status_code}). Set NEUROEXPLAIN_API_KEY.")
+            raise EngineError(
+                f"The server at {self.url} wants a key ({answer.status_code}). Set NEUROEXPLAIN_API_KEY."
+            )
         try:
             models = answer.json()["data"]
             if answer.is_success and models and all(card["id"].encode() for card in models):
                 return list(models)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # ValueError: also half a character
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):  # ValueError: also half a character
             pass
-        raise EngineError(f"What answers at {self.url} lists no models (status {answer.status_code}).\n{THREE_WAYS}")
+        raise EngineError(
+            f"What answers at {self.url} lists no models (status {answer.status_code}).\n{THREE_WAYS}"
+        )
 
     def _get(self, path: str) -> httpx.Response:
         """A page of the server; asked for again where it is there but busy. Raises httpx.HTTPError, httpx.InvalidURL."""
@@ -251,9 +300,13 @@ class ServerEngine:
         if wanted is None and len(models) == 1:
             return models[0]
         if wanted is None:
-            raise EngineError(f"The server at {self.url} serves {', '.join(names)}. Name one:  --model {names[0]}")
+            raise EngineError(
+                f"The server at {self.url} serves {', '.join(names)}. Name one:  --model {names[0]}"
+            )
         if wanted not in names:
-            raise EngineError(f"The server at {self.url} does not serve {wanted!r}: it serves {', '.join(names)}.")
+            raise EngineError(
+                f"The server at {self.url} does not serve {wanted!r}: it serves {', '.join(names)}."
+            )
         return models[names.index(wanted)]
 
     def _find_version(self) -> str:
@@ -265,16 +318,23 @@ class ServerEngine:
 
     def _check_length(self, n_tokens: int) -> None:
         if self.context_length is not None and n_tokens > self.context_length:
-            raise LlmReplyError(Status.CONTEXT_TOO_LONG, f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}")
+            raise LlmReplyError(
+                Status.CONTEXT_TOO_LONG,
+                f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}",
+            )
 
 
-def _short_question(token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]) -> Question:
+def _short_question(
+    token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
+) -> Question:
     """A piece of a prompt around its first rows; each chosen token, and what follows the rows, by itself."""
     first, last = max(0, rows[0] - 32), min(rows[:3][-1] + 2, len(token_ids))
     shown = rows[:3]
     following = {token_ids[row + 1] for row in shown}
     chosen = sorted(following | {token_id for ids in level_token_ids for token_id in ids})
-    return Question(token_ids[first:last], [row - first for row in shown], [[token_id] for token_id in chosen])
+    return Question(
+        token_ids[first:last], [row - first for row in shown], [[token_id] for token_id in chosen]
+    )
 
 
 def _agree(found: NDArray[np.float64], top: NDArray[np.float64]) -> bool:

@@ -37,7 +37,9 @@ class Fault(Enum):
     BUSY = auto()  # too many requests: nothing, if others are answered or nobody is
     FAILED = auto()  # taken, and then an error or nothing: something, if another is answered meanwhile
     GATEWAY = auto()  # somebody before the server says that it is not there, or too slow: as BUSY
-    BROKEN = auto()  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
+    BROKEN = (
+        auto()
+    )  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
 
 
 FAULTS = {
@@ -55,7 +57,13 @@ class Transport:
     """POSTs to one server. May be used from many threads: its gate bounds how many requests are under way."""
 
     def __init__(
-        self, root: str, *, api_key: str | None, max_wait: float, in_flight: int, fate: Callable[[], str | None] | None = None
+        self,
+        root: str,
+        *,
+        api_key: str | None,
+        max_wait: float,
+        in_flight: int,
+        fate: Callable[[], str | None] | None = None,
     ) -> None:
         """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost.
 
@@ -63,19 +71,31 @@ class Transport:
         """
         self.root = root
         self._fate = fate or (lambda: None)
-        self.smallest: tuple[str, bytes] | None = None  # path and body of a request that any server at work answers
+        self.smallest: tuple[str, bytes] | None = (
+            None  # path and body of a request that any server at work answers
+        )
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
         self._longest = max(max_wait, SHORTEST_TIMEOUT)
-        headers = {"Content-Type": "application/json"} | ({} if api_key is None else {"Authorization": f"Bearer {api_key}"})
+        headers = {"Content-Type": "application/json"} | (
+            {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        )
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
         timeout = httpx.Timeout(self._longest, connect=10.0)
         try:
             self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
-        except (ImportError, ValueError, OSError) as error:  # a proxy or a file of certificates that the environment names
-            raise EngineError(f"No connection can be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE.") from error
+        except (
+            ImportError,
+            ValueError,
+            OSError,
+        ) as error:  # a proxy or a file of certificates that the environment names
+            raise EngineError(
+                f"No connection can be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE."
+            ) from error
 
-    def post(self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]) -> tuple[Answer, bytes]:
+    def post(
+        self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]
+    ) -> tuple[Answer, bytes]:
         """The answer to the request `asked`, decoded, and as it came.
 
         Tried again while the server is away, restarting or busy. Raises EngineLost where nobody was answered for `max_wait`
@@ -99,7 +119,9 @@ class Transport:
             if self.gate.closed:
                 raise EngineLost(STOPPED)
             if (ended := self._fate()) is not None:
-                raise EngineLost(f"{ended}\nWhat was finished is kept; run the same command again to go on from there.")
+                raise EngineLost(
+                    f"{ended}\nWhat was finished is kept; run the same command again to go on from there."
+                )
             others = self.gate.n_answers > seen
             seen = self.gate.n_answers
             # Turned away while others are answered, its turn will come; with nobody beside it, is it that nobody is answered?
@@ -131,7 +153,9 @@ class Transport:
             return False
         path, body = self.smallest
         try:
-            with self.client.stream("POST", self.root + path, content=body, timeout=SHORTEST_TIMEOUT) as answer:
+            with self.client.stream(
+                "POST", self.root + path, content=body, timeout=SHORTEST_TIMEOUT
+            ) as answer:
                 return answer.is_success
         except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
             return False
@@ -156,7 +180,9 @@ class Transport:
             return _Failure(Fault.AWAY if refused else Fault.FAILED, str(error) or type(error).__name__)
         if answer.status_code in FAULTS:
             said = raw.decode("utf-8", "replace")
-            return _Failure(FAULTS[answer.status_code], f"status {answer.status_code}", _retry_after(answer), said[:KEPT])
+            return _Failure(
+                FAULTS[answer.status_code], f"status {answer.status_code}", _retry_after(answer), said[:KEPT]
+            )
         if not answer.is_success:
             return refusal(answer.status_code, raw)
         try:
@@ -164,7 +190,9 @@ class Transport:
         except msgspec.ValidationError as error:
             return unusable(f"the answer has another shape: {error}", raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=raw.decode("utf-8", "replace")[:KEPT])
+            return _Failure(
+                Fault.BROKEN, f"the answer is no JSON: {error}", reply=raw.decode("utf-8", "replace")[:KEPT]
+            )
 
     def _read(self, answer: httpx.Response) -> bytes:
         """The body, as large and as slow as an answer can be."""
@@ -208,7 +236,9 @@ def refusal(status: int, raw: bytes) -> Refused:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = text
     too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
-    return Refused(Status.CONTEXT_TOO_LONG if too_long else Status.LLM_ERROR, f"{status}: {str(said)[:500]}", text[:KEPT])
+    return Refused(
+        Status.CONTEXT_TOO_LONG if too_long else Status.LLM_ERROR, f"{status}: {str(said)[:500]}", text[:KEPT]
+    )
 
 
 def _retry_after(answer: httpx.Response) -> float:

@@ -37,7 +37,9 @@ class Serving:
 
 
 @contextmanager
-def serve_vllm(model: str, arguments: Sequence[str], command: str | None, tell: Callable[[str], None]) -> Iterator[Serving]:
+def serve_vllm(
+    model: str, arguments: Sequence[str], command: str | None, tell: Callable[[str], None]
+) -> Iterator[Serving]:
     """Serve `model` on a free port of this machine, once it is healthy.
 
     `command` is what starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of the server's log, where it does not
@@ -63,7 +65,9 @@ def serve_vllm(model: str, arguments: Sequence[str], command: str | None, tell: 
 
 
 @contextmanager
-def _running(typed: Sequence[str], log: IO[bytes], tell: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    typed: Sequence[str], log: IO[bytes], tell: Callable[[str], None]
+) -> Iterator[subprocess.Popen[bytes]]:
     """The server's process, stopped at the end."""
     tell(f"Starting {shlex.join(typed)} ...")
     made: list[subprocess.Popen[bytes]] = []
@@ -94,7 +98,9 @@ def find_command(command: str | None, model: str, environment: Mapping[str, str]
             raise EngineError("NEUROEXPLAIN_VLLM is empty. Set it to what starts vLLM, like  vllm serve")
         if words[-1] == "serve":
             return [*words, model]
-        return [*words, "serve", model] if words[-1].rsplit("/", 1)[-1] == "vllm" else [*words, "--model", model]
+        return (
+            [*words, "serve", model] if words[-1].rsplit("/", 1)[-1] == "vllm" else [*words, "--model", model]
+        )
     found = shutil.which("vllm", path=environment.get("PATH"))
     if found is not None:
         return [found, "serve", model]
@@ -115,7 +121,9 @@ def split_words(typed: str, name: str) -> list[str]:
         raise EngineError(f"Cannot read {name}, {typed!r}: {error}. Write it as for a shell.") from error
 
 
-def _wait_until_healthy(running: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]) -> None:
+def _wait_until_healthy(
+    running: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]
+) -> None:
     began = told = time.monotonic()
     with httpx.Client(timeout=5.0) as client:
         while True:
@@ -128,7 +136,9 @@ def _wait_until_healthy(running: subprocess.Popen[bytes], port: int, log: IO[byt
                 pass
             now = time.monotonic()
             if now - began > START_WITHIN:
-                raise EngineError(f"vLLM was not ready after {START_WITHIN:.0f} seconds. The end of its log:\n{_tail(log)}")
+                raise EngineError(
+                    f"vLLM was not ready after {START_WITHIN:.0f} seconds. The end of its log:\n{_tail(log)}"
+                )
             if now - told > 30:
                 told = now
                 tell(f"vLLM is starting ({now - began:.0f} s) ...")

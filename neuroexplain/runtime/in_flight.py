@@ -12,7 +12,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_in_flight(work: Callable[[Item], Result], items: Iterable[Item], n: int) -> Iterator[tuple[Item, Result]]:
+def map_in_flight(
+    work: Callable[[Item], Result], items: Iterable[Item], n: int
+) -> Iterator[tuple[Item, Result]]:
     """Apply `work` to the items, at most n at a time; yields (item, result) as they finish.
 
     `items` is read in the caller's thread, 2 n ahead, so it may read a database. With n = 1 everything happens there, in

@@ -37,7 +37,10 @@ class Stopping:
 
     def answer(self, signal_number: int, frame: object) -> None:
         """A signal's handler."""
-        again, self.asked = self.asked, signal_number  # before anything is raised: Python drops what is raised in a __del__
+        again, self.asked = (
+            self.asked,
+            signal_number,
+        )  # before anything is raised: Python drops what is raised in a __del__
         if again or not self.gently:
             raise Interrupted
         print("Stopping after this step ... (Ctrl-C again: at once)", file=sys.stderr, flush=True)

@@ -22,13 +22,19 @@ FLUSH_EVERY = 1.0  # seconds
 class Saving:
     """Complete results wait here for up to a second and are stored together. Whatever ends the command, they are stored."""
 
-    def __init__(self, store: Store, run: Run, explainer: str | None, engine: Engine | None, scorer: OpenScorer | None) -> None:
+    def __init__(
+        self, store: Store, run: Run, explainer: str | None, engine: Engine | None, scorer: OpenScorer | None
+    ) -> None:
         self._store, self._run = store, run
         self._explainer, self._model = explainer, engine.model if engine is not None else None
         self._scorer: str | None = None if scorer is None else scorer.name
         self._scorer_model: str | None = None if scorer is None else scorer.engine.model
-        self._engines = list({id(e): e for e in (engine, scorer.engine if scorer else None) if e is not None}.values())
-        self._before = [(e.used.prompt_tokens, e.used.completion_tokens, e.used.cached_tokens or 0) for e in self._engines]
+        self._engines = list(
+            {id(e): e for e in (engine, scorer.engine if scorer else None) if e is not None}.values()
+        )
+        self._before = [
+            (e.used.prompt_tokens, e.used.completion_tokens, e.used.cached_tokens or 0) for e in self._engines
+        ]
         self._waiting: list[Explained] = []
         self._began = self._flushed = time.monotonic()
         self._started_at = now()
@@ -39,7 +45,9 @@ class Saving:
     @property
     def prompt_tokens(self) -> int:
         """What the engines were sent since this began."""
-        return sum(e.used.prompt_tokens - before[0] for e, before in zip(self._engines, self._before, strict=True))
+        return sum(
+            e.used.prompt_tokens - before[0] for e, before in zip(self._engines, self._before, strict=True)
+        )
 
     def add(self, made: Sequence[Explained], *, counts: bool = True) -> None:
         """One neuron's results, complete; without `counts` the neuron was counted before."""
@@ -71,7 +79,9 @@ class Saving:
     def _session(self) -> Session:
         cached = [e.used.cached_tokens for e in self._engines]
         known = [
-            now_cached - before[2] for now_cached, before in zip(cached, self._before, strict=True) if now_cached is not None
+            now_cached - before[2]
+            for now_cached, before in zip(cached, self._before, strict=True)
+            if now_cached is not None
         ]
         return Session(
             started_at=self._started_at,
@@ -85,7 +95,8 @@ class Saving:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=sum(known) if known else None,
             completion_tokens=sum(
-                e.used.completion_tokens - before[1] for e, before in zip(self._engines, self._before, strict=True)
+                e.used.completion_tokens - before[1]
+                for e, before in zip(self._engines, self._before, strict=True)
             ),
             scorer_prompt_tokens=0 if self._scorer is None else self.prompt_tokens - self._asked,
             scored_tokens=self.scored_tokens,
@@ -94,5 +105,7 @@ class Saving:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.flush()

@@ -26,7 +26,9 @@ class Worker:
     def __init__(self, name: str, work: Work, *args: Any) -> None:
         self.name = name
         self.pipe, tell = multiprocessing.Pipe(duplex=False)
-        self._process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, args, tell), daemon=True)
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_run, args=(work, args, tell), daemon=True
+        )
         with _without_interrupts():
             self._process.start()
         tell.close()

@@ -33,7 +33,9 @@ class Predicted:
     """What a scorer's model predicts of one trial."""
 
     values: NDArray[np.float32]  # levels [n]; NaN: no prediction, so not scored
-    detail: NDArray[np.float32] | None = None  # [n], beside each value; of levels the mass that fell on level tokens
+    detail: NDArray[np.float32] | None = (
+        None  # [n], beside each value; of levels the mass that fell on level tokens
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Scorer(ABC):
     name: ClassVar[str]
     main_metric: ClassVar[str]  # always has its row, also where it is undefined
     metrics: ClassVar[tuple[str, ...]] = ()  # others, which have rows only where they have a value
-    needs: ClassVar[Needs] = "distributions"  # of a model: of chosen tokens (any engine), of a whole vocabulary (a local one)
+    needs: ClassVar[Needs] = (
+        "distributions"  # of a model: of chosen tokens (any engine), of a whole vocabulary (a local one)
+    )
     codec: ClassVar[str] = "floats"  # how predictions are kept: a name of store.packing.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records are more requests; else the first costs all
 

@@ -27,9 +27,7 @@ from neuroexplain.units import CROP_LENGTH
 LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
 FITS = 5  # a worked token's level above which its line says yes
 TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
-NEUTRAL_KEPT = (
-    32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
-)
+NEUTRAL_KEPT = 32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
 
 
 class DigitsSimulator(OpenSimulator):
@@ -51,11 +49,15 @@ class DigitsSimulator(OpenSimulator):
         self.level_words, self.level_token_ids = find_level_words(engine.tokenizer)
         self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
-        self._tab, self._mark, self._newline = (self._encode(piece) for piece in ("\t", self.level_words[0], "\n"))
+        self._tab, self._mark, self._newline = (
+            self._encode(piece) for piece in ("\t", self.level_words[0], "\n")
+        )
         self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
         self._neutral = Once(NEUTRAL_KEPT)
 
-    def build_prompt(self, explanation: str | None, records: Records, vocabulary: Tokens) -> tuple[list[int], list[int]]:
+    def build_prompt(
+        self, explanation: str | None, records: Records, vocabulary: Tokens
+    ) -> tuple[list[int], list[int]]:
         """(token ids, rows): the level of each token is read at the distribution after its row, the end of its tab.
 
         Without an explanation it is the neutral one.
@@ -80,7 +82,10 @@ class DigitsSimulator(OpenSimulator):
             for neuron in self.prompt.examples
             for turn in (
                 self._turns(neuron.explanation)[1],
-                Message("assistant", level_lines((text, most if level > FITS else least) for text, level in neuron.records[0])),
+                Message(
+                    "assistant",
+                    level_lines((text, most if level > FITS else least) for text, level in neuron.records[0]),
+                ),
             )
         ]
         before, asked, neutral = self._turns(explanation or "")
@@ -89,7 +94,9 @@ class DigitsSimulator(OpenSimulator):
         return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
     def _turns(self, explanation: str) -> list[Message]:
-        return self.prompt.fill({"no": self.level_words[0], "yes": self.level_words[-1], "explanation": explanation})
+        return self.prompt.fill(
+            {"no": self.level_words[0], "yes": self.level_words[-1], "explanation": explanation}
+        )
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
         found: dict[int, Predicted] = {}
@@ -128,8 +135,13 @@ class DigitsSimulator(OpenSimulator):
         """(expected levels in 0..1, masses on all of them) at the rows; NaN and 0 where none is among what the engine gave."""
         shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
         probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
-        if probabilities.shape != (len(rows), len(self.level_token_ids)) or not np.isfinite(probabilities).all():
-            raise LlmReplyError(Status.LLM_ERROR, f"the engine answered distributions of shape {probabilities.shape}")
+        if (
+            probabilities.shape != (len(rows), len(self.level_token_ids))
+            or not np.isfinite(probabilities).all()
+        ):
+            raise LlmReplyError(
+                Status.LLM_ERROR, f"the engine answered distributions of shape {probabilities.shape}"
+            )
         levels, mass = np.full(len(rows), np.nan), np.zeros(len(rows), np.float32)
         said = probabilities.sum(axis=1) > 0
         levels[said], mass[said] = expected_level(probabilities[said])
@@ -187,7 +199,10 @@ def find_level_words(tokenizer: Any) -> tuple[tuple[str, ...], list[list[int]]]:
     Raises NeuroexplainError where there are none.
     """
     for words in LEVEL_WORDS:
-        encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in (word, f" {word}")] for word in words]
+        encoded = [
+            [tokenizer(text, add_special_tokens=False).input_ids for text in (word, f" {word}")]
+            for word in words
+        ]
         spellings = [sorted({ids[0] for ids in each if len(ids) == 1}) for each in encoded]
         if all(spellings):
             return words, spellings

@@ -46,14 +46,21 @@ class LexicalSimulator(OpenSimulator):
             values = np.zeros(len(record), np.float32)
             for place, token_id in enumerate(record):
                 if ids := self._spellings(vocabulary[int(token_id)]):
-                    values[place] = likelihood_ratio(own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1))
+                    values[place] = likelihood_ratio(
+                        own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1)
+                    )
             found.append(Predicted(values))
         return Predictions(found)
 
     def _probabilities(self, explanation: str) -> NDArray[np.float32]:
         """Of every token, after each phrasing: [n_phrasings, vocabulary]."""
-        prompts = [self.engine.tokenizer(one.content).input_ids for one in self.prompt.fill({"explanation": explanation})[:-1]]
-        found: NDArray[np.float32] = np.exp([self.engine.next_token_logprobs(list(ids)) for ids in prompts]).astype(np.float32)
+        prompts = [
+            self.engine.tokenizer(one.content).input_ids
+            for one in self.prompt.fill({"explanation": explanation})[:-1]
+        ]
+        found: NDArray[np.float32] = np.exp(
+            [self.engine.next_token_logprobs(list(ids)) for ids in prompts]
+        ).astype(np.float32)
         return found
 
     def _spellings_of(self, token: VocabularyEntry) -> list[int]:

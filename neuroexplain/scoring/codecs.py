@@ -14,7 +14,9 @@ MASS_STEPS = 250  # the least mass that counts, 0.02, is 5 of them
 
 def pack_mass(mass: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Masses in [0, 1] as 250ths, rounded down: one of 0.02 or more stays so. What unpack_mass gave is packed as it was."""
-    steps: NDArray[np.uint8] = np.floor(np.clip(mass, 0, 1).astype(np.float64) * MASS_STEPS + 1e-4).astype(np.uint8)
+    steps: NDArray[np.uint8] = np.floor(np.clip(mass, 0, 1).astype(np.float64) * MASS_STEPS + 1e-4).astype(
+        np.uint8
+    )
     return steps
 
 

@@ -113,7 +113,12 @@ def score_records(
         score
         for subset in SUBSETS[side]
         for score in _scores(
-            split, subset, records, calibration if split == "report" else (), control_explanation_id, control_reason
+            split,
+            subset,
+            records,
+            calibration if split == "report" else (),
+            control_explanation_id,
+            control_reason,
         )
     ]
 
@@ -172,7 +177,10 @@ def _scores(
         R_SQUARED: r_squared(expected, recorded),
         DEVIATION: absolute_deviation_explained(expected, recorded),
     }
-    return [score, *(Score(split, subset, metric, Status.OK, value, *counts) for metric, value in calibrated.items())]
+    return [
+        score,
+        *(Score(split, subset, metric, Status.OK, value, *counts) for metric, value in calibrated.items()),
+    ]
 
 
 def _why_undefined(
@@ -187,7 +195,10 @@ def _why_undefined(
     if missing:
         return Status.NO_RECORDS, f"no {' and no '.join(missing)} records in the split {split}"
     if (share := _share_with_mass(records)) < 0.5:
-        return Status.LOW_DIGIT_MASS, f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+        return (
+            Status.LOW_DIGIT_MASS,
+            f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more",
+        )
     if not len(recorded):
         return Status.LOW_DIGIT_MASS, "no token has a prediction"
     if np.ptp(recorded) == 0:
@@ -206,7 +217,9 @@ def _correlate(records: Sequence[ScoredRecord]) -> float | None:
     return correlation_score(*_join(records)) if records else None
 
 
-def _join(records: Sequence[ScoredRecord], side: str = "simulated") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _join(
+    records: Sequence[ScoredRecord], side: str = "simulated"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Predicted and true values of all tokens that have a prediction, end to end."""
     if not records:
         return np.zeros(0), np.zeros(0)

@@ -69,17 +69,25 @@ class Evidence:
     @property
     def is_dead(self) -> bool:
         """Whether the strongest record is not beyond 0."""
-        peak = next((x.activation for x in self.unit.exemplars if x.kind == self.strongest and x.rank == 0), None)
+        peak = next(
+            (x.activation for x in self.unit.exemplars if x.kind == self.strongest and x.rank == 0), None
+        )
         return peak is None or (peak if self.side == "positive" else -peak) <= 0
 
     def shown(self, n: int) -> list[Exemplar]:
         """The n strongest records that an explainer may be shown, strongest first: activations point up on either side."""
-        records = [x for x in self.unit.exemplars if x.kind == self.strongest and self.splits[x.kind, x.rank] == "explain"]
+        records = [
+            x
+            for x in self.unit.exemplars
+            if x.kind == self.strongest and self.splits[x.kind, x.rank] == "explain"
+        ]
         return [self.facing(x) for x in records[:n]]
 
     def facing(self, x: Exemplar) -> Exemplar:
         """A record as this side sees it: on the negative side all activations negated."""
-        return x if self.side == "positive" else replace(x, activation=-x.activation, activations=-x.activations)
+        return (
+            x if self.side == "positive" else replace(x, activation=-x.activation, activations=-x.activations)
+        )
 
     def truth(self, x: Exemplar) -> NDArray[np.float64]:
         """What is true of each of a record's tokens, [64]: a, on the negative side -a; of rectified runs never below 0."""
@@ -93,7 +101,9 @@ class Evidence:
             split = self.splits[kind, rank]
             if split is not None and split in HELD_OUT:
                 first = crop_first(self.seed, self.unit.id, kind, rank)
-                trials.append(Trial(kind, rank, split, first, tuple(x.token_ids[first : first + CROP_LENGTH].tolist())))
+                trials.append(
+                    Trial(kind, rank, split, first, tuple(x.token_ids[first : first + CROP_LENGTH].tolist()))
+                )
         return trials
 
 

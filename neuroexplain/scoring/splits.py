@@ -26,7 +26,9 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Sp
     `explain` record of any kind has none; likewise a `report` record with a `select` record. Then, per kind, from the last
     rank up, a `report` or `select` record whose document holds an `explain` record is dropped while more than 5 remain.
     """
-    splits: dict[tuple[Kind, int], Split | None] = {(x.kind, x.rank): split_by_rank(x.rank) for x in exemplars}
+    splits: dict[tuple[Kind, int], Split | None] = {
+        (x.kind, x.rank): split_by_rank(x.rank) for x in exemplars
+    }
 
     def members(split: Split) -> list[Exemplar]:
         return [x for x in exemplars if splits[x.kind, x.rank] == split]
@@ -88,9 +90,13 @@ def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int
             if splits[seen.kind, seen.rank] not in before[mine]:
                 continue
             if abs(x.segment - seen.segment) * x.stride < SEGMENT_LENGTH:
-                leaks.append(f"{x.kind} {x.rank} and {seen.kind} {seen.rank}, which was seen, are of segment {x.segment}")
+                leaks.append(
+                    f"{x.kind} {x.rank} and {seen.kind} {seen.rank}, which was seen, are of segment {x.segment}"
+                )
             elif windows[x.kind, x.rank] & windows[seen.kind, seen.rank]:
-                leaks.append(f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {seen.kind} {seen.rank}, which was seen")
+                leaks.append(
+                    f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {seen.kind} {seen.rank}, which was seen"
+                )
     return leaks
 
 

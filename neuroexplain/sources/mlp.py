@@ -22,7 +22,9 @@ class Mlp:
     def find(self, subject: Subject, layer: int, activation: str) -> Source:
         is_act = activation == "act"
         module = subject.path(layer, subject.family.activation if is_act else subject.family.down)
-        return Source(layer, "mlp", module, "output" if is_act else "input", subject.d_mlp, subject.dtype_name)
+        return Source(
+            layer, "mlp", module, "output" if is_act else "input", subject.d_mlp, subject.dtype_name
+        )
 
     def encode(self, subject: Subject, source: Source, values: Tensor) -> Slices:
         return whole(values)

@@ -99,7 +99,9 @@ def checkpointing_beside(engine: Engine, longest: int = LONGEST_LOG) -> Iterator
     def after_commit() -> None:
         log = Path(f"{file}-wal")  # there is none where the file system allows no write-ahead log
         if log.exists() and log.stat().st_size > longest:
-            with closing(sqlite3.connect(file, timeout=1)) as connection:  # a reader may hold the log longer: then later
+            with closing(
+                sqlite3.connect(file, timeout=1)
+            ) as connection:  # a reader may hold the log longer: then later
                 move(connection, "TRUNCATE")
         committed.set()
 
@@ -121,7 +123,9 @@ def search_words(query: str) -> list[str]:
     """The words of a search: data, never search syntax. Raises NeuroexplainError where there is none."""
     words = re.findall(r"\w+", query)
     if not words:
-        raise NeuroexplainError(f"There is no word to search for in {query!r}. Give one or more:  neuroexplain query relief")
+        raise NeuroexplainError(
+            f"There is no word to search for in {query!r}. Give one or more:  neuroexplain query relief"
+        )
     return words
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
 REVISION = "0006"  # the newest migration; a test compares
-ROOM_TO_UPGRADE = 0.25  # of a file's size: the scores anew, and the log of the transaction; measured in docs/benchmarks.md
+ROOM_TO_UPGRADE = (
+    0.25  # of a file's size: the scores anew, and the log of the transaction; measured in docs/benchmarks.md
+)
 
 
 class Store:
@@ -43,7 +45,11 @@ class Store:
 
     def beside(self, name: str) -> Path:
         """Where an unfinished collection's files lie: beside an SQLite file, for a database elsewhere in the working folder."""
-        return Path(f"neuroexplain.{name}") if self.file is None else self.file.with_name(f"{self.file.name}.{name}")
+        return (
+            Path(f"neuroexplain.{name}")
+            if self.file is None
+            else self.file.with_name(f"{self.file.name}.{name}")
+        )
 
     def checkpoint_path(self, run_id: int) -> Path:
         return self.beside(f"run{run_id}.checkpoint")
@@ -51,7 +57,11 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A connection that reads. Raises StoreUnreadable where the database cannot be read."""
-        with read_engine(self.engine, self.name) if self._file_readers is None else self._file_readers.read() as reader:
+        with (
+            read_engine(self.engine, self.name)
+            if self._file_readers is None
+            else self._file_readers.read() as reader
+        ):
             yield reader
 
     @contextmanager
@@ -88,7 +98,9 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -102,10 +114,14 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     store = Store(place, name, read_only=read_only)
     try:
         found = None if is_new and store.file is not None else _find_revision(store)
-        if found is None and (is_new or (create and store.file is None)):  # a file with tables is somebody else's
+        if found is None and (
+            is_new or (create and store.file is None)
+        ):  # a file with tables is somebody else's
             _migrate(store.engine)
         elif found is None:
-            raise NeuroexplainError(f"{name} is a database, but not one of neuroexplain's. Give another with --db.")
+            raise NeuroexplainError(
+                f"{name} is a database, but not one of neuroexplain's. Give another with --db."
+            )
         elif found != REVISION:
             raise NeuroexplainError(
                 f"{name} has schema version {found}; this neuroexplain reads {REVISION}.\n"
@@ -137,7 +153,9 @@ def upgrade_store(where: str, tell: Callable[[str], None] | None = None) -> tupl
     with Store(place, name) as store:
         before = _find_revision(store)
         if before is None:
-            raise NeuroexplainError(f"{name} is not a database of neuroexplain's: there is nothing to upgrade.")
+            raise NeuroexplainError(
+                f"{name} is not a database of neuroexplain's: there is nothing to upgrade."
+            )
         if before > REVISION:
             raise NeuroexplainError(
                 f"{name} has schema version {before}, newer than {REVISION}. Update neuroexplain to read it."
@@ -155,9 +173,13 @@ def _check_room(file: Path, tell: Callable[[str], None] | None) -> None:
     size, free = file.stat().st_size, shutil.disk_usage(file.parent).free
     needed = max(int(size * ROOM_TO_UPGRADE), min(size, 1 << 30)) + (1 << 20)
     if tell is not None:
-        tell(f"Upgrading {file} ({_bytes(size)}): needs up to {_bytes(needed)} of disk, {_bytes(free)} are free.")
+        tell(
+            f"Upgrading {file} ({_bytes(size)}): needs up to {_bytes(needed)} of disk, {_bytes(free)} are free."
+        )
     if free < needed:
-        raise NeuroexplainError(f"There is not enough room beside {file}: make some, or move it to another disk.")
+        raise NeuroexplainError(
+            f"There is not enough room beside {file}: make some, or move it to another disk."
+        )
 
 
 def _bytes(n: int) -> str:
@@ -214,7 +236,9 @@ def _check_file(path: Path | URL, name: str, create: bool) -> bool:
         return create
     try:
         if path.is_dir():
-            raise NeuroexplainError(f"{name} is a folder; a database is a file. Try --db {path / 'neuroexplain.db'}")
+            raise NeuroexplainError(
+                f"{name} is a folder; a database is a file. Try --db {path / 'neuroexplain.db'}"
+            )
         if path.exists() and path.stat().st_size:
             if not os.access(path, os.R_OK):
                 raise NeuroexplainError(f"{name} cannot be read: permission denied.")
@@ -226,7 +250,9 @@ def _check_file(path: Path | URL, name: str, create: bool) -> bool:
             f"There is no database {name}.\nMake one:  neuroexplain collect --db {name} ..., or neuroexplain demo"
         )
     if not path.absolute().parent.is_dir():
-        raise NeuroexplainError(f"Cannot make {name}: there is no folder {path.absolute().parent}. Make it first.")
+        raise NeuroexplainError(
+            f"Cannot make {name}: there is no folder {path.absolute().parent}. Make it first."
+        )
     if not os.access(path.absolute().parent, os.W_OK):
         raise NeuroexplainError(f"Cannot make {name}: the folder {path.absolute().parent} cannot be written.")
     return True
@@ -256,7 +282,9 @@ def _migrate(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except OperationalError as error:
-        raise NeuroexplainError(f"Could not write the tables: {error.orig}. What was there is as it was.") from error
+        raise NeuroexplainError(
+            f"Could not write the tables: {error.orig}. What was there is as it was."
+        ) from error
 
 
 @contextmanager

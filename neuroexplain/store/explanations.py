@@ -35,7 +35,9 @@ def list_explanations(
     where = "".join(f" AND {name} = :{name}" for name in values)
     with store.read() as reader:
         rows = reader.rows(
-            f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, unit, id", run=run_id, **values
+            f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, unit, id",
+            run=run_id,
+            **values,
         )
     return [decode_explanation(row) for row in rows]
 
@@ -79,4 +81,7 @@ def list_failures(store: Store, run_id: int, layers: Collection[int] | None, lim
     )
     with store.read() as reader:
         rows = reader.rows(sql, run=run_id, n=limit)
-    return [Failure(UnitId(row.layer, row.unit), row.what, Status(row.status), row.reason, row.reply) for row in rows]
+    return [
+        Failure(UnitId(row.layer, row.unit), row.what, Status(row.status), row.reason, row.reply)
+        for row in rows
+    ]

@@ -20,7 +20,9 @@ from neuroexplain.errors import StoreUnreadable
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-Ask = Callable[[str, dict[str, Any]], tuple[Sequence[str], list[Any]]]  # SQL and its values -> names of columns, rows
+Ask = Callable[
+    [str, dict[str, Any]], tuple[Sequence[str], list[Any]]
+]  # SQL and its values -> names of columns, rows
 
 
 class Reader:
@@ -76,11 +78,15 @@ class FileReaders:
             return self._resting.pop()
         except IndexError:
             with _explained(self._name):
-                connection = sqlite3.connect(_file_uri(self._file), uri=True, timeout=30, check_same_thread=False)
+                connection = sqlite3.connect(
+                    _file_uri(self._file), uri=True, timeout=30, check_same_thread=False
+                )
                 connection.execute("PRAGMA query_only = ON")
             return connection
 
-    def _ask(self, connection: sqlite3.Connection, sql: str, values: dict[str, Any]) -> tuple[Sequence[str], list[Any]]:
+    def _ask(
+        self, connection: sqlite3.Connection, sql: str, values: dict[str, Any]
+    ) -> tuple[Sequence[str], list[Any]]:
         with _explained(self._name):
             cursor = connection.execute(sql, values)
             return [column[0] for column in cursor.description], cursor.fetchall()
@@ -123,7 +129,10 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        is_ours = isinstance(error, sqlite3.ProgrammingError) or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+        is_ours = (
+            isinstance(error, sqlite3.ProgrammingError)
+            or getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR
+        )
         if is_ours:  # our SQL is wrong
             raise
         raise StoreUnreadable(f"{name} cannot be read as a database: {error}.") from error

@@ -82,14 +82,19 @@ def decode_exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> Exemp
             for name in ("segments", "starts", "documents", "token_offsets"):
                 arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name)).reshape(counts[n])
             arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, dtype).reshape(counts[n])
-            activations[n, : counts[n]] = unpack_activations(row.activations, dtype).reshape(counts[n], RECORD_LENGTH)
+            activations[n, : counts[n]] = unpack_activations(row.activations, dtype).reshape(
+                counts[n], RECORD_LENGTH
+            )
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
 def decode_exemplars(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
-    arrays = [unpack_array(name, getattr(row, name)).tolist() for name in ("segments", "starts", "documents", "token_offsets")]
+    arrays = [
+        unpack_array(name, getattr(row, name)).tolist()
+        for name in ("segments", "starts", "documents", "token_offsets")
+    ]
     peaks = unpack_activations(row.peaks, run.dtype).tolist()
     activations = unpack_activations(row.activations, run.dtype).reshape(len(peaks), RECORD_LENGTH)
     for rank, (segment, start, document, token_offset, peak) in enumerate(zip(*arrays, peaks, strict=True)):
@@ -112,18 +117,27 @@ def decode_exemplars(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any])
 
 def decode_run(row: Any, sources: tuple[Source, ...]) -> Run:
     with readable_row("runs", row):
-        decoded = {"layers": tuple(map(int, decode_json(row.layers))), "config": dict(decode_json(row.config))}
+        decoded = {
+            "layers": tuple(map(int, decode_json(row.layers))),
+            "config": dict(decode_json(row.config)),
+        }
         return Run(
             **fields_of(row, Run)
             | decoded
-            | {"versions": dict(decode_json(row.versions)), "sources": sources, "rectified": bool(row.rectified)}
+            | {
+                "versions": dict(decode_json(row.versions)),
+                "sources": sources,
+                "rectified": bool(row.rectified),
+            }
         )
 
 
 def decode_explanation(row: Any) -> Explanation:
     with readable_row("explanations", row):
         provenance, status = decode_provenance(row), Status(row.status)
-        covers, parts = (None if listed is None else tuple(decode_json(listed)) for listed in (row.covers, row.parts))
+        covers, parts = (
+            None if listed is None else tuple(decode_json(listed)) for listed in (row.covers, row.parts)
+        )
     return Explanation(
         unit=UnitId(row.layer, row.unit),
         explainer=row.explainer,
@@ -171,7 +185,11 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
 
 def decode_prediction(row: Any) -> Prediction:
     with readable_row("predictions", row):
-        records, provenance, status = tuple(decode_predicted_records(row)), decode_provenance(row), Status(row.status)
+        records, provenance, status = (
+            tuple(decode_predicted_records(row)),
+            decode_provenance(row),
+            Status(row.status),
+        )
     return Prediction(
         explanation_id=row.explanation_id,
         unit=UnitId(row.layer, row.unit),
@@ -197,7 +215,9 @@ def decode_reading(reading: Any, which: str) -> tuple[tuple[int, float], ...]:
 
     columns = (f"{which}_ids", f"{which}_logits")
     with readable_row("vocabulary_readings", reading):
-        return tuple(zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True))
+        return tuple(
+            zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True)
+        )
 
 
 def fields_of(row: Any, of: Any) -> dict[str, Any]:

@@ -17,7 +17,10 @@ def list_runs(store: Store) -> list[Run]:
         sources: dict[int, list[Source]] = {}
         for row in reader.rows("SELECT * FROM sources ORDER BY run_id, layer"):
             sources.setdefault(row.run_id, []).append(Source(**fields_of(row, Source)))
-        return [decode_run(row, tuple(sources.get(row.id, ()))) for row in reader.rows("SELECT * FROM runs ORDER BY id")]
+        return [
+            decode_run(row, tuple(sources.get(row.id, ())))
+            for row in reader.rows("SELECT * FROM runs ORDER BY id")
+        ]
 
 
 def load_run(store: Store, run_id: int | None = None) -> Run:
@@ -44,7 +47,9 @@ def load_run(store: Store, run_id: int | None = None) -> Run:
 def count_units(store: Store, run_id: int) -> Mapping[str, int]:
     """Neurons of the run by status."""
     with store.read() as reader:
-        rows = reader.rows("SELECT status, count(*) FROM units WHERE run_id = :run GROUP BY status", run=run_id)
+        rows = reader.rows(
+            "SELECT status, count(*) FROM units WHERE run_id = :run GROUP BY status", run=run_id
+        )
     return {row[0]: row[1] for row in rows}
 
 
@@ -53,7 +58,8 @@ def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, i
     what = "explainer, model, status"
     with store.read() as reader:
         rows = reader.rows(
-            f"SELECT {what}, count(*) FROM explanations WHERE run_id = :run GROUP BY {what} ORDER BY {what}", run=run_id
+            f"SELECT {what}, count(*) FROM explanations WHERE run_id = :run GROUP BY {what} ORDER BY {what}",
+            run=run_id,
         )
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 

@@ -29,12 +29,20 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
     sources: Sequence[Source] = values.pop("sources")
     with store.write() as connection:
         run_id = int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
-        insert_many(connection, insert(t.sources), ({"run_id": run_id, **asdict(source)} for source in sources))
+        insert_many(
+            connection, insert(t.sources), ({"run_id": run_id, **asdict(source)} for source in sources)
+        )
     return run_id
 
 
 def finish_run(
-    store: Store, run_id: int, *, n_segments: int, n_documents: int, n_tokens: int, finished_at: str | None = None
+    store: Store,
+    run_id: int,
+    *,
+    n_segments: int,
+    n_documents: int,
+    n_tokens: int,
+    finished_at: str | None = None,
 ) -> None:
     """Drop the segments that no exemplar refers to, and mark the run finished, now unless told when.
 
@@ -42,10 +50,16 @@ def finish_run(
     """
     of_run, x = t.segments.c.run_id == run_id, t.exemplars.c
     with store.write() as connection:
-        numbers = connection.execute(select(t.segments.c.segment).where(of_run).order_by(t.segments.c.segment)).scalars()
+        numbers = connection.execute(
+            select(t.segments.c.segment).where(of_run).order_by(t.segments.c.segment)
+        ).scalars()
         stored = np.fromiter(numbers.yield_per(ROWS_AT_ONCE), np.int64)
         is_used = np.zeros(len(stored), np.bool_)
-        for some in connection.execute(select(x.segments).where(x.run_id == run_id)).scalars().partitions(ROWS_AT_ONCE):
+        for some in (
+            connection.execute(select(x.segments).where(x.run_id == run_id))
+            .scalars()
+            .partitions(ROWS_AT_ONCE)
+        ):
             is_used[np.searchsorted(stored, np.concatenate(some))] = True
         drop = delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment"))
         for some in batches(stored[~is_used]):
@@ -88,9 +102,13 @@ def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> No
     with store.write() as connection:
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
         n = t.units.c
-        if connection.execute(select(n.unit).where(n.run_id == run_id, n.layer == found.layer).limit(1)).first():
+        if connection.execute(
+            select(n.unit).where(n.run_id == run_id, n.layer == found.layer).limit(1)
+        ).first():
             for table in (t.units, t.exemplars, t.peak_tokens, t.vocabulary_readings):
-                connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer))
+                connection.execute(
+                    delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer)
+                )
         insert_tuples(connection, t.units, _neuron_rows(run_id, found))
         insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, found, dtype))
         insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, found))
@@ -100,9 +118,14 @@ def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> No
 def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
     n = len(next(iter(found.exemplars.values())).counts)
     stats = found.stats
-    peaks = {side: _strongest(found.exemplars.get(kind)) for side, kind in STRONGEST.items() if kind in found.exemplars}
+    peaks = {
+        side: _strongest(found.exemplars.get(kind))
+        for side, kind in STRONGEST.items()
+        if kind in found.exemplars
+    }
     status = [
-        Status.DEAD if peaks and all(is_side_dead(side, own[i]) for side, own in peaks.items()) else Status.OK for i in range(n)
+        Status.DEAD if peaks and all(is_side_dead(side, own[i]) for side, own in peaks.items()) else Status.OK
+        for i in range(n)
     ]
     columns = [[None] * n] * 5
     if stats is not None:
@@ -124,7 +147,11 @@ def _strongest(exemplars: ExemplarArrays | None) -> list[float | None]:
 
 def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[Row]:
     width, names = WIDTHS[dtype], ("segments", "starts", "documents", "token_offsets")
-    sizes = (*(np.dtype(DTYPES[name]).itemsize for name in names), width, RECORD_LENGTH * width)  # bytes of a record in each
+    sizes = (
+        *(np.dtype(DTYPES[name]).itemsize for name in names),
+        width,
+        RECORD_LENGTH * width,
+    )  # bytes of a record in each
     for kind, arrays in found.exemplars.items():
         k = arrays.segments.shape[1]
         columns = (
@@ -134,7 +161,10 @@ def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[R
         )
         for n, count in enumerate(arrays.counts.tolist()):
             if count:
-                blobs = (data[n * k * size : (n * k + count) * size] for data, size in zip(columns, sizes, strict=True))
+                blobs = (
+                    data[n * k * size : (n * k + count) * size]
+                    for data, size in zip(columns, sizes, strict=True)
+                )
                 yield run_id, found.layer, n, kind, *blobs
 
 
@@ -147,7 +177,11 @@ def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer)
     if peaks is None:
         segments, back = np.unique(top.segments[used], return_inverse=True)
         ids = read_segment_ids(reader_of(connection), run_id, set(segments.tolist()))
-        table = np.stack([ids[int(segment)] for segment in segments]) if len(segments) else np.zeros((0, 128), np.uint32)
+        table = (
+            np.stack([ids[int(segment)] for segment in segments])
+            if len(segments)
+            else np.zeros((0, 128), np.uint32)
+        )
         tokens = table[back.reshape(-1), top.starts[used].astype(np.int64) + PEAK_INDEX]
     else:
         tokens = peaks[used]

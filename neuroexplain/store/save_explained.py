@@ -70,14 +70,22 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
         _choose_none(
             connection,
             run_id,
-            [e for one in made if (e := one.explanation).chosen and e.status == Status.OK and e.explainer != "human"],
+            [
+                e
+                for one in made
+                if (e := one.explanation).chosen and e.status == Status.OK and e.explainer != "human"
+            ],
         )
         for chosen in (True, False):
             ids = [e.id for e in stored if e.chosen == chosen]
             for some in batches(ids):
                 is_one = t.explanations.c.id.in_(some), t.explanations.c.chosen != chosen
                 connection.execute(update(t.explanations).where(*is_one).values(chosen=chosen))
-        new = iter(_save_explanations(connection, store, run_id, [e for one in made if (e := one.explanation).id is None]))
+        new = iter(
+            _save_explanations(
+                connection, store, run_id, [e for one in made if (e := one.explanation).id is None]
+            )
+        )
         found = []
         for one in made:
             explanation = one.explanation if one.explanation.id is not None else next(new)
@@ -85,7 +93,9 @@ def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list
             if prediction is not None and explanation.id is not None:
                 prediction = replace(prediction, explanation_id=explanation.id)
             found.append(replace(one, explanation=explanation, prediction=prediction))
-        _save_predictions(connection, store, run_id, [(x.prediction, x.scores) for x in found if x.prediction is not None])
+        _save_predictions(
+            connection, store, run_id, [(x.prediction, x.scores) for x in found if x.prediction is not None]
+        )
     return found
 
 
@@ -94,7 +104,9 @@ def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Exp
     e = t.explanations.c
     same: dict[tuple[str, str, str, int], set[int]] = {}
     for one in explanations:
-        same.setdefault((one.explainer, one.provenance.model, one.side, one.unit.layer), set()).add(one.unit.index)
+        same.setdefault((one.explainer, one.provenance.model, one.side, one.unit.layer), set()).add(
+            one.unit.index
+        )
     for (explainer, model, side, layer), units in same.items():
         for some in batches(sorted(units)):
             by = e.explainer == explainer, e.model == model, e.side == side
@@ -107,7 +119,11 @@ def save_session(store: Store, run_id: int, session: Session, session_id: int | 
     values = {"run_id": run_id, **asdict(session)}
     with store.write() as connection:
         if session_id is None:
-            return int(connection.execute(insert(t.sessions).values(**values).returning(t.sessions.c.id)).scalar_one())
+            return int(
+                connection.execute(
+                    insert(t.sessions).values(**values).returning(t.sessions.c.id)
+                ).scalar_one()
+            )
         connection.execute(update(t.sessions).where(t.sessions.c.id == session_id).values(**values))
     return session_id
 
@@ -141,8 +157,12 @@ def _save_explanations(
     if rows:
         upsert_many(connection, store, t.explanations, rows, key)
     for some in batches(rows):
-        keys = tuple_(e.layer, e.unit, e.request_key).in_([(r["layer"], r["unit"], r["request_key"]) for r in some])
-        for row in connection.execute(select(e.layer, e.unit, e.request_key, e.id).where(e.run_id == run_id, keys)):
+        keys = tuple_(e.layer, e.unit, e.request_key).in_(
+            [(r["layer"], r["unit"], r["request_key"]) for r in some]
+        )
+        for row in connection.execute(
+            select(e.layer, e.unit, e.request_key, e.id).where(e.run_id == run_id, keys)
+        ):
             found[row.layer, row.unit, row.request_key] = row.id
     return [
         replace(explanation, id=found[row["layer"], row["unit"], row["request_key"]])
@@ -167,7 +187,8 @@ def _save_predictions(
     if not made:
         return
     whose = [
-        {"explanation_id": one.explanation_id, "scorer": one.scorer, "scorer_model": one.provenance.model} for one, _ in made
+        {"explanation_id": one.explanation_id, "scorer": one.scorer, "scorer_model": one.provenance.model}
+        for one, _ in made
     ]
     places = ({"run_id": run_id, "layer": one.unit.layer, "unit": one.unit.index} for one, _ in made)
     scores = [
@@ -178,7 +199,9 @@ def _save_predictions(
     rows = [_prediction_row(run_id, one) for one, _ in made]
     old = [{f"b_{name}": value for name, value in mine.items()} for mine in whose]
     upsert_many(connection, store, t.predictions, rows, ["explanation_id", "scorer", "model"])
-    connection.execute(delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old)
+    connection.execute(
+        delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old
+    )
     insert_many(connection, insert(t.scores), scores)
 
 
@@ -206,7 +229,11 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
 
 
 def _provenance_row(provenance: Provenance) -> dict[str, Any]:
-    return {**asdict(provenance), "sampling": dict(provenance.sampling), "created_at": provenance.created_at or now()}
+    return {
+        **asdict(provenance),
+        "sampling": dict(provenance.sampling),
+        "created_at": provenance.created_at or now(),
+    }
 
 
 def _joined(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

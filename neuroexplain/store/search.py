@@ -16,7 +16,9 @@ from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
 from neuroexplain.units import UnitId
 
-FEW = 4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
+FEW = (
+    4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
+)
 QUERY_COLUMNS = (
     "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
     "e.side, s.scorer, s.scorer_model, s.subset, s.value, s.ci_low, s.ci_high, n.max_activation"
@@ -103,7 +105,9 @@ def query_explanations(
                 return _query_rows(reader, run, headline, rows)[offset:]
             conditions.append("s.value IS NULL")  # the rest has no score
             sort, limit = "unit", limit - len(rows)
-        if ids is None and sort == "activation":  # first the neurons in the order of their index, then their explanations
+        if (
+            ids is None and sort == "activation"
+        ):  # first the neurons in the order of their index, then their explanations
             has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
             strongest = reader.rows(
                 f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND EXISTS ({has_one}) "
@@ -112,7 +116,11 @@ def query_explanations(
                 **values,
             )
             its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
-            ids = [i for layer, unit in strongest for i in reader.column(its_ids, run=run.id, layer=layer, unit=unit)]
+            ids = [
+                i
+                for layer, unit in strongest
+                for i in reader.column(its_ids, run=run.id, layer=layer, unit=unit)
+            ]
             conditions.append(f"e.id {sql_in(ids)}")
         # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
         conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
@@ -130,7 +138,9 @@ def _headline_values(headline: Headline) -> dict[str, str]:
     return {"metric": headline.metric, **{f"subset_{n}": subset for n, subset in enumerate(headline.subsets)}}
 
 
-def list_headline_scores(store: Store, run: Run, headline: Headline | None = None) -> list[tuple[int, str, str, float]]:
+def list_headline_scores(
+    store: Store, run: Run, headline: Headline | None = None
+) -> list[tuple[int, str, str, float]]:
     """(layer, explainer, scorer, score) of every headline score there is, chosen explanations only."""
     headline = headline or run.headline
     sql = (
@@ -159,7 +169,9 @@ def list_best(store: Store, run: Run, neurons: Sequence[UnitId]) -> dict[UnitId,
     return found
 
 
-def _find_few(reader: Reader, run_id: int, words: str | None, peak_token_ids: Sequence[int] | None) -> list[int] | None:
+def _find_few(
+    reader: Reader, run_id: int, words: str | None, peak_token_ids: Sequence[int] | None
+) -> list[int] | None:
     """The ids of explanations that hold the words and whose neurons peak on the tokens; None where FEW do not hold them."""
     found: list[int] | None = None
     one_more, values = FEW + 1, {"run": run_id, "words": words}
@@ -178,10 +190,14 @@ def _find_few(reader: Reader, run_id: int, words: str | None, peak_token_ids: Se
         found = ids if len(ids) <= FEW else None
         if found is not None and words is not None:  # the words are many, the tokens few
             matches = explanation_matches(reader.dialect)
-            found = reader.column(f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {matches}", **values)
+            found = reader.column(
+                f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {matches}", **values
+            )
     elif found is not None and peak_token_ids is not None:
         peaks = _peaks_on(peak_token_ids)
-        found = reader.column(f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {peaks}", **values)
+        found = reader.column(
+            f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {peaks}", **values
+        )
     return None if found is None else sorted(set(found))
 
 
@@ -232,7 +248,9 @@ def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any
             metric=headline.metric,
             subset=row.subset,
             score=row.value,
-            correlation=row.value if correlations is None else correlations.get((row.id, row.scorer, row.scorer_model)),
+            correlation=row.value
+            if correlations is None
+            else correlations.get((row.id, row.scorer, row.scorer_model)),
             ci_low=row.ci_low,
             ci_high=row.ci_high,
             max_activation=row.max_activation,

@@ -28,7 +28,9 @@ def insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[s
         connection.execute(statement, batch)
 
 
-def insert_tuples(connection: Connection, table: Table, rows: Iterable[Row], *, unless_there: bool = False) -> None:
+def insert_tuples(
+    connection: Connection, table: Table, rows: Iterable[Row], *, unless_there: bool = False
+) -> None:
     """Rows of all columns in their order (without a counted id), as the driver takes them.
 
     Past SQLAlchemy's work on every value, which took over half of the time of a layer; many rows a statement, which halves
@@ -43,7 +45,9 @@ def insert_tuples(connection: Connection, table: Table, rows: Iterable[Row], *, 
                 connection.exec_driver_sql(statement, joined)
 
 
-def upsert_many(connection: Connection, store: Store, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]) -> None:
+def upsert_many(
+    connection: Connection, store: Store, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]
+) -> None:
     statement = upsert(store.dialect, table)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
     insert_many(connection, statement.on_conflict_do_update(index_elements=key, set_=changed), rows)

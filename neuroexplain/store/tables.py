@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 metadata = MetaData(
-    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s"}
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    }
 )
 
 
@@ -253,7 +256,9 @@ explanations = Table(
     Column("covers", JSON(none_as_null=True)),
     Column("parts", JSON(none_as_null=True)),
     Column("side", String(8), nullable=False, server_default="positive"),
-    UniqueConstraint("run_id", "layer", "unit", "request_key", name="uq_explanations_run_id_layer_neuron_request_key"),
+    UniqueConstraint(
+        "run_id", "layer", "unit", "request_key", name="uq_explanations_run_id_layer_neuron_request_key"
+    ),
 )
 
 predictions = Table(
@@ -269,13 +274,17 @@ predictions = Table(
     _packed("kinds"),
     _packed("ranks"),
     _packed("firsts"),
-    Column("predicted", LargeBinary, nullable=False),  # as many values a record as the scorer gives; packing.CODECS
+    Column(
+        "predicted", LargeBinary, nullable=False
+    ),  # as many values a record as the scorer gives; packing.CODECS
     Column("detail", LargeBinary),
     Column("control", LargeBinary),
     Column("control_explanation_id", Integer),
     *_provenance(),
     Column("codec", String(16), nullable=False, server_default="levels"),
-    UniqueConstraint("explanation_id", "scorer", "model", name="uq_simulations_explanation_id_simulator_model"),
+    UniqueConstraint(
+        "explanation_id", "scorer", "model", name="uq_simulations_explanation_id_simulator_model"
+    ),
 )
 
 scores = Table(
@@ -302,7 +311,9 @@ scores = Table(
     Column("control_reason", SafeText),
     Column("n_tokens", Integer, nullable=False),
     Column("n_records", Integer, nullable=False),
-    UniqueConstraint("explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"),
+    UniqueConstraint(
+        "explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"
+    ),
     Index("ix_scores_headline", "run_id", "metric", "subset", "split", "value"),
     Index("ix_scores_headline_layer", "run_id", "layer", "metric", "subset", "split", "value"),
 )

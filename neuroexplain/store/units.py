@@ -31,7 +31,9 @@ from neuroexplain.units import KINDS, UnitId
 OF_UNIT = "run_id = :run AND layer = :layer AND unit = :unit"
 
 
-def list_unit_ids(store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None) -> list[UnitId]:
+def list_unit_ids(
+    store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None
+) -> list[UnitId]:
     """The run's neurons in ascending order."""
     sql = "SELECT layer, unit FROM units WHERE run_id = :run"
     if layers is not None:
@@ -135,7 +137,9 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
         stats=None
         if rows[0].mean is None
-        else StatsArrays(*(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)),
+        else StatsArrays(
+            *(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)
+        ),
         vocabulary=vocabulary,
     )
 
@@ -158,7 +162,9 @@ def read_segment_ids(reader: Reader, run_id: int, wanted: set[int]) -> dict[int,
     """The token ids of the given segments, read by one that is reading already. Raises StoreUnreadable where one is missing."""
     found: dict[int, Any] = {}
     for some in chunks(sorted(wanted)):
-        sql = f"SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment {sql_in(some)}"
+        sql = (
+            f"SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment {sql_in(some)}"
+        )
         found |= {row.segment: decode_segment_ids(row) for row in reader.rows(sql, run=run_id)}
     if missing := wanted - found.keys():
         raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")

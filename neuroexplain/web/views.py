@@ -18,7 +18,15 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Status
-from neuroexplain.formatting import explained_by, interval, number, printable, random_histogram, score_order, short_name
+from neuroexplain.formatting import (
+    explained_by,
+    interval,
+    number,
+    printable,
+    random_histogram,
+    score_order,
+    short_name,
+)
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.units import UnitId
 
@@ -28,13 +36,17 @@ SPLITS = {
     "select": "kept for choosing",
     "report": "kept for the score",
 }
-SHADES = 20  # steps of a colour; each has a class, since the Content-Security-Policy allows no style attribute
+SHADES = (
+    20  # steps of a colour; each has a class, since the Content-Security-Policy allows no style attribute
+)
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
     "form-action 'self'; base-uri 'none'"
 )
 CLASSES = {step: f"{'n' if step < 0 else 'p'}{abs(step)}" for step in range(-SHADES, SHADES + 1)}
-EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "scorer", "metric"), "") | {"sort": "score"}
+EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "scorer", "metric"), "") | {
+    "sort": "score"
+}
 BINS = 40  # of the histogram of scores, over -1..1
 
 
@@ -166,7 +178,9 @@ def draw_tokens(
     if len(texts):
         classes[int(values.argmax())] += " peak"
     if special is not None:
-        classes = [one + " special" if is_special else one for one, is_special in zip(classes, special, strict=True)]
+        classes = [
+            one + " special" if is_special else one for one, is_special in zip(classes, special, strict=True)
+        ]
     if simulated is not None:
         levels = simulated.values
         steps = shades(np.maximum(np.nan_to_num(levels), 0), top_level)
@@ -176,7 +190,10 @@ def draw_tokens(
             under[at] = f'<i class="s{step}">{"" if math.isnan(level) else number}</i>'
             said[at] = f" · simulated {number}"
     drawn = zip(texts, values.tolist(), classes, under, said, strict=True)
-    boxes = [f'<span class="t {c}" data-v="{value:.4g}{s}">{_escaped(text)}{u}</span>' for text, value, c, u, s in drawn]
+    boxes = [
+        f'<span class="t {c}" data-v="{value:.4g}{s}">{_escaped(text)}{u}</span>'
+        for text, value, c, u, s in drawn
+    ]
     return Markup("".join(boxes))
 
 
@@ -198,7 +215,9 @@ def simulated_views(page: UnitPage, prediction: Prediction) -> tuple[RecordView,
 
 def find_prediction(page: UnitPage, simulation_id: int) -> Prediction | None:
     """One of the neuron's simulations that has records."""
-    return next((s for s in page.predictions if s.id == simulation_id and s.records and s.codec == "levels"), None)
+    return next(
+        (s for s in page.predictions if s.id == simulation_id and s.records and s.codec == "levels"), None
+    )
 
 
 def _strongest(page: UnitPage) -> float:
@@ -206,7 +225,11 @@ def _strongest(page: UnitPage) -> float:
 
 
 def _record_view(
-    page: UnitPage, x: Exemplar, strongest: float, simulated: PredictedRecord | None = None, top_level: float = 0.0
+    page: UnitPage,
+    x: Exemplar,
+    strongest: float,
+    simulated: PredictedRecord | None = None,
+    top_level: float = 0.0,
 ) -> RecordView:
     """One record; `top_level` is the level that gets the simulated row's strongest colour."""
     tokens = [page.tokens[i] for i in x.token_ids.tolist()]
@@ -341,9 +364,13 @@ def neuron_view(
     )
 
 
-def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulations: Collection[int]) -> ExplanationView:
+def _explanation_view(
+    page: UnitPage, e: Explanation, links: Links, open_simulations: Collection[int]
+) -> ExplanationView:
     lines = []
-    for s in sorted((s for s in page.scores if s.explanation_id == e.id), key=lambda s: score_order(page.run, s)):
+    for s in sorted(
+        (s for s in page.scores if s.explanation_id == e.id), key=lambda s: score_order(page.run, s)
+    ):
         score = s.score
         about = f"{score.n_records} records, {score.n_tokens} tokens"
         if score.status != Status.OK:
@@ -364,7 +391,12 @@ def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulat
         )
     best = next((line for line in lines if line.is_headline), None)
     p = e.provenance
-    provenance = [("explainer", e.explainer), ("model", p.model), ("revision", p.model_revision or ""), ("engine", p.engine)]
+    provenance = [
+        ("explainer", e.explainer),
+        ("model", p.model),
+        ("revision", p.model_revision or ""),
+        ("engine", p.engine),
+    ]
     provenance += [
         ("engine version", p.engine_version or ""),
         ("sampling", ", ".join(f"{k} {v}" for k, v in p.sampling.items())),
@@ -377,7 +409,10 @@ def _explanation_view(page: UnitPage, e: Explanation, links: Links, open_simulat
     simulated = []
     for one in page.predictions:
         if one.explanation_id == e.id and one.records and one.id is not None and one.codec == "levels":
-            is_open, name = one.id in open_simulations, printable(f"{one.scorer}, {short_name(one.provenance.model)}")
+            is_open, name = (
+                one.id in open_simulations,
+                printable(f"{one.scorer}, {short_name(one.provenance.model)}"),
+            )
             simulated.append(
                 Folded(
                     id=f"simulation-{one.id}",
@@ -432,7 +467,9 @@ def score_charts(scores: Sequence[tuple[int, str, str, float]]) -> tuple[Mapping
     layers = sorted({layer for layer, *_ in scores})
     for name in names:
         own = [(layer, r) for layer, explainer, scorer, r in scores if f"{explainer}, {scorer}" == name]
-        distribution.append({"label": printable(name), "data": np.histogram([r for _, r in own], edges)[0].tolist()})
+        distribution.append(
+            {"label": printable(name), "data": np.histogram([r for _, r in own], edges)[0].tolist()}
+        )
         grouped: dict[int, list[float]] = {}
         for layer, r in own:
             grouped.setdefault(layer, []).append(r)

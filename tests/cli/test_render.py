@@ -13,7 +13,27 @@ from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId
 
 NEURON = UnitId(0, 1)
 WORDS = (" and", "\n", " a", " considerably", "日本", "s", " 🙂", ",")
-RUN = Run(1, "finished", "m", None, "float32", "act", (0,), 2, 1, 1, 0, 0, "", {}, 1, 1, 128, "2026-01-01T00:00:00Z", None)
+RUN = Run(
+    1,
+    "finished",
+    "m",
+    None,
+    "float32",
+    "act",
+    (0,),
+    2,
+    1,
+    1,
+    0,
+    0,
+    "",
+    {},
+    1,
+    1,
+    128,
+    "2026-01-01T00:00:00Z",
+    None,
+)
 
 
 def make_page(levels: np.ndarray | None = None, first: int = 0) -> UnitPage:
@@ -63,7 +83,10 @@ def test_bars_stand_under_the_crop_and_no_prediction_is_no_bar():
     levels[1] = np.nan
     lines = drawn(show_text(make_page(levels, first), "x.db", width=2000), 2000)
     at = next(i for i, line in enumerate(lines) if line.startswith("simulated"))
-    cells = [{"日本": 4, " 🙂": 3, "\n": 1}.get(WORDS[n % len(WORDS)], len(WORDS[n % len(WORDS)])) for n in range(64)]
+    cells = [
+        {"日本": 4, " 🙂": 3, "\n": 1}.get(WORDS[n % len(WORDS)], len(WORDS[n % len(WORDS)]))
+        for n in range(64)
+    ]
     cells[PEAK_INDEX] += 2  # brackets
     bars, before = lines[at].ljust(2000)[MARGIN:], sum(cells[:first])
     assert bars[:before].isspace()
@@ -83,7 +106,9 @@ def test_all_records_of_a_simulation_are_drawn_on_one_scale():
         unit=replace(page.unit, exemplars=(x, replace(x, rank=1))),
         predictions=(replace(prediction, records=(*prediction.records, weak)),),
     )
-    one, other = (line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated"))
+    one, other = (
+        line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated")
+    )
     assert "█" in one
     assert set(other[MARGIN:].strip()) == {"▁", "▂"}
 
@@ -96,7 +121,9 @@ def test_where_the_scored_tokens_are_out_of_sight_it_says_so():
 def test_only_the_number_before_a_record_is_dim():
     line = record_line(make_page(), make_page().unit.exemplars[0], 5.0, 80)
     assert line.style == ""
-    assert [line.plain[span.start : span.end].strip() for span in line.spans if "dim" in str(span.style)] == ["5"]
+    assert [line.plain[span.start : span.end].strip() for span in line.spans if "dim" in str(span.style)] == [
+        "5"
+    ]
 
 
 def test_scores_by_several_simulators_are_told_apart():

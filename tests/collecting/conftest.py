@@ -18,7 +18,12 @@ def made(tmp_path_factory):
     tiny_subject(folder / "model")
     texts = [words(n, seed=n) for n in (150, 400, 90, 700, 800, 900)] + [words(300, seed=9)] * 3
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = {"model": str(folder / "model"), "dataset": (str(folder / "text.jsonl"),), "top_k": 4, "sign": "both"}
+    options = {
+        "model": str(folder / "model"),
+        "dataset": (str(folder / "text.jsonl"),),
+        "top_k": 4,
+        "sign": "both",
+    }
     return folder, options | {"random_records": 5, "batch_size": 2, "checkpoint_every": 1e-6}
 
 

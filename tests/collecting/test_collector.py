@@ -19,7 +19,13 @@ from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import FAMILIES, Subject, load_subject, special_ids
 from tests.fakes import tiny_subject, tiny_tokenizer
 
-OPTIONS = {"activation": "act", "sign": "both", "top_k": 5, "positions": range(64, 97), "special_peaks": False}
+OPTIONS = {
+    "activation": "act",
+    "sign": "both",
+    "top_k": 5,
+    "positions": range(64, 97),
+    "special_peaks": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,8 @@ def bytes_by_device(kept):
 
 
 @pytest.mark.parametrize(
-    ("sign", "windows_on_host", "at_most"), [("positive", False, 5e9), ("both", False, 10e9), ("both", True, 1e9)]
+    ("sign", "windows_on_host", "at_most"),
+    [("positive", False, 5e9), ("both", False, 10e9), ("both", True, 1e9)],
 )
 def test_what_is_kept_of_458752_neurons_fits_on_the_device(sign, windows_on_host, at_most):
     """One layer of Llama-3-8B's shape, on the device that holds no data; 32 layers take 32 times as much."""
@@ -69,7 +76,9 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
         collector = Collector(subject, (0, 1), **OPTIONS, n_random=2, seed=0, windows_on_host=on_host)
         for token_ids, segments in batches(60, 16):
             collector.read(token_ids, segments)
-        states.append(list(collector.finish(lambda segments, positions, starts: (segments, positions, segments))))
+        states.append(
+            list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
+        )
     for kept in states[1:]:
         for a, b in zip(states[0], kept, strict=True):
             for kind, x in a.exemplars.items():
@@ -108,7 +117,9 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
     later = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0))
     order = []
     do, fold = later.behind.do, later._fold
-    monkeypatch.setattr(later.behind, "do", lambda *args: (order.append("made"), do(*args), order.append("queued")))
+    monkeypatch.setattr(
+        later.behind, "do", lambda *args: (order.append("made"), do(*args), order.append("queued"))
+    )
     monkeypatch.setattr(later, "_fold", lambda *args: order.append("folded") or fold(*args))
     for token_ids, segments in batches(60, 8):
         at_once.read(token_ids, segments)
@@ -123,7 +134,9 @@ def test_of_a_batch_that_failed_nothing_waits_for_the_next(subject, a_layer_late
     collector = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=0, seed=0))
     (token_ids, segments), (others, more) = batches(16, 8)
     with monkeypatch.context() as patched:
-        patched.setattr(subject.layers[1], "forward", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+        patched.setattr(
+            subject.layers[1], "forward", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+        )
         with pytest.raises(torch.OutOfMemoryError):
             collector.read(token_ids, segments)
     collector.read(others, more)
@@ -175,7 +188,8 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
 
 
 @pytest.mark.parametrize(
-    ("limit", "most", "found"), [(1, 1024, 1), (100, 1024, 64), (143, 1024, 64), (144, 1024, 128), (5000, 700, 512)]
+    ("limit", "most", "found"),
+    [(1, 1024, 1), (100, 1024, 64), (143, 1024, 64), (144, 1024, 128), (5000, 700, 512)],
 )
 def test_the_batch_size_is_the_largest_power_of_two_that_fits_and_an_eighth_more(limit, most, found):
     tried = []
@@ -234,16 +248,19 @@ def test_statistics_in_one_pass_are_those_of_the_fast_steps(dtype, traced):
     """What a GPU compiles, as it stands and traced as the compiler traces it."""
     bare = inspect.unwrap(plain_sum_segments)  # without the shape checks of this test run
     sum_up = torch.compile(bare, backend="aot_eager") if traced else bare
-    acts = (torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1)) * 3 + torch.tensor([0, 1, -1, 50, 0.1])).to(
-        dtype
-    )
+    acts = (
+        torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1)) * 3
+        + torch.tensor([0, 1, -1, 50, 0.1])
+    ).to(dtype)
     one, other = (RunningStats(5, torch.device("cpu")) for _ in range(2))
     with torch.inference_mode():
         for some in acts.split(5):
             one.fold(some)
             other.fold(some, sum_up)
     for name in ("mean", "std", "min", "max", "share_positive"):
-        np.testing.assert_allclose(getattr(one.finish(), name), getattr(other.finish(), name), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            getattr(one.finish(), name), getattr(other.finish(), name), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_special_tokens_without_a_role_are_special_too(subject):

@@ -74,7 +74,11 @@ def test_killed_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, kill
     os.kill(running.pid if killed == "all" else children[-1].pid, signal.SIGKILL)
     said = running.communicate()[1]
     if killed == "one":
-        assert (running.returncode, "ended with status -9" in said, "run the same command again" in said) == (2, True, True)
+        assert (running.returncode, "ended with status -9" in said, "run the same command again" in said) == (
+            2,
+            True,
+            True,
+        )
     _gone, alive = psutil.wait_procs(children, timeout=60)
     assert not alive  # nobody works on unheard
     again = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -85,7 +89,10 @@ def test_killed_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, kill
 
 def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):
     config = CollectConfig(**made[1] | TWICE | {"text_column": "words"})
-    with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match=r"^[^:]*words"):
+    with (
+        open_store(str(tmp_path / "x.db"), create=True) as store,
+        pytest.raises(NeuroexplainError, match=r"^[^:]*words"),
+    ):
         list(run_collect_on_devices(store, config))
     assert [path.name for path in tmp_path.iterdir() if "-" not in path.name] == ["x.db"]
     for more, said in (({"shard": (1, 2)}, "leave out --shard"), ({"batch_size": None}, "--batch-size 64")):
@@ -108,7 +115,10 @@ def test_the_stage_shown_is_that_of_the_slowest():
         {"loading the model": Progress("loading the model")},
         {"collecting": Progress("collecting", 3, 8, "segments")},
     )
-    saving = {"collecting": Progress("collecting", 8, 8, "segments"), "saving": Progress("saving", 1, 2, "layers")}
+    saving = {
+        "collecting": Progress("collecting", 8, 8, "segments"),
+        "saving": Progress("saving", 1, 2, "layers"),
+    }
     assert together([{}, {}]) == Progress("loading the model")
     assert together([loading, {}]) == Progress("loading the model")
     assert together([reading, loading]) == Progress("collecting", 3, None, "segments")

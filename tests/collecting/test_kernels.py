@@ -23,7 +23,10 @@ def activations(subject, activation):
     ids = torch.randint(2, 320, (3, 128), generator=torch.Generator().manual_seed(2)).to(subject.device)
     found = {}
     capture_activations(
-        subject, ids, find_sources(subject, "mlp", activation, (0, 1)), lambda n, acts: found.update({n: acts.clone()})
+        subject,
+        ids,
+        find_sources(subject, "mlp", activation, (0, 1)),
+        lambda n, acts: found.update({n: acts.clone()}),
     )
     return found
 
@@ -41,7 +44,10 @@ def test_what_is_around_the_mlp_is_compiled_and_gives_the_same(tmp_path, family,
     names, weights = list(subject.model.state_dict()), subject.weights_sha256
     parts = kernels.parts_around(subject, ())
     assert [type(part).__name__ for part in parts if "Attention" in type(part).__name__] == [
-        type(part).__name__ for layer in subject.layers for part in layer.children() if "Attention" in type(part).__name__
+        type(part).__name__
+        for layer in subject.layers
+        for part in layer.children()
+        if "Attention" in type(part).__name__
     ]
     assert len(parts) >= len(subject.layers)
     neurons = {
@@ -58,7 +64,10 @@ def test_what_is_around_the_mlp_is_compiled_and_gives_the_same(tmp_path, family,
             torch.testing.assert_close(acts, wanted[n], rtol=0, atol=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert (list(subject.model.state_dict()), type(subject)(**vars_of(subject)).weights_sha256) == (names, weights)
+    assert (list(subject.model.state_dict()), type(subject)(**vars_of(subject)).weights_sha256) == (
+        names,
+        weights,
+    )
 
 
 def vars_of(subject):
@@ -118,7 +127,10 @@ def test_whole_batches_are_summed_up_by_the_compiled_kernel_and_others_as_before
     monkeypatch.setattr(torch, "compile", compile)
     sum_up = kernels.compiled_sum_segments(4)
     for n in (4, 3, 5, 4):
-        acts, center = torch.randn(n, 64, 6, generator=torch.Generator().manual_seed(n)), torch.linspace(-1, 1, 6)
+        acts, center = (
+            torch.randn(n, 64, 6, generator=torch.Generator().manual_seed(n)),
+            torch.linspace(-1, 1, 6),
+        )
         for found, wanted in zip(sum_up(acts, center), sum_segments(acts, center), strict=True):
             torch.testing.assert_close(found, wanted)
     assert summed == [4, 4]

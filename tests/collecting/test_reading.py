@@ -68,7 +68,9 @@ def follow(config, tokenizer, path):
 
 
 @pytest.mark.parametrize("start", [LiveText.start, follow])
-@pytest.mark.parametrize("more", [{}, {"segments": 40}, {"segments": 10**6}, {"shard": (2, 3), "batch_size": 7}])
+@pytest.mark.parametrize(
+    "more", [{}, {"segments": 40}, {"segments": 10**6}, {"shard": (2, 3), "batch_size": 7}]
+)
 def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_path, start, more):
     config = CollectConfig("model", (corpus(tmp_path),), sampling="sequential", **more)
     tokenizer = SlowTokenizer(tmp_path / "go")
@@ -87,7 +89,10 @@ def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_pa
             np.testing.assert_array_equal(mine[1], wanted[1])
         numbers = list(chain.from_iterable(numbers.tolist() for numbers, _ in whole.batches(5, 9, 3)))
         assert numbers == list(chain.from_iterable(numbers.tolist() for numbers, _ in live.batches(5, 9, 3)))
-        assert (live.whole().n_tokens, live.whole().n_documents) == (whole.whole().n_tokens, whole.whole().n_documents)
+        assert (live.whole().n_tokens, live.whole().n_documents) == (
+            whole.whole().n_tokens,
+            whole.whole().n_documents,
+        )
     finally:
         live.close()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["go", "live", "text.jsonl", "whole"]
@@ -138,7 +143,10 @@ def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(many, 
 
 def test_a_large_corpus_of_which_all_is_read_is_read_live_too(many, undisturbed, tmp_path, monkeypatch):
     """The order decides nothing then, so a run with --sampling random need not wait."""
-    for large, said in ((text.LARGE, "Tokenizing the corpus ..."), (1, "Tokenizing the corpus while it is read ...")):
+    for large, said in (
+        (text.LARGE, "Tokenizing the corpus ..."),
+        (1, "Tokenizing the corpus while it is read ..."),
+    ):
         monkeypatch.setattr(text, "LARGE", large)
         with open_store(str(tmp_path / f"{large}.db"), create=True) as store:
             events = list(run_collect(store, CollectConfig(**many[1] | {"sampling": "random"})))
@@ -166,7 +174,9 @@ def test_who_follows_comes_late_or_to_what_breaks_off(tmp_path):
     finish(write_tokens(config, tiny_tokenizer(), path, unfinished))
     tally.set(n_tokens=1000)
     late = LiveText(config, path, unfinished, Follower(tally))
-    threading.Timer(0.2, tally.set, kwargs={"state": WHOLE}).start()  # it has heard of the 1000, and finds no file there
+    threading.Timer(
+        0.2, tally.set, kwargs={"state": WHOLE}
+    ).start()  # it has heard of the 1000, and finds no file there
     found = list(late.batches(0, None, 7))
     wanted = WholeText(late.whole(), config).batches(0, None, 7)
     assert [one[1].tolist() for one in found] == [one[1].tolist() for one in wanted]
@@ -219,7 +229,9 @@ def test_parts_that_read_live_merge_into_the_whole(many, undisturbed, tmp_path):
 def test_a_broken_corpus_is_one_plain_message(many, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_bytes(Path(many[1]["dataset"][0]).read_bytes()[:-5])
-    asked = command((many[0], many[1] | {"dataset": (str(text),)}), tmp_path / "x.db", "--sampling", "sequential")
+    asked = command(
+        (many[0], many[1] | {"dataset": (str(text),)}), tmp_path / "x.db", "--sampling", "sequential"
+    )
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("Cannot read")) == (2, 1), done.stderr
     assert "Warning" not in done.stderr
@@ -244,7 +256,9 @@ def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path
 def test_a_terminal_s_ctrl_c_reaches_all_and_is_answered_once(many, tmp_path, after):
     """Also while the process that tokenizes is only beginning."""
     (tmp_path / "corpus").mkdir()
-    asked = command((many[0], many[1] | {"dataset": (corpus(tmp_path / "corpus", 30_000),)}), tmp_path / "x.db")
+    asked = command(
+        (many[0], many[1] | {"dataset": (corpus(tmp_path / "corpus", 30_000),)}), tmp_path / "x.db"
+    )
     asked += ["--sampling", "sequential"]
     with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         said = ""

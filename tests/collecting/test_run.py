@@ -27,14 +27,20 @@ K = 4
 def corpus(tmp_path_factory):
     """Some 20 segments; two documents repeat, so records with the same 64 tokens are common."""
     file = tmp_path_factory.mktemp("corpus") / "text.jsonl"
-    texts = [words(n, seed=n) for n in (3, 150, 400, 90, 700)] + [words(300, seed=9)] * 3 + ["", words(40, seed=2)]
+    texts = (
+        [words(n, seed=n) for n in (3, 150, 400, 90, 700)]
+        + [words(300, seed=9)] * 3
+        + ["", words(40, seed=2)]
+    )
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return file
 
 
 def collect(db: Path, folder: Path, corpus: Path, **options):
     store = open_store(str(db), create=True)
-    config = CollectConfig(**{"model": str(folder), "dataset": (str(corpus),), "top_k": K, "random_records": 3} | options)
+    config = CollectConfig(
+        **{"model": str(folder), "dataset": (str(corpus),), "top_k": K, "random_records": 3} | options
+    )
     list(run_collect(store, config))
     return store, config
 
@@ -88,7 +94,8 @@ def brute_force(cells, acts, positions, sign=1, barred=()):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("activation", ["act", "post"])
 @pytest.mark.parametrize(
-    ("positions", "bos", "specials"), [((64, 97), True, True), ((32, 97), False, True), ((96, 97), True, False)]
+    ("positions", "bos", "specials"),
+    [((64, 97), True, True), ((32, 97), False, True), ((96, 97), True, False)],
 )
 def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, positions, bos, specials, dtype):
     folder = tiny_subject(tmp_path / "model", family, bos=bos)
@@ -117,7 +124,9 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
                 for x in found:
                     cell = cells[x.segment]
                     assert x.token_ids.tolist() == [token for token, _, _ in cell[x.start : x.start + 64]]
-                    np.testing.assert_array_equal(x.activations, acts[layer][x.segment, x.start : x.start + 64, n])
+                    np.testing.assert_array_equal(
+                        x.activations, acts[layer][x.segment, x.start : x.start + 64, n]
+                    )
                     _, document, offset = cell[x.start + 32]
                     assert (x.document, x.token_offset) == (document, offset - 32)
             tail = acts[layer][:, 64:, n].astype(np.float64)
@@ -137,7 +146,13 @@ def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpu
         for n in range(24):
             a, b = (load_unit(s, load_run(s), UnitId(layer, n)) for s in (one, other))
             for x, y in zip(a.exemplars, b.exemplars, strict=True):
-                assert (x.kind, x.rank, x.segment, x.start, x.document) == (y.kind, y.rank, y.segment, y.start, y.document)
+                assert (x.kind, x.rank, x.segment, x.start, x.document) == (
+                    y.kind,
+                    y.rank,
+                    y.segment,
+                    y.start,
+                    y.document,
+                )
                 np.testing.assert_allclose(x.activations, y.activations, rtol=1e-4, atol=1e-5)
 
 

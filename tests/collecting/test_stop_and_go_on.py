@@ -58,10 +58,14 @@ def compiles(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(collect, "can_compile", lambda device: True)
     monkeypatch.setattr(kernels, "how", lambda: {"backend": "aot_eager", "dynamic": False})
-    monkeypatch.setattr("neuroexplain.collecting.collector.compiled_sum_segments", lambda batch_size: sum_segments)
+    monkeypatch.setattr(
+        "neuroexplain.collecting.collector.compiled_sum_segments", lambda batch_size: sum_segments
+    )
 
 
-def test_compiled_kernels_give_the_same_and_only_they_go_on(made, undisturbed, tmp_path, compiles, monkeypatch):
+def test_compiled_kernels_give_the_same_and_only_they_go_on(
+    made, undisturbed, tmp_path, compiles, monkeypatch
+):
     config = CollectConfig(**made[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         events = run_collect(store, config)
@@ -103,7 +107,9 @@ def test_a_checkpoint_of_before_there_was_a_choice_goes_on_plain(made, undisturb
 
 
 def test_too_large_a_batch_is_said_while_compiling(made, tmp_path, compiles, monkeypatch):
-    monkeypatch.setattr(Collector, "probe", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        Collector, "probe", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    )
     with (
         open_store(str(tmp_path / "x.db"), create=True) as store,
         pytest.raises(NeuroexplainError, match=r"does not hold a batch of 2 segments.*--batch-size"),
@@ -111,7 +117,9 @@ def test_too_large_a_batch_is_said_while_compiling(made, tmp_path, compiles, mon
         list(run_collect(store, CollectConfig(**made[1])))
 
 
-def test_where_the_compiler_fails_it_says_so_and_reads_as_before(made, undisturbed, tmp_path, compiles, monkeypatch):
+def test_where_the_compiler_fails_it_says_so_and_reads_as_before(
+    made, undisturbed, tmp_path, compiles, monkeypatch
+):
     def broken(graph, inputs):
         raise OSError("no compiler\nat all")
 
@@ -123,7 +131,9 @@ def test_where_the_compiler_fails_it_says_so_and_reads_as_before(made, undisturb
             notes = [event.note for event in takewhile(lambda event: event.done < 4, events)]
             events.close()
         assert any("the model is read as it is, more slowly: no compiler" in note for note in notes if note)
-        list(run_collect(store, config))  # by now it would compile, but what was begun is read to its end as it was
+        list(
+            run_collect(store, config)
+        )  # by now it would compile, but what was begun is read to its end as it was
         assert list_runs(store)[0].versions["kernels"] == "plain"
     assert content(tmp_path / "x.db")[0] == undisturbed
 
@@ -134,7 +144,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(made, undistu
         events = run_collect(store, config)
         next(event for event in events if event.done == 4)
         with monkeypatch.context() as patched:
-            patched.setattr("torch.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            patched.setattr(
+                "torch.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            )
             with pytest.raises(NeuroexplainError, match=r"No space left on device.*intact"):
                 next(events)
         notes = [event.note for event in run_collect(store, config) if event.note]
@@ -155,7 +167,9 @@ def test_out_of_memory_leaves_the_checkpoint(made, undisturbed, tmp_path, monkey
                 fold(self, *args)
 
             patched.setattr(RunningStats, "fold_slice", run_out)
-            with pytest.raises(NeuroexplainError, match=r"ran out of memory.*checkpoint is intact.*--windows host"):
+            with pytest.raises(
+                NeuroexplainError, match=r"ran out of memory.*checkpoint is intact.*--windows host"
+            ):
                 list(run_collect(store, config))
         notes = [event.note for event in run_collect(store, config) if event.note]
         assert any("continuing: 6 of" in note for note in notes)
@@ -192,7 +206,10 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
         events = run_collect(store, config)
         next(event for event in events if event.done == 4)
         events.close()
-        for changed, said in ((whole.replace(b"river", b"rover"), "text: .* then, .* now"), (whole[:-5], "Cannot read")):
+        for changed, said in (
+            (whole.replace(b"river", b"rover"), "text: .* then, .* now"),
+            (whole[:-5], "Cannot read"),
+        ):
             text.write_bytes(changed)
             with pytest.raises(NeuroexplainError, match=said):
                 list(run_collect(store, config))
@@ -215,7 +232,10 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(made, tmp_path):
             (checkpoint,) = tmp_path.glob("*.checkpoint")
             stopped[activation] = checkpoint.read_bytes()
     checkpoint.write_bytes(stopped["act"])
-    with open_store(str(tmp_path / "x.db")) as store, open_store(str(tmp_path / "y.db"), create=True) as other:
+    with (
+        open_store(str(tmp_path / "x.db")) as store,
+        open_store(str(tmp_path / "y.db"), create=True) as other,
+    ):
         assert not any("continuing" in (event.note or "") for event in run_collect(store, config))
         list(run_collect(other, config))
     assert content(tmp_path / "x.db")[0] == content(tmp_path / "y.db")[0]
@@ -239,13 +259,19 @@ def test_a_model_whose_weights_were_replaced_is_not_gone_on_with(made, undisturb
 def test_a_model_and_a_tokenizer_that_do_not_belong_together_are_refused(made, tmp_path):
     subject = load_subject(made[1]["model"])
     small = replace(subject, unembedding=subject.unembedding[:50])
-    with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match="the model knows 50"):
+    with (
+        open_store(str(tmp_path / "x.db"), create=True) as store,
+        pytest.raises(NeuroexplainError, match="the model knows 50"),
+    ):
         list(run_collect(store, CollectConfig(**made[1]), small))
 
 
 def test_a_part_that_gets_no_segment_says_why(made, tmp_path):
     config = CollectConfig(**made[1] | {"segments": 3, "shard": (4, 4)})
-    with open_store(str(tmp_path / "x.db"), create=True) as store, pytest.raises(NeuroexplainError, match="Take fewer parts"):
+    with (
+        open_store(str(tmp_path / "x.db"), create=True) as store,
+        pytest.raises(NeuroexplainError, match="Take fewer parts"),
+    ):
         list(run_collect(store, config))
 
 
@@ -268,7 +294,9 @@ def test_killed_five_times_at_random_moments_it_ends_the_same(made, undisturbed,
     for _ in range(5):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.DEVNULL) as running:
-            while running.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            while running.poll() is None and not (
+                checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
+            ):
                 time.sleep(0.001)
             time.sleep(moments.random() * 0.1)
             running.kill()
@@ -317,7 +345,15 @@ def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path,
 
 def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
     names = [str(parts / f"{n}.db") for n in (3, 1, 4, 2)]
-    command = [sys.executable, "-m", "neuroexplain.cli.main", "merge", *names, "--into", str(tmp_path / "x.db")]
+    command = [
+        sys.executable,
+        "-m",
+        "neuroexplain.cli.main",
+        "merge",
+        *names,
+        "--into",
+        str(tmp_path / "x.db"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "It is whole" in done.stderr) == (0, True), done.stderr
     assert_whole(tmp_path / "x.db", undisturbed)
@@ -350,7 +386,9 @@ def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
     with open_store(str(tmp_path / "other.db"), create=True) as store:
         other = "bfloat16" if content(parts / "1.db")[1].dtype == "float32" else "float32"
         list(run_collect(store, CollectConfig(**made[1] | {"shard": (2, N_PARTS), "dtype": other})))
-    for n, two in enumerate(((parts / "1.db", tmp_path / "other.db"), (tmp_path / "other.db", parts / "1.db"))):
+    for n, two in enumerate(
+        ((parts / "1.db", tmp_path / "other.db"), (tmp_path / "other.db", parts / "1.db"))
+    ):
         merge(*two, tmp_path / f"z{n}.db", allow_mixed=True)
         assert content(tmp_path / f"z{n}.db")[1].dtype == "float32"  # which holds the values of both
 

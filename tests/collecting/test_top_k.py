@@ -46,14 +46,18 @@ def read_out(state, neuron):
     used = keys[neuron] > EMPTY
     at = places[neuron][used]
     values = state.windows[neuron, at, 32].tolist()
-    return list(zip(values, segments_of(keys[neuron][used]).tolist(), state.starts[neuron, at].tolist(), strict=True))
+    return list(
+        zip(values, segments_of(keys[neuron][used]).tolist(), state.starts[neuron, at].tolist(), strict=True)
+    )
 
 
 def fold(seen, rows, batch_size, *, lowest=False):
     acts, ids, allowed, segments = seen
     state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
     for some in torch.as_tensor(rows).split(batch_size):
-        fold_top_k(state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]), lowest=lowest)
+        fold_top_k(
+            state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]), lowest=lowest
+        )
     return state
 
 
@@ -88,9 +92,10 @@ def test_windows_are_those_of_the_records(seen):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_statistics_hold_far_from_zero(dtype):
-    acts = (torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1)) + torch.tensor([0, 1, -1, 100, 3000.0])).to(
-        dtype
-    )
+    acts = (
+        torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1))
+        + torch.tensor([0, 1, -1, 100, 3000.0])
+    ).to(dtype)
     stats = RunningStats(5, torch.device("cpu"))
     for some in acts.split(5):
         stats.fold(some)

@@ -32,7 +32,8 @@ def test_a_data_set_is_streamed_in_its_order_or_shuffled_by_the_seed(data_set, m
 
 
 @pytest.mark.parametrize(
-    ("split", "column", "said"), [("validation", "text", "split validation"), ("train", "body", "it has text")]
+    ("split", "column", "said"),
+    [("validation", "text", "split validation"), ("train", "body", "it has text")],
 )
 def test_a_data_set_without_the_split_or_the_column_says_so(data_set, monkeypatch, split, column, said):
     monkeypatch.setattr(documents, "find_files", lambda names: None)

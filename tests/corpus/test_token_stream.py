@@ -25,10 +25,16 @@ def test_tokens_written_are_found_again(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
     for stream in (written, found, temporary):
         assert (stream.n_tokens, stream.n_documents, stream.n_segments) == (509, 5, 3)
-        np.testing.assert_array_equal(stream.rows(np.array([2, 0, 1])), joined[:384].reshape(3, 128)[[2, 0, 1]])
+        np.testing.assert_array_equal(
+            stream.rows(np.array([2, 0, 1])), joined[:384].reshape(3, 128)[[2, 0, 1]]
+        )
         for n in range(3):
             np.testing.assert_array_equal(stream.segment(n).token_ids, joined[128 * n : 128 * n + 128])
-        segments, positions, starts = np.array([[0, 0, 2]]), np.array([[2, 3, 100]]), np.array([[0, 1, 60]], np.uint8)
+        segments, positions, starts = (
+            np.array([[0, 0, 2]]),
+            np.array([[2, 3, 100]]),
+            np.array([[0, 1, 60]], np.uint8),
+        )
         documents, offsets, ids = stream.locate(segments, positions, starts)
         assert (documents.tolist(), offsets.tolist()) == ([[0, 2, 3]], [[0, -2, 13]])
         np.testing.assert_array_equal(ids, joined[segments * 128 + positions])
@@ -65,5 +71,8 @@ def test_a_full_disk_is_said_plainly(tmp_path):
 def test_documents_are_tokenized_as_one_by_one():
     tokenizer = tiny_tokenizer(bos=True)
     texts = [words(n % 37, seed=n) for n in range(150)] + ["", "lone \ud800 surrogate"]
-    expected = [[*tokenizer(text.encode("utf-8", "replace").decode()).input_ids, tokenizer.eos_token_id] for text in texts]
+    expected = [
+        [*tokenizer(text.encode("utf-8", "replace").decode()).input_ids, tokenizer.eos_token_id]
+        for text in texts
+    ]
     assert [ids.tolist() for ids in tokenize(texts, tokenizer)] == expected

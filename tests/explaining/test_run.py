@@ -43,7 +43,11 @@ def collected(tmp_path_factory):
     (folder / "text.txt").write_text(words(30_000))
     model = str(tiny_subject(folder / "model"))
     with open_store(str(folder / "x.db"), create=True) as store:
-        list(run_collect(store, CollectConfig(model=model, dataset=(str(folder / "text.txt"),), positions=(32, 97))))
+        list(
+            run_collect(
+                store, CollectConfig(model=model, dataset=(str(folder / "text.txt"),), positions=(32, 97))
+            )
+        )
     return folder
 
 
@@ -61,7 +65,11 @@ def store(collected, tmp_path):
 
 @pytest.fixture(params=["lexical", "digits"])
 def scorer(request, local, store):
-    return DigitsSimulator(local) if request.param == "digits" else LexicalSimulator(local, load_run(store).tokenizer_sha256)
+    return (
+        DigitsSimulator(local)
+        if request.param == "digits"
+        else LexicalSimulator(local, load_run(store).tokenizer_sha256)
+    )
 
 
 def by_words(messages, sampling):
@@ -91,7 +99,10 @@ def content(store):
 
 def chosen(store):
     """The explanations and what was chosen on; nulls and reports depend on what was chosen at the time."""
-    return [(e.unit, e.candidate, e.text, e.chosen, stored_select(store, e.id)) for e in list_explanations(store, 1)]
+    return [
+        (e.unit, e.candidate, e.text, e.chosen, stored_select(store, e.id))
+        for e in list_explanations(store, 1)
+    ]
 
 
 def stored_select(store, explanation_id):
@@ -153,7 +164,9 @@ def test_more_candidates_later_ask_only_what_is_missing(store, scorer, tmp_path,
 @pytest.mark.parametrize("after", [1, 3, 5, 8])
 def test_stopped_anywhere_and_run_again_it_ends_the_same(store, local, tmp_path, collected, after):
     scorer = LexicalSimulator(local, load_run(store).tokenizer_sha256)
-    events = run_explain(store, load_run(store), ExplainConfig(NEURONS, "excerpts", revise=1), ScriptedLlm(by_words), scorer)
+    events = run_explain(
+        store, load_run(store), ExplainConfig(NEURONS, "excerpts", revise=1), ScriptedLlm(by_words), scorer
+    )
     for _ in range(after):
         next(events)
     events.close()
@@ -186,7 +199,9 @@ def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other
     explain(store, llm, scorer, revise=6)
     run = load_run(store)
     assert len(llm.requests) == 7 * len(NEURONS)
-    asked_again = [messages for messages, _ in llm.requests if "guessed from your phrase" in messages[-1].content]
+    asked_again = [
+        messages for messages, _ in llm.requests if "guessed from your phrase" in messages[-1].content
+    ]
     assert len(asked_again) == 6 * len(NEURONS)
     kept = 0
     for neuron in NEURONS:
@@ -223,13 +238,20 @@ def test_a_revision_sees_no_report_record(store, scorer):
 
 
 def test_several_meanings_are_stored_with_what_they_cover_and_their_union(store, scorer):
-    llm = ScriptedLlm(lambda messages, sampling: "old mills | 1, 3\n2. sleeping geese | 2\n- money | 1, 4, 5\nmore | 1")
+    llm = ScriptedLlm(
+        lambda messages, sampling: "old mills | 1, 3\n2. sleeping geese | 2\n- money | 1, 4, 5\nmore | 1"
+    )
     explain(store, llm, scorer, "meanings")
     run = load_run(store)
     assert len(llm.requests) == len(NEURONS)
     for neuron in NEURONS:
         of_neuron = list_explanations(store, run.id, neuron)
-        assert [e.text for e in of_neuron] == ["old mills", "sleeping geese", "money", "old mills; or sleeping geese; or money"]
+        assert [e.text for e in of_neuron] == [
+            "old mills",
+            "sleeping geese",
+            "money",
+            "old mills; or sleeping geese; or money",
+        ]
         exemplars = load_unit(store, run, neuron).exemplars
         splits = assign_splits(exemplars)
         explained = [x.rank for x in exemplars if x.kind == "top" and splits["top", x.rank] == "explain"]
@@ -265,7 +287,9 @@ def test_meanings_that_were_not_simulated_are_the_next_time(store, scorer):
 def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, scorer):
     """The last command's, also one that asks nothing anew; but not one of another seed that gets no usable answer."""
     llm = ScriptedLlm(by_words)
-    now = lambda: {e.unit: e.id for e in list_explanations(store, 1) if e.chosen and e.explainer == "excerpts"}  # noqa: E731
+    now = lambda: {
+        e.unit: e.id for e in list_explanations(store, 1) if e.chosen and e.explainer == "excerpts"
+    }  # noqa: E731
     explain(store, llm, scorer, candidates=3)
     first = now()
     explain(store, llm, scorer, candidates=2, revise=1)
@@ -283,16 +307,23 @@ def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, sc
 
 
 def test_a_line_of_white_space_takes_no_time_and_a_number_has_an_end():
-    for reply in ("words | x\n" + " " * 100_000 + "x", "words | " + "9" * 5_000, "words | " + "1," * 50_000 + "x"):
+    for reply in (
+        "words | x\n" + " " * 100_000 + "x",
+        "words | " + "9" * 5_000,
+        "words | " + "1," * 50_000 + "x",
+    ):
         with pytest.raises(LlmReplyError, match="no line is of the form"):
             parse_meanings(reply, [])
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "rivers", "rivers | ", "rivers | 0", "rivers | 1, 11", "| 1", "<think>rivers | 1", "I cannot | 1"]
+    "reply",
+    ["", "rivers", "rivers | ", "rivers | 0", "rivers | 1, 11", "| 1", "<think>rivers | 1", "I cannot | 1"],
 )
 def test_what_does_not_name_meanings_is_a_failed_attempt(reply):
-    records = [Exemplar(UnitId(0, 0), "top", rank, 0, 0, 0, 0, 1.0, np.zeros(64), np.zeros(64)) for rank in range(10)]
+    records = [
+        Exemplar(UnitId(0, 0), "top", rank, 0, 0, 0, 0, 1.0, np.zeros(64), np.zeros(64)) for rank in range(10)
+    ]
     with pytest.raises(LlmReplyError) as failed:
         parse_meanings(reply, records)
     assert (failed.value.status, failed.value.reply) == ("parse_error", reply)
@@ -334,7 +365,10 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
     for prediction in list_predictions(store, texts):
         assert prediction.control_explanation_id not in (None, prediction.explanation_id)
         exemplars = {(x.kind, x.rank): x for x in load_unit(store, run, prediction.unit).exemplars}
-        records = [exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist() for r in prediction.records]
+        records = [
+            exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist()
+            for r in prediction.records
+        ]
         tokens = load_tokens(store, run.id, {i for record in records for i in record})
         others = digits.simulate(texts[prediction.control_explanation_id], records, tokens).of
         for r, other in zip(prediction.records, others, strict=True):
@@ -346,7 +380,10 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
 def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
     picks = random.Random(seed)
     nobody = Provenance("none", None, "m", None, None)
-    neurons = {UnitId(picks.choice([0, 0, 1, 2, 2, 2, 3]), picks.randrange(50)) for _ in range(picks.choice([1, 2, 5, 20]))}
+    neurons = {
+        UnitId(picks.choice([0, 0, 1, 2, 2, 2, 3]), picks.randrange(50))
+        for _ in range(picks.choice([1, 2, 5, 20]))
+    }
     explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
     found = find_controls(explanations)
     for e in explanations:
@@ -362,7 +399,18 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(collected, tmp_path
     """The real command with a real, if tiny, model as explainer and as simulator."""
 
     def command(db):
-        options = ("--layers", "0-1", "--limit", "8", "--explainer", "excerpts", "--candidates", "2", "--scorer", "lexical")
+        options = (
+            "--layers",
+            "0-1",
+            "--limit",
+            "8",
+            "--explainer",
+            "excerpts",
+            "--candidates",
+            "2",
+            "--scorer",
+            "lexical",
+        )
         named = ("--local", str(collected / "model"), "--db", str(db))
         return [sys.executable, "-m", "neuroexplain.cli.main", "explain", *options, *named]
 
@@ -384,7 +432,8 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(collected, tmp_path
 
 
 @pytest.mark.parametrize(
-    "options", [{"candidates": 0}, {"candidates": 101}, {"revise": -1}, {"explainer": "tokens", "candidates": 2}]
+    "options",
+    [{"candidates": 0}, {"candidates": 101}, {"revise": -1}, {"explainer": "tokens", "candidates": 2}],
 )
 def test_impossible_candidates_are_refused(options):
     with pytest.raises(NeuroexplainError, match=r"--candidates|--revise"):
@@ -410,7 +459,11 @@ def windows(exemplar):
 
 def test_progress_only_grows(store, local):
     events = run_explain(
-        store, load_run(store), ExplainConfig(NEURONS, "excerpts"), ScriptedLlm(by_words), DigitsSimulator(local)
+        store,
+        load_run(store),
+        ExplainConfig(NEURONS, "excerpts"),
+        ScriptedLlm(by_words),
+        DigitsSimulator(local),
     )
     done = [event.done for event in events if event.stage == "explaining"]
     assert all(a <= b for a, b in pairwise(done))
@@ -435,9 +488,15 @@ def test_an_estimate_says_what_the_run_then_asks(store, local, options):
     with_control = options != "some are there" and options.get("with_control", False)
     if options == "some are there":
         explain(store, llm, None, candidates=2)
-        list(run_explain(store, run, ExplainConfig(NEURONS[:2], "excerpts", candidates=2), llm, DigitsSimulator(local)))
+        list(
+            run_explain(
+                store, run, ExplainConfig(NEURONS[:2], "excerpts", candidates=2), llm, DigitsSimulator(local)
+            )
+        )
         options = {"candidates": 3}
-    named = {"explainer": "excerpts"} | {name: value for name, value in options.items() if name != "with_control"}
+    named = {"explainer": "excerpts"} | {
+        name: value for name, value in options.items() if name != "with_control"
+    }
     config = ExplainConfig(NEURONS, **named)
     engine = llm if config.asks_llm else None
     said = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control)

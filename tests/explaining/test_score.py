@@ -83,7 +83,9 @@ def test_a_row_in_the_wrong_place_is_a_fault(damaged, sql, said):
         assert_found(said, list(verify_run(store, load_run(store))))
 
 
-@pytest.mark.parametrize("sql", ["DELETE FROM segments", "UPDATE segments SET token_ids = substr(token_ids, 1, 9)"])
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM segments", "UPDATE segments SET token_ids = substr(token_ids, 1, 9)"]
+)
 def test_without_segments_every_explained_neuron_is_a_fault(damaged, sql):
     with damaged(sql) as store:
         assert len(list(verify_run(store, load_run(store)))) == 20
@@ -98,7 +100,10 @@ def test_an_unknown_dtype_is_said_for_every_explained_neuron(damaged):
 
 @pytest.mark.parametrize("sql", ["UPDATE runs SET config = '[bad'", """UPDATE runs SET layers = '"x"'"""])
 def test_a_run_that_cannot_be_read_is_named(damaged, sql):
-    with damaged(sql) as store, pytest.raises(StoreUnreadable, match=r"A row of runs \(id 1\) cannot be read"):
+    with (
+        damaged(sql) as store,
+        pytest.raises(StoreUnreadable, match=r"A row of runs \(id 1\) cannot be read"),
+    ):
         load_run(store)
 
 
@@ -109,12 +114,18 @@ def test_a_run_that_cannot_be_read_is_named(damaged, sql):
         ("UPDATE exemplars SET peaks = x'00' WHERE {here}", load_page),
         ("UPDATE explanations SET covers = '[' WHERE {here}", load_page),
         ("UPDATE predictions SET detail = x'00' WHERE {its}", load_page),
-        ("UPDATE exemplars SET peaks = x'00' WHERE {here}", lambda store, run, _: load_collected_layer(store, run, 0)),
+        (
+            "UPDATE exemplars SET peaks = x'00' WHERE {here}",
+            lambda store, run, _: load_collected_layer(store, run, 0),
+        ),
         (
             "UPDATE vocabulary_readings SET promoted_ids = x'00' WHERE {here}",
             lambda s, run, _: load_collected_layer(s, run, 0),
         ),
-        ("UPDATE explanations SET sampling = '3' WHERE {here}", lambda store, run, _: list_explanations(store, run.id)),
+        (
+            "UPDATE explanations SET sampling = '3' WHERE {here}",
+            lambda store, run, _: list_explanations(store, run.id),
+        ),
     ],
 )
 def test_whoever_reads_a_damaged_row_is_told_which_it_is(damaged, sql, read):

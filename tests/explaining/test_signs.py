@@ -46,10 +46,22 @@ def explained(folder):
     def explain(sign):
         if sign not in made:
             store = made[sign] = open_store(str(folder / f"{sign}.db"), create=True)
-            options = {"model": str(folder / "model"), "dataset": (str(folder / "text.txt"),), "positions": (32, 97)}
+            options = {
+                "model": str(folder / "model"),
+                "dataset": (str(folder / "text.txt"),),
+                "positions": (32, 97),
+            }
             list(run_collect(store, CollectConfig(**options, activation="post", sign=sign)))
             run = load_run(store)
-            list(run_explain(store, run, ExplainConfig(UNITS, "tokens"), None, SCORERS.load("lexical").open(engine, run)))
+            list(
+                run_explain(
+                    store,
+                    run,
+                    ExplainConfig(UNITS, "tokens"),
+                    None,
+                    SCORERS.load("lexical").open(engine, run),
+                )
+            )
         return made[sign], load_run(made[sign])
 
     yield explain
@@ -73,7 +85,10 @@ def test_every_side_is_explained_and_scored(explained, sign, sides):
     sides_of = {e.id: e.side for e in explanations}
     n_checked = 0
     for s in list_scores(store, sides_of):
-        assert s.score.subset in (SCORED[sides_of[s.explanation_id]], *SCORED[sides_of[s.explanation_id]].split("_and_"))
+        assert s.score.subset in (
+            SCORED[sides_of[s.explanation_id]],
+            *SCORED[sides_of[s.explanation_id]].split("_and_"),
+        )
         control = s.score.control_explanation_id
         assert control is None or sides_of[control] == sides_of[s.explanation_id]
     for prediction in list_predictions(store, sides_of):
@@ -103,7 +118,10 @@ def test_the_lowest_records_are_shown_the_right_way_up(explained):
     evidence = Evidence.of(run, unit, "negative")
     shown = evidence.shown(5)
     assert shown
-    assert all(x.kind == "bottom" and x.activation > 0 and x.activations[32] == x.activations[32:33].max() for x in shown)
+    assert all(
+        x.kind == "bottom" and x.activation > 0 and x.activations[32] == x.activations[32:33].max()
+        for x in shown
+    )
     tokens = load_page(store, run, UNITS[0]).tokens
     pairs = EXPLAINERS["pairs"].render(shown, tokens)
     assert "\t10" in pairs  # the strongest of what is shown
@@ -126,21 +144,27 @@ def test_query_and_show_have_both_sides_best_first(explained):
 def test_a_hypothesis_of_ones_own_is_scored_on_its_side(explained, folder):
     store, run = explained("negative")
     mine = Provenance("none", None, "human", None, None)
-    own = save_explanation(store, run.id, Explanation(UNITS[0], "human", "ok", "rivers", mine, side="negative"))
+    own = save_explanation(
+        store, run.id, Explanation(UNITS[0], "human", "ok", "rivers", mine, side="negative")
+    )
     list(run_score(store, run, [own], SCORERS.load("lexical").open(LocalEngine(str(folder / "model")), run)))
     assert {s.score.subset for s in list_scores(store, [own.id])} == {"bottom_and_random", "bottom", "random"}
 
 
 def test_candidates_and_revisions_work_on_either_side(explained, folder):
     store, run = explained("both")
-    llm = ScriptedLlm(lambda messages, sampling: f"words like {len(messages[-1].content) % 7} and {sampling['seed']}")
+    llm = ScriptedLlm(
+        lambda messages, sampling: f"words like {len(messages[-1].content) % 7} and {sampling['seed']}"
+    )
     scorer = SCORERS.load("lexical").open(LocalEngine(str(folder / "model")), run)
     config = ExplainConfig(UNITS[:2], "excerpts", candidates=2, revise=1)
     list(run_explain(store, run, config, llm, scorer))
     asked = len(llm.requests)
     assert asked >= 2 * 2 * 3
     made = list_explanations(store, run.id, explainer="excerpts")
-    assert {(e.unit, e.side, e.candidate) for e in made} == {(u, s, c) for u in UNITS[:2] for s in SCORED for c in range(3)}
+    assert {(e.unit, e.side, e.candidate) for e in made} == {
+        (u, s, c) for u in UNITS[:2] for s in SCORED for c in range(3)
+    }
     assert sum(e.chosen for e in made) == 4
     assert list(verify_run(store, run)) == []
     list(run_explain(store, run, config, llm, scorer))
@@ -154,11 +178,21 @@ def test_a_side_that_never_fires_is_dead_and_the_unit_is_not(folder):
 
         from tests.fakes import tiny_tokenizer
 
-        shape = {"vocab_size": 330, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 24}
+        shape = {
+            "vocab_size": 330,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "ffn_dim": 24,
+        }
         OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=16)).save_pretrained(folder / "opt")
         tiny_tokenizer().save_pretrained(folder / "opt")
         text = (str(folder / "text.txt"),)
-        list(run_collect(store, CollectConfig(model=str(folder / "opt"), dataset=text, segments=40, sign="both")))
+        list(
+            run_collect(
+                store, CollectConfig(model=str(folder / "opt"), dataset=text, segments=40, sign="both")
+            )
+        )
         run = load_run(store)
         list(run_explain(store, run, ExplainConfig((UnitId(0, 3),), "tokens"), None, None))
         statuses = {e.side: (e.status, e.reason) for e in list_explanations(store, run.id)}

@@ -65,7 +65,9 @@ def test_what_comes_in_goes_out_again(folder, tmp_path):
     assert (run.dtype, run.layers, run.width(0)) == ("bfloat16", (0, 1, 2), N)
     list(export_llama3_neurons(store, run, tmp_path / "out"))
     for name in ("act", "token", "index"):
-        np.testing.assert_array_equal(np.load(tmp_path / "out" / f"{name}.npy"), np.load(folder / f"{name}.npy"))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out" / f"{name}.npy"), np.load(folder / f"{name}.npy")
+        )
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -97,7 +99,10 @@ def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path
     for n in range(N):
         exemplars = load_unit(store, run, UnitId(0, n)).exemplars
         splits = assign_splits(exemplars)
-        by_split = {s: [x.segment for x in exemplars if splits[x.kind, x.rank] == s] for s in ("explain", "select", "report")}
+        by_split = {
+            s: [x.segment for x in exemplars if splits[x.kind, x.rank] == s]
+            for s in ("explain", "select", "report")
+        }
         for before, after in (("explain", "select"), ("explain", "report"), ("select", "report")):
             assert all(abs(a - b) >= 128 for a in by_split[before] for b in by_split[after])
         kept += len(by_split["report"])
@@ -131,7 +136,9 @@ def test_peak_tokens_are_those_of_the_arrays(folder, tmp_path):
     token = np.load(folder / "token.npy")[2, :, :, 32]
     p = tables.peak_tokens.c
     with store.engine.connect() as connection:
-        stored = {tuple(row) for row in connection.execute(select(p.token_id, p.unit, p.count).where(p.layer == 2))}
+        stored = {
+            tuple(row) for row in connection.execute(select(p.token_id, p.unit, p.count).where(p.layer == 2))
+        }
     assert stored == {(int(t), n, list(row).count(t)) for n, row in enumerate(token) for t in row}
 
 
@@ -151,7 +158,11 @@ def test_a_collected_run_survives_the_way_out_and_in(tmp_path, positions):
     texts = [words(600, seed=n) for n in range(6)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with open_store(str(tmp_path / "a.db"), create=True) as store:
-        options = {"model": str(tiny_subject(tmp_path / "model")), "dataset": (str(tmp_path / "text.jsonl"),), "top_k": 5}
+        options = {
+            "model": str(tiny_subject(tmp_path / "model")),
+            "dataset": (str(tmp_path / "text.jsonl"),),
+            "top_k": 5,
+        }
         list(run_collect(store, CollectConfig(**options, positions=positions)))
         run = load_run(store)
         list(export_llama3_neurons(store, run, tmp_path / "out"))
@@ -183,7 +194,11 @@ def test_what_the_arrays_do_not_say_is_said_by_who_reads_them(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db")
     list(import_llama3_neurons(store, folder, None, **FACTS, activation="post"))
     assert [run.activation for run in list_runs(store)] == ["act", "post"]
-    told = [event.note for event in export_llama3_neurons(store, load_run(store, 2), tmp_path / "out") if event.note]
+    told = [
+        event.note
+        for event in export_llama3_neurons(store, load_run(store, 2), tmp_path / "out")
+        if event.note
+    ]
     assert "--activation post" in told[0]
     assert not any(event.note for event in export_llama3_neurons(store, run, tmp_path / "other"))
     with pytest.raises(NeuroexplainError, match="no activation 'pre'"):
@@ -208,7 +223,9 @@ def test_values_beyond_their_range_are_refused(folder, tmp_path, name, value):
 
 def test_a_run_without_top_records_is_not_exported(tmp_path):
     (tmp_path / "text.txt").write_text(words(3_000))
-    config = CollectConfig(model=str(tiny_subject(tmp_path / "model")), dataset=(str(tmp_path / "text.txt"),), sign="negative")
+    config = CollectConfig(
+        model=str(tiny_subject(tmp_path / "model")), dataset=(str(tmp_path / "text.txt"),), sign="negative"
+    )
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         list(run_collect(store, config))
         with pytest.raises(NeuroexplainError, match="no top records"):

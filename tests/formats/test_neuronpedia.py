@@ -73,7 +73,9 @@ def test_each_layer_is_a_source_with_what_its_rows_refer_to(exported):
         for name in ("explanation_type", "explanation_model_type")
     }
     assert {row["typeName"] for row in rows(folder, "explanations")} == set(config["explanation_type"])
-    assert {row["explanationModelName"] for row in rows(folder, "explanations")} == set(config["explanation_model_type"])
+    assert {row["explanationModelName"] for row in rows(folder, "explanations")} == set(
+        config["explanation_model_type"]
+    )
 
 
 def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported):
@@ -86,4 +88,6 @@ def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported
         assert row["tokens"] == [page.tokens[i].text for i in x.token_ids.tolist()]
         assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])
         assert (row["binMin"], row["binContains"]) == (-1, -1)
-        assert row["binMax"] == max(float(y.activations.max()) for y in page.unit.exemplars if y.kind == "top")
+        assert row["binMax"] == max(
+            float(y.activations.max()) for y in page.unit.exemplars if y.kind == "top"
+        )

@@ -18,7 +18,16 @@ import pytest
 import neuroexplain as nx
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import SUBSETS, Explanation, PredictedRecord, Prediction, Provenance, Score, Segment, VocabularyEntry
+from neuroexplain.evidence import (
+    SUBSETS,
+    Explanation,
+    PredictedRecord,
+    Prediction,
+    Provenance,
+    Score,
+    Segment,
+    VocabularyEntry,
+)
 from neuroexplain.explaining.score import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.jsonl import export_jsonl
@@ -29,7 +38,13 @@ from neuroexplain.runs import Run
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations, list_predictions
 from neuroexplain.store.runs import list_runs, load_run
-from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments, save_vocabulary
+from neuroexplain.store.save_collected import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_segments,
+    save_vocabulary,
+)
 from neuroexplain.store.save_explained import save_explanations, save_predictions
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import list_explained_ids, list_unit_ids
@@ -46,14 +61,18 @@ def store(hostile):
 def without_ids(value):
     """What show --json says, without ids, run and times."""
     if isinstance(value, dict):
-        return {k: without_ids(v) for k, v in value.items() if k not in ("run", "id", "control_explanation_id")}
+        return {
+            k: without_ids(v) for k, v in value.items() if k not in ("run", "id", "control_explanation_id")
+        }
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
 def tell(folder, *without, **changed):
     """Change what run.json says."""
     told = json.loads((folder / "run.json").read_text()) | changed
-    (folder / "run.json").write_text(json.dumps({name: value for name, value in told.items() if name not in without}))
+    (folder / "run.json").write_text(
+        json.dumps({name: value for name, value in told.items() if name not in without})
+    )
 
 
 def change(folder, table, damage):
@@ -66,15 +85,24 @@ def change(folder, table, damage):
         for name, value in damage.items():
             kind = pa.string() if name == "created_at" else rows.schema.field(name).type
             kind = pa.list_(pa.float32()) if name == "activations" else kind
-            column = pa.array([value, *rows[name].to_pylist()[1:]], kind if not isinstance(value, int) else pa.int64())
+            column = pa.array(
+                [value, *rows[name].to_pylist()[1:]], kind if not isinstance(value, int) else pa.int64()
+            )
             rows = rows.set_column(rows.schema.get_field_index(name), name, column)
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-100])
         return
     else:
         n = rows.num_rows
-        taken = {"half": range(n // 2), "none": range(0), "backwards": range(n)[::-1], "twice": [*range(n), *range(n)]}
-        rows = rows.take(pa.array(taken[damage], pa.int64())) if damage in taken else rows.drop_columns([damage])
+        taken = {
+            "half": range(n // 2),
+            "none": range(0),
+            "backwards": range(n)[::-1],
+            "twice": [*range(n), *range(n)],
+        }
+        rows = (
+            rows.take(pa.array(taken[damage], pa.int64())) if damage in taken else rows.drop_columns([damage])
+        )
     pq.write_table(rows, file)
 
 
@@ -98,11 +126,15 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
         assert list(verify_run(back, again)) == []
         token = nx.open(str(store.file)).query(peak_token="river")
         assert [r.unit for r in token] == [r.unit for r in nx.open(database).query(peak_token="river")]
-    exemplars = datasets.load_dataset(str(tmp_path / "out"), "exemplars", split="train", cache_dir=str(tmp_path / "cache"))
+    exemplars = datasets.load_dataset(
+        str(tmp_path / "out"), "exemplars", split="train", cache_dir=str(tmp_path / "cache")
+    )
     first = load_page(store, run, list_unit_ids(store, run.id)[0]).unit.exemplars[0]
     assert exemplars[0]["activations"] == first.activations.tolist()
     assert len(exemplars[0]["tokens"]) == 64
-    scores = datasets.load_dataset(str(tmp_path / "out"), "scores", split="train", cache_dir=str(tmp_path / "cache"))
+    scores = datasets.load_dataset(
+        str(tmp_path / "out"), "scores", split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert {"metric", "value", "status", "reason"} <= set(scores.column_names)
 
 
@@ -113,19 +145,32 @@ def several_layers(where, n_layers):
         save_vocabulary(store, run_id, [VocabularyEntry(i, f" {i}", False) for i in range(128)])
         save_segments(store, run_id, [Segment(n, np.arange(128, dtype=np.uint32)) for n in range(2)])
         places = {"starts": np.full((60, 2), 32, np.uint8), "documents": np.zeros((60, 2), np.int32)}
-        places |= {"token_offsets": np.zeros((60, 2), np.int32), "segments": np.tile(np.arange(2, dtype=np.uint32), (60, 1))}
+        places |= {
+            "token_offsets": np.zeros((60, 2), np.int32),
+            "segments": np.tile(np.arange(2, dtype=np.uint32), (60, 1)),
+        }
         values = {"peaks": np.ones((60, 2), np.float32), "activations": np.ones((60, 2, 64), np.float32)}
         top = ExemplarArrays(np.full(60, 2), **places, **values)
         by = Provenance("none", None, "m", None, None)
         for layer in range(n_layers):
             save_collected_layer(store, run_id, CollectedLayer(layer, {"top": top}, None, None))
             reason = "no answer" if layer else None  # a column that is empty in the first file
-            asked = [Explanation(UnitId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason) for n in range(60)]
+            asked = [
+                Explanation(UnitId(layer, n), "pairs", "ok", f"words {n}", by, reason=reason)
+                for n in range(60)
+            ]
             asked = save_explanations(store, run_id, asked)
-            records = tuple(PredictedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16))
-            scores = [Score("report", kind, "correlation", "ok", 0.5, 512, 16) for kind in SUBSETS["positive"]]
+            records = tuple(
+                PredictedRecord("top", rank, 1, np.linspace(0, 1, 32, dtype=np.float32)) for rank in range(16)
+            )
+            scores = [
+                Score("report", kind, "correlation", "ok", 0.5, 512, 16) for kind in SUBSETS["positive"]
+            ]
             made = [
-                (Prediction(e.id, e.unit, "lexical", "ok", records, by, control_explanation_id=other.id), scores)
+                (
+                    Prediction(e.id, e.unit, "lexical", "ok", records, by, control_explanation_id=other.id),
+                    scores,
+                )
                 for e, other in zip(asked, [*asked[1:], asked[0]], strict=True)
             ]
             save_predictions(store, run_id, made)
@@ -162,7 +207,9 @@ def test_memory_does_not_grow_with_what_is_exported_or_imported(tmp_path, monkey
     assert len(page.predictions[0].records) == 16
     assert [s.score.subset for s in page.scores] == sorted(SUBSETS["positive"])
     assert page.predictions[0].control_explanation_id == page.explanations[0].id - 59
-    told = datasets.load_dataset(str(folder / "out"), "explanations", split="train", cache_dir=str(tmp_path / "cache"))
+    told = datasets.load_dataset(
+        str(folder / "out"), "explanations", split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert set(told["reason"]) == {None, "no answer"}
 
 
@@ -174,7 +221,10 @@ def test_an_export_that_breaks_off_leaves_no_folder(store, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(NeuroexplainError, match="exists already"):
         next(export_parquet(store, load_run(store), tmp_path / "out"))
-    with open_store(str(tmp_path / "y.db"), create=True) as back, pytest.raises(NeuroexplainError, match=r"no run\.json"):
+    with (
+        open_store(str(tmp_path / "y.db"), create=True) as back,
+        pytest.raises(NeuroexplainError, match=r"no run\.json"),
+    ):
         list(import_parquet(back, tmp_path / "out"))
 
 
@@ -245,7 +295,16 @@ def test_an_export_of_an_earlier_version_is_imported(back, folder):
 
 
 SOURCE = asdict(Source(0, "mlp", None, "output", 24, "float32"))
-TABLES = ("vocabulary", "segments", "neurons", "exemplars", "explanations", "predictions", "scores", "prompts")
+TABLES = (
+    "vocabulary",
+    "segments",
+    "neurons",
+    "exemplars",
+    "explanations",
+    "predictions",
+    "scores",
+    "prompts",
+)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -266,13 +325,26 @@ def test_a_file_that_is_missing_or_has_changed_is_named(back, folder, table):
 @pytest.mark.parametrize(
     "changed",
     [
-        *({name: None} for name in Run.__dataclass_fields__ if name not in ("subject_revision", "finished_at")),
+        *(
+            {name: None}
+            for name in Run.__dataclass_fields__
+            if name not in ("subject_revision", "finished_at")
+        ),
         *Run.__dataclass_fields__,
         *({"layers": layers} for layers in ("abc", [], [0, 0], [0, 1, 2], [-1], [[0]], [True])),
         *({"sources": [{**SOURCE, "width": width}]} for width in (-1, 0, "x", 1.5, 1000, 1 << 62, 1 << 99)),
-        *({"sources": sources} for sources in ("x", [], [1], [SOURCE, SOURCE], [{**SOURCE, "side": "up"}], [{"layer": 0}])),
+        *(
+            {"sources": sources}
+            for sources in ("x", [], [1], [SOURCE, SOURCE], [{**SOURCE, "side": "up"}], [{"layer": 0}])
+        ),
         *({"format": 1, "d_mlp": d_mlp} for d_mlp in (-1, 0, "x", 1.5, 1000, 1 << 62, 1 << 99)),
-        *({"n_layers": 1 << 62, "layers": [5]}, {"subject": ["x"]}, {"dtype": "int4"}, {"activation": ""}, {"files": 3}),
+        *(
+            {"n_layers": 1 << 62, "layers": [5]},
+            {"subject": ["x"]},
+            {"dtype": "int4"},
+            {"activation": ""},
+            {"files": 3},
+        ),
         *({"config": {"segment_stride": stride}} for stride in ("x", 0, None)),
     ],
     ids=repr,
@@ -288,7 +360,17 @@ def test_a_run_json_that_says_something_impossible_is_refused(back, folder, chan
 
 
 @pytest.mark.parametrize(
-    "text", ["[1]", "null", "[" * 100_000, "{", "", '{"format": 1, "subject": "\\ud800"}', '{"format": 1, "seed": NaN}', "\xff"]
+    "text",
+    [
+        "[1]",
+        "null",
+        "[" * 100_000,
+        "{",
+        "",
+        '{"format": 1, "subject": "\\ud800"}',
+        '{"format": 1, "seed": NaN}',
+        "\xff",
+    ],
 )
 def test_a_run_json_of_something_else_is_refused(back, folder, text):
     (folder / "run.json").write_text(text, encoding="latin-1")
@@ -298,27 +380,86 @@ def test_a_run_json_of_something_else_is_refused(back, folder, text):
 
 DAMAGES = (
     ("vocabulary", [{"text": None}, {"token_id": 1 << 24}, {"token_id": 7}, "text", "none", "gone"]),
-    ("segments", [{"token_ids": [1, 2]}, {"token_ids": [-5] * 128}, {"token_ids": [None] * 128}, {"token_ids": None}]),
+    (
+        "segments",
+        [{"token_ids": [1, 2]}, {"token_ids": [-5] * 128}, {"token_ids": [None] * 128}, {"token_ids": None}],
+    ),
     ("segments", [{"token_ids": [5] * 64}, {"segment": -1}, "token_ids", "gone", "cut"]),
-    ("neurons", [{"neuron": 3}, {"mean": None}, {"promoted_ids": [1]}, {"promoted_ids": [None] * 10}, "mean", "promoted_ids"]),
+    (
+        "neurons",
+        [
+            {"neuron": 3},
+            {"mean": None},
+            {"promoted_ids": [1]},
+            {"promoted_ids": [None] * 10},
+            "mean",
+            "promoted_ids",
+        ],
+    ),
     ("neurons", ["half", "gone", "backwards"]),
-    ("exemplars", [{"neuron": 9999}, {"neuron": -1}, {"rank": -3}, {"rank": 10**6}, {"rank": 1}, {"segments": 4_000_000}]),
-    ("exemplars", [{"starts": 250}, {"kind": "weird"}, {"kind": None}, {"layer": 1}, {"activation": float("nan")}]),
+    (
+        "exemplars",
+        [
+            {"neuron": 9999},
+            {"neuron": -1},
+            {"rank": -3},
+            {"rank": 10**6},
+            {"rank": 1},
+            {"segments": 4_000_000},
+        ],
+    ),
+    (
+        "exemplars",
+        [{"starts": 250}, {"kind": "weird"}, {"kind": None}, {"layer": 1}, {"activation": float("nan")}],
+    ),
     ("exemplars", [{"activation": 1e39}, {"activations": [1.0] * 63 + [None]}, "activation", "activations"]),
     ("exemplars", ["none", "gone", "cut"]),
-    ("explanations", [{"layer": 99}, {"neuron": 9999}, {"sampling": "{bad"}, {"sampling": "[]"}, {"sampling": "[" * 100_000}]),
-    ("explanations", [{"text": None}, {"explainer": None}, {"prompt_sha256": "no"}, {"status": None}, "status", "explainer"]),
+    (
+        "explanations",
+        [
+            {"layer": 99},
+            {"neuron": 9999},
+            {"sampling": "{bad"},
+            {"sampling": "[]"},
+            {"sampling": "[" * 100_000},
+        ],
+    ),
+    (
+        "explanations",
+        [
+            {"text": None},
+            {"explainer": None},
+            {"prompt_sha256": "no"},
+            {"status": None},
+            "status",
+            "explainer",
+        ],
+    ),
     ("explanations", ["half", "gone", "cut"]),
-    ("predictions", [{"layer": 99}, {"records": None}, {"records": [None]}, {"explanation_id": 9999}, {"prompt_sha256": "no"}]),
+    (
+        "predictions",
+        [
+            {"layer": 99},
+            {"records": None},
+            {"records": [None]},
+            {"explanation_id": 9999},
+            {"prompt_sha256": "no"},
+        ],
+    ),
     ("predictions", ["records", "half", "gone", "backwards", "cut"]),
-    ("scores", [{"layer": 99}, {"neuron": -1}, {"explanation_id": 9999}, {"scorer": "other"}, {"status": None}]),
+    (
+        "scores",
+        [{"layer": 99}, {"neuron": -1}, {"explanation_id": 9999}, {"scorer": "other"}, {"status": None}],
+    ),
     ("scores", ["value", "twice", "backwards", "cut"]),
     ("prompts", [{"text": "other"}, "text", "gone"]),
 )
 
 
 @pytest.mark.parametrize(
-    ("table", "damage"), [(table, one) for table, some in DAMAGES for one in some], ids=lambda one: str(one)[:40]
+    ("table", "damage"),
+    [(table, one) for table, some in DAMAGES for one in some],
+    ids=lambda one: str(one)[:40],
 )
 def test_damage_that_no_hash_tells_of_is_found_and_nothing_is_left(back, folder, table, damage):
     """As in an export of an earlier version: a value of the first row, a column or rows that are missing."""

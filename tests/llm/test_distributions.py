@@ -34,7 +34,9 @@ def next_answer(logprobs, ids=(1, 2, 3)):
                 "logprobs": {
                     "tokens": ["token_id:99"],
                     "token_logprobs": [-2.0],
-                    "top_logprobs": [{"token_id:99": -2.0, **{f"token_id:{i}": x for i, x in zip(ids, row, strict=True)}}],
+                    "top_logprobs": [
+                        {"token_id:99": -2.0, **{f"token_id:{i}": x for i, x in zip(ids, row, strict=True)}}
+                    ],
                 },
             }
             for n, row in enumerate(logprobs)
@@ -73,7 +75,12 @@ def test_cut_prompts_are_asked_together_and_read_in_their_order():
 
 
 def test_spellings_of_a_level_are_summed_and_the_cut_is_seen():
-    found = top_answer(None, {7: -1.0, 1: np.log(0.2), 2: np.log(0.3), 3: np.log(0.1)}, {8: -1.0, 4: -3.0}, {9: -0.1, 4: -3.0})
+    found = top_answer(
+        None,
+        {7: -1.0, 1: np.log(0.2), 2: np.log(0.3), 3: np.log(0.1)},
+        {8: -1.0, 4: -3.0},
+        {9: -0.1, 4: -3.0},
+    )
     np.testing.assert_allclose(read(TopOfPrompt(2), found), [[0.5, 0.1], [0, 0]])
 
 
@@ -122,7 +129,15 @@ def test_what_is_no_array_of_numbers_is_refused():
     huge = whole.replace(b"(3, 3)", b"(9999999, 9999999)").replace(b" " * 12 + b"\n", b"\n")
     words = io.BytesIO()
     np.save(words, np.full((3, 3), "-1.0"))
-    for data in (b"PK\x03\x04" + b"x" * 50, npz.getvalue(), whole[:40], whole[:-3], huge, words.getvalue(), b""):
+    for data in (
+        b"PK\x03\x04" + b"x" * 50,
+        npz.getvalue(),
+        whole[:40],
+        whole[:-3],
+        huge,
+        words.getvalue(),
+        b"",
+    ):
         with pytest.raises(ValueError, match="prompt_token_id_logprobs"):
             read(AtRows(), _encoded(data))
     none = np.full((3, 3), -np.inf)

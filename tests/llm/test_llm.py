@@ -52,7 +52,9 @@ def entries(texts):
 def test_no_token_moves_a_row(engine):
     digits = DigitsSimulator(engine)
     ids, rows = digits.build_prompt("rivers", [range(len(HOSTILE)), range(3)], entries(HOSTILE))
-    tab, mark = (engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", digits.level_words[0]))
+    tab, mark = (
+        engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", digits.level_words[0])
+    )
     assert len(rows) == len(HOSTILE) + 3
     for row in rows:
         assert ids[row + 1 - len(tab) : row + 1] == tab
@@ -69,7 +71,9 @@ def by_hand(engine, digits, explanation, records, vocabulary):
     ids, rows = digits.build_prompt(explanation, records, vocabulary)
     with torch.inference_mode():
         probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
-    by_level = np.array([[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows])
+    by_level = np.array(
+        [[probabilities[row, spelled].sum() for spelled in digits.level_token_ids] for row in rows]
+    )
     most = by_level.shape[1] - 1
     return by_level @ np.arange(most + 1) / by_level.sum(1) / most, by_level.sum(1)
 
@@ -87,7 +91,9 @@ def raised(levels, neutral):
 def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
-    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, _) = (
+        by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None)
+    )
     (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
     np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
     np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
@@ -105,7 +111,9 @@ def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engin
     found = digits.simulate("rivers", records, vocabulary)
     assert engine.used.requests == sent + 4
     trials = [Trial("top", rank, "report", 0, tuple(record)) for rank, record in enumerate(records)]
-    assert found.prompt_tokens == sum(request.n_tokens for request in digits.plan("rivers", trials, vocabulary))
+    assert found.prompt_tokens == sum(
+        request.n_tokens for request in digits.plan("rivers", trials, vocabulary)
+    )
     order = [4, 8, 0, 2, 7, 1, 3, 6, 5]
     again = digits.simulate("rivers", [records[n] for n in order], vocabulary)
     for n, one in zip(order, again.of, strict=True):
@@ -194,7 +202,9 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
     assert engine.used.cached_tokens == cached + 3 * n_fixed
     token_ids, rows = digits.build_prompt(*asked[1], vocabulary)
     whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
-    np.testing.assert_allclose(engine.level_distributions(token_ids, rows, digits.level_token_ids, n_fixed), whole, rtol=1e-4)
+    np.testing.assert_allclose(
+        engine.level_distributions(token_ids, rows, digits.level_token_ids, n_fixed), whole, rtol=1e-4
+    )
     with pytest.raises(ValueError, match="a row is among"):
         engine.level_distributions(token_ids, rows, digits.level_token_ids, rows[0] + 1)
 
@@ -204,7 +214,13 @@ def test_what_a_model_does_to_its_logits_counts(tmp_path):
     import torch
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
     config = Gemma2Config(vocab_size=330, num_key_value_heads=1, final_logit_softcapping=0.5, **sizes)
     model = Gemma2ForCausalLM(config)
     for parameter in model.parameters():
@@ -254,7 +270,9 @@ def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summ
     assert "and yes or no: yes where" in text
     assert " red\tyes\n" in text
     assert text.endswith("river\tno\n")
-    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None))
+    (levels, mass), (neutral, _) = (
+        by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None)
+    )
     (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
     np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
     np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
@@ -288,7 +306,8 @@ def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_charac
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
     scorer = LexicalSimulator(engine, "another tokenizer")
     found = [
-        scorer.simulate(text, [range(len(texts))], vocabulary).of[0].values for text in ("the old mill", "rivers", "a moon")
+        scorer.simulate(text, [range(len(texts))], vocabulary).of[0].values
+        for text in ("the old mill", "rivers", "a moon")
     ]
     assert not any(levels[:4].any() for levels in found)
     assert any(levels[4:].any() for levels in found)
@@ -320,7 +339,12 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
 
 @pytest.mark.parametrize(
     ("p", "q", "value"),
-    [([0.2, 0.1], [0.1, 0.1], (np.log(2) / 2) ** 2), ([0.4, 0.1], [0.1, 0.4], 0.0), ([0.0], [0.0], 0.0), ([0.1], [0.2], 0.0)],
+    [
+        ([0.2, 0.1], [0.1, 0.1], (np.log(2) / 2) ** 2),
+        ([0.4, 0.1], [0.1, 0.4], 0.0),
+        ([0.0], [0.0], 0.0),
+        ([0.1], [0.2], 0.0),
+    ],
 )
 def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
     assert likelihood_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
@@ -329,15 +353,27 @@ def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
     scorer = LexicalSimulator(engine, "another tokenizer")
     texts = [" mill", "Mill", "geese", "money", "\n"]
-    one = {text: scorer.simulate("rivers", [[i]], entries(texts)).of[0].values[0] for i, text in enumerate(texts)}
+    one = {
+        text: scorer.simulate("rivers", [[i]], entries(texts)).of[0].values[0] for i, text in enumerate(texts)
+    }
     order = [3, 0, 4, 2, 1, 0]
     moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
     found = scorer.simulate("rivers", [[90 + i for i in order]], moved).of[0].values
     assert found.tolist() == [one[texts[i]] for i in order]
 
 
-REFUSALS = ("I cannot help with that.", "I\u2019m sorry, but I can\u2019t help.", "Sorry, I can't say.", "I apologize, but no.")
-REFUSALS += ("Unfortunately, I cannot tell", "I am not able to say", "I won\u2019t", "As an AI language model, no")
+REFUSALS = (
+    "I cannot help with that.",
+    "I\u2019m sorry, but I can\u2019t help.",
+    "Sorry, I can't say.",
+    "I apologize, but no.",
+)
+REFUSALS += (
+    "Unfortunately, I cannot tell",
+    "I am not able to say",
+    "I won\u2019t",
+    "As an AI language model, no",
+)
 THOUGHTS = (
     "<think>it may be",
     "rivers<think>or more",
@@ -354,7 +390,9 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
 
 
 def test_a_hypothesis_is_tidied():
-    assert parse_reply("<think>hm</think>\n Explanation: words about **rivers**.\nMore") == "words about rivers"
+    assert (
+        parse_reply("<think>hm</think>\n Explanation: words about **rivers**.\nMore") == "words about rivers"
+    )
     assert parse_reply('"buying and selling."') == "buying and selling"
     assert parse_reply("sorry, regret and apologies") == "sorry, regret and apologies"
 
@@ -377,6 +415,8 @@ def test_a_displayed_token_stays_on_its_line(text):
 def test_explainers_show_the_peak():
     texts = [f" w{i}" for i in range(64)]
     ids = np.arange(64, dtype=np.uint32)
-    record = Exemplar(UnitId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, np.where(ids == 32, 2.0, 0.0).astype(np.float32))
+    record = Exemplar(
+        UnitId(0, 0), "top", 0, 0, 0, 0, 0, 2.0, ids, np.where(ids == 32, 2.0, 0.0).astype(np.float32)
+    )
     assert "**w32**" in EXPLAINERS["excerpts"].render([record], entries(texts))
     assert EXPLAINERS["tokens"].render([record], entries(texts)) == "w32"

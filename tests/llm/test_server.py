@@ -53,7 +53,10 @@ def scripted(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     card = {"id": "tiny", "root": str(tiny_subject(tmp_path / "model")), "max_model_len": 4096}
     server.models, server.replies, server.asked = (200, {"data": [card]}), [], []
-    server.metrics, server.choose = (404, {}), lambda asked: (400, {"error": {"message": "the script has ended"}})
+    server.metrics, server.choose = (
+        (404, {}),
+        lambda asked: (400, {"error": {"message": "the script has ended"}}),
+    )
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -143,7 +146,9 @@ def test_a_request_that_is_always_turned_away_is_given_up_where_the_server_works
     assert generate(engine).text == "other"
 
 
-@pytest.mark.parametrize("asked", ["999999", "9" * 30, "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 99999999999 00:00:00 GMT"])
+@pytest.mark.parametrize(
+    "asked", ["999999", "9" * 30, "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 99999999999 00:00:00 GMT"]
+)
 def test_a_server_cannot_ask_for_a_wait_without_end(scripted, asked, monkeypatch):
     monkeypatch.setattr("neuroexplain.llm.transport.LONGEST_WAIT", 0.2)
     scripted.replies = [(429, {}, {"Retry-After": asked}), completion("geese")]
@@ -166,7 +171,12 @@ def test_an_answer_without_end_is_cut_and_not_asked_for_ever(scripted, monkeypat
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"error": {"message": "caf\xe9"}}', b"[" * 200_000, b'{"error": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"]
+    "body",
+    [
+        b'{"error": {"message": "caf\xe9"}}',
+        b"[" * 200_000,
+        b'{"error": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    ],
 )
 def test_a_refusal_that_cannot_be_read_is_a_refusal(scripted, body):
     scripted.replies = [(400, body)]
@@ -176,7 +186,12 @@ def test_a_refusal_that_cannot_be_read_is_a_refusal(scripted, body):
 
 
 @pytest.mark.parametrize(
-    "choice", [{"text": "half a", "finish_reason": "abort"}, {"text": "x", "finish_reason": "error"}, {"text": "x" * 30_000}]
+    "choice",
+    [
+        {"text": "half a", "finish_reason": "abort"},
+        {"text": "x", "finish_reason": "error"},
+        {"text": "x" * 30_000},
+    ],
 )
 def test_a_text_that_did_not_end_by_itself_is_a_failed_attempt(scripted, choice):
     scripted.replies = [(200, {"choices": [choice]})]
@@ -187,7 +202,9 @@ def test_a_text_that_did_not_end_by_itself_is_a_failed_attempt(scripted, choice)
 
 @pytest.mark.parametrize("tokens", [10**30, 2**63 - 1, -1])
 def test_impossible_counts_of_tokens_are_a_failed_attempt(scripted, tokens):
-    scripted.replies = [(200, {"choices": [{"text": "x"}], "usage": {"prompt_tokens_details": {"cached_tokens": tokens}}})]
+    scripted.replies = [
+        (200, {"choices": [{"text": "x"}], "usage": {"prompt_tokens_details": {"cached_tokens": tokens}}})
+    ]
     with pytest.raises(LlmReplyError, match="another shape"):
         generate(connect(scripted))
 
@@ -198,7 +215,9 @@ def test_a_context_length_that_is_none_is_not_believed(scripted, longest):
     assert connect(scripted).context_length is None
 
 
-@pytest.mark.parametrize("models", [b"[" * 200_000, b'{"data": [{"id": "\\ud800"}]}', b'{"data": [{"id": 3}]}'])
+@pytest.mark.parametrize(
+    "models", [b"[" * 200_000, b'{"data": [{"id": "\\ud800"}]}', b'{"data": [{"id": 3}]}']
+)
 def test_a_list_of_models_that_is_none_is_said(scripted, models):
     scripted.models = 200, models
     with pytest.raises(EngineError, match="lists no models"):
@@ -220,7 +239,12 @@ def test_what_the_environment_sets_wrong_is_said_and_no_key_is_shown(monkeypatch
         with pytest.raises(NeuroexplainError) as refused:
             EngineConfig(**wrong)
         assert "cret" not in str(refused.value)
-    for wrong in ({"server": " "}, {"max_wait": float("nan")}, {"max_wait": float("inf")}, {"max_wait": 1e300}):
+    for wrong in (
+        {"server": " "},
+        {"max_wait": float("nan")},
+        {"max_wait": float("inf")},
+        {"max_wait": 1e300},
+    ):
         with pytest.raises(NeuroexplainError):
             EngineConfig(**wrong)
 
@@ -264,7 +288,9 @@ def test_a_request_that_alone_fails_among_others_is_given_up(scripted):
             with suppress(EngineLost):
                 generate(engine)
 
-    scripted.choose = lambda asked: (500, {"error": "boom"}) if asked["max_tokens"] == 6 else completion("other")
+    scripted.choose = lambda asked: (
+        (500, {"error": "boom"}) if asked["max_tokens"] == 6 else completion("other")
+    )
     thread = threading.Thread(target=others, daemon=True)
     thread.start()
     with pytest.raises(LlmReplyError, match=f"status 500, {TRIES} times"):
@@ -275,7 +301,9 @@ def test_a_request_that_alone_fails_among_others_is_given_up(scripted):
 
 def test_a_request_that_fails_with_nobody_beside_it_is_given_up_where_the_server_works(scripted):
     """Not waited for until --max-wait: a request of one token is answered, so this one is at fault."""
-    scripted.choose = lambda asked: (500, {"error": "boom"}) if asked["max_tokens"] == 6 else completion("other")
+    scripted.choose = lambda asked: (
+        (500, {"error": "boom"}) if asked["max_tokens"] == 6 else completion("other")
+    )
     engine = connect(scripted, max_wait=600.0)
     with pytest.raises(LlmReplyError, match=f"status 500, {TRIES} times"):
         engine.generate([Message("user", "the old mill")], max_tokens=6, temperature=0.0, seed=1)
@@ -284,7 +312,14 @@ def test_a_request_that_fails_with_nobody_beside_it_is_given_up_where_the_server
 
 @pytest.mark.parametrize(
     "body",
-    [[], {}, {"choices": []}, {"choices": [{"text": None}]}, {"choices": [{"text": "a"}, {"text": "b"}]}, {"choices": [3]}],
+    [
+        [],
+        {},
+        {"choices": []},
+        {"choices": [{"text": None}]},
+        {"choices": [{"text": "a"}, {"text": "b"}]},
+        {"choices": [3]},
+    ],
 )
 def test_an_answer_without_an_answer_is_a_failed_attempt(scripted, body):
     scripted.replies = [(200, body)]
@@ -367,7 +402,11 @@ class Server032:
         if "token_ids" in asked:
             return self.at_rows(asked) if "rows" in self.offered else (404, {"detail": "Not Found"})
         if "logprob_token_ids" in asked:
-            return self.at_next(asked) if "next" in self.offered else (400, {"error": {"message": "unknown field"}})
+            return (
+                self.at_next(asked)
+                if "next" in self.offered
+                else (400, {"error": {"message": "unknown field"}})
+            )
         if asked["prompt_logprobs"] > max((0, *(k for k in self.offered if isinstance(k, int)))):
             return 400, {"error": {"message": "greater than max allowed"}}
         return self.top(asked)
@@ -385,7 +424,9 @@ class Server032:
         return 200, {"choices": [], "prompt_token_id_logprobs": npy(scores), "usage": usage}
 
     def at_next(self, asked):
-        rows = [[self.logprobs[prompt[-1], i] for i in asked["logprob_token_ids"]] for prompt in asked["prompt"]]
+        rows = [
+            [self.logprobs[prompt[-1], i] for i in asked["logprob_token_ids"]] for prompt in asked["prompt"]
+        ]
         answer = next_answer(rows, asked["logprob_token_ids"])
         return 200, {**answer, "usage": {"prompt_tokens": sum(map(len, asked["prompt"]))}}
 
@@ -397,7 +438,10 @@ class Server032:
         return 200, {**top_answer(*entries), "usage": {"prompt_tokens": len(asked["prompt"])}}
 
     def metrics(self):
-        return 200, f'vllm:cache_config_info{{block_size="{self.block}",enable_prefix_caching="True"}} 1.0\n'.encode()
+        return (
+            200,
+            f'vllm:cache_config_info{{block_size="{self.block}",enable_prefix_caching="True"}} 1.0\n'.encode(),
+        )
 
 
 PROMPT, ROWS, LEVELS = list(range(3, 203)), list(range(8, 195, 6)), [[5], [6, 7], [8]]
@@ -408,7 +452,11 @@ PROMPT, ROWS, LEVELS = list(range(3, 203)), list(range(8, 195, 6)), [[5], [6, 7]
     [
         ({"rows", "next", 20}, 16, "prompt_logprob_token_ids"),
         ({"next", 20}, 8, "logprob_token_ids"),
-        ({"next", 20}, 128, "prompt_logprobs=20"),  # 32 cuts would compute 64 tokens each, more than the whole prompt
+        (
+            {"next", 20},
+            128,
+            "prompt_logprobs=20",
+        ),  # 32 cuts would compute 64 tokens each, more than the whole prompt
         ({"next"}, 128, "logprob_token_ids"),
         ({100}, 16, "prompt_logprobs=100"),
         ({20}, 16, "prompt_logprobs=20"),
@@ -448,13 +496,20 @@ def test_a_way_that_lies_is_not_taken(scripted):
 
 def test_a_server_without_any_way_says_what_to_start(scripted):
     scripted.choose = Server032(set())
-    with pytest.raises(EngineError, match=r"(?s)prompt_logprob_token_ids: 404.*logprob_token_ids: 400.*Start vLLM 0.32"):
+    with pytest.raises(
+        EngineError, match=r"(?s)prompt_logprob_token_ids: 404.*logprob_token_ids: 400.*Start vLLM 0.32"
+    ):
         connect(scripted).level_distributions(PROMPT, ROWS, LEVELS)
 
 
 def test_faults_while_the_ways_are_tried_do_not_change_the_choice(scripted):
     scripted.choose = Server032({"rows", "next", 20})
-    for reply in ((503, {}), (429, {}), (200, b"{"), (200, {"choices": [], "prompt_token_id_logprobs": None})):
+    for reply in (
+        (503, {}),
+        (429, {}),
+        (200, b"{"),
+        (200, {"choices": [], "prompt_token_id_logprobs": None}),
+    ):
         scripted.replies = [reply] * 2
         engine = connect(scripted)
         engine.level_distributions(PROMPT, ROWS, LEVELS)
@@ -467,7 +522,10 @@ def test_rows_that_the_prefix_cache_holds_are_asked_for_without_it(scripted):
     found = engine.level_distributions(PROMPT, ROWS, LEVELS)
     server.cached = True
     np.testing.assert_array_equal(engine.level_distributions(PROMPT, ROWS, LEVELS), found)
-    assert [asked["sampling_params"]["skip_reading_prefix_cache"] for asked in scripted.asked[-2:]] == [False, True]
+    assert [asked["sampling_params"]["skip_reading_prefix_cache"] for asked in scripted.asked[-2:]] == [
+        False,
+        True,
+    ]
 
 
 def test_log_probabilities_that_cannot_be_are_a_failed_attempt_with_the_reply(scripted):

@@ -46,7 +46,11 @@ except Interrupted:
 
 def make_fake(folder, *, refuses=False, more=""):
     fake = folder / "vllm"
-    fake.write_text(FAKE.format(refuses=refuses).replace("import http.server, sys\n", f"import http.server, sys\n{more}\n"))
+    fake.write_text(
+        FAKE.format(refuses=refuses).replace(
+            "import http.server, sys\n", f"import http.server, sys\n{more}\n"
+        )
+    )
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     return fake
 
@@ -71,7 +75,10 @@ def test_distributions_at_chosen_rows_are_offered_where_vllm_knows_them(tmp_path
 
 
 def test_what_cannot_start_says_so(tmp_path):
-    with pytest.raises(EngineError, match="NEUROEXPLAIN_VLLM"), serve_vllm("model", (), str(tmp_path / "none"), print):
+    with (
+        pytest.raises(EngineError, match="NEUROEXPLAIN_VLLM"),
+        serve_vllm("model", (), str(tmp_path / "none"), print),
+    ):
         pass
     with pytest.raises(EngineError, match="empty"):
         find_command(" ", "model")
@@ -83,7 +90,10 @@ def test_what_cannot_start_says_so(tmp_path):
 
 @pytest.mark.parametrize("given", ["--port", "--host=0.0.0.0"])
 def test_what_we_choose_ourselves_is_not_taken_from_the_arguments(given):
-    with pytest.raises(EngineError, match=f"holds {given}"), serve_vllm("model", (given, "1"), "vllm serve", print):
+    with (
+        pytest.raises(EngineError, match=f"holds {given}"),
+        serve_vllm("model", (given, "1"), "vllm serve", print),
+    ):
         pass
 
 
@@ -111,7 +121,9 @@ def test_a_server_that_died_is_not_waited_for(tmp_path):
         engine = ServerEngine(serving.url, fate=serving.fate)
         assert serving.fate() is None
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-        with pytest.raises(EngineLost, match=r"(?s)vLLM ended with status -9.*the last line of its log.*finished is kept"):
+        with pytest.raises(
+            EngineLost, match=r"(?s)vLLM ended with status -9.*the last line of its log.*finished is kept"
+        ):
             engine._transport.post("/v1/completions", {}, None)
         with pytest.raises(EngineError, match="vLLM ended with status -9"):
             ServerEngine(serving.url, fate=serving.fate)

@@ -28,7 +28,9 @@ class Share(Scorer):
             n = sum(len(r.values) for r in records), len(records)
             subset = f"{evidence.strongest}_and_random"
             if not records:
-                scores.append(Score(split, subset, self.main_metric, Status.NO_RECORDS, None, *n, "no records"))
+                scores.append(
+                    Score(split, subset, self.main_metric, Status.NO_RECORDS, None, *n, "no records")
+                )
                 continue
             value = float(np.concatenate([r.values for r in records]).mean())
             control = None
@@ -38,7 +40,21 @@ class Share(Scorer):
             why = None if control is not None else "no control yet"
             own = prediction.control_explanation_id
             scores.append(
-                Score(split, subset, self.main_metric, Status.OK, value, *n, None, None, None, "none", control, own, why)
+                Score(
+                    split,
+                    subset,
+                    self.main_metric,
+                    Status.OK,
+                    value,
+                    *n,
+                    None,
+                    None,
+                    None,
+                    "none",
+                    control,
+                    own,
+                    why,
+                )
             )
         return scores
 

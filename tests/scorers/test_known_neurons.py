@@ -46,12 +46,20 @@ class Listed:
         answer = self.answers[explanation]
         if isinstance(answer, LlmReplyError):
             raise answer
-        return Predictions([Predicted(np.resize(np.array(answer, np.float32), len(record))) for record in records])
+        return Predictions(
+            [Predicted(np.resize(np.array(answer, np.float32), len(record))) for record in records]
+        )
 
 
 def known(tmp_path, explanations, activations, n=1):
     record = {"tokens": [f" w{i}" for i in range(len(activations))], "activations": activations}
-    one = {"name": "one", "true": explanations[0], "false": explanations[1:], "top": [record], "random": [record]}
+    one = {
+        "name": "one",
+        "true": explanations[0],
+        "false": explanations[1:],
+        "top": [record],
+        "random": [record],
+    }
     path = tmp_path / "known.json"
     path.write_text(json.dumps([one] * n))
     return script.read_neurons(path, None)
@@ -72,12 +80,16 @@ def test_position_alone_tells_little_and_activations_are_graded():
     peaks = [int(np.argmax(r["activations"])) for one in NEURONS.values() for r in one["top"]]
     assert np.mean(np.array(peaks) == 32) < 0.1
     assert len(set(peaks)) > 40
-    graded = [len({a for r in one["top"] + one["random"] for a in r["activations"]}) > 2 for one in NEURONS.values()]
+    graded = [
+        len({a for r in one["top"] + one["random"] for a in r["activations"]}) > 2 for one in NEURONS.values()
+    ]
     assert np.mean(graded) > 0.9
 
 
 @pytest.mark.parametrize(
-    ("name", "fires"), [("digits", r"\d"), ("question marks", r"[?!]"), ("quotation marks", '"')], ids=lambda x: x
+    ("name", "fires"),
+    [("digits", r"\d"), ("question marks", r"[?!]"), ("quotation marks", '"')],
+    ids=lambda x: x,
 )
 def test_the_rule_holds_at_every_token(name, fires):
     for record in NEURONS[name]["top"] + NEURONS[name]["random"]:
@@ -117,7 +129,12 @@ def test_what_is_undefined_or_failed_is_counted_apart_and_never_a_zero(tmp_path)
     assert (outcome.true, outcome.won, outcome.margin, len(outcome.false)) == (None, False, None, 1)
     assert outcome.reasons == ("a constant side", "llm_error: no answer")
     summary = script.summarize([outcome], 0, 0)
-    assert (summary["wins"], summary["undefined"], summary["mean_true"], summary["mean_margin"]) == (0, 2, None, None)
+    assert (summary["wins"], summary["undefined"], summary["mean_true"], summary["mean_margin"]) == (
+        0,
+        2,
+        None,
+        None,
+    )
 
 
 def test_a_token_without_a_prediction_is_not_scored(tmp_path):
@@ -139,14 +156,19 @@ def test_digits_prompts_are_short():
     and at most 6 of one prompt after what it shares with all.
     """
     path = Path(embedded_model())
-    engine = type("Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)})
+    engine = type(
+        "Engine", (), {"tokenizer": AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)}
+    )
     scorer = DigitsSimulator(engine)
     fixed = len(scorer.build_prompt("", [], {})[0])
     for one in NEURONS.values():
         texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (one[kind] * 2)[:8]]
         ids = {text: i for i, text in enumerate(sorted({text for record in texts for text in record}))}
         vocabulary = {i: VocabularyEntry(i, text, False) for text, i in ids.items()}
-        trials = [Trial("top", n, "report", 0, tuple(ids[text] for text in record)) for n, record in enumerate(texts)]
+        trials = [
+            Trial("top", n, "report", 0, tuple(ids[text] for text in record))
+            for n, record in enumerate(texts)
+        ]
         lengths = [request.n_tokens for request in scorer.plan(one["true"], trials, vocabulary)]
         assert sum(lengths) <= 14 * 16 * 32, one["name"]
         assert sum(lengths[::2]) - 2 * fixed <= 6 * 16 * 32
@@ -155,7 +177,18 @@ def test_digits_prompts_are_short():
 @pytest.mark.model
 def test_a_true_explanation_outscores_false_ones(tmp_path):
     """Promise 5, by the command that users have, on some neurons of each sort."""
-    sorts = ["colours", "family", "months", "food", "vehicles", "speech verbs", "music", "pronouns", "negation", "digits"]
+    sorts = [
+        "colours",
+        "family",
+        "months",
+        "food",
+        "vehicles",
+        "speech verbs",
+        "music",
+        "pronouns",
+        "negation",
+        "digits",
+    ]
     path = tmp_path / "some.json"
     path.write_text(json.dumps([NEURONS[name] for name in sorts]))
     command = [sys.executable, str(ROOT / "scripts" / "eval_simulators.py"), "--scorer", "lexical", "--json"]

@@ -59,7 +59,9 @@ def scored(hostile, tmp_path_factory):
 def test_it_stands_in_query_and_show(scored):
     rows = json.loads(typed("query", "--scorer", "share", "--json", "--db", scored))
     assert rows
-    assert {(row["scorer"], row["metric"], row["subset"]) for row in rows} == {("share", "named_share", "top_and_random")}
+    assert {(row["scorer"], row["metric"], row["subset"]) for row in rows} == {
+        ("share", "named_share", "top_and_random")
+    }
     values = [row["score"] for row in rows]
     assert values == sorted(values, reverse=True)
     lowest = json.loads(typed("query", "--metric", "named_gap", "--max-score", "0", "--json", "--db", scored))
@@ -97,7 +99,9 @@ def test_verify_computes_its_scores_again_and_sees_a_changed_one(scored, tmp_pat
     copy.write_bytes(scored.read_bytes())
     with open_store(str(copy)) as store:
         with store.write() as connection:
-            connection.exec_driver_sql("UPDATE scores SET value = value + 0.5 WHERE metric = 'named_gap' AND split = 'report'")
+            connection.exec_driver_sql(
+                "UPDATE scores SET value = value + 0.5 WHERE metric = 'named_gap' AND split = 'report'"
+            )
         assert any("named_gap" in fault for fault in verify_run(store, load_run(store)))
 
 
@@ -114,13 +118,18 @@ def test_where_it_is_not_installed_it_is_shown_and_verify_says_so(scored):
 
 
 def test_it_goes_through_parquet(scored, tmp_path):
-    with open_store(str(scored), read_only=True) as store, open_store(str(tmp_path / "y.db"), create=True) as back:
+    with (
+        open_store(str(scored), read_only=True) as store,
+        open_store(str(tmp_path / "y.db"), create=True) as back,
+    ):
         list(export_parquet(store, load_run(store), tmp_path / "out"))
         list(import_parquet(back, tmp_path / "out"))
         assert list(verify_run(back, load_run(back))) == []
         kept = []
         for one in (store, back):
-            assert {p.codec for p in list_predictions(one, range(1, 100)) if p.scorer == "share"} == {"floats"}
+            assert {p.codec for p in list_predictions(one, range(1, 100)) if p.scorer == "share"} == {
+                "floats"
+            }
             scores = [s.score for s in list_scores(one, range(1, 100)) if s.scorer == "share"]
             kept.append(sorted((score.metric, score.split, score.value) for score in scores))
     assert kept[0] == kept[1]
@@ -129,7 +138,17 @@ def test_it_goes_through_parquet(scored, tmp_path):
 def test_a_dry_run_counts_the_requests_that_the_run_makes(scored, tmp_path, monkeypatch):
     copy = tmp_path / "x.db"
     copy.write_bytes(scored.read_bytes())
-    command = ["explain", "--units", "1:10-13", "--explainer", "tokens", "--scorer", "share", "--db", str(copy)]
+    command = [
+        "explain",
+        "--units",
+        "1:10-13",
+        "--explainer",
+        "tokens",
+        "--scorer",
+        "share",
+        "--db",
+        str(copy),
+    ]
     dry = CliRunner().invoke(app, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     calls, run = [], OpenShare.run
@@ -145,9 +164,13 @@ def test_what_is_not_known_is_named(scored):
     assert choose_headline(run) == Headline("correlation", ("top_and_random",))
     assert choose_headline(run, scorer="share").metric == "named_share"
     assert choose_headline(run, "r_squared").metric == "r_squared"
-    with pytest.raises(NeuroexplainError, match=r"'brier'.*There is absolute_deviation_explained, correlation, named_gap"):
+    with pytest.raises(
+        NeuroexplainError, match=r"'brier'.*There is absolute_deviation_explained, correlation, named_gap"
+    ):
         choose_headline(run, "brier")
-    with pytest.raises(NeuroexplainError, match=r"--scorer 'detection' is not known. There is digits, lexical, share"):
+    with pytest.raises(
+        NeuroexplainError, match=r"--scorer 'detection' is not known. There is digits, lexical, share"
+    ):
         choose_headline(run, None, "detection")
 
 
@@ -155,7 +178,9 @@ def test_an_installed_package_adds_its_own(tmp_path, monkeypatch):
     folder = tmp_path / "other-1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
-    (folder / "entry_points.txt").write_text("[neuroexplain.scorers]\nelsewhere = tests.scorers.share_scorer:SCORER\n")
+    (folder / "entry_points.txt").write_text(
+        "[neuroexplain.scorers]\nelsewhere = tests.scorers.share_scorer:SCORER\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "elsewhere" in SCORERS.names()
     assert SCORERS.load("elsewhere") is SCORER

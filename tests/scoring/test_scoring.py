@@ -34,7 +34,9 @@ def test_levels_equal_the_reference(case):
 
 @pytest.mark.parametrize("case", GOLDEN["expected_value"])
 def test_expected_values_equal_the_reference(case):
-    mass = {level: np.exp(case["logprobs"][str(level)]) for level in range(11) if str(level) in case["logprobs"]}
+    mass = {
+        level: np.exp(case["logprobs"][str(level)]) for level in range(11) if str(level) in case["logprobs"]
+    }
     probabilities = np.array([[mass.get(level, 0.0) for level in range(11)]])
     found, _ = expected_level(probabilities)
     assert found[0] == pytest.approx(case["expected_value"], abs=1e-9)
@@ -46,7 +48,9 @@ def test_scores_equal_the_reference(case):
     true = np.concatenate([s["true"] for s in case["sequences"]])
     assert correlation_score(expected, true) == pytest.approx(case["correlation"], abs=1e-9)
     assert r_squared(expected, true) == pytest.approx(case["r_squared"], abs=1e-9)
-    assert absolute_deviation_explained(expected, true) == pytest.approx(case["absolute_deviation_explained"], abs=1e-9)
+    assert absolute_deviation_explained(expected, true) == pytest.approx(
+        case["absolute_deviation_explained"], abs=1e-9
+    )
 
 
 def test_the_nine_level_scale_ends_at_nine():
@@ -70,11 +74,15 @@ def test_the_jackknife_by_hand():
     from scipy.stats import pearsonr, t
 
     rng = np.random.default_rng(0)
-    records = [record(kind, s := rng.normal(size=8), s + rng.normal(size=8)) for kind in ["top"] * 4 + ["random"] * 3]
+    records = [
+        record(kind, s := rng.normal(size=8), s + rng.normal(size=8)) for kind in ["top"] * 4 + ["random"] * 3
+    ]
 
     def z(some):
         return np.arctanh(
-            pearsonr(np.concatenate([x.simulated for x in some]), np.concatenate([x.recorded for x in some])).statistic
+            pearsonr(
+                np.concatenate([x.simulated for x in some]), np.concatenate([x.recorded for x in some])
+            ).statistic
         )
 
     variance = 0.0
@@ -106,8 +114,14 @@ def build(tops, randoms):
     for kind, places in (("top", tops), ("random", randoms)):
         for rank, (segment, shared, document) in enumerate(places):
             ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(found))
-            ids[shared : shared + 16] = np.arange(min(16, 64 - shared))  # a run of 14 where it is cut off at the end
-            found.append(Exemplar(UnitId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)))
+            ids[shared : shared + 16] = np.arange(
+                min(16, 64 - shared)
+            )  # a run of 14 where it is cut off at the end
+            found.append(
+                Exemplar(
+                    UnitId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)
+                )
+            )
     return found
 
 
@@ -121,7 +135,10 @@ def leaks(a, b):
 def test_no_split_leaks_into_another_and_nothing_is_dropped_without_need(places):
     exemplars = build(*places)
     splits = assign_splits(exemplars)
-    by = {name: [x for x in exemplars if splits[x.kind, x.rank] == name] for name in ("explain", "select", "report")}
+    by = {
+        name: [x for x in exemplars if splits[x.kind, x.rank] == name]
+        for name in ("explain", "select", "report")
+    }
     assert not any(leaks(a, b) for a in by["explain"] for b in by["select"] + by["report"])
     assert not any(leaks(a, b) for a in by["select"] for b in by["report"])
     explained = [x for x in exemplars if x.rank % 4 < 2]
@@ -144,4 +161,7 @@ def test_crops_hide_the_peak():
 
 def test_records_without_any_prediction_have_no_score_and_say_why():
     nothing = ScoredRecord("top", np.full(32, np.nan), np.arange(32.0), None, np.ones(32))
-    assert {score.status for score in score_records("report", [nothing], ())} == {"low_digit_mass", "no_records"}
+    assert {score.status for score in score_records("report", [nothing], ())} == {
+        "low_digit_mass",
+        "no_records",
+    }

@@ -50,11 +50,15 @@ def read(subject, family, kind, ids, size):
     for n, layer in enumerate(subject.layers):
         if kind == "heads":
             module = layer.get_submodule(ATTENTION_OUT[family])
-            handles.append(module.register_forward_pre_hook(lambda m, args, n=n: seen[n].append(args[0].clone())))
+            handles.append(
+                module.register_forward_pre_hook(lambda m, args, n=n: seen[n].append(args[0].clone()))
+            )
         else:
             handles.append(
                 layer.register_forward_hook(
-                    lambda m, args, out, n=n: seen[n].append((out[0] if isinstance(out, tuple) else out).clone())
+                    lambda m, args, out, n=n: seen[n].append(
+                        (out[0] if isinstance(out, tuple) else out).clone()
+                    )
                 )
             )
     with torch.inference_mode():
@@ -111,10 +115,14 @@ def test_exemplars_and_statistics_are_those_of_a_pass_over_everything(load, fami
             for which, lowest in (("top", False), ("bottom", True)):
                 x, expected = layer.exemplars[which], brute_force(acts[:, :, unit], ids, lowest)
                 assert x.counts[unit] == len(expected)
-                rows = zip(x.segments[unit].tolist(), x.starts[unit].tolist(), x.peaks[unit].tolist(), strict=True)
+                rows = zip(
+                    x.segments[unit].tolist(), x.starts[unit].tolist(), x.peaks[unit].tolist(), strict=True
+                )
                 assert list(rows) == expected
                 for rank, (segment, start, _) in enumerate(expected):
-                    np.testing.assert_array_equal(x.activations[unit, rank], acts[segment, start : start + 64, unit])
+                    np.testing.assert_array_equal(
+                        x.activations[unit, rank], acts[segment, start : start + 64, unit]
+                    )
             random = layer.exemplars["random"]
             assert random.segments[unit].tolist() == drawn
             np.testing.assert_array_equal(random.activations[unit], acts[drawn, 64:, unit])
@@ -136,7 +144,9 @@ def test_a_head_writes_what_the_output_projection_makes_of_it(load, family):
     sources = find_sources(subject, "heads", "heads", (0, 1))
     written = []
     handles = [
-        layer.get_submodule(ATTENTION_OUT[family]).register_forward_hook(lambda m, args, out: written.append((args[0], out)))
+        layer.get_submodule(ATTENTION_OUT[family]).register_forward_hook(
+            lambda m, args, out: written.append((args[0], out))
+        )
         for layer in subject.layers
     ]
     with torch.inference_mode():

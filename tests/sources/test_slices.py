@@ -20,7 +20,13 @@ from neuroexplain.units import Source
 from tests.fakes import tiny_subject, words
 from tests.runs import content, merge
 
-OPTIONS = {"activation": "act", "sign": "both", "top_k": 4, "positions": range(64, 97), "special_peaks": False}
+OPTIONS = {
+    "activation": "act",
+    "sign": "both",
+    "top_k": 4,
+    "positions": range(64, 97),
+    "special_peaks": False,
+}
 
 
 class Sliced(Mlp):
@@ -31,7 +37,10 @@ class Sliced(Mlp):
 
     def encode(self, subject, source, values):
         for first in range(0, source.width, self.at_once):
-            yield slice(first, min(first + self.at_once, source.width)), values[..., first : first + self.at_once]
+            yield (
+                slice(first, min(first + self.at_once, source.width)),
+                values[..., first : first + self.at_once],
+            )
 
 
 class Strongest(Mlp):
@@ -43,7 +52,9 @@ class Strongest(Mlp):
     def encode(self, subject, source, values):
         kept = values.topk(5, dim=-1)
         if self.at_once is None:
-            return ((slice(0, source.width), torch.zeros_like(values).scatter(-1, kept.indices, kept.values)),)
+            return (
+                (slice(0, source.width), torch.zeros_like(values).scatter(-1, kept.indices, kept.values)),
+            )
         return dense_slices(kept.indices, kept.values, source.width, self.at_once)
 
 
@@ -55,7 +66,9 @@ class BeforeTheMlp:
 
     def find(self, subject, layer, activation):
         width = subject.unembedding.shape[1]
-        return Source(layer, "before-mlp", subject.path(layer, "mlp"), "input", width, subject.dtype_name, group_size=4)
+        return Source(
+            layer, "before-mlp", subject.path(layer, "mlp"), "input", width, subject.dtype_name, group_size=4
+        )
 
     def encode(self, subject, source, values):
         return ((slice(0, source.width), values),)
@@ -74,7 +87,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def registered():
-    made = {"slices-1": Sliced(1), "slices-7": Sliced(7), "strongest": Strongest(None), "before-mlp": BeforeTheMlp()}
+    made = {
+        "slices-1": Sliced(1),
+        "slices-7": Sliced(7),
+        "strongest": Strongest(None),
+        "before-mlp": BeforeTheMlp(),
+    }
     made |= {"sparse-1": Strongest(1), "sparse-10": Strongest(10), "sparse-24": Strongest(24)}
     for name, kind in made.items():
         SOURCES.register(name, kind)
@@ -138,7 +156,9 @@ def test_sparse_activations_are_zero_elsewhere(width, at_once, seed):
     indices = torch.stack([torch.randperm(width, generator=draw)[:n] for _ in range(6)]).view(2, 3, n)
     values = torch.randn(2, 3, n, generator=draw)
     parts = list(dense_slices(indices, values, width, at_once))
-    assert [(units.start, units.stop) for units, _ in parts] == [(a, min(a + at_once, width)) for a in range(0, width, at_once)]
+    assert [(units.start, units.stop) for units, _ in parts] == [
+        (a, min(a + at_once, width)) for a in range(0, width, at_once)
+    ]
     dense = torch.cat([acts for _, acts in parts], dim=-1)
     assert torch.equal(dense, torch.zeros(2, 3, width).scatter(-1, indices, values))
 
@@ -150,7 +170,16 @@ def typed(*given, status=0):
 
 
 def test_a_new_source_goes_through_every_command(folder, tmp_path):
-    options = ("--model", folder / "model", "--dataset", folder / "text.txt", "--source", "before-mlp", "--batch-size", "4")
+    options = (
+        "--model",
+        folder / "model",
+        "--dataset",
+        folder / "text.txt",
+        "--source",
+        "before-mlp",
+        "--batch-size",
+        "4",
+    )
     typed("collect", *options, "--db", tmp_path / "x.db")
     for part in (1, 2):
         typed("collect", *options, "--shard", f"{part}/2", "--db", tmp_path / f"{part}.db")
@@ -177,8 +206,21 @@ def test_a_sample_is_the_same_each_time_and_holds_smaller_ones(folder, tmp_path)
     explained = {}
     for n in (3, 8):
         typed("collect", *options, "--db", tmp_path / f"{n}.db")
-        typed("explain", "--layers", "0-1", "--sample", n, "--explainer", "tokens", "--no-score", "--db", tmp_path / f"{n}.db")
-        rows = json.loads(typed("query", "--units", "0:0-23,1:0-23", "--json", "--db", tmp_path / f"{n}.db").stdout)
+        typed(
+            "explain",
+            "--layers",
+            "0-1",
+            "--sample",
+            n,
+            "--explainer",
+            "tokens",
+            "--no-score",
+            "--db",
+            tmp_path / f"{n}.db",
+        )
+        rows = json.loads(
+            typed("query", "--units", "0:0-23,1:0-23", "--json", "--db", tmp_path / f"{n}.db").stdout
+        )
         explained[n] = {(row["layer"], row["unit"]) for row in rows}
     assert [len(explained[n]) for n in (3, 8)] == [3, 8]
     assert explained[3] < explained[8]

@@ -31,23 +31,69 @@ def insert_row(connection, table, **values):
 
 
 def insert_run(connection):
-    empty = {"layers": "[0]", "d_mlp": 9, "n_layers": 1, "top_k": 4, "n_random": 0, "seed": 0, "tokenizer_sha256": ""}
-    empty |= {"config": "{}", "n_segments": 0, "n_documents": 0, "n_tokens": 0, "versions": "{}", "started_at": "2026"}
-    insert_row(connection, "runs", id=1, status="finished", subject="s", dtype="float32", activation="act", **empty)
+    empty = {
+        "layers": "[0]",
+        "d_mlp": 9,
+        "n_layers": 1,
+        "top_k": 4,
+        "n_random": 0,
+        "seed": 0,
+        "tokenizer_sha256": "",
+    }
+    empty |= {
+        "config": "{}",
+        "n_segments": 0,
+        "n_documents": 0,
+        "n_tokens": 0,
+        "versions": "{}",
+        "started_at": "2026",
+    }
+    insert_row(
+        connection, "runs", id=1, status="finished", subject="s", dtype="float32", activation="act", **empty
+    )
 
 
 def test_0003_keeps_digit_masses_on_their_side_of_the_threshold(database):
-    mass = np.concatenate([np.linspace(0, 1, 29), [0.0199, 0.02, np.nextafter(np.float16(0.02), np.float16(0))]]).astype("<f2")
-    by = {"engine": "server", "model": "m", "sampling": "{}", "prompt_tokens": 0, "completion_tokens": 0, "seconds": 0.0}
+    mass = np.concatenate(
+        [np.linspace(0, 1, 29), [0.0199, 0.02, np.nextafter(np.float16(0.02), np.float16(0))]]
+    ).astype("<f2")
+    by = {
+        "engine": "server",
+        "model": "m",
+        "sampling": "{}",
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "seconds": 0.0,
+    }
     by["created_at"] = "2026-11-24T00:00:00+00:00"
-    crops = {"kinds": b"\0", "ranks": b"\3", "firsts": b"\1", "expected_levels": np.arange(32).astype("<f2").tobytes()}
+    crops = {
+        "kinds": b"\0",
+        "ranks": b"\3",
+        "firsts": b"\1",
+        "expected_levels": np.arange(32).astype("<f2").tobytes(),
+    }
     engine = at_revision(database, "0002")
     with engine.begin() as connection:
         insert_run(connection)
         for n, (simulator, stored) in enumerate((("digits", mass.tobytes()), ("lexical", None)), 1):
-            asked = {"run_id": 1, "layer": 0, "neuron": n, "explainer": "pairs", "candidate": 0, "request_key": f"k{n}"}
-            insert_row(connection, "explanations", id=n, **asked, chosen=True, status="ok", text="rivers", **by)
-            told = {"run_id": 1, "explanation_id": n, "simulator": simulator, "status": "ok", "digit_mass": stored}
+            asked = {
+                "run_id": 1,
+                "layer": 0,
+                "neuron": n,
+                "explainer": "pairs",
+                "candidate": 0,
+                "request_key": f"k{n}",
+            }
+            insert_row(
+                connection, "explanations", id=n, **asked, chosen=True, status="ok", text="rivers", **by
+            )
+            told = {
+                "run_id": 1,
+                "explanation_id": n,
+                "simulator": simulator,
+                "status": "ok",
+                "digit_mass": stored,
+            }
             insert_row(connection, "simulations", id=n, **told, **crops, **by)
     engine.dispose()
     with pytest.raises(NeuroexplainError, match="neuroexplain upgrade"):
@@ -70,11 +116,17 @@ def test_0004_keeps_every_peak_token(database):
     with engine.begin() as connection:
         insert_run(connection)
         for layer, token, neuron, count in rows:
-            insert_row(connection, "peak_tokens", run_id=1, token_id=token, layer=layer, neuron=neuron, count=count)
+            insert_row(
+                connection, "peak_tokens", run_id=1, token_id=token, layer=layer, neuron=neuron, count=count
+            )
     engine.dispose()
     assert upgrade_store(database) == ("0003", REVISION)
     with open_store(database) as store, store.engine.connect() as connection:
         p = tables.peak_tokens.c
-        assert {tuple(row) for row in connection.execute(select(p.layer, p.token_id, p.unit, p.count))} == rows
+        assert {
+            tuple(row) for row in connection.execute(select(p.layer, p.token_id, p.unit, p.count))
+        } == rows
         with pytest.raises(IntegrityError):  # its key came along
-            connection.execute(insert(tables.peak_tokens).values(run_id=1, layer=0, token_id=3, unit=15, count=1))
+            connection.execute(
+                insert(tables.peak_tokens).values(run_id=1, layer=0, token_id=3, unit=15, count=1)
+            )

@@ -35,7 +35,10 @@ def test_the_log_is_moved_into_the_file_and_stays_short(tmp_path, monkeypatch):
             assert connection.exec_driver_sql("PRAGMA wal_autocheckpoint").scalar() == 1_000
         fill(store, 60, 70)
     with sqlite3.connect(file) as connection:
-        assert connection.execute("SELECT count(*), sum(length(data)) FROM filler").fetchone() == (70, 70 * 200_000)
+        assert connection.execute("SELECT count(*), sum(length(data)) FROM filler").fetchone() == (
+            70,
+            70 * 200_000,
+        )
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

@@ -80,7 +80,8 @@ def test_every_score_and_predicted_level_is_the_same_float(both):
             + ("" if more else f" WHERE {column} IS NOT NULL"),
         )
         found = rows(
-            new, f"SELECT {now}, value{f', status, reason, {after}' if more else ''} FROM scores WHERE metric = '{metric}'"
+            new,
+            f"SELECT {now}, value{f', status, reason, {after}' if more else ''} FROM scores WHERE metric = '{metric}'",
         )
         assert expected
         assert found == expected
@@ -89,7 +90,10 @@ def test_every_score_and_predicted_level_is_the_same_float(both):
     names = ("expected_levels", "digit_mass", "other_levels", "other_explanation_id")
     expected = rows(old, f"SELECT {packed.format(*names)} FROM simulations")
     assert (
-        rows(new, f"SELECT {packed.format('predicted', 'detail', 'control', 'control_explanation_id')} FROM predictions")
+        rows(
+            new,
+            f"SELECT {packed.format('predicted', 'detail', 'control', 'control_explanation_id')} FROM predictions",
+        )
         == expected
     )
 
@@ -97,8 +101,14 @@ def test_every_score_and_predicted_level_is_the_same_float(both):
 def test_exemplars_statistics_and_explanations_stay_as_they_were(both):
     _, old, new = both
     for table, columns in (
-        ("exemplars", "id, run_id, layer, {}, kind, segments, starts, documents, token_offsets, peaks, activations"),
-        ("vocabulary_readings", "run_id, layer, {}, promoted_ids, promoted_logits, suppressed_ids, suppressed_logits"),
+        (
+            "exemplars",
+            "id, run_id, layer, {}, kind, segments, starts, documents, token_offsets, peaks, activations",
+        ),
+        (
+            "vocabulary_readings",
+            "run_id, layer, {}, promoted_ids, promoted_logits, suppressed_ids, suppressed_logits",
+        ),
         ("peak_tokens", "run_id, layer, token_id, {}, count"),
         (
             "explanations",
@@ -109,7 +119,9 @@ def test_exemplars_statistics_and_explanations_stay_as_they_were(both):
         assert expected
         assert rows(new, f"SELECT {columns.format('unit')} FROM {table}") == expected
     stats = "layer, {}, status, mean, std, min, max, share_positive, max_activation"
-    assert rows(new, f"SELECT {stats.format('unit')} FROM units") == rows(old, f"SELECT {stats.format('neuron')} FROM neurons")
+    assert rows(new, f"SELECT {stats.format('unit')} FROM units") == rows(
+        old, f"SELECT {stats.format('neuron')} FROM neurons"
+    )
 
 
 def test_verify_finds_nothing_and_the_run_says_where_it_was_read(both):
@@ -129,19 +141,28 @@ def test_verify_finds_nothing_and_the_run_says_where_it_was_read(both):
 def pages(store):
     def without_ids(value):
         if isinstance(value, dict):
-            return {k: without_ids(v) for k, v in value.items() if k not in ("run", "id", "control_explanation_id", "source")}
+            return {
+                k: without_ids(v)
+                for k, v in value.items()
+                if k not in ("run", "id", "control_explanation_id", "source")
+            }
         return [without_ids(v) for v in value] if isinstance(value, list) else value
 
     run = load_run(store)
     made = [without_ids(show_json(load_page(store, run, unit))) for unit in list_unit_ids(store, run.id)]
-    return [json.dumps(page | {"explanations": sorted(map(json.dumps, page["explanations"]))}) for page in made]
+    return [
+        json.dumps(page | {"explanations": sorted(map(json.dumps, page["explanations"]))}) for page in made
+    ]
 
 
 def test_an_export_of_that_version_comes_in_as_the_database_does(both, tmp_path):
     name, _, new = both
     with tarfile.open(OLD / f"{name}.parquet.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    with open_store(str(new), read_only=True) as upgraded, open_store(str(tmp_path / "i.db"), create=True) as imported:
+    with (
+        open_store(str(new), read_only=True) as upgraded,
+        open_store(str(tmp_path / "i.db"), create=True) as imported,
+    ):
         list(import_parquet(imported, tmp_path / f"{name}.parquet"))
         assert list(verify_run(imported, load_run(imported))) == []
         assert pages(imported) == pages(upgraded)

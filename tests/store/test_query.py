@@ -32,20 +32,40 @@ def made(shared_database):
             strongest = draw.choice([None, 1.0, 2.0, draw.random()])
             peaks = draw.sample(range(6), 2)
             with store.write() as connection:
-                neuron = {"run_id": run_id, "layer": layer, "unit": n, "status": "ok", "max_activation": strongest}
+                neuron = {
+                    "run_id": run_id,
+                    "layer": layer,
+                    "unit": n,
+                    "status": "ok",
+                    "max_activation": strongest,
+                }
                 connection.execute(insert(t.units).values(**neuron))
-                rows = [{"run_id": run_id, "token_id": p, "layer": layer, "unit": n, "count": 1} for p in peaks]
+                rows = [
+                    {"run_id": run_id, "token_id": p, "layer": layer, "unit": n, "count": 1} for p in peaks
+                ]
                 connection.execute(insert(t.peak_tokens), rows)
             for explainer in draw.sample(["pairs", "excerpts"], draw.choice([0, 1, 2])):
                 text = " ".join(draw.sample(WORDS, 2))
                 status, chosen = draw.choice(["ok", "ok", "ok", "llm_error"]), draw.random() < 0.8
                 by = Provenance("none", None, "m", None, None)
-                e = Explanation(UnitId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen)
+                e = Explanation(
+                    UnitId(layer, n), explainer, status, text if status == "ok" else None, by, chosen=chosen
+                )
                 e = save_explanation(store, run_id, e)
                 scores = []
-                for scorer in draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ():
+                for scorer in (
+                    draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ()
+                ):
                     r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
-                    one = Score("report", "top_and_random", "correlation", "ok" if r is not None else "no_records", r, 320, 10)
+                    one = Score(
+                        "report",
+                        "top_and_random",
+                        "correlation",
+                        "ok" if r is not None else "no_records",
+                        r,
+                        320,
+                        10,
+                    )
                     save_prediction(store, run_id, Prediction(e.id, e.unit, scorer, "ok", (), by), [one])
                     scores.append((scorer, r))
                 for scorer, r in scores or [(None, None)]:
@@ -80,7 +100,9 @@ def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
     run = next(run for run in list_runs(store) if run.id == 2)
     texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))
     scores = ((None, None), (0.1, None), (None, 0.2), (-0.5, 0.5))
-    for text, some, peak, (low, high), chosen, limit in itertools.product(texts, layers, peaks, scores, (True, False), (3, 99)):
+    for text, some, peak, (low, high), chosen, limit in itertools.product(
+        texts, layers, peaks, scores, (True, False), (3, 99)
+    ):
         options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
         options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
         rows = query_explanations(store, run, **options)
@@ -89,7 +111,13 @@ def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
         if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
             assert [x[4] for x in found] == [x[4] for x in wanted], options
         else:
-            assert sorted(found, key=repr) == sorted(wanted, key=repr) if limit == 99 else len(found) == len(wanted), options
-            assert [x[4] for x in found if sort == "score"] == [x[4] for x in wanted if sort == "score"], options
+            assert (
+                sorted(found, key=repr) == sorted(wanted, key=repr)
+                if limit == 99
+                else len(found) == len(wanted)
+            ), options
+            assert [x[4] for x in found if sort == "score"] == [x[4] for x in wanted if sort == "score"], (
+                options
+            )
             if sort == "unit":
                 assert [x[:3] for x in found] == [x[:3] for x in wanted], options

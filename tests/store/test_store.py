@@ -42,9 +42,19 @@ def run_id(store):
 
 def new_run(store, dtype="float32"):
     run_id = create_run(store, run_fields(2, 9, dtype=dtype, n_random=2))
-    stats = {"status": "ok", "mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "share_positive": 0.5, "max_activation": 1.0}
+    stats = {
+        "status": "ok",
+        "mean": 0.0,
+        "std": 1.0,
+        "min": -1.0,
+        "max": 1.0,
+        "share_positive": 0.5,
+        "max_activation": 1.0,
+    }
     with store.write() as connection:
-        connection.execute(insert(tables.units), [{"run_id": run_id, "layer": 0, "unit": n, **stats} for n in range(9)])
+        connection.execute(
+            insert(tables.units), [{"run_id": run_id, "layer": 0, "unit": n, **stats} for n in range(9)]
+        )
     return run_id
 
 
@@ -105,11 +115,18 @@ def a_layer(d_mlp, dtype, seed, with_peaks):
             peak_token_ids=tokens if with_peaks else None,
         )
     numbers = draw.normal(size=(5, d_mlp))
-    ids, logits = draw.integers(0, 50, (d_mlp, 10)).astype(np.uint32), draw.normal(size=(d_mlp, 10)).astype(np.float32)
-    return CollectedLayer(1, exemplars, StatsArrays(*numbers), VocabularyArrays(ids, logits, ids[::-1], -logits)), segments
+    ids, logits = (
+        draw.integers(0, 50, (d_mlp, 10)).astype(np.uint32),
+        draw.normal(size=(d_mlp, 10)).astype(np.float32),
+    )
+    return CollectedLayer(
+        1, exemplars, StatsArrays(*numbers), VocabularyArrays(ids, logits, ids[::-1], -logits)
+    ), segments
 
 
-@pytest.mark.parametrize(("dtype", "with_peaks"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
+@pytest.mark.parametrize(
+    ("dtype", "with_peaks"), [("float32", True), ("bfloat16", True), ("bfloat16", False)]
+)
 def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_peaks):
     layers = [a_layer(9, dtype, seed, with_peaks) for seed in (0, 1)]
     run_id = new_run(store, dtype)
@@ -123,17 +140,25 @@ def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_pea
     again = load_collected_layer(store, load_run(store, run_id), 1)
     for kind, arrays in found.exemplars.items():
         for name in ("counts", "segments", "starts", "documents", "token_offsets", "peaks", "activations"):
-            np.testing.assert_array_equal(getattr(again.exemplars[kind], name), getattr(arrays, name), err_msg=name)
+            np.testing.assert_array_equal(
+                getattr(again.exemplars[kind], name), getattr(arrays, name), err_msg=name
+            )
     for part in ("stats", "vocabulary"):
         for name in getattr(found, part).__dataclass_fields__:
-            np.testing.assert_array_equal(getattr(getattr(again, part), name), getattr(getattr(found, part), name))
+            np.testing.assert_array_equal(
+                getattr(getattr(again, part), name), getattr(getattr(found, part), name)
+            )
     top, ids = found.exemplars["top"], {s.segment: s.token_ids for s in segments}
     peaks = Counter(
-        (int(ids[int(top.segments[n, r])][top.starts[n, r] + 32]), n) for n in range(9) for r in range(top.counts[n])
+        (int(ids[int(top.segments[n, r])][top.starts[n, r] + 32]), n)
+        for n in range(9)
+        for r in range(top.counts[n])
     )
     p = tables.peak_tokens.c
     with store.engine.connect() as connection:
-        stored = connection.execute(select(p.token_id, p.unit, p.count).where(p.run_id == run_id, p.layer == 1)).all()
+        stored = connection.execute(
+            select(p.token_id, p.unit, p.count).where(p.run_id == run_id, p.layer == 1)
+        ).all()
         statuses = connection.execute(select(tables.units).where(tables.units.c.layer == 1)).all()
     assert {(token, n): count for token, n, count in stored} == peaks
     for row in statuses:
@@ -155,7 +180,9 @@ def test_the_same_request_has_one_row(store, run_id):
     assert len(list_explanations(store, run_id)) == 1
 
 
-@pytest.mark.parametrize("text", ['a" OR "b', "NOT rivers", "riv*", "'; DROP TABLE runs; --", "text:rivers", "NEAR(rivers"])
+@pytest.mark.parametrize(
+    "text", ['a" OR "b', "NOT rivers", "riv*", "'; DROP TABLE runs; --", "text:rivers", "NEAR(rivers"]
+)
 def test_search_words_are_data(store, run_id, text):
     explain(store, run_id, 1, "rivers")
     explain(store, run_id, 2, f"says {text} literally")
@@ -173,7 +200,9 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     asked, run = [], run_of(store, run_id)
     rows = Reader.rows
-    monkeypatch.setattr(Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values))
+    monkeypatch.setattr(
+        Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values)
+    )
     assert query_explanations(store, run, min_score=0.4, layers=[0])[0].correlation == 0.5
     assert query_explanations(store, run, max_score=0.4) == []
     assert len(asked) == 2
@@ -188,7 +217,9 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
 
 def test_scores_in_the_wrong_place_and_what_is_chosen_twice_are_told(store, run_id):
     e, other = explain(store, run_id, 3, "rivers"), explain(store, run_id, 4, "mills")
-    scores = [Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10, control_explanation_id=other.id)]
+    scores = [
+        Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10, control_explanation_id=other.id)
+    ]
     save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
     assert list_misplaced(store, run_id) == []
     for candidate in (0, 1):

@@ -11,10 +11,18 @@ from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.load import FAMILIES, load_subject
 from tests.fakes import tiny_tokenizer
 
-SMALL = {"vocab_size": 330, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256}
+SMALL = {
+    "vocab_size": 330,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
 LLAMA = {"intermediate_size": 24, "num_key_value_heads": 1, "pad_token_id": 0}
 CONFIGS = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo2", "granite", "smollm3", "stablelm"), SMALL | LLAMA),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "olmo2", "granite", "smollm3", "stablelm"), SMALL | LLAMA
+    ),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), SMALL | LLAMA | {"head_dim": 8}),
     "phi3": SMALL | LLAMA,
     "phi": SMALL | {"intermediate_size": 24},
@@ -72,13 +80,17 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
     for n, layer in enumerate(subject.layers):
         for name, path in (("in", up), ("out", down)):
             module = layer.get_submodule(path)
-            module.register_forward_hook(lambda m, a, o, n=n, name=name: seen.__setitem__((n, name), (a[0], o.clone())))
+            module.register_forward_hook(
+                lambda m, a, o, n=n, name=name: seen.__setitem__((n, name), (a[0], o.clone()))
+            )
     with torch.inference_mode():
         subject.model(ids, use_cache=False)
         for activation in ("act", "post"):
             found = {}
             sources = find_sources(subject, "mlp", activation, (0, 1))
-            capture_activations(subject, ids, sources, lambda n, acts, found=found: found.update({n: (acts, acts.clone())}))
+            capture_activations(
+                subject, ids, sources, lambda n, acts, found=found: found.update({n: (acts, acts.clone())})
+            )
             assert all(torch.equal(*both) for both in found.values())  # nothing wrote into them later
             found = {n: kept for n, (_, kept) in found.items()}
             for n, layer in enumerate(subject.layers):
@@ -86,7 +98,9 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
                 if gate == "fused":
                     g, u = projected.chunk(2, dim=-1)
                 else:
-                    g, u = (projected, None) if gate is None else (layer.get_submodule(gate)(before), projected)
+                    g, u = (
+                        (projected, None) if gate is None else (layer.get_submodule(gate)(before), projected)
+                    )
                 act = function(g)
                 expected = act if activation == "act" or u is None else act * u
                 torch.testing.assert_close(found[n], expected.view(3, 128, 24), rtol=1e-4, atol=1e-6)

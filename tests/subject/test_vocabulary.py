@@ -9,7 +9,9 @@ from tests.fakes import tiny_subject, tiny_tokenizer
 
 def test_the_reading_is_the_top_of_the_logits():
     generator = torch.Generator().manual_seed(1)
-    vectors, norm, unembedding = (torch.randn(shape, generator=generator) for shape in ((7, 5), (5,), (30, 5)))
+    vectors, norm, unembedding = (
+        torch.randn(shape, generator=generator) for shape in ((7, 5), (5,), (30, 5))
+    )
     found = read_vocabulary(vectors, norm, unembedding, n=4)
     logits = ((vectors * norm) @ unembedding.T).numpy()
     order = np.argsort(-logits, axis=1)
@@ -25,7 +27,13 @@ def test_rows_without_a_token_are_not_read(tmp_path):
     subject = load_subject(str(tiny_subject(tmp_path)))  # 330 rows
     n_tokens = len(tiny_tokenizer(bos=True))
     assert len(subject.unembedding) > n_tokens
-    options = {"activation": "act", "sign": "positive", "top_k": 2, "positions": range(64, 97), "special_peaks": True}
+    options = {
+        "activation": "act",
+        "sign": "positive",
+        "top_k": 2,
+        "positions": range(64, 97),
+        "special_peaks": True,
+    }
     collector = Collector(subject, (0,), **options, n_random=1, seed=0)
     collector.read(torch.randint(2, n_tokens, (2, 128)), torch.arange(2))
     (layer,) = collector.finish(lambda segments, positions, starts: (segments, positions, segments))

@@ -42,7 +42,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ARGUMENTS = ("--dtype", "float32", "--max-model-len", "4096", "--enforce-eager", "--block-size", "32")
 SERVED = (*ARGUMENTS, "--enable-scale-out")
 ASKED = [Message("user", "Name the capital of France in one word.")]
-VOCABULARY = {i: VocabularyEntry(i, text, False) for i, text in enumerate([" she", " bought", " two", *HOSTILE])}
+VOCABULARY = {
+    i: VocabularyEntry(i, text, False) for i, text in enumerate([" she", " bought", " two", *HOSTILE])
+}
 
 
 class Served:
@@ -58,7 +60,9 @@ class Served:
 
     def start(self):
         typed = [*COMMAND.split(), "--model", MODEL, "--host", "127.0.0.1", "--port", str(self.port), *SERVED]
-        self.process = subprocess.Popen(typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            typed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     def wait(self):
         while self.process.poll() is None:
@@ -121,7 +125,9 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     seen = found > 0
     assert seen.any()
     assert ((found < true + 0.005) & (seen | (true < 0.05))).all()
-    single = np.array([len(spelled) == 1 for spelled in digits.level_token_ids])  # of two spellings one may be cut
+    single = np.array(
+        [len(spelled) == 1 for spelled in digits.level_token_ids]
+    )  # of two spellings one may be cut
     np.testing.assert_allclose(found[seen & single], true[seen & single], atol=0.005)
 
 
@@ -137,8 +143,17 @@ def test_sampling_options_do_not_reach_the_log_probabilities(url):
     ids, chosen = list(range(100, 140)), [47, 198, 260]
 
     def ask(**options):
-        asked = {"model": MODEL, "prompt": ids, "max_tokens": 1, "logprobs": 1, "logprob_token_ids": chosen, **options}
-        answer = httpx.post(f"{url}/v1/completions", json={**asked, "return_tokens_as_token_ids": True}, timeout=60).json()
+        asked = {
+            "model": MODEL,
+            "prompt": ids,
+            "max_tokens": 1,
+            "logprobs": 1,
+            "logprob_token_ids": chosen,
+            **options,
+        }
+        answer = httpx.post(
+            f"{url}/v1/completions", json={**asked, "return_tokens_as_token_ids": True}, timeout=60
+        ).json()
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         return [top[f"token_id:{i}"] for i in chosen]
 
@@ -211,7 +226,9 @@ def collected(tmp_path_factory):
 def start(db, *typed):
     command = [sys.executable, "-m", "neuroexplain.cli.main", *typed, "--db", str(db)]
     environment = {**os.environ, "NEUROEXPLAIN_VLLM": COMMAND}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=db.parent, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=db.parent, env=environment
+    )
 
 
 def run(db, *typed):
@@ -246,7 +263,11 @@ def read_results(db):
 
 def without_ids(value):
     if isinstance(value, dict):
-        return {key: without_ids(one) for key, one in value.items() if key not in ("id", "seconds", "control_explanation_id")}
+        return {
+            key: without_ids(one)
+            for key, one in value.items()
+            if key not in ("id", "seconds", "control_explanation_id")
+        }
     return [without_ids(one) for one in value] if isinstance(value, list) else value
 
 
@@ -269,7 +290,9 @@ def test_explain_and_score_end_to_end(clean):
         assert all(len(s["digit_mass"]) == 32 for s in explanation["predictions"])
 
 
-@pytest.mark.parametrize("faults", [list(PASSING), [*list(PASSING), "shifted", "positive", "miscounted", "empty"]])
+@pytest.mark.parametrize(
+    "faults", [list(PASSING), [*list(PASSING), "shifted", "positive", "miscounted", "empty"]]
+)
 def test_a_run_with_faults_finds_the_same_but_for_what_is_marked_failed(collected, clean, faults):
     proxy, expected = clean
     proxy.inject(faults, every=2)
@@ -282,7 +305,9 @@ def test_a_run_with_faults_finds_the_same_but_for_what_is_marked_failed(collecte
     found, equal = read_results(db), 0
     for neuron in NEURONS:
         for one, true in zip(found[neuron], expected[neuron], strict=True):
-            scored = one["status"] == "ok" and all(s["status"] not in ("llm_error", "parse_error") for s in one["scores"])
+            scored = one["status"] == "ok" and all(
+                s["status"] not in ("llm_error", "parse_error") for s in one["scores"]
+            )
             assert scored or lasting
             if scored:
                 assert one == true
@@ -329,7 +354,9 @@ def test_a_server_killed_half_way_costs_time_and_nothing_else(collected, served,
     assert process.returncode == 0, err
     assert run(db, "verify").returncode == 0
     found = read_results(db)
-    assert [one["text"] for n in NEURONS for one in found[n]] == [one["text"] for n in NEURONS for one in expected[n]]
+    assert [one["text"] for n in NEURONS for one in found[n]] == [
+        one["text"] for n in NEURONS for one in expected[n]
+    ]
     served.kill()
     lost = run(copy_of(collected, "lost.db"), *EXPLAIN, "--server", served.url, "--max-wait", "5")
     assert (lost.returncode, "There is no server" in lost.stderr) == (2, True)
@@ -345,9 +372,13 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path):
 
 def test_explain_with_vllm_is_one_command(collected):
     db = copy_of(collected, "vllm.db")
-    done = run(db, "explain", "--neurons", "0:3", "--no-score", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS))
+    done = run(
+        db, "explain", "--neurons", "0:3", "--no-score", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS)
+    )
     assert done.returncode == 0, done.stderr
     page = json.loads(run(db, "show", "0:3", "--json").stdout)
     assert (page["explanations"][0]["explainer"], page["explanations"][0]["status"]) == ("pairs", "ok")
-    left = subprocess.run(["pgrep", "-f", f"api_server --model {MODEL}.*{db.parent.name}"], capture_output=True, check=False)
+    left = subprocess.run(
+        ["pgrep", "-f", f"api_server --model {MODEL}.*{db.parent.name}"], capture_output=True, check=False
+    )
     assert left.stdout == b""

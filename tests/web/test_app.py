@@ -57,7 +57,9 @@ class Checker(HTMLParser):
             assert not name.startswith("on"), (tag, name)
             assert name not in ("style", "srcdoc", "formaction"), (tag, name)
             if name in ("href", "src", "action"):
-                assert value.startswith(("/", "?", "#", "static/", "index.html", "neuron.html", "search.html")), value
+                assert value.startswith(
+                    ("/", "?", "#", "static/", "index.html", "neuron.html", "search.html")
+                ), value
                 assert not value.startswith("//")
         if tag == "script":
             assert dict(attributes).get("src")
@@ -72,7 +74,17 @@ def check(html):
     assert not set(html) & set("\x00\x1b\u202e\u202c")
 
 
-PAGES = ["/", "/0/1", "/0/2", "/1/23", "/search", "/search?q=evil", "/search?q=hyperlink", "/search?token=river", "/try"]
+PAGES = [
+    "/",
+    "/0/1",
+    "/0/2",
+    "/1/23",
+    "/search",
+    "/search?q=evil",
+    "/search?q=hyperlink",
+    "/search?token=river",
+    "/try",
+]
 PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
 PAGES += ["/search?q=%3Cscript%3E&token=%22%3E%3Cimg%20src=x%20onerror=a%3E&layer=%3Cb%3E&sort=%22onload="]
@@ -89,7 +101,11 @@ def test_every_page_holds_hostile_text_as_text_under_a_strict_policy(client, pag
 
 def test_hostile_names_and_tokens_are_text_too(store):
     run = load_run(store)
-    names = {"subject": HOSTILE_TEXT, "config": {**run.config, "dataset": [f"/x/{HOSTILE_TEXT}"]}, "activation": "<b>"}
+    names = {
+        "subject": HOSTILE_TEXT,
+        "config": {**run.config, "dataset": [f"/x/{HOSTILE_TEXT}"]},
+        "activation": "<b>",
+    }
     page = load_page(store, run, UnitId(0, 1))
     hostile = {i: replace(entry, text=HOSTILE_TEXT) for i, entry in page.tokens.items()}
     page = replace(page, run=replace(run, **names), tokens=hostile)
@@ -98,7 +114,12 @@ def test_hostile_names_and_tokens_are_text_too(store):
     n = views.neuron_view(page, links, shown=["random"], predictions=ids)
     check(views.render("neuron.html", n=n, links=links, can_try=True))
     check(views.notebook_neuron(page).split("</style>")[1])
-    row = {"counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)], "best": [], "runs": [page.run], "n_units": 1}
+    row = {
+        "counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)],
+        "best": [],
+        "runs": [page.run],
+        "n_units": 1,
+    }
     charts = views.score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)])
     check(views.render("start.html", run=page.run, links=links, charts=charts, corpus=HOSTILE_TEXT, **row))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -122,7 +143,10 @@ def test_any_token_is_one_box_of_text(texts):
 
 
 def test_a_folded_part_is_the_same_fetched_and_drawn_with_the_page(client, prediction):
-    for state, address in (("show=random", "records/random"), (f"simulation={prediction}", f"simulations/{prediction}")):
+    for state, address in (
+        ("show=random", "records/random"),
+        (f"simulation={prediction}", f"simulations/{prediction}"),
+    ):
         page, part = client.get(f"/0/1?{state}").text, client.get(f"/0/1/{address}").text
         assert part.strip() in page
         assert part.count('class="record"') > 0
@@ -150,12 +174,23 @@ def test_the_chosen_explanation_stands_first_and_other_candidates_are_folded(cli
 
 def test_answers_are_of_their_described_type(client):
     NeuronAnswer.model_validate_json(client.get("/api/neurons/0/1").text)
-    described = client.get("/openapi.json").json()["paths"]["/api/neurons/{layer}/{neuron}"]["get"]["responses"]
+    described = client.get("/openapi.json").json()["paths"]["/api/neurons/{layer}/{neuron}"]["get"][
+        "responses"
+    ]
     assert described["200"]["content"]["application/json"]["schema"]["$ref"].endswith("NeuronAnswer")
 
 
 def test_the_api_answers_what_show_json_prints(client, hostile):
-    command = [sys.executable, "-m", "neuroexplain.cli.main", "show", "0:1", "--json", "--db", str(hostile / "x.db")]
+    command = [
+        sys.executable,
+        "-m",
+        "neuroexplain.cli.main",
+        "show",
+        "0:1",
+        "--json",
+        "--db",
+        str(hostile / "x.db"),
+    ]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert client.get("/api/neurons/0/1").json() == printed
 
@@ -206,7 +241,21 @@ def test_a_callers_fault_is_4xx_with_a_reason(client, address, status):
 
 PATHS = ["/", "/search", "/api/query", "/try", "/jump", "/random", "/0/1", "/api/neurons/0/1"]
 PATHS += ["/0/1/records/random", "/0/1/simulations/1"]
-NAMES = ["show", "q", "token", "layer", "min_score", "max_score", "simulator", "sort", "page", "run", "at", "text", "position"]
+NAMES = [
+    "show",
+    "q",
+    "token",
+    "layer",
+    "min_score",
+    "max_score",
+    "simulator",
+    "sort",
+    "page",
+    "run",
+    "at",
+    "text",
+    "position",
+]
 numbers = st.one_of(st.integers().map(str), st.floats().map(str))
 values = st.one_of(st.text(max_size=40), numbers, st.sampled_from(["score", "0", "1-2", "0:1"]))
 
@@ -219,10 +268,14 @@ def test_no_parameters_give_a_500(client, path, parameters):
 
 def test_with_a_token_nothing_is_shown_without_it(store):
     client = TestClient(make_app(store, token="secret"), follow_redirects=False)
-    assert [client.get(path).status_code for path in ("/", "/0/1", "/api/runs", "/static/viewer.js")] == [401] * 4
+    assert [client.get(path).status_code for path in ("/", "/0/1", "/api/runs", "/static/viewer.js")] == [
+        401
+    ] * 4
     assert client.get("/api/runs", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert client.get("/api/runs", headers={"Authorization": "Bearer secret"}).status_code == 200
-    assert client.get("/?token=secret").status_code == 303  # the token goes into a cookie and out of the address
+    assert (
+        client.get("/?token=secret").status_code == 303
+    )  # the token goes into a cookie and out of the address
     assert client.get("/0/1").status_code == 200
 
 
@@ -246,7 +299,9 @@ def test_a_text_of_ones_own_is_read_as_collecting_reads_it(store, hostile):
         assert one["share_of_max"] == pytest.approx(answer["activations"][3] / top)
     assert client.get("/try", params={"text": asked["text"], "at": "0:1", "position": 2}).status_code == 200
     assert client.post("/api/activations", json={"text": "a", "layer": 7, "neuron": 1}).status_code == 404
-    assert client.post("/api/activations", json={"text": "a" * 1999, "layer": 0, "neuron": 1}).status_code in (200, 400)
+    assert client.post(
+        "/api/activations", json={"text": "a" * 1999, "layer": 0, "neuron": 1}
+    ).status_code in (200, 400)
 
 
 def test_the_terminal_reads_a_text_as_the_api_does(store, hostile):
@@ -267,9 +322,16 @@ def test_the_terminal_reads_a_text_as_the_api_does(store, hostile):
 
     asked = {"text": "the old mill", "layer": 0, "neuron": 1}
     client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), load_run(store).dtype)))
-    assert json.loads(show("--model", "model", "--json").stdout) == client.post("/api/activations", json=asked).json()
+    assert (
+        json.loads(show("--model", "model", "--json").stdout)
+        == client.post("/api/activations", json=asked).json()
+    )
     missing = show("--model", "nowhere")
-    assert (missing.returncode, "nowhere" in missing.stderr, "Traceback" in missing.stderr) == (2, True, False)
+    assert (missing.returncode, "nowhere" in missing.stderr, "Traceback" in missing.stderr) == (
+        2,
+        True,
+        False,
+    )
 
 
 def test_without_a_model_a_text_is_refused(client):
@@ -277,7 +339,16 @@ def test_without_a_model_a_text_is_refused(client):
 
 
 def test_serve_refuses_other_machines_without_a_token(hostile):
-    command = [sys.executable, "-m", "neuroexplain.cli.main", "serve", "--host", "0.0.0.0", "--db", str(hostile / "x.db")]
+    command = [
+        sys.executable,
+        "-m",
+        "neuroexplain.cli.main",
+        "serve",
+        "--host",
+        "0.0.0.0",
+        "--db",
+        str(hostile / "x.db"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "no token is set" in done.stderr) == (2, True)
 

@@ -11,7 +11,16 @@ import pytest
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_serve_ends_though_readers_wait_and_nobody_reads_its_log(hostile, told):
-    command = [sys.executable, "-m", "neuroexplain.cli.main", "serve", "--db", str(hostile / "x.db"), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "neuroexplain.cli.main",
+        "serve",
+        "--db",
+        str(hostile / "x.db"),
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         port = int(re.search(r":(\d+)/", server.stderr.readline())[1])
         readers = []

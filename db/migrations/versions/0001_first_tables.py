@@ -56,7 +56,9 @@ def upgrade() -> None:
         sa.Column("activations", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("run_id", "layer", "neuron", "kind", name=op.f("uq_exemplars_run_id_layer_neuron_kind")),
+        sa.UniqueConstraint(
+            "run_id", "layer", "neuron", "kind", name=op.f("uq_exemplars_run_id_layer_neuron_kind")
+        ),
     )
     op.create_table(
         "explanations",
@@ -89,7 +91,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint(
-            "run_id", "layer", "neuron", "request_key", name=op.f("uq_explanations_run_id_layer_neuron_request_key")
+            "run_id",
+            "layer",
+            "neuron",
+            "request_key",
+            name=op.f("uq_explanations_run_id_layer_neuron_request_key"),
         ),
     )
     op.create_table(
@@ -191,7 +197,12 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_scores_headline", "scores", ["run_id", "split", "kind", "correlation"], unique=False)
-    op.create_index("ix_scores_headline_layer", "scores", ["run_id", "layer", "split", "kind", "correlation"], unique=False)
+    op.create_index(
+        "ix_scores_headline_layer",
+        "scores",
+        ["run_id", "layer", "split", "kind", "correlation"],
+        unique=False,
+    )
     op.create_table(
         "simulations",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -225,7 +236,9 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("explanation_id", "simulator", "model", name=op.f("uq_simulations_explanation_id_simulator_model")),
+        sa.UniqueConstraint(
+            "explanation_id", "simulator", "model", name=op.f("uq_simulations_explanation_id_simulator_model")
+        ),
     )
     for statement in search_ddl(op.get_bind().dialect.name):
         op.execute(statement)

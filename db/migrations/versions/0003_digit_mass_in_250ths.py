@@ -13,8 +13,17 @@ simulations = sa.table("simulations", sa.column("id", sa.Integer), sa.column("di
 
 def upgrade() -> None:
     connection, last = op.get_bind(), 0
-    query = sa.select(simulations).where(simulations.c.digit_mass.is_not(None)).order_by(simulations.c.id).limit(AT_ONCE)
-    change = sa.update(simulations).where(simulations.c.id == sa.bindparam("b_id")).values(digit_mass=sa.bindparam("b_mass"))
+    query = (
+        sa.select(simulations)
+        .where(simulations.c.digit_mass.is_not(None))
+        .order_by(simulations.c.id)
+        .limit(AT_ONCE)
+    )
+    change = (
+        sa.update(simulations)
+        .where(simulations.c.id == sa.bindparam("b_id"))
+        .values(digit_mass=sa.bindparam("b_mass"))
+    )
     while rows := connection.execute(query.where(simulations.c.id > last)).all():
         connection.execute(change, [{"b_id": row.id, "b_mass": in_250ths(row.digit_mass)} for row in rows])
         last = rows[-1].id

@@ -10,7 +10,9 @@ NAMES = ("run_id", "layer", "token_id", "neuron")
 
 
 def upgrade() -> None:
-    op.execute("CREATE TEMPORARY TABLE kept AS SELECT run_id, layer, token_id, neuron, count FROM peak_tokens")
+    op.execute(
+        "CREATE TEMPORARY TABLE kept AS SELECT run_id, layer, token_id, neuron, count FROM peak_tokens"
+    )
     op.drop_table("peak_tokens")
     op.create_table(
         "peak_tokens",

@@ -37,12 +37,16 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     connection = op.get_bind()
-    runs = connection.execute(sa.text("SELECT id, layers, d_mlp, dtype, activation, config FROM runs ORDER BY id")).all()
+    runs = connection.execute(
+        sa.text("SELECT id, layers, d_mlp, dtype, activation, config FROM runs ORDER BY id")
+    ).all()
     for run in runs:
         side = "output" if run.activation == "act" else "input"
         for layer in _json(run.layers):
             connection.execute(
-                sa.text("INSERT INTO sources VALUES (:run, :layer, 'mlp', NULL, :side, :width, :dtype, NULL, NULL)"),
+                sa.text(
+                    "INSERT INTO sources VALUES (:run, :layer, 'mlp', NULL, :side, :width, :dtype, NULL, NULL)"
+                ),
                 {"run": run.id, "layer": layer, "side": side, "width": run.d_mlp, "dtype": run.dtype},
             )
         config = _json(run.config)

@@ -22,19 +22,30 @@ PREDICTIONS = {
     "other_levels": "control",
     "other_explanation_id": "control_explanation_id",
 }
-SESSIONS = {"simulator": "scorer", "simulator_model": "scorer_model", "simulator_prompt_tokens": "scorer_prompt_tokens"}
+SESSIONS = {
+    "simulator": "scorer",
+    "simulator_model": "scorer_model",
+    "simulator_prompt_tokens": "scorer_prompt_tokens",
+}
 
 
 def upgrade() -> None:
     op.add_column(
-        "runs", sa.Column("rectified", sa.Boolean(create_constraint=False), nullable=False, server_default=sa.false())
+        "runs",
+        sa.Column(
+            "rectified", sa.Boolean(create_constraint=False), nullable=False, server_default=sa.false()
+        ),
     )
     op.execute("ALTER TABLE simulations RENAME TO predictions")
     for table, renamed in (("predictions", PREDICTIONS), ("sessions", SESSIONS)):
         for old, new in renamed.items():
             op.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
-    op.add_column("predictions", sa.Column("codec", sa.String(length=16), nullable=False, server_default="levels"))
-    op.add_column("explanations", sa.Column("side", sa.String(length=8), nullable=False, server_default="positive"))
+    op.add_column(
+        "predictions", sa.Column("codec", sa.String(length=16), nullable=False, server_default="levels")
+    )
+    op.add_column(
+        "explanations", sa.Column("side", sa.String(length=8), nullable=False, server_default="positive")
+    )
     _mark_negative_runs()
     _split_scores()
 
@@ -69,7 +80,9 @@ def _split_scores() -> None:
         sa.ForeignKeyConstraint(["explanation_id"], ["explanations.id"], ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"),
+        sa.UniqueConstraint(
+            "explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"
+        ),
     )
     names = "run_id, layer, unit, explanation_id, scorer, scorer_model, split, subset, status, reason"
     names += f", {COUNTS}, metric, value"
@@ -85,7 +98,9 @@ def _split_scores() -> None:
         )
     op.drop_table("old_scores")
     op.create_index("ix_scores_headline", "scores", ["run_id", "metric", "subset", "split", "value"])
-    op.create_index("ix_scores_headline_layer", "scores", ["run_id", "layer", "metric", "subset", "split", "value"])
+    op.create_index(
+        "ix_scores_headline_layer", "scores", ["run_id", "layer", "metric", "subset", "split", "value"]
+    )
 
 
 def _mark_negative_runs() -> None:
