@@ -177,6 +177,24 @@ class Explanation:
         """What is simulated: the text, or each part of a union."""
         return self.parts or (self.text or "",)
 
+    @property
+    def request_key(self) -> str:
+        """A hash of the request: a unit has one explanation for each, however often it is repeated.
+
+        A person's explanation is its own request, so its text is part of the key.
+        """
+        import hashlib  # here, since `query` starts sooner without it
+        import json
+
+        by = self.provenance
+        request: list[Any] = [self.explainer, by.model, by.model_revision, by.prompt_sha256]
+        request += [dict(by.sampling), self.candidate]
+        if self.explainer == "human":
+            request.append(self.text)
+        if self.side != "positive":  # keys of the version without sides stay valid
+            request.append(self.side)
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class PredictedRecord:

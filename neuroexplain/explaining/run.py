@@ -20,7 +20,7 @@ from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.scoring.sides import Evidence
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations
-from neuroexplain.store.save_explained import request_key, save_prompt
+from neuroexplain.store.save_explained import save_prompt
 from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import Side, UnitId
@@ -101,12 +101,12 @@ def find_answers(store: Store, run: Run, asking: Asking, config: ExplainConfig) 
     """The stored answers to what this command asks, by side and candidate, without those that are to be asked again."""
     answers: Answers = {(unit, side): {} for unit in config.units for side in run.sides}
     first = config.units[0]
-    keys = {request_key(one): one.candidate for side in run.sides for one in asking.possible(first, side)}
+    keys = {one.request_key: one.candidate for side in run.sides for one in asking.possible(first, side)}
     model = asking.request(first, 0).provenance.model
     for explanation in list_explanations(store, run.id, explainer=asking.explainer.name, model=model):
         own = answers.get((explanation.unit, explanation.side))
         if own is not None and not (config.retry_failed and explanation.status.is_worth_retrying):
-            candidate = keys.get(request_key(explanation))
+            candidate = keys.get(explanation.request_key)
             if candidate is not None:
                 own[candidate] = explanation
     return answers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -28,24 +27,6 @@ def save_prompt(store: Store, name: str, text: str) -> str:
         row = {"sha256": sha256, "name": name, "text": text}
         connection.execute(upsert(store.dialect, t.prompts).values(**row).on_conflict_do_nothing())
     return sha256
-
-
-def request_key(explanation: Explanation) -> str:
-    """What was asked, as a hash: the same request for the same neuron has one row, however often it is made."""
-    p = explanation.provenance
-    asked: list[Any] = [
-        explanation.explainer,
-        p.model,
-        p.model_revision,
-        p.prompt_sha256,
-        dict(p.sampling),
-        explanation.candidate,
-    ]
-    if explanation.explainer == "human":
-        asked.append(explanation.text)
-    if explanation.side != "positive":  # the first version knew no sides
-        asked.append(explanation.side)
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Explanation:
@@ -138,7 +119,7 @@ def _save_explanations(
             "unit": explanation.unit.index,
             "explainer": explanation.explainer,
             "candidate": explanation.candidate,
-            "request_key": request_key(explanation),
+            "request_key": explanation.request_key,
             "chosen": explanation.chosen,
             "status": explanation.status,
             "text": explanation.text,
