@@ -1,13 +1,39 @@
-"""Find explanations by words, tokens, layers and scores, best first."""
+"""Find explanations by words, peak tokens, layers, units and scores, best first.
+
+A row of the result is an explanation with its headline score by one scorer and model, or without a score.
+
+Algorithm. There are two ways to find the rows. Each is fast where the other is slow:
+
+- Few matches. The index of words (FTS5 in SQLite, GIN in PostgreSQL) or the table of peak tokens gives the
+  ids of the matching explanations. If there are at most FEW, they are fetched by id, filtered by the other
+  conditions and sorted.
+- Many matches. Rows are read in the order of an index until there are enough; words and peak tokens are
+  checked row by row. For the order `score` the index is ix_scores_headline, or ix_scores_headline_layer if
+  layers are given; unscored explanations follow in the order of units. For `activation`,
+  ix_units_run_id_max_activation gives the strongest units with a match, and then their explanations are
+  read. For `unit` it is the unique index of explanations, which begins with run, layer and unit.
+
+A bound of the score, or a scorer, leaves out unscored explanations. Such a query begins at the scores in both
+cases.
+
+A run that keeps both sides of its activations has two headline subsets (top_and_random, bottom_and_random).
+Each is read in the order of the index, and the two lists are merged here.
+
+Cost. One step of an index for each row that is checked, so the slowest query combines common words with a
+rare score. At full size (458,752 units) the medians are 1 to 23 ms (docs/benchmarks.md).
+
+Rejected (docs/decisions.md). One join for all queries, left to SQLite's planner: it went from explanations to
+scores through the headline index and did not end on 28,672 units. `subset IN (...)` for two subsets: SQLite
+sorts all scores of the run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from neuroexplain.evidence import (
-    Headline,
-)
+from neuroexplain.evidence import Headline
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.store.dialect import as_search, explanation_matches, matching_ids, search_words
 from neuroexplain.store.engine import Store
@@ -16,9 +42,7 @@ from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
 from neuroexplain.units import UnitId
 
-FEW = (
-    4_000  # explanations that are fetched by their ids and sorted, rather than taken in the order of an index
-)
+FEW = 4_000  # matches up to which they are fetched by id and sorted: see above
 QUERY_COLUMNS = (
     "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
     "e.side, s.scorer, s.scorer_model, s.subset, s.value, s.ci_low, s.ci_high, n.max_activation"
@@ -30,6 +54,47 @@ ORDERS = {
     "activation": "n.max_activation DESC NULLS LAST, ",
     "unit": "",
 }
+
+
+def _unit_key(row: Any) -> tuple[Any, ...]:
+    return row.layer, row.unit, row.id, row.scorer, row.scorer_model
+
+
+SORT_KEYS: Mapping[str, Any] = {  # ORDERS as sort keys, for scored rows of several subsets
+    "score": lambda row: (-row.value, *_unit_key(row)),
+    "activation": lambda row: (row.max_activation is None, -(row.max_activation or 0.0), *_unit_key(row)),
+    "unit": _unit_key,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The conditions of a query, and the order and number of its rows. None stands for no condition."""
+
+    run: Run
+    headline: Headline
+    words: str | None  # all words that the text must hold, in the dialect's notation
+    layers: Collection[int] | None
+    units: Collection[UnitId] | None
+    peak_token_ids: Sequence[int] | None  # one of them is a peak token of the unit
+    scorer: str | None
+    min_score: float | None
+    max_score: float | None
+    chosen_only: bool
+    sort: str  # a key of ORDERS
+    limit: int  # rows
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether explanations without a score are left out."""
+        return self.min_score is not None or self.max_score is not None or self.scorer is not None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values of the `:names` that the conditions use."""
+        bounds = {"least": self.min_score, "most": self.max_score, "scorer": self.scorer}
+        values = {"run": self.run.id, **bounds, **_headline_values(self.headline)}
+        return values if self.words is None else values | {"words": self.words}
 
 
 def query_explanations(
@@ -49,84 +114,197 @@ def query_explanations(
     limit: int = 20,
     offset: int = 0,
 ) -> list[QueryRow]:
-    """Explanations with one score each, one row per explanation, scorer and model: the run's headline unless another is given.
+    """Explanations that meet all conditions, one row for each explanation, scorer and model.
 
-    With bounds of the score, or a scorer, those without such a score are left out. Sorted by `score` (highest first,
-    unscored last), `activation` (highest first) or `unit`; ties in the order of neurons.
+    The score of a row is the run's headline, or `headline`. With `min_score`, `max_score` or `scorer`,
+    explanations without such a score are left out. The order is `score` (highest first, unscored last),
+    `activation` (the unit's greatest activation first) or `unit`; ties go by layer, unit and explanation.
+    `offset` rows are skipped. Raises NeuroexplainError if `text` holds no word.
     """
-    values: dict[str, Any] = {"run": run.id, "least": min_score, "most": max_score, "scorer": scorer}
-    headline = headline or run.headline
-    values |= _headline_values(headline)
-    of_headline = _of_headline(headline)
-    if text is not None:
-        values["words"] = as_search(store.dialect, search_words(text))
-    limit += offset
-    scored_only = min_score is not None or max_score is not None or scorer is not None
-    conditions = ["e.status = 'ok'"]
-    if layers is not None:
-        conditions.append(f"e.layer {sql_in(layers)}")
-    if units is not None:
-        conditions.append(_among_units(units))
-        layers = sorted({unit.layer for unit in units})
-    if chosen_only:
-        conditions.append("e.chosen")
-
-    def found(tables: str, where: Sequence[str], sort: str, n: int) -> list[Any]:
-        order = f"{ORDERS[sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
-        sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
-        return reader.rows(sql, n=n, **values)
-
+    search = Search(
+        run=run,
+        headline=headline or run.headline,
+        words=None if text is None else as_search(store.dialect, search_words(text)),
+        layers=layers,
+        units=units,
+        peak_token_ids=peak_token_ids,
+        scorer=scorer,
+        min_score=min_score,
+        max_score=max_score,
+        chosen_only=chosen_only,
+        sort=sort,
+        limit=limit + offset,
+    )
     with store.read() as reader:
-        ids = _find_few(reader, run.id, values.get("words"), peak_token_ids)
-        if ids is not None:  # few: fetched by id, and sorted
-            conditions.append(f"e.id {sql_in(ids)}")
-        else:  # many: taken in the order of an index until there are enough
-            if text is not None:
-                conditions.append(explanation_matches(store.dialect))
-            if peak_token_ids is not None:
-                conditions.append(_peaks_on(peak_token_ids))
-        rows: list[Any] = []
-        if (ids is None and sort == "score") or scored_only:
-            where = ["s.run_id = :run", OF_METRIC, "s.value IS NOT NULL", *conditions]
-            if layers is not None:
-                where.append(f"s.layer {sql_in(layers)}")
-            if scorer is not None:
-                where.append("s.scorer = :scorer")
-            if min_score is not None:
-                where.append("s.value >= :least")
-            if max_score is not None:
-                where.append("s.value <= :most")
-            tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
-            for number in range(len(headline.subsets)):  # each in the order of the index
-                rows += found(tables, [*where, f"s.subset = :subset_{number}"], sort, limit)
-            if len(headline.subsets) > 1:
-                rows = sorted(rows, key=PLACES[sort])[:limit]
-            if len(rows) == limit or scored_only:
-                return _query_rows(reader, run, headline, rows)[offset:]
-            conditions.append("s.value IS NULL")  # the rest has no score
-            sort, limit = "unit", limit - len(rows)
-        if (
-            ids is None and sort == "activation"
-        ):  # first the neurons in the order of their index, then their explanations
-            has_one = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
-            strongest = reader.rows(
-                f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND EXISTS ({has_one}) "
-                "ORDER BY n.max_activation DESC NULLS LAST LIMIT :n",
-                n=limit,
-                **values,
-            )
-            its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
-            ids = [
-                i
-                for layer, unit in strongest
-                for i in reader.column(its_ids, run=run.id, layer=layer, unit=unit)
-            ]
-            conditions.append(f"e.id {sql_in(ids)}")
-        # With ids at hand, `+ 0` keeps the planner from the index of the whole run.
-        conditions.append("e.run_id = :run" if ids is None else "e.run_id + 0 = :run")
-        tables = f"explanations e JOIN units n ON {ITS_UNIT} LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline}"
-        rows += found(tables, conditions, sort, limit)
-        return _query_rows(reader, run, headline, rows)[offset:]
+        rows = _find_rows(reader, search)
+        return _query_rows(reader, run, search.headline, rows)[offset:]
+
+
+def list_headline_scores(
+    store: Store, run: Run, headline: Headline | None = None
+) -> list[tuple[int, str, str, float]]:
+    """(layer, explainer, scorer, score) of every headline score of a chosen explanation."""
+    headline = headline or run.headline
+    sql = (
+        "SELECT s.layer, e.explainer, s.scorer, s.value FROM scores s "
+        "JOIN explanations e ON e.id = s.explanation_id "
+        f"WHERE s.run_id = :run AND {_of_headline(headline)} AND s.value IS NOT NULL AND e.chosen"
+    )
+    with store.read() as reader:
+        rows = reader.rows(sql, run=run.id, **_headline_values(headline))
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def list_best(store: Store, run: Run, units: Sequence[UnitId]) -> dict[UnitId, QueryRow]:
+    """Each unit's chosen explanation with the highest headline score; units without one are left out."""
+    sql = (
+        f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN units n ON {ITS_UNIT} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(run.headline)} "
+        "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.unit = :unit "
+        "ORDER BY s.value DESC NULLS LAST LIMIT 1"
+    )
+    best: dict[UnitId, QueryRow] = {}
+    with store.read() as reader:
+        for unit in dict.fromkeys(units):
+            values = {"run": run.id, "layer": unit.layer, "unit": unit.index}
+            rows = reader.rows(sql, **values, **_headline_values(run.headline))
+            for row in _query_rows(reader, run, run.headline, rows):
+                best[unit] = row
+    return best
+
+
+def _find_rows(reader: Reader, search: Search) -> list[Any]:
+    """The plan: which index answers the query. See the beginning of this file."""
+    ids = _find_few(reader, search)
+    conditions = _explanation_conditions(search, ids, reader.dialect)
+    if search.needs_score:
+        return _scored_rows(reader, search, conditions)
+    if ids is None and search.sort == "score":
+        scored = _scored_rows(reader, search, conditions)
+        if len(scored) == search.limit:
+            return scored
+        rest = replace(search, sort="unit", limit=search.limit - len(scored))
+        return scored + _all_rows(reader, rest, [*conditions, "s.value IS NULL"], has_ids=False)
+    if ids is None and search.sort == "activation":
+        ids = _ids_by_activation(reader, search, conditions)
+        conditions = [*conditions, f"e.id {sql_in(ids)}"]
+    return _all_rows(reader, search, conditions, has_ids=ids is not None)
+
+
+def _find_few(reader: Reader, search: Search) -> list[int] | None:
+    """The ids of explanations that hold the words and whose units peak on one of the tokens.
+
+    The words are tried first, and the tokens if more than FEW explanations hold the words. None if more than
+    FEW match both ways, or if the search has neither words nor tokens.
+    """
+    ids: list[int] | None = None
+    if search.words is not None:
+        ids = _at_most_few(reader.column(matching_ids(reader.dialect), words=search.words, n=FEW + 1))
+    peak_token_ids = search.peak_token_ids
+    if peak_token_ids is not None and ids is not None:
+        ids = _keep_ids(reader, search, ids, _peaks_on(peak_token_ids))
+    elif peak_token_ids is not None:
+        ids = _at_most_few(_ids_by_peak_token(reader, search.run.id, peak_token_ids))
+        if ids is not None and search.words is not None:  # the words are many, the tokens few
+            ids = _keep_ids(reader, search, ids, explanation_matches(reader.dialect))
+    return None if ids is None else sorted(set(ids))
+
+
+def _at_most_few(ids: list[int]) -> list[int] | None:
+    return ids if len(ids) <= FEW else None
+
+
+def _keep_ids(reader: Reader, search: Search, ids: Sequence[int], condition: str) -> list[int]:
+    sql = f"SELECT e.id FROM explanations e WHERE e.id {sql_in(ids)} AND {condition}"
+    return reader.column(sql, run=search.run.id, words=search.words)
+
+
+def _ids_by_peak_token(reader: Reader, run_id: int, token_ids: Sequence[int]) -> list[int]:
+    """The ids of FEW + 1 explanations at most, of units that peak on one of the tokens."""
+    # The key of peak_tokens begins with run and layer, so all layers are named.
+    layers = decode_json(reader.value("SELECT layers FROM runs WHERE id = :run", run=run_id))
+    sql = (
+        "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.unit = e.unit "
+        f"WHERE e.run_id = :run AND p.run_id = :run AND p.layer {sql_in(layers)} "
+        f"AND p.token_id {sql_in(token_ids)} LIMIT :n"
+    )
+    return reader.column(sql, n=FEW + 1, run=run_id)
+
+
+def _explanation_conditions(search: Search, ids: Sequence[int] | None, dialect: str) -> list[str]:
+    """The conditions of explanation `e`; `ids` stand for words and peak tokens."""
+    conditions = ["e.status = 'ok'"]
+    if search.layers is not None:
+        conditions.append(f"e.layer {sql_in(search.layers)}")
+    if search.units is not None:
+        conditions.append(_among_units(search.units))
+    if search.chosen_only:
+        conditions.append("e.chosen")
+    if ids is not None:
+        return [*conditions, f"e.id {sql_in(ids)}"]
+    if search.words is not None:
+        conditions.append(explanation_matches(dialect))
+    if search.peak_token_ids is not None:
+        conditions.append(_peaks_on(search.peak_token_ids))
+    return conditions
+
+
+def _scored_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> list[Any]:
+    """Rows with a score: each subset of the headline in the order of its index, then merged."""
+    tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
+    where = ["s.run_id = :run", OF_METRIC, "s.value IS NOT NULL", *conditions, *_score_conditions(search)]
+    rows: list[Any] = []
+    for number in range(len(search.headline.subsets)):
+        rows += _sorted_rows(reader, search, tables, [*where, f"s.subset = :subset_{number}"])
+    if len(search.headline.subsets) > 1:
+        rows = sorted(rows, key=SORT_KEYS[search.sort])[: search.limit]
+    return rows
+
+
+def _score_conditions(search: Search) -> list[str]:
+    """The conditions of score `s`; its layer, for ix_scores_headline_layer, as well as the explanation's."""
+    layers = search.layers if search.units is None else sorted({unit.layer for unit in search.units})
+    conditions = []
+    if layers is not None:
+        conditions.append(f"s.layer {sql_in(layers)}")
+    if search.scorer is not None:
+        conditions.append("s.scorer = :scorer")
+    if search.min_score is not None:
+        conditions.append("s.value >= :least")
+    if search.max_score is not None:
+        conditions.append("s.value <= :most")
+    return conditions
+
+
+def _ids_by_activation(reader: Reader, search: Search, conditions: Sequence[str]) -> list[int]:
+    """The ids of the explanations of the strongest units with a match: as many units as rows are needed."""
+    match = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
+    sql = (
+        f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND EXISTS ({match}) "
+        "ORDER BY n.max_activation DESC NULLS LAST LIMIT :n"
+    )
+    ids: list[int] = []
+    for layer, unit in reader.rows(sql, n=search.limit, **search.values):
+        its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
+        ids += reader.column(its_ids, run=search.run.id, layer=layer, unit=unit)
+    return ids
+
+
+def _all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_ids: bool) -> list[Any]:
+    """Rows with and without a score."""
+    # With ids among the conditions, `+ 0` keeps SQLite's planner from the index of the whole run.
+    of_run = "e.run_id + 0 = :run" if has_ids else "e.run_id = :run"
+    tables = (
+        f"explanations e JOIN units n ON {ITS_UNIT} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(search.headline)}"
+    )
+    return _sorted_rows(reader, search, tables, [*conditions, of_run])
+
+
+def _sorted_rows(reader: Reader, search: Search, tables: str, where: Sequence[str]) -> list[Any]:
+    order = f"{ORDERS[search.sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
+    sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
+    return reader.rows(sql, n=search.limit, **search.values)
 
 
 def _of_headline(headline: Headline) -> str:
@@ -138,129 +316,16 @@ def _headline_values(headline: Headline) -> dict[str, str]:
     return {"metric": headline.metric, **{f"subset_{n}": subset for n, subset in enumerate(headline.subsets)}}
 
 
-def list_headline_scores(
-    store: Store, run: Run, headline: Headline | None = None
-) -> list[tuple[int, str, str, float]]:
-    """(layer, explainer, scorer, score) of every headline score there is, chosen explanations only."""
-    headline = headline or run.headline
-    sql = (
-        "SELECT s.layer, e.explainer, s.scorer, s.value FROM scores s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND {_of_headline(headline)} AND s.value IS NOT NULL AND e.chosen"
-    )
-    with store.read() as reader:
-        rows = reader.rows(sql, run=run.id, **_headline_values(headline))
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
-
-
-def list_best(store: Store, run: Run, neurons: Sequence[UnitId]) -> dict[UnitId, QueryRow]:
-    """Each given neuron's chosen explanation with its highest headline score; those without an explanation are left out."""
-    sql = (
-        f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN units n ON {ITS_UNIT} "
-        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(run.headline)} "
-        "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.unit = :unit "
-        "ORDER BY s.value DESC NULLS LAST LIMIT 1"
-    )
-    found: dict[UnitId, QueryRow] = {}
-    with store.read() as reader:
-        for one in dict.fromkeys(neurons):
-            values = {"run": run.id, "layer": one.layer, "unit": one.index, **_headline_values(run.headline)}
-            for row in _query_rows(reader, run, run.headline, reader.rows(sql, **values)):
-                found[one] = row
-    return found
-
-
-def _find_few(
-    reader: Reader, run_id: int, words: str | None, peak_token_ids: Sequence[int] | None
-) -> list[int] | None:
-    """The ids of explanations that hold the words and whose neurons peak on the tokens; None where FEW do not hold them."""
-    found: list[int] | None = None
-    one_more, values = FEW + 1, {"run": run_id, "words": words}
-    if words is not None:
-        ids = reader.column(matching_ids(reader.dialect), words=words, n=one_more)
-        found = ids if len(ids) <= FEW else None
-    if found is None and peak_token_ids is not None:
-        layers = decode_json(
-            reader.value("SELECT layers FROM runs WHERE id = :run", run=run_id)
-        )  # first in the order of peak_tokens
-        sql = (
-            "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.unit = e.unit "
-            f"WHERE e.run_id = :run AND p.run_id = :run AND p.layer {sql_in(layers)} AND p.token_id {sql_in(peak_token_ids)}"
-        )
-        ids = reader.column(f"{sql} LIMIT :n", n=one_more, run=run_id)
-        found = ids if len(ids) <= FEW else None
-        if found is not None and words is not None:  # the words are many, the tokens few
-            matches = explanation_matches(reader.dialect)
-            found = reader.column(
-                f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {matches}", **values
-            )
-    elif found is not None and peak_token_ids is not None:
-        peaks = _peaks_on(peak_token_ids)
-        found = reader.column(
-            f"SELECT e.id FROM explanations e WHERE e.id {sql_in(found)} AND {peaks}", **values
-        )
-    return None if found is None else sorted(set(found))
-
-
 def _peaks_on(token_ids: Sequence[int]) -> str:
-    """The condition that explanation `e` is of a neuron that peaks on one of the tokens."""
+    """The condition that explanation `e` is of a unit that peaks on one of the tokens."""
     return (
         f"EXISTS (SELECT 1 FROM peak_tokens p WHERE p.run_id = :run AND p.token_id {sql_in(token_ids)} "
         "AND p.layer = e.layer AND p.unit = e.unit)"
     )
 
 
-def _last(row: Any) -> tuple[Any, ...]:
-    return row.layer, row.unit, row.id, row.scorer, row.scorer_model
-
-
-PLACES: Mapping[str, Any] = {  # the same of rows that were read
-    "score": lambda row: (-row.value, *_last(row)),
-    "activation": lambda row: (row.max_activation is None, -(row.max_activation or 0.0), *_last(row)),
-    "unit": _last,
-}
-
-
-def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
-    if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
-        correlations = None  # the score itself
-    else:
-        sql = (
-            "SELECT explanation_id, scorer, scorer_model, value FROM scores WHERE split = 'report' "
-            "AND metric = 'correlation' AND subset = 'top_and_random' AND explanation_id "
-        )
-        correlations = {
-            (row.explanation_id, row.scorer, row.scorer_model): row.value
-            for some in chunks(sorted({row.id for row in rows}))
-            for row in reader.rows(f"{sql}{sql_in(some)}")
-        }
-    return [
-        QueryRow(
-            unit=(unit := UnitId(row.layer, row.unit)),
-            label=run.label(unit),
-            explanation=row.text,
-            explanation_id=row.id,
-            explainer=row.explainer,
-            model=row.model,
-            side=row.side,
-            source=run.kind if (source := run.source(row.layer)) is None else source.kind,
-            scorer=row.scorer,
-            scorer_model=row.scorer_model,
-            metric=headline.metric,
-            subset=row.subset,
-            score=row.value,
-            correlation=row.value
-            if correlations is None
-            else correlations.get((row.id, row.scorer, row.scorer_model)),
-            ci_low=row.ci_low,
-            ci_high=row.ci_high,
-            max_activation=row.max_activation,
-        )
-        for row in rows
-    ]
-
-
 def _among_units(units: Collection[UnitId]) -> str:
-    """The condition that explanation `e` is of one of the units; those that follow each other are one range."""
+    """The condition that explanation `e` is of one of the units. Consecutive units are one range."""
     ranges: list[list[UnitId]] = []
     for unit in sorted(units):
         last = ranges[-1][-1] if ranges else None
@@ -268,5 +333,52 @@ def _among_units(units: Collection[UnitId]) -> str:
             ranges[-1][-1] = unit
         else:
             ranges.append([unit, unit])
-    one = (f"e.layer = {a.layer} AND e.unit BETWEEN {a.index} AND {b.index}" for a, b in ranges)
-    return f"({' OR '.join(one) or '1 = 0'})"
+    conditions = (f"e.layer = {a.layer} AND e.unit BETWEEN {a.index} AND {b.index}" for a, b in ranges)
+    return f"({' OR '.join(conditions) or '1 = 0'})"
+
+
+def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
+    if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
+        return [_query_row(run, headline, row, row.value) for row in rows]
+    correlations = _correlations(reader, sorted({row.id for row in rows}))
+    keys = [(row.id, row.scorer, row.scorer_model) for row in rows]
+    return [
+        _query_row(run, headline, row, correlations.get(key)) for key, row in zip(keys, rows, strict=True)
+    ]
+
+
+def _correlations(reader: Reader, explanation_ids: list[int]) -> dict[tuple[int, str, str], float | None]:
+    """Bills et al.'s score, over top and random records, by explanation, scorer and model."""
+    sql = (
+        "SELECT explanation_id, scorer, scorer_model, value FROM scores WHERE split = 'report' "
+        "AND metric = 'correlation' AND subset = 'top_and_random' AND explanation_id "
+    )
+    return {
+        (row.explanation_id, row.scorer, row.scorer_model): row.value
+        for ids in chunks(explanation_ids)
+        for row in reader.rows(f"{sql}{sql_in(ids)}")
+    }
+
+
+def _query_row(run: Run, headline: Headline, row: Any, correlation: float | None) -> QueryRow:
+    unit = UnitId(row.layer, row.unit)
+    source = run.source(row.layer)
+    return QueryRow(
+        unit=unit,
+        label=run.label(unit),
+        explanation=row.text,
+        explanation_id=row.id,
+        explainer=row.explainer,
+        model=row.model,
+        side=row.side,
+        source=run.kind if source is None else source.kind,
+        scorer=row.scorer,
+        scorer_model=row.scorer_model,
+        metric=headline.metric,
+        subset=row.subset,
+        score=row.value,
+        correlation=correlation,
+        ci_low=row.ci_low,
+        ci_high=row.ci_high,
+        max_activation=row.max_activation,
+    )

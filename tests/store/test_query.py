@@ -1,4 +1,4 @@
-"""Every way that a query takes through the indexes gives what filtering and sorting in plain Python gives."""
+"""Every path of a query through the indexes gives what filtering and sorting in plain Python gives."""
 
 import itertools
 import random
@@ -21,8 +21,11 @@ FIELDS = run_fields(3, 12)
 
 
 @pytest.fixture(scope="module")
-def made(shared_database):
-    """36 neurons; explanations by two explainers, some not chosen, some failed; scores by two simulators, some undefined."""
+def filled_store(shared_database):
+    """A store and its expected rows: 36 neurons, explanations by two explainers, scores by two scorers.
+
+    Some explanations are not chosen, some failed, and some scores are undefined.
+    """
     draw = random.Random(5)
     store = open_store(shared_database, create=True)
     create_run(store, FIELDS)  # another run, whose rows must not be found
@@ -57,16 +60,9 @@ def made(shared_database):
                     draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ()
                 ):
                     r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
-                    one = Score(
-                        "report",
-                        "top_and_random",
-                        "correlation",
-                        "ok" if r is not None else "no_records",
-                        r,
-                        320,
-                        10,
-                    )
-                    save_prediction(store, run_id, Prediction(e.id, e.unit, scorer, "ok", (), by), [one])
+                    score_status = "ok" if r is not None else "no_records"
+                    score = Score("report", "top_and_random", "correlation", score_status, r, 320, 10)
+                    save_prediction(store, run_id, Prediction(e.id, e.unit, scorer, "ok", (), by), [score])
                     scores.append((scorer, r))
                 for scorer, r in scores or [(None, None)]:
                     if run_id == 2 and status == "ok":
@@ -94,30 +90,26 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
 
 @pytest.mark.parametrize("few", [4_000, 5, 0])
 @pytest.mark.parametrize("sort", ["score", "activation", "unit"])
-def test_a_query_equals_filtering_and_sorting(made, monkeypatch, few, sort):
+def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, sort):
     monkeypatch.setattr("neuroexplain.store.search.FEW", few)
-    store, expected = made
+    store, expected = filled_store
     run = next(run for run in list_runs(store) if run.id == 2)
     texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))
     scores = ((None, None), (0.1, None), (None, 0.2), (-0.5, 0.5))
-    for text, some, peak, (low, high), chosen, limit in itertools.product(
+    for text, layer_choice, peak, (low, high), chosen, limit in itertools.product(
         texts, layers, peaks, scores, (True, False), (3, 99)
     ):
-        options = {"text": text, "layers": some, "min_score": low, "max_score": high, "sort": sort}
+        options = {"text": text, "layers": layer_choice, "min_score": low, "max_score": high, "sort": sort}
         options |= {"peak_token_ids": peak, "chosen_only": chosen, "limit": limit}
         rows = query_explanations(store, run, **options)
-        found = [(x.unit.layer, x.unit.index, x.explanation_id, x.scorer, x.correlation) for x in rows]
-        wanted = plain(expected, **options)
+        result = [(x.unit.layer, x.unit.index, x.explanation_id, x.scorer, x.correlation) for x in rows]
+        expected_rows = plain(expected, **options)
         if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
-            assert [x[4] for x in found] == [x[4] for x in wanted], options
+            assert [x[4] for x in result] == [x[4] for x in expected_rows], options
         else:
-            assert (
-                sorted(found, key=repr) == sorted(wanted, key=repr)
-                if limit == 99
-                else len(found) == len(wanted)
-            ), options
-            assert [x[4] for x in found if sort == "score"] == [x[4] for x in wanted if sort == "score"], (
-                options
-            )
+            same_rows = sorted(result, key=repr) == sorted(expected_rows, key=repr)
+            assert same_rows if limit == 99 else len(result) == len(expected_rows), options
+            if sort == "score":
+                assert [x[4] for x in result] == [x[4] for x in expected_rows], options
             if sort == "unit":
-                assert [x[:3] for x in found] == [x[:3] for x in wanted], options
+                assert [x[:3] for x in result] == [x[:3] for x in expected_rows], options
