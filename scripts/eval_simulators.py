@@ -103,7 +103,7 @@ def correlate(task: tuple[int, KnownNeuron, int], scorer: OpenSimulator) -> tupl
     try:
         made = [
             one.values
-            for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).of
+            for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).trials
         ]
     except LlmReplyError as error:
         return None, f"{error.status}: {error.reason}"
@@ -196,7 +196,7 @@ def main() -> int:
                     evaluate(neurons, scorer), total=len(neurons), description="neurons"
                 ):
                     outcomes.append(outcome)
-            summary = summarize(outcomes, scorer.engine.used.prompt_tokens, time.perf_counter() - began)
+            summary = summarize(outcomes, scorer.engine.usage.prompt_tokens, time.perf_counter() - began)
             print(
                 f"{scorer.engine.model}: {scorer.engine.version}", file=sys.stderr
             )  # and how a server gave probabilities

@@ -87,9 +87,9 @@ class ScriptedLlm:
     def __init__(self, answer: Callable[[list[Message], dict[str, Any]], str]) -> None:
         self._answer = answer
         self.requests: list[tuple[list[Message], dict[str, Any]]] = []
-        self.used = Usage()
+        self.usage = Usage()
 
     def generate(self, messages: list[Message], **sampling: Any) -> Reply:
         self.requests.append((messages, sampling))
-        self.used.add(self.prompt_tokens, None, 3)
+        self.usage.add(self.prompt_tokens, None, 3)
         return Reply(self._answer(messages, sampling), self.prompt_tokens, 3, 0.0)

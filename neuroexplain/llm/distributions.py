@@ -1,6 +1,25 @@
-"""The ways in which a vLLM server gives the probabilities of chosen tokens: what each asks, and how its answer is read (pure).
+"""The probabilities of chosen tokens from a vLLM server: what each method sends, and how its answer is read.
 
-Readers raise ValueError, with the reason, for an answer that does not fit the question.
+A simulator needs the probability of a few level tokens ("yes", "no") at some 256 rows of one prompt. vLLM
+offers three request fields for that; `LogprobMethod` is one of them. They differ in what they cost and in
+what they lose:
+
+| request field | values | the server computes | needs |
+|---|---|---|---|
+| `prompt_logprob_token_ids` | exact | each prompt token once, or never | vLLM 0.32, GPU, --enable-scale-out |
+| `logprob_token_ids` | exact | each row's last block of the cache again | a prefix cache with small blocks |
+| `prompt_logprobs=k` | the k most likely tokens | each prompt token once, never cached | any vLLM |
+
+`llm/server.py` tries them once in this order, by a piece of a real prompt, and keeps the first that works.
+Exact methods are first because a rare "yes" carries the score, and a cut of the most likely tokens would lose
+it. An answer is checked before it is used: its shape, its order, the prompt's own tokens, and that the values
+can be probabilities.
+
+Rejected, with measurements in docs/decisions.md: one request per row (twice as slow, and 6,400 requests/s for
+the client); parsing every entry of `prompt_logprobs` (27 ms in place of 1.2 for 787 kB, so entries stay bytes
+until a level is read).
+
+Readers raise ValueError, with the reason, for an answer that does not fit its request.
 """
 
 from __future__ import annotations
@@ -17,7 +36,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-NEUTRAL: Mapping[str, Any] = {
+# Every option that shapes a distribution, at its neutral value. All are sent, because a server's defaults or
+# the model's generation_config would otherwise decide.
+NEUTRAL_SAMPLING: Mapping[str, Any] = {
     "temperature": 1.0,
     "top_p": 1.0,
     "top_k": 0,
@@ -25,256 +46,277 @@ NEUTRAL: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
-}  # every option that shapes a distribution, so that no default of a server or of a model's generation_config does
+}
+LARGEST_LOGPROB = 1e-3  # a log-probability is at most 0, but for rounding
+LARGEST_SUM = 1.01  # probabilities of different tokens add up to at most 1, but for rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """The probability of each level after each row of a prompt; the spellings of one level are summed."""
+class LogprobRequest:
+    """The probability of each level after each row of a prompt is requested."""
 
     token_ids: Sequence[int]
     rows: Sequence[int]  # ascending; each before the last token
-    level_token_ids: Sequence[Sequence[int]]
+    level_token_ids: Sequence[Sequence[int]]  # the spellings of each level; their probabilities are added
 
     @property
-    def chosen(self) -> list[int]:
-        return [token_id for ids in self.level_token_ids for token_id in ids]
+    def flat_token_ids(self) -> list[int]:
+        """The token ids of all spellings, level after level."""
+        return [token_id for spellings in self.level_token_ids for token_id in spellings]
 
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 
-class Spent(msgspec.Struct, frozen=True):
-    """vLLM's `usage`, as far as it is there."""
+class ReportedUsage(msgspec.Struct, frozen=True):
+    """The `usage` of an answer. Servers may leave out any of it."""
 
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    prompt_tokens_details: CachedTokens | None = None
+    prompt_tokens: TokenCount | None = None
+    completion_tokens: TokenCount | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
 
     @property
     def cached_tokens(self) -> int | None:
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details is not None else None
+        return None if self.prompt_tokens_details is None else self.prompt_tokens_details.cached_tokens
 
 
-class CachedTokens(msgspec.Struct, frozen=True):
-    """Given by servers started with --enable-prompt-tokens-details; for several prompts at once, of the last one only."""
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Part of `usage` on servers started with --enable-prompt-tokens-details."""
 
-    cached_tokens: Count | None = None
+    cached_tokens: TokenCount | None = None  # of the last prompt only, if a request has several
 
 
-class Way(Protocol):
-    """One of them."""
+class LogprobMethod(Protocol):
+    """One way to get the probabilities of chosen tokens, named like the request field that it uses."""
 
-    name: str  # as the server calls it
+    name: str
     path: str
-    decoder: Any  # msgspec's, of an answer with `usage: Spent | None`
+    decoder: Any  # msgspec decoder of an answer with `usage: ReportedUsage | None`
+    reports_cached_tokens: bool  # whether the answer's count of cached tokens is of the whole request
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        """The request's body, without the model."""
+    def body(self, request: LogprobRequest) -> dict[str, Any]:
+        """The JSON to send, without the model."""
         ...
 
-    def n_prompt_tokens(self, question: Question) -> int:
-        """How many tokens the request sends."""
+    def n_prompt_tokens(self, request: LogprobRequest) -> int:
+        """How many prompt tokens the JSON holds."""
         ...
 
-    def read(self, answer: Any, question: Question) -> NDArray[np.float64]:
-        """[rows, n_levels], 0 for what was cut."""
+    def read(self, answer: Any, request: LogprobRequest) -> NDArray[np.float64]:
+        """Probabilities [rows, n_levels]; 0 for a token that the server left out."""
         ...
 
 
-class ScoredRows(msgspec.Struct, frozen=True):
+class PromptRowsAnswer(msgspec.Struct, frozen=True):
     prompt_token_id_logprobs: str | None
-    usage: Spent | None = None
+    usage: ReportedUsage | None = None
 
 
-class AtRows:
-    """Chosen ids at chosen rows of one request: exact, one pass over the prompt, the prefix cache read before the first row.
+class PromptLogprobTokenIds:
+    """Chosen ids at chosen rows of one prompt: exact, and the prefix cache is read up to the first row.
 
-    Needs vLLM 0.32 or newer with its V2 model runner (a GPU), started with `--enable-scale-out`, and --max-logprobs of at
-    least the number of chosen ids. The answer's shape is that of vLLM 0.32.0's own source, for want of a server that gives it
+    Needs vLLM 0.32 or newer with its V2 model runner (a GPU), started with `--enable-scale-out` and with
+    --max-logprobs of at least the number of chosen ids. The answer's shape was read from vLLM 0.32.0's
+    source, because no server with a GPU was at hand
     (entrypoints/scale_out/token_in_token_out/{protocol,serving}.py, v1/worker/gpu/sample/prompt_logprob.py):
-    `prompt_token_id_logprobs` is the base64 of a `.npy` file, float32 [prompt_len - 1 - start, most ids of a row], -inf where
-    a row asked for fewer, and null where cached tokens go beyond `start`.
+    `prompt_token_id_logprobs` is the base64 of a `.npy` file, float32 [prompt_len - 1 - start, most ids of a
+    row], -inf where a row asked for fewer ids, and null if cached tokens go beyond `start`.
     """
 
     name = "prompt_logprob_token_ids"
     path = "/inference/v1/generate"
-    decoder = msgspec.json.Decoder(ScoredRows)
+    decoder = msgspec.json.Decoder(PromptRowsAnswer)
+    reports_cached_tokens = True
 
-    def __init__(self, *, cached: bool = True) -> None:
-        self._cached = cached
+    def __init__(self, *, read_cache: bool = True) -> None:
+        self._read_cache = read_cache
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        start, wanted, chosen = question.rows[0], set(question.rows), question.chosen
+    def body(self, request: LogprobRequest) -> dict[str, Any]:
+        first_row, rows, chosen = request.rows[0], set(request.rows), request.flat_token_ids
+        ids_by_row = [chosen if row in rows else [] for row in range(first_row, len(request.token_ids) - 1)]
         sampling = {
             "max_tokens": 1,
-            **NEUTRAL,
-            "prompt_logprob_start": start,
-            "prompt_logprob_token_ids": [
-                chosen if row in wanted else [] for row in range(start, len(question.token_ids) - 1)
-            ],
-            "skip_reading_prefix_cache": not self._cached,
+            **NEUTRAL_SAMPLING,
+            "prompt_logprob_start": first_row,
+            "prompt_logprob_token_ids": ids_by_row,
+            "skip_reading_prefix_cache": not self._read_cache,
         }
-        return {"token_ids": list(question.token_ids), "sampling_params": sampling}
+        return {"token_ids": list(request.token_ids), "sampling_params": sampling}
 
-    def n_prompt_tokens(self, question: Question) -> int:
-        return len(question.token_ids)
+    def n_prompt_tokens(self, request: LogprobRequest) -> int:
+        return len(request.token_ids)
 
-    def read(self, answer: ScoredRows, question: Question) -> NDArray[np.float64]:
+    def read(self, answer: PromptRowsAnswer, request: LogprobRequest) -> NDArray[np.float64]:
         if answer.prompt_token_id_logprobs is None:
             raise ValueError("no prompt_token_id_logprobs")
-        npy = base64.b64decode(answer.prompt_token_id_logprobs, validate=True)
-        if not npy.startswith(np.lib.format.MAGIC_PREFIX):
-            raise ValueError("prompt_token_id_logprobs holds no array")
-        try:
-            logprobs = np.load(io.BytesIO(npy), allow_pickle=False)
-        except (ValueError, EOFError, OSError, SyntaxError, TokenError, MemoryError, OverflowError) as error:
-            raise ValueError(f"prompt_token_id_logprobs holds no array: {error}") from error
-        if logprobs.dtype.kind != "f":
-            raise ValueError(f"prompt_token_id_logprobs: an array of {logprobs.dtype}")
-        expected = len(question.token_ids) - 1 - question.rows[0], len(question.chosen)
-        if logprobs.shape != expected:
-            raise ValueError(f"prompt_token_id_logprobs: shape {logprobs.shape} for {expected}")
-        places = np.asarray(question.rows) - question.rows[0]
-        found = logprobs[places].astype(np.float64)
-        if np.isneginf(found).all(axis=1).any():
-            raise ValueError("prompt_token_id_logprobs: a row holds none of the tokens asked for: shifted?")
-        return sum_levels(found, question.level_token_ids)
+        all_rows = _load_npy(base64.b64decode(answer.prompt_token_id_logprobs, validate=True))
+        first_row = request.rows[0]
+        expected = len(request.token_ids) - 1 - first_row, len(request.flat_token_ids)
+        if all_rows.shape != expected:
+            raise ValueError(f"prompt_token_id_logprobs: shape {all_rows.shape}, expected {expected}")
+        logprobs = all_rows[np.asarray(request.rows) - first_row].astype(np.float64)
+        if np.isneginf(logprobs).all(axis=1).any():
+            raise ValueError("prompt_token_id_logprobs: a row holds none of the requested tokens: shifted?")
+        return sum_levels(logprobs, request.level_token_ids)
 
 
-class NextLogprobs(msgspec.Struct, frozen=True):
+def _load_npy(npy: bytes) -> NDArray[np.floating[Any]]:
+    if not npy.startswith(np.lib.format.MAGIC_PREFIX):
+        raise ValueError("prompt_token_id_logprobs holds no array")
+    try:
+        array = np.load(io.BytesIO(npy), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, TokenError, MemoryError, OverflowError) as error:
+        raise ValueError(f"prompt_token_id_logprobs holds no array: {error}") from error
+    if array.dtype.kind != "f":
+        raise ValueError(f"prompt_token_id_logprobs: an array of {array.dtype}")
+    floats: NDArray[np.floating[Any]] = array
+    return floats
+
+
+class NextTokenLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: list[dict[str, float]]
 
 
-class NextChoice(msgspec.Struct, frozen=True):
+class NextTokenChoice(msgspec.Struct, frozen=True):
     index: int
-    logprobs: NextLogprobs
+    logprobs: NextTokenLogprobs
 
 
-class NextAnswer(msgspec.Struct, frozen=True):
-    choices: list[NextChoice]
-    usage: Spent | None = None
+class NextTokenAnswer(msgspec.Struct, frozen=True):
+    choices: list[NextTokenChoice]
+    usage: ReportedUsage | None = None
 
 
-class AtNext:
-    """Chosen ids, at most 128, at one generated token: the prompt cut after each row, all cuts in one request.
+class LogprobTokenIds:
+    """Chosen ids, at most 128, after one prompt: the prompt is cut after each row, all cuts in one request.
 
-    Exact, on any vLLM that knows `logprob_token_ids`; the prefix cache makes what a cut has in common with the one before it
-    free, up to the cache's blocks.
+    Exact, on any vLLM that knows `logprob_token_ids`. The prefix cache holds what a cut shares with the cut
+    before it, in whole blocks, so each row costs half a block on average.
     """
 
     name = "logprob_token_ids"
     path = "/v1/completions"
-    decoder = msgspec.json.Decoder(NextAnswer)
+    decoder = msgspec.json.Decoder(NextTokenAnswer)
+    reports_cached_tokens = False  # only those of the last cut
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        ids = list(question.token_ids)
+    def body(self, request: LogprobRequest) -> dict[str, Any]:
+        ids = list(request.token_ids)
         return {
-            "prompt": [ids[: row + 1] for row in question.rows],
+            "prompt": [ids[: row + 1] for row in request.rows],
             "max_tokens": 1,
-            **NEUTRAL,
+            **NEUTRAL_SAMPLING,
             "logprobs": 1,
-            "logprob_token_ids": question.chosen,
+            "logprob_token_ids": request.flat_token_ids,
             "return_tokens_as_token_ids": True,
         }
 
-    def n_prompt_tokens(self, question: Question) -> int:
-        return sum(row + 1 for row in question.rows)
+    def n_prompt_tokens(self, request: LogprobRequest) -> int:
+        return sum(row + 1 for row in request.rows)
 
-    def read(self, answer: NextAnswer, question: Question) -> NDArray[np.float64]:
-        if [choice.index for choice in answer.choices] != list(range(len(question.rows))):
-            raise ValueError(
-                f"{len(answer.choices)} choices for {len(question.rows)} prompts, or in another order"
-            )
-        keys = [f"token_id:{token_id}" for token_id in question.chosen]
-        logprobs = np.zeros((len(question.rows), len(keys)))
-        for place, choice in enumerate(answer.choices):
-            if len(choice.logprobs.top_logprobs) != 1:
-                raise ValueError(f"top_logprobs: {len(choice.logprobs.top_logprobs)} entries for one token")
-            found = choice.logprobs.top_logprobs[0]
+    def read(self, answer: NextTokenAnswer, request: LogprobRequest) -> NDArray[np.float64]:
+        n_rows, n_choices = len(request.rows), len(answer.choices)
+        if [choice.index for choice in answer.choices] != list(range(n_rows)):
+            raise ValueError(f"{n_choices} choices for {n_rows} prompts, or in another order")
+        keys = [f"token_id:{token_id}" for token_id in request.flat_token_ids]
+        logprobs = np.zeros((n_rows, len(keys)))
+        for i, choice in enumerate(answer.choices):
+            entries = choice.logprobs.top_logprobs
+            if len(entries) != 1:
+                raise ValueError(f"top_logprobs: {len(entries)} entries for one token")
             try:
-                logprobs[place] = [found[key] for key in keys]
+                logprobs[i] = [entries[0][key] for key in keys]
             except KeyError as error:
-                raise ValueError(f"top_logprobs: {error} was asked for and is missing") from error
-        return sum_levels(logprobs, question.level_token_ids)
+                raise ValueError(f"top_logprobs: {error} was requested and is missing") from error
+        return sum_levels(logprobs, request.level_token_ids)
 
 
-class Logprob(msgspec.Struct, frozen=True, gc=False):
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     logprob: float
 
 
 class PromptChoice(msgspec.Struct, frozen=True):
-    prompt_logprobs: list[msgspec.Raw]  # decoded only where a level is read: the whole takes 20 times as long
+    prompt_logprobs: list[msgspec.Raw]  # an entry is decoded only if a level is read from it
 
 
 class PromptAnswer(msgspec.Struct, frozen=True):
     choices: list[PromptChoice]
-    usage: Spent | None = None
+    usage: ReportedUsage | None = None
 
 
-class TopOfPrompt:
-    """The k most likely tokens at each token of the prompt: what is not among them counts 0, so the mass says what was seen.
+class PromptLogprobs:
+    """The k most likely tokens at each token of the prompt. A level that is not among them gets 0.
 
-    Any vLLM answers it, up to its --max-logprobs; the prefix cache is not read.
+    Any vLLM answers it, up to its --max-logprobs. The prefix cache is not read.
     """
 
     path = "/v1/completions"
     decoder = msgspec.json.Decoder(PromptAnswer)
+    reports_cached_tokens = True
 
     def __init__(self, k: int) -> None:
         self.name = f"prompt_logprobs={k}"
         self._k = k
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        return {"prompt": list(question.token_ids), "max_tokens": 1, **NEUTRAL, "prompt_logprobs": self._k}
+    def body(self, request: LogprobRequest) -> dict[str, Any]:
+        ids = list(request.token_ids)
+        return {"prompt": ids, "max_tokens": 1, **NEUTRAL_SAMPLING, "prompt_logprobs": self._k}
 
-    def n_prompt_tokens(self, question: Question) -> int:
-        return len(question.token_ids)
+    def n_prompt_tokens(self, request: LogprobRequest) -> int:
+        return len(request.token_ids)
 
-    def read(self, answer: PromptAnswer, question: Question) -> NDArray[np.float64]:
+    def read(self, answer: PromptAnswer, request: LogprobRequest) -> NDArray[np.float64]:
         if len(answer.choices) != 1:
             raise ValueError(f"{len(answer.choices)} choices for one prompt")
-        entries, ids = answer.choices[0].prompt_logprobs, question.token_ids
+        entries, ids = answer.choices[0].prompt_logprobs, request.token_ids
         if len(entries) != len(ids):
             raise ValueError(f"prompt_logprobs: {len(entries)} entries for {len(ids)} tokens")
         if bytes(entries[0]) != b"null":
             raise ValueError("prompt_logprobs: the first token has an entry: shifted?")
-        chosen = question.chosen
-        logprobs = np.full((len(question.rows), len(chosen)), -math.inf)
-        for place, row in enumerate(question.rows):
-            try:
-                entry = _ENTRY.decode(entries[row + 1])
-            except msgspec.DecodeError as error:
-                raise ValueError(f"prompt_logprobs: entry {row + 1}: {error}") from error
-            if ids[row + 1] not in entry:  # vLLM adds the prompt's own token to the k
-                raise ValueError(
-                    f"prompt_logprobs: entry {row + 1} does not hold the prompt's token: shifted?"
-                )
-            if len(entry) < self._k:
-                raise ValueError(f"prompt_logprobs: entry {row + 1} holds {len(entry)} tokens for {self._k}")
-            for column, token_id in enumerate(chosen):
-                if (found := entry.get(token_id)) is not None:
-                    logprobs[place, column] = found.logprob
-        return sum_levels(logprobs, question.level_token_ids)
+        chosen = request.flat_token_ids
+        logprobs = np.full((len(request.rows), len(chosen)), -math.inf)
+        for i, row in enumerate(request.rows):  # the distribution after a row is the entry of the next token
+            entry = self._decode_entry(entries[row + 1], row + 1, ids[row + 1])
+            for j, token_id in enumerate(chosen):
+                if token_id in entry:
+                    logprobs[i, j] = entry[token_id].logprob
+        return sum_levels(logprobs, request.level_token_ids)
+
+    def _decode_entry(self, raw: msgspec.Raw, position: int, token_id: int) -> dict[int, TokenLogprob]:
+        """The tokens of one position, by id: the k most likely and the prompt's own, which vLLM adds."""
+        try:
+            entry = _ENTRY.decode(raw)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"prompt_logprobs: entry {position}: {error}") from error
+        if token_id not in entry:
+            raise ValueError(f"prompt_logprobs: entry {position} lacks the prompt's token: shifted?")
+        if len(entry) < self._k:
+            raise ValueError(f"prompt_logprobs: entry {position} holds {len(entry)} tokens for {self._k}")
+        return entry
 
 
-_ENTRY = msgspec.json.Decoder(dict[int, Logprob])
-BY_PREFERENCE: Sequence[Way] = (AtRows(), AtNext(), TopOfPrompt(100), TopOfPrompt(20), TopOfPrompt(5))
+_ENTRY = msgspec.json.Decoder(dict[int, TokenLogprob])
+EXACT_METHODS: Sequence[LogprobMethod] = (PromptLogprobTokenIds(), LogprobTokenIds())  # the cheapest first
+MOST_LIKELY_COUNTS = (
+    100,
+    20,
+    5,
+)  # k of PromptLogprobs to try: vLLM allows 20 unless told more, and once allowed 5
 
 
 def sum_levels(
     logprobs: NDArray[np.float64], level_token_ids: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """Log-probabilities of the chosen ids, [rows, all spellings], -> probabilities of the levels, [rows, n_levels].
+    """Log-probabilities of spellings, [rows, spellings], -> probabilities of levels, [rows, n_levels].
 
-    -inf is probability 0. Raises ValueError for NaN, for what is above 0 (but for rounding) and for a sum above 1.
+    -inf is probability 0. Raises ValueError for NaN, for a value above 0 and for a row's sum above 1 (but for
+    rounding).
     """
-    if np.isnan(logprobs).any() or (logprobs > 1e-3).any():
-        wrong = logprobs[np.isnan(logprobs) | (logprobs > 1e-3)][0]
-        raise ValueError(f"{wrong} is no log-probability")
+    impossible = np.isnan(logprobs) | (logprobs > LARGEST_LOGPROB)
+    if impossible.any():
+        raise ValueError(f"{logprobs[impossible][0]} is no log-probability")
     probabilities = np.exp(np.minimum(logprobs, 0.0))
-    first = np.cumsum([0, *(len(ids) for ids in level_token_ids[:-1])])
-    summed: NDArray[np.float64] = np.add.reduceat(probabilities, first, axis=1)
-    if (summed.sum(axis=1) > 1.01).any():
-        raise ValueError(f"the probabilities of one token add up to {summed.sum(axis=1).max():.3f}")
-    return summed
+    first_spellings = np.cumsum([0, *(len(spellings) for spellings in level_token_ids[:-1])])
+    levels: NDArray[np.float64] = np.add.reduceat(probabilities, first_spellings, axis=1)
+    if (levels.sum(axis=1) > LARGEST_SUM).any():
+        raise ValueError(f"the probabilities of one token add up to {levels.sum(axis=1).max():.3f}")
+    return levels

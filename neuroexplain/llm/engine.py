@@ -1,4 +1,4 @@
-"""What an engine offers. Whoever adds one writes these methods; explainers and simulators know nothing else of it."""
+"""The protocol of an engine: an LLM and what runs it. Explainers and scorers use nothing else of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Generated text and what it cost."""
+    """Generated text with its token counts and the time from request to answer."""
 
     text: str
     prompt_tokens: int
@@ -32,13 +32,11 @@ class Reply:
 
 
 class Usage:
-    """What an engine was sent and gave since it was opened. Safe to add to from many threads."""
+    """Requests and tokens of an engine since it was opened. Safe to add to from many threads."""
 
     def __init__(self) -> None:
         self.requests = self.prompt_tokens = self.completion_tokens = 0
-        self.cached_tokens: int | None = (
-            0  # prompt tokens that cost nothing; None where an answer did not say
-        )
+        self.cached_tokens: int | None = 0  # prompt tokens not computed again; None once an answer lacks it
         self._lock = threading.Lock()
 
     def add(self, prompt_tokens: int, cached_tokens: int | None, completion_tokens: int | None) -> None:
@@ -47,17 +45,25 @@ class Usage:
             self.requests += 1
             self.prompt_tokens += prompt_tokens
             self.completion_tokens += completion_tokens or 0
-            known = self.cached_tokens is not None and cached_tokens is not None
-            self.cached_tokens = self.cached_tokens + cached_tokens if known else None  # type: ignore[operator]
+            if self.cached_tokens is not None:
+                self.cached_tokens = None if cached_tokens is None else self.cached_tokens + cached_tokens
+
+    def snapshot(self) -> Usage:
+        """The counts as they are now."""
+        usage = Usage()
+        with self._lock:
+            usage.requests, usage.prompt_tokens = self.requests, self.prompt_tokens
+            usage.completion_tokens, usage.cached_tokens = self.completion_tokens, self.cached_tokens
+        return usage
 
 
 class Engine(Protocol):
-    """An LLM. A request that fails raises LlmReplyError, never a value; an engine that is gone raises EngineLost."""
+    """An LLM. A failed request raises LlmReplyError, and a lost engine EngineLost."""
 
     engine: str  # local, server
     model: str
     revision: str | None
-    in_flight: int  # requests that may wait at once; above 1 the methods are called from several threads
+    in_flight: int  # most requests at a time; above 1 the methods are called from several threads
     used: Usage
 
     @property
@@ -65,13 +71,13 @@ class Engine(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """The model's own, as Transformers loads it. Raises EngineError where it cannot be had."""
+        """The model's tokenizer, as Transformers loads it. Raises EngineError if it is not found."""
         ...
 
     def generate(
         self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int
     ) -> Reply:
-        """Answer a chat; models without a chat template read the turns as plain text."""
+        """Answer a chat. Temperature 0 takes the likeliest token each time."""
         ...
 
     def level_distributions(
@@ -81,39 +87,41 @@ class Engine(Protocol):
         level_token_ids: Sequence[Sequence[int]],
         shared: int = 0,
     ) -> NDArray[np.float64]:
-        """The probability of each level at the token after each row, [rows, n_levels]: spellings of one level are summed.
+        """The probability of each level after each row, [rows, n_levels]; a level's spellings are added.
 
-        A cut distribution gives 0 to what it leaves out, so the row's sum is what is known of its mass. The first `shared`
-        tokens begin many prompts and hold no row: an engine may keep what it computed for them.
+        A token that the engine leaves out counts 0, so a row's sum is the known part of its mass. The first
+        `shared` tokens begin many prompts and hold no row, so an engine may keep what it computed for them.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; requests that wait fail at once."""
+        """Release the engine's resources. Waiting requests fail at once."""
         ...
 
 
 class VocabularyEngine(Engine, Protocol):
-    """An engine that can give the whole next-token distribution, which `lexical` needs."""
+    """An engine that gives the distribution over its whole vocabulary."""
 
     tokenizer_sha256: str
 
     def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
-        """log p of every token of the vocabulary after the given ones, [vocab]."""
+        """Log-probability of every token of the vocabulary after the given tokens, [vocab]."""
         ...
 
 
 def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """A chat as the ids that the model reads, ready for its answer; without a chat template the turns as plain text.
+    """The token ids of a chat, up to where the model's answer begins.
 
-    Where the template takes no system turn (Gemma 2), its text begins the turn after it.
+    A tokenizer without a chat template gets the turns as plain text. If the template refuses a system turn
+    (Gemma 2's does), that turn's text begins the next turn.
     """
     if tokenizer.chat_template:
-        # Reasoning would leak into explanations; templates without that switch ignore it.
+        # Reasoning would get into explanations, so it is switched off; templates without the switch ignore
+        # it.
         apply = partial(
             tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = apply(turns)
         except TemplateError:
@@ -122,10 +130,10 @@ def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
             first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
             text = apply([first, *turns[2:]])
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer("\n\n".join(m.content for m in messages)).input_ids)
+    return list(tokenizer("\n\n".join(message.content for message in messages)).input_ids)
 
 
 def opened_thought(tokenizer: Any, prompt_ids: Sequence[int]) -> str:
-    """`<think>` where a chat template opened the thought in the prompt, so that the answer shows that it begins inside it."""
+    """`<think>` if the chat template ends the prompt with it, so that the answer lacks it; else empty."""
     end: str = tokenizer.decode(list(prompt_ids)[-16:])
     return "<think>" if end.rstrip().endswith("<think>") else ""

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible vLLM server over HTTP: what it serves, and its answers, checked before use."""
+"""An engine on an OpenAI-compatible vLLM server. Its answers are checked before they are used."""
 
 from __future__ import annotations
 
@@ -20,22 +20,28 @@ from numpy.typing import NDArray
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import (
-    BY_PREFERENCE,
-    NEUTRAL,
-    AtNext,
-    AtRows,
-    Question,
-    Spent,
-    TopOfPrompt,
-    Way,
+    EXACT_METHODS,
+    MOST_LIKELY_COUNTS,
+    NEUTRAL_SAMPLING,
+    LogprobMethod,
+    LogprobRequest,
+    LogprobTokenIds,
+    PromptLogprobs,
+    PromptLogprobTokenIds,
+    ReportedUsage,
 )
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
-from neuroexplain.llm.transport import FAULTS, KEPT, Refused, Transport, unusable
+from neuroexplain.llm.transport import FAULT_OF_STATUS, REPLY_LENGTH, Refused, Transport, reply_text, unusable
 
-THREE_WAYS = "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | --local MODEL (in this process)"
-PROBES = 3  # of a way that answers what cannot be true, before it counts as not offered
-NEAR = 0.05  # by how much two ways may differ in a probability: in bfloat16 a server repeats itself to 0.01 or so
+ENGINE_OPTIONS = (
+    "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | "
+    "--local MODEL (in this process)"
+)
+PROBES = 3  # tries before a page or a method counts as not offered, since a fault may be gone the next time
+SAMPLE_ROWS = 3  # rows of a prompt by which methods are compared
+SAMPLE_CONTEXT = 32  # tokens before the first of these rows
+TOLERANCE = 0.05  # of a probability by two methods: in bfloat16 a server repeats itself to about 0.01
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -47,7 +53,7 @@ class TextChoice(msgspec.Struct, frozen=True):
 
 class TextAnswer(msgspec.Struct, frozen=True):
     choices: list[TextChoice]
-    usage: Spent | None = None
+    usage: ReportedUsage | None = None
 
 
 _TEXT: msgspec.json.Decoder[TextAnswer] = msgspec.json.Decoder(TextAnswer)
@@ -55,7 +61,7 @@ Answer = TypeVar("Answer")
 
 
 class ServerEngine:
-    """One model of one server. Methods may be called from many threads."""
+    """One model of one server. Its methods may be called from many threads."""
 
     engine = "server"
 
@@ -67,54 +73,61 @@ class ServerEngine:
         api_key: str | None = None,
         max_wait: float = 600.0,
         in_flight: int = 64,
-        fate: Callable[[], str | None] | None = None,
+        exit_report: Callable[[], str | None] | None = None,
     ) -> None:
-        """Connect, and find out what is served.
+        """Connect to the server and choose one of its models.
 
-        max_wait: seconds that a run goes on trying while the server is away or busy. in_flight: requests at a time at most;
-        how many there are is found out on the way. fate: of a server of our own, how it ended, None while it runs. Raises
-        EngineError where nothing lists models at the URL, or the model asked for is not among them.
+        model: its name; not needed if the server has only one. max_wait: seconds to go on trying while the
+        server is away or busy. in_flight: most requests at a time; how many it gets depends on its throughput
+        (see gate.py). exit_report: says how the process of a server of our own ended; None while it runs.
+        Raises EngineError if the URL lists no models or not this one.
         """
-        self.url = _base_url(url)
+        self.url = _normalize_url(url)
         self.in_flight = in_flight
-        self.used = Usage()
+        self.usage = Usage()
         root = self.url.removesuffix("/v1")
-        self._transport = Transport(root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, fate=fate)
-        self._finding = threading.Lock()
-        self._way: Way | None = None
+        self._transport = Transport(
+            root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, exit_report=exit_report
+        )
+        self._method_lock = threading.Lock()
+        self._method: LogprobMethod | None = None
         try:
-            card = self._choose(self._list_models(), model)
+            card = self._choose_model(self._list_models(), model)
         except BaseException as error:
             self._transport.close()
-            ended = fate() if fate is not None and isinstance(error, EngineError) else None
-            if ended is not None:
-                raise EngineError(ended) from error
+            report = exit_report() if exit_report is not None and isinstance(error, EngineError) else None
+            if report is not None:
+                raise EngineError(report) from error
             raise
         self.model: str = card["id"]
         one_token = {"model": self.model, "prompt": [0], "max_tokens": 1}
-        self._transport.smallest = ("/v1/completions", msgspec.json.encode(one_token))
+        self._transport.one_token_request = ("/v1/completions", msgspec.json.encode(one_token))
         self.revision: str | None = None
         self._server_version = self._find_version()
-        longest = card.get("max_model_len")
-        self.context_length: int | None = longest if isinstance(longest, int) and longest > 0 else None
-        self._root = card.get("root")
+        context_length = card.get("max_model_len")
+        is_length = isinstance(context_length, int) and context_length > 0
+        self.context_length: int | None = context_length if is_length else None
+        self._model_folder = card.get("root")
 
     @property
     def version(self) -> str:
-        """The server's, and once it is found out the way in which it gives distributions."""
-        return self._server_version if self._way is None else f"{self._server_version}, {self._way.name}"
+        """The server's version, and the log-probability method once it was chosen."""
+        return (
+            self._server_version if self._method is None else f"{self._server_version}, {self._method.name}"
+        )
 
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        for name in (self._root, self.model):
-            with suppress(OSError, ValueError):  # also of a name too long for a folder's
+        for name in (self._model_folder, self.model):
+            with suppress(OSError, ValueError):  # raised too if the name is too long for a folder
                 if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
                     return AutoTokenizer.from_pretrained(name)
         raise EngineError(
-            f"The tokenizer of {self.model} is needed to build prompts, and neither a folder {self._root!r} nor a hub model of "
-            "that name was found. Serve the model under its hub name, or run where its folder is."
+            f"Prompts are built with the tokenizer of {self.model}, and it was found neither in the folder "
+            f"{self._model_folder!r} nor on the hub under that name. Serve the model under its hub name, "
+            "or run on a machine that has its folder."
         )
 
     def generate(
@@ -123,29 +136,12 @@ class ServerEngine:
         began = time.perf_counter()
         ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
-        asked = {"prompt": ids, "max_tokens": max_tokens, **NEUTRAL, "temperature": temperature, "seed": seed}
-        answer, raw = self._post("/v1/completions", asked, _TEXT, len(ids))
-        if len(answer.choices) != 1:
-            raise unusable(f"{len(answer.choices)} choices for one prompt", raw)
-        choice = answer.choices[0]
-        if choice.finish_reason not in (None, "stop", "length"):
-            raise unusable(f"the server ended it for another reason: {choice.finish_reason!r}", raw)
-        if len(choice.text) > KEPT:
-            raise unusable(
-                f"the answer has {len(choice.text):,} characters, of at most {max_tokens} tokens", raw
-            )
-        completion = answer.usage.completion_tokens if answer.usage is not None else None
-        if completion is not None and not 0 <= completion <= max_tokens:
-            raise unusable(f"{completion} tokens were generated, and at most {max_tokens} asked for", raw)
-        if not choice.text.strip():
-            thought = choice.reasoning or choice.reasoning_content
-            why = "holds only reasoning" if thought else "is empty"
-            cut = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
-            raise LlmReplyError(
-                Status.PARSE_ERROR, f"the answer {why}{cut}", raw.decode("utf-8", "replace")[:KEPT]
-            )
+        sampling = {"max_tokens": max_tokens, **NEUTRAL_SAMPLING, "temperature": temperature, "seed": seed}
+        answer, raw = self._post("/v1/completions", {"prompt": ids, **sampling}, _TEXT, len(ids))
+        choice = _check_text(answer, raw, max_tokens)
+        n_completion_tokens = (answer.usage.completion_tokens if answer.usage is not None else None) or 0
         text = opened_thought(self.tokenizer, ids) + choice.text
-        return Reply(text, len(ids), completion or 0, time.perf_counter() - began)
+        return Reply(text, len(ids), n_completion_tokens, time.perf_counter() - began)
 
     def level_distributions(
         self,
@@ -153,196 +149,234 @@ class ServerEngine:
         rows: Sequence[int],
         level_token_ids: Sequence[Sequence[int]],
         shared: int = 0,
-    ) -> NDArray[np.float64]:  # vLLM's prefix cache finds what is shared
+    ) -> NDArray[np.float64]:  # the server's cache finds `shared` itself
         self._check_length(len(token_ids) + 1)
         if len(rows) == 0:
             return np.zeros((0, len(level_token_ids)))
-        return self._ask(
-            self.find_way(token_ids, rows, level_token_ids), Question(token_ids, rows, level_token_ids)
-        )
+        request = LogprobRequest(token_ids, rows, level_token_ids)
+        return self._send(self.find_method(request), request)
 
-    def find_way(
-        self, token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
-    ) -> Way:
-        """The best way in which this server gives distributions, found out once with a short piece of this prompt.
+    def find_method(self, request: LogprobRequest) -> LogprobMethod:
+        """The best log-probability method that the server offers, chosen once by a piece of this prompt.
 
-        A way must answer what is possible, and must agree with the most likely tokens where the server gives those. Exact
-        ways go first, but for cut prompts where the server's cache has such large blocks that it would compute more than
-        the whole prompt. Raises EngineError where no way works.
+        Raises EngineError if the server offers none.
         """
-        with self._finding:
-            if self._way is None:
-                self._way = self._probe(
-                    _short_question(token_ids, rows, level_token_ids), len(rows), len(token_ids)
-                )
-            return self._way
+        with self._method_lock:
+            if self._method is None:
+                self._method = self._choose_method(request)
+            return self._method
 
     def close(self) -> None:
         self._transport.close()
 
-    def _ask(self, way: Way, question: Question) -> NDArray[np.float64]:
-        answer, raw = self._post(way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question))
-        if (
-            isinstance(way, AtRows) and answer.prompt_token_id_logprobs is None
-        ):  # the rows themselves were cached
-            way = AtRows(cached=False)
-            answer, raw = self._post(
-                way.path, way.asked(question), way.decoder, way.n_prompt_tokens(question)
-            )
-        try:
-            return way.read(answer, question)
-        except ValueError as error:
-            raise unusable(str(error), raw) from error
+    def _choose_method(self, request: LogprobRequest) -> LogprobMethod:
+        """The first exact method that answers rightly, else as many most likely tokens as the server gives.
 
-    def _post(
-        self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer], n_prompt_tokens: int
-    ) -> tuple[Answer, bytes]:
-        """An answer to exactly the tokens that were sent, and the answer as it came."""
-        answer, raw = self._transport.post(path, {"model": self.model, **asked}, decoder)
-        spent = getattr(answer, "usage", None) or Spent()
-        cached = None if path == AtNext.path and "logprob_token_ids" in asked else spent.cached_tokens
-        self.used.add(n_prompt_tokens, cached, spent.completion_tokens)
-        if spent.prompt_tokens is not None and spent.prompt_tokens != n_prompt_tokens:
-            raise unusable(
-                f"the server read {spent.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent",
-                raw,
-            )
-        return answer, raw
-
-    def _probe(self, question: Question, n_rows: int, n_tokens: int) -> Way:
-        refused: dict[str, str] = {}
-        top = next(
-            (found for k in (20, 5) if (found := self._try(TopOfPrompt(k), question, refused)) is not None),
-            None,
-        )
-        ways = list(BY_PREFERENCE)
-        block = self._cache_block()
-        if top is not None and block is not None and n_rows * (block + 1) / 2 > n_tokens:
-            ways.sort(
-                key=lambda way: isinstance(way, AtNext)
-            )  # to compute more than the whole prompt: the last resort
-        for way in ways:
-            found = self._try(way, question, refused)
-            if found is not None and (top is None or _agree(found, top)):
-                return way
-            refused.setdefault(way.name, "its answers differ from the most likely tokens")
-        said = "".join(f"\n  {name}: {why}" for name, why in refused.items())
+        The most likely tokens are requested first: an exact method must give the same probabilities for
+        these. Cut prompts are left out if the server would compute more tokens for them than for the whole
+        prompt.
+        """
+        sample, refusals = _sample(request), dict[str, str]()
+        most_likely, reference = None, None
+        for k in MOST_LIKELY_COUNTS:
+            reference = self._try(PromptLogprobs(k), sample, refusals)
+            if reference is not None:
+                most_likely = PromptLogprobs(k)
+                break
+        for method in EXACT_METHODS:
+            if (
+                most_likely is not None
+                and isinstance(method, LogprobTokenIds)
+                and self._cuts_cost_more(request)
+            ):
+                continue
+            levels = self._try(method, sample, refusals)
+            if levels is not None and (reference is None or _agree(levels, reference)):
+                return method
+            if levels is not None:
+                refusals[method.name] = "its answers differ from the most likely tokens"
+        if most_likely is not None:
+            return most_likely
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refusals.items())
         raise EngineError(
-            f"The server at {self.url} gives no probabilities of chosen tokens, which --simulator digits needs:{said}\n"
-            "Start vLLM 0.32 or newer (with a GPU best with --enable-scale-out), give another server for the simulation with "
-            "--simulator-server, or take --simulator lexical."
+            f"The server at {self.url} gives no probabilities of chosen tokens, and --simulator digits needs "
+            f"them:{reasons}\n"
+            "Start vLLM 0.32 or newer (on a GPU with --enable-scale-out), name another server for the "
+            "simulation with --simulator-server, or use --simulator lexical."
         )
 
-    def _cache_block(self) -> float | None:
-        """Tokens in a block of the server's prefix cache, infinite without a cache; None where it does not say."""
+    def _cuts_cost_more(self, request: LogprobRequest) -> bool:
+        """Whether a prompt's cuts cost the server more than the whole prompt; False if it does not tell.
+
+        Each row costs half a block of the prefix cache on average.
+        """
+        block_size = self._find_cache_block_size()
+        return block_size is not None and len(request.rows) * (block_size + 1) / 2 > len(request.token_ids)
+
+    def _find_cache_block_size(self) -> float | None:
+        """Tokens in a block of the prefix cache: infinite without a cache, None if unknown."""
         try:
-            said = self._get("/metrics").text
+            metrics = self._get("/metrics").text
         except httpx.HTTPError:
             return None
-        labels = re.search(r"^vllm:cache_config_info\{(.*)\}", said, re.MULTILINE)
-        block = re.search(r'\bblock_size="(\d+)"', labels[1]) if labels is not None else None
-        if labels is None or block is None:
+        labels = re.search(r"^vllm:cache_config_info\{(.*)\}", metrics, re.MULTILINE)
+        block_size = re.search(r'\bblock_size="(\d+)"', labels[1]) if labels is not None else None
+        if labels is None or block_size is None:
             return None
-        return float(block[1]) if 'enable_prefix_caching="True"' in labels[1] else math.inf
+        return float(block_size[1]) if 'enable_prefix_caching="True"' in labels[1] else math.inf
 
-    def _try(self, way: Way, question: Question, refused: dict[str, str]) -> NDArray[np.float64] | None:
-        """The way's answer; None, and why in `refused`, where the server does not give it."""
+    def _try(
+        self, method: LogprobMethod, request: LogprobRequest, refusals: dict[str, str]
+    ) -> NDArray[np.float64] | None:
+        """The method's answer; None if the server gives none, and then `refusals` gets the reason by name."""
         for _ in range(PROBES):
             try:
-                return self._ask(way, question)
+                return self._send(method, request)
             except LlmReplyError as error:
-                refused[way.name] = error.reason
+                refusals[method.name] = error.reason
                 if isinstance(error, Refused):
                     break
         return None
 
+    def _send(self, method: LogprobMethod, request: LogprobRequest) -> NDArray[np.float64]:
+        answer, raw = self._post_request(method, request)
+        if isinstance(method, PromptLogprobTokenIds) and answer.prompt_token_id_logprobs is None:
+            # Rows that the prefix cache holds have no probabilities, so the prompt is computed again.
+            method = PromptLogprobTokenIds(read_cache=False)
+            answer, raw = self._post_request(method, request)
+        try:
+            return method.read(answer, request)
+        except ValueError as error:
+            raise unusable(str(error), raw) from error
+
+    def _post_request(self, method: LogprobMethod, request: LogprobRequest) -> tuple[Any, bytes]:
+        body, n_tokens = method.body(request), method.n_prompt_tokens(request)
+        return self._post(
+            method.path, body, method.decoder, n_tokens, reports_cached_tokens=method.reports_cached_tokens
+        )
+
+    def _post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        decoder: msgspec.json.Decoder[Answer],
+        n_prompt_tokens: int,
+        *,
+        reports_cached_tokens: bool = True,
+    ) -> tuple[Answer, bytes]:
+        """POST a request of so many prompt tokens, and count it; the answer, decoded and raw.
+
+        Raises LlmReplyError if the server counts another number of prompt tokens.
+        """
+        answer, raw = self._transport.post(path, {"model": self.model, **body}, decoder)
+        usage = getattr(answer, "usage", None) or ReportedUsage()
+        cached_tokens = usage.cached_tokens if reports_cached_tokens else None
+        self.usage.add(n_prompt_tokens, cached_tokens, usage.completion_tokens)
+        if usage.prompt_tokens not in (None, n_prompt_tokens):
+            reason = (
+                f"the server read {usage.prompt_tokens} prompt tokens of {n_prompt_tokens} that were sent"
+            )
+            raise unusable(reason, raw)
+        return answer, raw
+
     def _list_models(self) -> list[dict[str, Any]]:
         try:
-            answer = self._get("/v1/models")
+            response = self._get("/v1/models")
         except (
             httpx.HTTPError,
             httpx.InvalidURL,
             UnicodeError,
-        ) as error:  # UnicodeError: a host that cannot be one
-            raise EngineError(f"There is no server at {self.url}: {error}.\n{THREE_WAYS}") from error
-        if answer.status_code in (401, 403):
+        ) as error:  # UnicodeError: an impossible host name
+            raise EngineError(f"There is no server at {self.url}: {error}.\n{ENGINE_OPTIONS}") from error
+        status = response.status_code
+        if status in (401, 403):
             raise EngineError(
-                f"The server at {self.url} wants a key ({answer.status_code}). Set NEUROEXPLAIN_API_KEY."
+                f"The server at {self.url} wants a key (status {status}). Set NEUROEXPLAIN_API_KEY."
             )
-        try:
-            models = answer.json()["data"]
-            if answer.is_success and models and all(card["id"].encode() for card in models):
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            models = response.json()["data"]
+            # encode raises ValueError for half a surrogate pair, which JSON can hold and no model's name does
+            if response.is_success and models and all(card["id"].encode() for card in models):
                 return list(models)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):  # ValueError: also half a character
-            pass
-        raise EngineError(
-            f"What answers at {self.url} lists no models (status {answer.status_code}).\n{THREE_WAYS}"
-        )
+        raise EngineError(f"The server at {self.url} lists no models (status {status}).\n{ENGINE_OPTIONS}")
 
     def _get(self, path: str) -> httpx.Response:
-        """A page of the server; asked for again where it is there but busy. Raises httpx.HTTPError, httpx.InvalidURL."""
+        """A page of the server; a busy server is asked again. Raises httpx.HTTPError or httpx.InvalidURL."""
         for _ in range(PROBES - 1):
             with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                answer = self._transport.get(path)
-                if answer.status_code not in FAULTS:
-                    return answer
+                response = self._transport.get(path)
+                if response.status_code not in FAULT_OF_STATUS:
+                    return response
             time.sleep(FIRST_PAUSE)
         return self._transport.get(path)
 
-    def _choose(self, models: list[dict[str, Any]], wanted: str | None) -> dict[str, Any]:
+    def _choose_model(self, models: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
         names = [card["id"] for card in models]
-        if wanted is None and len(models) == 1:
+        if name is None and len(models) == 1:
             return models[0]
-        if wanted is None:
+        if name is None:
             raise EngineError(
                 f"The server at {self.url} serves {', '.join(names)}. Name one:  --model {names[0]}"
             )
-        if wanted not in names:
+        if name not in names:
             raise EngineError(
-                f"The server at {self.url} does not serve {wanted!r}: it serves {', '.join(names)}."
+                f"The server at {self.url} does not serve {name!r}: it serves {', '.join(names)}."
             )
-        return models[names.index(wanted)]
+        return models[names.index(name)]
 
     def _find_version(self) -> str:
         try:
-            answer = self._get("/version")
-            return f"vllm {answer.json()['version']}" if answer.is_success else "unknown"
+            response = self._get("/version")
+            return f"vllm {response.json()['version']}" if response.is_success else "unknown"
         except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
             return "unknown"
 
     def _check_length(self, n_tokens: int) -> None:
         if self.context_length is not None and n_tokens > self.context_length:
-            raise LlmReplyError(
-                Status.CONTEXT_TOO_LONG,
-                f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}",
-            )
+            reason = f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}"
+            raise LlmReplyError(Status.CONTEXT_TOO_LONG, reason)
 
 
-def _short_question(
-    token_ids: Sequence[int], rows: Sequence[int], level_token_ids: Sequence[Sequence[int]]
-) -> Question:
-    """A piece of a prompt around its first rows; each chosen token, and what follows the rows, by itself."""
-    first, last = max(0, rows[0] - 32), min(rows[:3][-1] + 2, len(token_ids))
-    shown = rows[:3]
-    following = {token_ids[row + 1] for row in shown}
-    chosen = sorted(following | {token_id for ids in level_token_ids for token_id in ids})
-    return Question(
-        token_ids[first:last], [row - first for row in shown], [[token_id] for token_id in chosen]
+def _check_text(answer: TextAnswer, raw: bytes, max_tokens: int) -> TextChoice:
+    """The only choice of an answer. Raises LlmReplyError if its text is empty, cut off or too long."""
+    if len(answer.choices) != 1:
+        raise unusable(f"{len(answer.choices)} choices for one prompt", raw)
+    choice = answer.choices[0]
+    if choice.finish_reason not in (None, "stop", "length"):
+        raise unusable(f"the server ended it for another reason: {choice.finish_reason!r}", raw)
+    if len(choice.text) > REPLY_LENGTH:
+        raise unusable(f"the answer has {len(choice.text):,} characters, of at most {max_tokens} tokens", raw)
+    n_tokens = answer.usage.completion_tokens if answer.usage is not None else None
+    if n_tokens is not None and n_tokens > max_tokens:
+        raise unusable(f"{n_tokens} tokens were generated, and at most {max_tokens} requested", raw)
+    if not choice.text.strip():
+        fault = "holds only reasoning" if choice.reasoning or choice.reasoning_content else "is empty"
+        length = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
+        raise LlmReplyError(Status.PARSE_ERROR, f"the answer {fault}{length}", reply_text(raw))
+    return choice
+
+
+def _sample(request: LogprobRequest) -> LogprobRequest:
+    """A piece of the prompt around its first rows, to compare methods by.
+
+    Each level token, and each token that follows a row and is thus likely, is a level of its own.
+    """
+    rows = request.rows[:SAMPLE_ROWS]
+    first, end = max(0, rows[0] - SAMPLE_CONTEXT), min(rows[-1] + 2, len(request.token_ids))
+    following = {request.token_ids[row + 1] for row in rows}
+    chosen = sorted(following | set(request.flat_token_ids))
+    return LogprobRequest(
+        request.token_ids[first:end], [row - first for row in rows], [[token_id] for token_id in chosen]
     )
 
 
-def _agree(found: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
-    """Whether probabilities of the same tokens agree wherever the token is among the most likely."""
-    return bool((np.abs(found - top)[top > 0] < NEAR).all())
+def _agree(levels: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
+    """Whether two methods give the same probabilities, where the reference has one: it may be cut."""
+    return bool((np.abs(levels - reference)[reference > 0] < TOLERANCE).all())
 
 
-def _base_url(url: str) -> str:
+def _normalize_url(url: str) -> str:
+    """The URL that ends with /v1, however it was typed."""
     url = url.strip().rstrip("/").removesuffix("/models")
     if "://" not in url:
         url = f"http://{url}"

@@ -1,4 +1,12 @@
-"""Requests to one server until they are answered, refused or not worth another try."""
+"""Send a request to one server until it is answered, refused, or given up.
+
+A failure may be the server's fault or the request's, and only what happens to other requests tells which.
+Faults that say nothing of the request (`AWAY`, `BUSY`, `GATEWAY`) are waited for, until no request was
+answered for `max_wait` seconds. Faults that the request may have caused (`FAILED`) count against it if others
+were answered meanwhile; if there were no others, a request of one token is sent to see whether the server
+works. A `BROKEN` answer always counts. A request with `TRIES` faults is a failed attempt. docs/decisions.md
+has the cases that led to this.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +24,31 @@ from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.gate import Gate
 
-TRIES = 5  # of a request that is itself at fault, for all that one can tell
-KEPT = 20_000  # characters of a reply that are kept with a failed attempt
-SHORTEST_TIMEOUT = 30.0  # seconds
-LONGEST_WAIT = 120.0  # seconds that a server may ask for at a time; it can ask again
-LARGEST_ANSWER = 256 * 2**20  # bytes; the most likely 100 tokens of a prompt of 8,000 take 70 MB
+TRIES = 5  # faults that count against a request until it is given up
+REPLY_LENGTH = 20_000  # characters of a reply that are stored with a failed attempt
+SHORTEST_TIMEOUT = 30.0  # seconds for an answer, however small max_wait is: a long text takes as long
+LONGEST_WAIT = 120.0  # seconds that a server may ask for with one Retry-After; it can ask again
+LARGEST_ANSWER = 256 * 2**20  # bytes; the 100 most likely tokens at 8,000 prompt tokens take 70 MB
 STOPPED = "The run was stopped."
 
 Answer = TypeVar("Answer")
 
 
 class Refused(LlmReplyError):
-    """The server's last word on a request: asking again would bring the same."""
+    """The server refused the request, and would refuse it again."""
 
 
 class Fault(Enum):
-    """Why a request got no answer, by what that says of the request itself."""
+    """Why a request got no answer."""
 
-    AWAY = auto()  # nobody there: nothing
-    BUSY = auto()  # too many requests: nothing, if others are answered or nobody is
-    FAILED = auto()  # taken, and then an error or nothing: something, if another is answered meanwhile
-    GATEWAY = auto()  # somebody before the server says that it is not there, or too slow: as BUSY
-    BROKEN = (
-        auto()
-    )  # an answer that breaks off or is no JSON: much, for others might break off too, and for ever
+    AWAY = auto()  # no connection: no fault of the request
+    BUSY = auto()  # too many requests: no fault of the request, unless it alone is always turned away
+    FAILED = auto()  # an error or no answer in time: the request may have caused it
+    GATEWAY = auto()  # a proxy says that the server is away or too slow: like BUSY
+    BROKEN = auto()  # the answer breaks off or is no JSON: counts always, or it would be repeated for ever
 
 
-FAULTS = {
+FAULT_OF_STATUS = {
     408: Fault.FAILED,
     425: Fault.BUSY,
     429: Fault.BUSY,
@@ -50,11 +56,11 @@ FAULTS = {
     502: Fault.GATEWAY,
     503: Fault.GATEWAY,
     504: Fault.GATEWAY,
-}  # other statuses are the server's last word
+}  # any other error status is a refusal
 
 
 class Transport:
-    """POSTs to one server. May be used from many threads: its gate bounds how many requests are under way."""
+    """Sends requests to one server, from many threads. Its gate bounds the number of requests at a time."""
 
     def __init__(
         self,
@@ -63,190 +69,198 @@ class Transport:
         api_key: str | None,
         max_wait: float,
         in_flight: int,
-        fate: Callable[[], str | None] | None = None,
+        exit_report: Callable[[], str | None] | None = None,
     ) -> None:
-        """root: the URL before /v1. max_wait: seconds without an answer to anybody after which the server is lost.
+        """root: the URL before /v1. max_wait: seconds without any answer until the server counts as lost.
 
-        fate: how the server ended, None while it may come back.
+        exit_report: says how the server's process ended; None while it runs. Raises EngineError if the
+        environment names a proxy or a certificate file that cannot be used.
         """
         self.root = root
-        self._fate = fate or (lambda: None)
-        self.smallest: tuple[str, bytes] | None = (
-            None  # path and body of a request that any server at work answers
+        self._exit_report = exit_report or (lambda: None)
+        self.one_token_request: tuple[str, bytes] | None = (
+            None  # path and body; a server that works answers it
         )
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
-        self._longest = max(max_wait, SHORTEST_TIMEOUT)
-        headers = {"Content-Type": "application/json"} | (
-            {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        )
+        self._timeout = max(max_wait, SHORTEST_TIMEOUT)
+        headers = {"Content-Type": "application/json"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
-        timeout = httpx.Timeout(self._longest, connect=10.0)
+        timeout = httpx.Timeout(self._timeout, connect=10.0)
         try:
             self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
-        except (
-            ImportError,
-            ValueError,
-            OSError,
-        ) as error:  # a proxy or a file of certificates that the environment names
+        except (ImportError, ValueError, OSError) as error:
             raise EngineError(
-                f"No connection can be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE."
+                f"The connection cannot be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE."
             ) from error
 
     def post(
-        self, path: str, asked: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]
+        self, path: str, body: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]
     ) -> tuple[Answer, bytes]:
-        """The answer to the request `asked`, decoded, and as it came.
+        """POST `body` as JSON; the answer, decoded and raw.
 
-        Tried again while the server is away, restarting or busy. Raises EngineLost where nobody was answered for `max_wait`
-        seconds, where the server ended for good, and where the transport was closed. Raises LlmReplyError where the server
-        refuses the request, where the answer is JSON of another shape, and where this request fails again and again.
+        Repeats the request while the server is away, restarting or busy. Raises EngineLost if no request was
+        answered for `max_wait` seconds, if the server's process ended, and if the transport was closed.
+        Raises LlmReplyError if the server refuses the request, if the answer is JSON of another shape, and if
+        this request has failed TRIES times.
         """
-        body = msgspec.json.encode(asked)
-        failures = turned_away = 0
-        seen = self.gate.n_answers
+        content = msgspec.json.encode(body)
+        n_faults = n_turned_away = 0
+        n_answers = self.gate.n_answers
         while True:
             began = self.gate.enter()
             if began is None:
                 raise EngineLost(STOPPED)
-            found = self._send(self.root + path, body, decoder)
-            if not isinstance(found, _Failure):
+            outcome = self._send(self.root + path, content, decoder)
+            if not isinstance(outcome, _Failure):
                 self.gate.answered()
-                if isinstance(found, LlmReplyError):
-                    raise found
-                return found
-            away = self.gate.failed(began, away=found.fault in (Fault.AWAY, Fault.GATEWAY), wait=found.wait)
-            if self.gate.closed:
-                raise EngineLost(STOPPED)
-            if (ended := self._fate()) is not None:
+                if isinstance(outcome, LlmReplyError):
+                    raise outcome
+                return outcome
+            is_away = outcome.fault in (Fault.AWAY, Fault.GATEWAY)
+            silent_for = self.gate.failed(began, away=is_away, wait=outcome.wait)
+            self._check_is_running()
+            others_answered = self.gate.n_answers > n_answers
+            n_answers = self.gate.n_answers
+            # A request turned away while others are answered gets its turn later. Turned away again and again
+            # with no others beside it, it may be the only one that the server turns away.
+            n_turned_away = (
+                0 if others_answered else n_turned_away + (outcome.fault in (Fault.BUSY, Fault.GATEWAY))
+            )
+            is_suspect = outcome.fault is Fault.FAILED or n_turned_away >= TRIES
+            server_works = others_answered or (is_suspect and self._answers_one_token_request())
+            n_faults += outcome.fault is Fault.BROKEN or (server_works and is_suspect)
+            if n_faults == TRIES:
+                raise LlmReplyError(Status.LLM_ERROR, f"{outcome.reason}, {TRIES} times", outcome.reply)
+            if silent_for > self._max_wait and not server_works:
                 raise EngineLost(
-                    f"{ended}\nWhat was finished is kept; run the same command again to go on from there."
-                )
-            others = self.gate.n_answers > seen
-            seen = self.gate.n_answers
-            # Turned away while others are answered, its turn will come; with nobody beside it, is it that nobody is answered?
-            turned_away = 0 if others else turned_away + (found.fault in (Fault.BUSY, Fault.GATEWAY))
-            doubtful = found.fault is Fault.FAILED or turned_away >= TRIES
-            works = others or (doubtful and self._answers_the_smallest())
-            failures += found.fault is Fault.BROKEN or (works and doubtful)
-            if failures == TRIES:
-                raise LlmReplyError(Status.LLM_ERROR, f"{found.why}, {TRIES} times", found.reply)
-            if away > self._max_wait and not works:
-                raise EngineLost(
-                    f"The server at {self.root} did not answer for {self._max_wait:g} seconds ({found.why}). "
-                    "What was finished is kept; run the same command again when it is back."
+                    f"The server at {self.root} did not answer for {self._max_wait:g} seconds "
+                    f"({outcome.reason}). Finished results are kept; "
+                    "run the same command again when the server is back."
                 )
 
     def get(self, path: str) -> httpx.Response:
-        """A page of the server. Raises httpx.HTTPError, httpx.InvalidURL."""
-        with self.client.stream("GET", self.root + path) as answer:
-            return httpx.Response(answer.status_code, content=self._read(answer))
+        """GET a page of the server. Raises httpx.HTTPError or httpx.InvalidURL."""
+        with self.client.stream("GET", self.root + path) as response:
+            return httpx.Response(response.status_code, content=self._read_body(response))
 
     def close(self) -> None:
-        """Requests that wait fail at once."""
+        """Close all connections. Waiting requests fail at once."""
         self.gate.close()
         self.client.close()
 
-    def _answers_the_smallest(self) -> bool:
-        """Whether the server works: then a request that failed with nobody beside it is itself at fault."""
-        if self.smallest is None:
+    def _check_is_running(self) -> None:
+        """Raise EngineLost if the transport was closed or the server's process ended."""
+        if self.gate.closed:
+            raise EngineLost(STOPPED)
+        report = self._exit_report()
+        if report is not None:
+            raise EngineLost(f"{report}\nFinished results are kept; run the same command again to continue.")
+
+    def _answers_one_token_request(self) -> bool:
+        """Whether the server works, so that a request that failed alone is itself at fault."""
+        if self.one_token_request is None:
             return False
-        path, body = self.smallest
+        path, content = self.one_token_request
+        url = self.root + path
         try:
-            with self.client.stream(
-                "POST", self.root + path, content=body, timeout=SHORTEST_TIMEOUT
-            ) as answer:
-                return answer.is_success
+            with self.client.stream("POST", url, content=content, timeout=SHORTEST_TIMEOUT) as response:
+                return response.is_success
         except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
             return False
 
     def _send(
-        self, url: str, body: bytes, decoder: msgspec.json.Decoder[Answer]
+        self, url: str, content: bytes, decoder: msgspec.json.Decoder[Answer]
     ) -> tuple[Answer, bytes] | LlmReplyError | _Failure:
-        """One try."""
+        """Send the request once."""
         try:
-            with self.client.stream("POST", url, content=body) as answer:
+            with self.client.stream("POST", url, content=content) as response:
                 try:
-                    raw = self._read(answer)
+                    raw = self._read_body(response)
                 except _EndlessError as error:
                     return _Failure(error.fault, f"the answer does not end: {error}")
                 except httpx.HTTPError as error:
                     return _Failure(Fault.BROKEN, f"the answer broke off: {error}")
         except httpx.TimeoutException as error:
-            away = isinstance(error, httpx.ConnectTimeout)
-            return _Failure(Fault.AWAY if away else Fault.FAILED, "it took too long")
+            is_away = isinstance(error, httpx.ConnectTimeout)
+            return _Failure(Fault.AWAY if is_away else Fault.FAILED, "it took too long")
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
-            refused = isinstance(error, httpx.ConnectError | RuntimeError)
-            return _Failure(Fault.AWAY if refused else Fault.FAILED, str(error) or type(error).__name__)
-        if answer.status_code in FAULTS:
-            said = raw.decode("utf-8", "replace")
-            return _Failure(
-                FAULTS[answer.status_code], f"status {answer.status_code}", _retry_after(answer), said[:KEPT]
-            )
-        if not answer.is_success:
-            return refusal(answer.status_code, raw)
+            is_away = isinstance(error, httpx.ConnectError | RuntimeError)
+            return _Failure(Fault.AWAY if is_away else Fault.FAILED, str(error) or type(error).__name__)
+        status = response.status_code
+        if status in FAULT_OF_STATUS:
+            wait = _retry_after(response)
+            return _Failure(FAULT_OF_STATUS[status], f"status {status}", wait, reply_text(raw))
+        if not response.is_success:
+            return _refusal(status, raw)
         try:
             return decoder.decode(raw), raw
         except msgspec.ValidationError as error:
             return unusable(f"the answer has another shape: {error}", raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _Failure(
-                Fault.BROKEN, f"the answer is no JSON: {error}", reply=raw.decode("utf-8", "replace")[:KEPT]
-            )
+            return _Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=reply_text(raw))
 
-    def _read(self, answer: httpx.Response) -> bytes:
-        """The body, as large and as slow as an answer can be."""
-        began, found = time.monotonic(), bytearray()
-        for some in answer.iter_bytes():
-            found += some
-            if len(found) > LARGEST_ANSWER:
+    def _read_body(self, response: httpx.Response) -> bytes:
+        """The body. Raises _EndlessError if it is larger or slower than an answer can be."""
+        began, body = time.monotonic(), bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > LARGEST_ANSWER:
                 raise _EndlessError(Fault.BROKEN, f"more than {LARGEST_ANSWER:,} bytes")
-            if time.monotonic() - began > self._longest:
-                raise _EndlessError(Fault.FAILED, f"more than {self._longest:g} seconds")
-        return bytes(found)
+            if time.monotonic() - began > self._timeout:
+                raise _EndlessError(Fault.FAILED, f"more than {self._timeout:g} seconds")
+        return bytes(body)
 
 
 class _EndlessError(httpx.ReadError):
-    """An answer larger or slower than any can be."""
+    """An answer is too large or too slow."""
 
-    def __init__(self, fault: Fault, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, fault: Fault, reason: str) -> None:
+        super().__init__(reason)
         self.fault = fault
 
 
 class _Failure(msgspec.Struct, frozen=True):
+    """A request was sent and got no answer that can be used."""
+
     fault: Fault
-    why: str
+    reason: str
     wait: float = 0.0  # seconds that the server asked for
     reply: str | None = None
 
 
+def reply_text(raw: bytes) -> str:
+    """The part of an answer that is stored with a failed attempt."""
+    return raw.decode("utf-8", "replace")[:REPLY_LENGTH]
+
+
 def unusable(reason: str, raw: bytes) -> LlmReplyError:
-    """A failed attempt whose answer is kept to be looked at."""
-    return LlmReplyError(Status.LLM_ERROR, reason, raw.decode("utf-8", "replace")[:KEPT])
+    """The failed attempt for an answer that cannot be used. It holds the answer."""
+    return LlmReplyError(Status.LLM_ERROR, reason, reply_text(raw))
 
 
-def refusal(status: int, raw: bytes) -> Refused:
-    """A request that the server will not answer, with what it said."""
-    text = raw.decode("utf-8", "replace")
+def _refusal(status: int, raw: bytes) -> Refused:
+    """The failed attempt for a request that the server refuses, with the server's message."""
     try:
-        said = msgspec.json.decode(raw)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
+        message = msgspec.json.decode(raw)
+        message = message.get("error", message) if isinstance(message, dict) else message
+        message = message.get("message", message) if isinstance(message, dict) else message
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = text
-    too_long = "maximum context length" in str(said) or "max_model_len" in str(said)
-    return Refused(
-        Status.CONTEXT_TOO_LONG if too_long else Status.LLM_ERROR, f"{status}: {str(said)[:500]}", text[:KEPT]
-    )
+        message = raw.decode("utf-8", "replace")
+    too_long = "maximum context length" in str(message) or "max_model_len" in str(message)
+    kind = Status.CONTEXT_TOO_LONG if too_long else Status.LLM_ERROR
+    return Refused(kind, f"{status}: {str(message)[:500]}", reply_text(raw))
 
 
-def _retry_after(answer: httpx.Response) -> float:
-    """Seconds, from a number or a date, at most LONGEST_WAIT; 0 where there is neither."""
-    said = answer.headers.get("Retry-After", "")
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds to wait by the Retry-After header, a number or a date, at most LONGEST_WAIT; 0 without it."""
+    header = response.headers.get("Retry-After", "")
     try:
-        if said.strip().isdecimal():
-            return min(float(said), LONGEST_WAIT)
-        return min(max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()), LONGEST_WAIT)
+        if header.strip().isdecimal():
+            return min(float(header), LONGEST_WAIT)
+        seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError, OverflowError):  # no date, or one without its zone
         return 0.0
+    return min(max(0.0, seconds), LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""Start a vLLM server for one run, and stop it at the end. vLLM itself may live in another environment."""
+"""Start a vLLM server for one run and stop it at the end. vLLM may be installed in another environment."""
 
 from __future__ import annotations
 
@@ -16,119 +16,134 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import httpx
 
 from neuroexplain.errors import EngineError
 
-START_WITHIN = 1800.0  # seconds: large models load for a long time
-STOP_WITHIN = 20.0
-LOG_LINES = 40  # shown when it fails
-OFFERS = "--enable-scale-out"  # vLLM 0.32 gives distributions at chosen rows only with it
+START_WITHIN = 1800.0  # seconds: a large model takes long to load
+STOP_WITHIN = 20.0  # seconds from SIGTERM to SIGKILL
+TELL_EVERY = 30.0  # seconds between two lines that say that the server is still starting
+LOG_LINES = 40  # of the end of the log in an error message: enough for a traceback
+LOG_TAIL = 20_000  # bytes of the end of the log, to look for these lines in
+SCALE_OUT = "--enable-scale-out"  # vLLM 0.32 serves prompt_logprob_token_ids only with this option
 
 
 @dataclass(frozen=True)
-class Serving:
-    """A vLLM server of ours that answers."""
+class VllmServer:
+    """A vLLM server that we started and that answers."""
 
     url: str
-    fate: Callable[[], str | None]  # how it ended, with the end of its log; None while it runs
+    exit_report: Callable[
+        [], str | None
+    ]  # how its process ended, with the end of its log; None while it runs
 
 
 @contextmanager
 def serve_vllm(
     model: str, arguments: Sequence[str], command: str | None, tell: Callable[[str], None]
-) -> Iterator[Serving]:
-    """Serve `model` on a free port of this machine, once it is healthy.
+) -> Iterator[VllmServer]:
+    """Serve `model` on a free port of this machine. Yields the server when it is healthy.
 
-    `command` is what starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of the server's log, where it does not
-    come up. Whatever ends the run stops the server and its children.
+    `command` is what starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of the server's log,
+    where it does not come up. Whatever ends the run stops the server and its children.
     """
-    if ours := [one for one in arguments if one.partition("=")[0] in ("--host", "--port", "--uds")]:
+    chosen_by_us = [
+        option for option in arguments if option.partition("=")[0] in ("--host", "--port", "--uds")
+    ]
+    if chosen_by_us:
         raise EngineError(
-            f"--vllm-args holds {ours[0]}, and --vllm chooses that itself. Leave it out, or start vLLM yourself and name it: "
-            " --server URL"
+            f"--vllm-args holds {chosen_by_us[0]}, and --vllm chooses that itself. Leave it out, or "
+            "start vLLM yourself and name it:  --server URL"
         )
     port = _free_port()
-    typed = [*find_command(command, model), "--host", "127.0.0.1", "--port", str(port), *arguments]
-    with tempfile.TemporaryFile() as log, ExitStack() as started:
-        running = started.enter_context(_running([*typed, OFFERS], log, tell))
+    argv = [*find_command(command, model), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    with tempfile.TemporaryFile() as log, ExitStack() as processes:
+        process = processes.enter_context(_start([*argv, SCALE_OUT], log, tell))
         try:
-            _wait_until_healthy(running, port, log, tell)
+            _wait_until_healthy(process, port, log, tell)
         except EngineError as error:
-            if f"unrecognized arguments: {OFFERS}" not in str(error):
+            if f"unrecognized arguments: {SCALE_OUT}" not in str(error):
                 raise
-            running = started.enter_context(_running(typed, log, tell))  # an older vLLM
-            _wait_until_healthy(running, port, log, tell)
-        yield Serving(f"http://127.0.0.1:{port}/v1", lambda: _fate(running, log))
+            process = processes.enter_context(_start(argv, log, tell))  # an older vLLM
+            _wait_until_healthy(process, port, log, tell)
+        yield VllmServer(f"http://127.0.0.1:{port}/v1", lambda: _exit_report(process, log))
 
 
 @contextmanager
-def _running(
-    typed: Sequence[str], log: IO[bytes], tell: Callable[[str], None]
+def _start(
+    argv: Sequence[str], log: IO[bytes], tell: Callable[[str], None]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The server's process, stopped at the end."""
-    tell(f"Starting {shlex.join(typed)} ...")
-    made: list[subprocess.Popen[bytes]] = []
+    """Start the server's process; stop it at the end."""
+    tell(f"Starting {shlex.join(argv)} ...")
+    processes: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        made.append(subprocess.Popen(typed, stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        processes.append(process)
 
-    starter = ThreadPoolExecutor(1)  # which signals never reach: a Ctrl-C inside Popen would lose the process
+    # Signals reach the main thread alone. In that thread, a Ctrl-C inside Popen would lose the process.
+    starter = ThreadPoolExecutor(1)
     try:
         try:
             starter.submit(start).result()
         except OSError as error:
             raise EngineError(
-                f"Cannot start {typed[0]}: {error.strerror}. Set NEUROEXPLAIN_VLLM to what starts vLLM."
+                f"Cannot start {argv[0]}: {error.strerror}. Set NEUROEXPLAIN_VLLM to what starts vLLM."
             ) from error
-        yield made[0]
+        yield processes[0]
     finally:
         starter.shutdown()
-        for running in made:
-            _stop(running, tell)
+        for process in processes:
+            _stop(process, tell)
 
 
 def find_command(command: str | None, model: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """What starts vLLM on a model: the given command, else `vllm` on the PATH, else this Python's module."""
+    """The command line that serves a model: by the given command, else `vllm` on the PATH, else this Python.
+
+    Raises EngineError if there is none of them.
+    """
     if command is not None:
         words = split_words(command, "NEUROEXPLAIN_VLLM")
         if not words:
             raise EngineError("NEUROEXPLAIN_VLLM is empty. Set it to what starts vLLM, like  vllm serve")
         if words[-1] == "serve":
             return [*words, model]
-        return (
-            [*words, "serve", model] if words[-1].rsplit("/", 1)[-1] == "vllm" else [*words, "--model", model]
-        )
-    found = shutil.which("vllm", path=environment.get("PATH"))
-    if found is not None:
-        return [found, "serve", model]
+        if Path(words[-1]).name == "vllm":
+            return [*words, "serve", model]
+        return [*words, "--model", model]
+    executable = shutil.which("vllm", path=environment.get("PATH"))
+    if executable is not None:
+        return [executable, "serve", model]
     if importlib.util.find_spec("vllm") is not None:
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     raise EngineError(
-        "There is no vLLM to start: no NEUROEXPLAIN_VLLM, no vllm on the PATH, none in this Python.\n"
+        "There is no vLLM to start: NEUROEXPLAIN_VLLM is not set, and it is neither on the PATH nor here.\n"
         "Install it:  pip install 'neuroexplain[vllm]'\n"
-        "Or in an environment of its own, and name what starts it:  export NEUROEXPLAIN_VLLM='ENVIRONMENT/bin/vllm serve'"
+        "Or install it in an environment of its own and name its command:\n"
+        "  export NEUROEXPLAIN_VLLM='ENVIRONMENT/bin/vllm serve'"
     )
 
 
-def split_words(typed: str, name: str) -> list[str]:
-    """The words of a command line, as a shell would have them. Raises EngineError where a quote is not closed."""
+def split_words(line: str, name: str) -> list[str]:
+    """The words of a command line, split as by a shell. Raises EngineError if a quote is open."""
     try:
-        return shlex.split(typed)
+        return shlex.split(line)
     except ValueError as error:
-        raise EngineError(f"Cannot read {name}, {typed!r}: {error}. Write it as for a shell.") from error
+        raise EngineError(f"Cannot read {name}, {line!r}: {error}. Write it as for a shell.") from error
 
 
 def _wait_until_healthy(
-    running: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]
+    process: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]
 ) -> None:
-    began = told = time.monotonic()
+    began = told_at = time.monotonic()
     with httpx.Client(timeout=5.0) as client:
         while True:
-            if (ended := _fate(running, log)) is not None:
-                raise EngineError(ended)
+            report = _exit_report(process, log)
+            if report is not None:
+                raise EngineError(report)
             try:
                 if client.get(f"http://127.0.0.1:{port}/health").is_success:
                     return
@@ -139,41 +154,41 @@ def _wait_until_healthy(
                 raise EngineError(
                     f"vLLM was not ready after {START_WITHIN:.0f} seconds. The end of its log:\n{_tail(log)}"
                 )
-            if now - told > 30:
-                told = now
+            if now - told_at > TELL_EVERY:
+                told_at = now
                 tell(f"vLLM is starting ({now - began:.0f} s) ...")
             time.sleep(0.5)
 
 
-def _fate(running: subprocess.Popen[bytes], log: IO[bytes]) -> str | None:
-    if running.poll() is None:
+def _exit_report(process: subprocess.Popen[bytes], log: IO[bytes]) -> str | None:
+    if process.poll() is None:
         return None
-    return f"vLLM ended with status {running.returncode}. The end of its log:\n{_tail(log)}"
+    return f"vLLM ended with status {process.returncode}. The end of its log:\n{_tail(log)}"
 
 
 def _tail(log: IO[bytes]) -> str:
-    log.seek(max(0, log.seek(0, os.SEEK_END) - 20_000))
+    log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL))
     return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:])
 
 
-def _stop(running: subprocess.Popen[bytes], tell: Callable[[str], None]) -> None:
-    """End the server and all that it started: they are one process group. Interrupted meanwhile, it kills them at once."""
+def _stop(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> None:
+    """End the server's process group, which holds its children too. A second interrupt kills it at once."""
     try:
-        if running.poll() is None:
+        if process.poll() is None:
             tell("Stopping vLLM ...")
-        os.killpg(running.pid, signal.SIGTERM)
-        running.wait(STOP_WITHIN)
-        time.sleep(0.5)  # its children have the same signal; what is left of them is killed
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(STOP_WITHIN)
+        time.sleep(0.5)  # for its children, which got the signal too; those that are left are killed
     except (ProcessLookupError, subprocess.TimeoutExpired):
         pass
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        port: int = opened.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.evidence import PredictedRecord, Prediction, Score, Split, Status, Tokens
-from neuroexplain.scorers.base import OpenScorer, Predicted, Predictions, Scorer
+from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, Scorer
 from neuroexplain.scoring.correlation import CORRELATION, DEVIATION, R_SQUARED, ScoredRecord, score_records
-from neuroexplain.scoring.sides import HELD_OUT, Evidence, Place, Trial
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, RecordKey, Trial
 from neuroexplain.units import CROP_LENGTH
 
 Records = Sequence[Sequence[int]]  # token ids
@@ -24,7 +24,7 @@ class Simulator(Scorer):
     metrics = (R_SQUARED, DEVIATION)
     codec = "levels"
 
-    def score(self, evidence: Evidence, prediction: Prediction) -> list[Score]:
+    def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         joined = split_records(evidence, prediction)
         why: str | None = "not asked for" if self.asks_per_record else "no other explanation in this command"
         why = None if prediction.control_explanation_id is not None else prediction.reason or why
@@ -56,22 +56,22 @@ class OpenSimulator(OpenScorer):
 
 
 def split_records(
-    evidence: Evidence, prediction: Prediction, among: Collection[Place] | None = None
+    evidence: SideEvidence, prediction: Prediction, among: Collection[RecordKey] | None = None
 ) -> dict[Split, list[ScoredRecord]]:
     """What was predicted beside what is true, by split; of the records in `among` alone, where it is given."""
     joined: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
     for r in prediction.records:
         split = evidence.splits[r.kind, r.rank]
         if split in joined and (among is None or (r.kind, r.rank) in among):
-            true = evidence.truth(evidence.by_place[r.kind, r.rank])[r.first : r.first + CROP_LENGTH]
+            true = evidence.truth(evidence.by_key[r.kind, r.rank])[r.first : r.first + CROP_LENGTH]
             joined[split].append(ScoredRecord(r.kind, _float64(r.values), true, _control(r), r.detail))
     return joined
 
 
-def _is_unread(evidence: Evidence, prediction: Prediction) -> bool:
+def _is_unread(evidence: SideEvidence, prediction: Prediction) -> bool:
     """Whether the side has `report` records and none of them was simulated, though others were."""
     read = {evidence.splits[r.kind, r.rank] for r in prediction.records}
-    there = {evidence.splits[place] for place in evidence.by_place}
+    there = {evidence.splits[place] for place in evidence.by_key}
     return bool(read) and "report" in there - read
 
 
@@ -83,4 +83,4 @@ def _float64(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
-__all__ = ["OpenSimulator", "Predicted", "Predictions", "Records", "Simulator", "split_records"]
+__all__ = ["OpenSimulator", "PredictedTrial", "Predictions", "Records", "Simulator", "split_records"]

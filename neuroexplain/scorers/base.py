@@ -20,7 +20,7 @@ from neuroexplain.evidence import FINE, Headline, Prediction, Score, Status, Tok
 from neuroexplain.llm.engine import Usage
 from neuroexplain.registry import Registry
 from neuroexplain.runs import Run
-from neuroexplain.scoring.sides import Evidence, Trial
+from neuroexplain.scoring.side_evidence import SideEvidence, Trial
 
 if TYPE_CHECKING:
     from neuroexplain.llm.prompts import Prompt
@@ -29,7 +29,7 @@ Needs = Literal["distributions", "vocabulary", "nothing"]
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictedTrial:
     """What a scorer's model predicts of one trial."""
 
     values: NDArray[np.float32]  # levels [n]; NaN: no prediction, so not scored
@@ -42,7 +42,7 @@ class Predicted:
 class Predictions:
     """What a scorer's model predicts of all trials, in the order in which they were given."""
 
-    of: Sequence[Predicted]
+    trials: Sequence[PredictedTrial]
     prompt_tokens: int = 0  # what they cost
 
 
@@ -66,12 +66,12 @@ class Scorer(ABC):
     codec: ClassVar[str] = "floats"  # how predictions are kept: a name of store.packing.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records are more requests; else the first costs all
 
-    def trials(self, evidence: Evidence) -> list[Trial]:
+    def trials(self, evidence: SideEvidence) -> list[Trial]:
         """What the scorer looks at: unless told, a crop of each held-out record of the side."""
         return evidence.crops()
 
     @abstractmethod
-    def score(self, evidence: Evidence, prediction: Prediction) -> list[Score]:
+    def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         """The scores of a stored prediction that is ok, of all splits that it has records of."""
         ...
 
@@ -84,11 +84,11 @@ class Scorer(ABC):
         """The score that stands for a unit where this scorer is asked for."""
         return Headline(self.main_metric, run.headline.subsets)
 
-    def failed(self, evidence: Evidence, prediction: Prediction) -> list[Score]:
+    def failed(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         """The scores of a prediction that failed: the main metric's, undefined with its reason."""
         return self.undefined(evidence, prediction.status, prediction.reason)
 
-    def undefined(self, evidence: Evidence, status: Status, reason: str | None) -> list[Score]:
+    def undefined(self, evidence: SideEvidence, status: Status, reason: str | None) -> list[Score]:
         """The main metric's rows on `report`, undefined."""
         subsets = [f"{evidence.strongest}_and_random", evidence.strongest, "random"]
         return [Score("report", subset, self.main_metric, status, None, 0, 0, reason) for subset in subsets]
@@ -133,7 +133,7 @@ class NoEngine:
 
     def __init__(self, model: str) -> None:
         self.model = model
-        self.used = Usage()
+        self.usage = Usage()
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -142,7 +142,7 @@ class NoEngine:
 SCORERS: Registry[Scorer] = Registry("scorers", "SCORER", "scorer")
 
 
-def compute_scores(evidence: Evidence, prediction: Prediction) -> list[Score]:
+def compute_scores(evidence: SideEvidence, prediction: Prediction) -> list[Score]:
     """The scores of a prediction, stored or about to be: what `verify` computes again.
 
     Raises NeuroexplainError where its scorer is not installed.

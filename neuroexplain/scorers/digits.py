@@ -17,10 +17,10 @@ from neuroexplain.evidence import Status, Tokens, VocabularyEntry
 from neuroexplain.llm.engine import Engine, Message, chat_token_ids
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.runs import Run
-from neuroexplain.scorers._simulation import OpenSimulator, Predicted, Predictions, Records, Simulator
+from neuroexplain.scorers._simulation import OpenSimulator, PredictedTrial, Predictions, Records, Simulator
 from neuroexplain.scorers.base import Request
 from neuroexplain.scoring.levels import expected_level, raised_level
-from neuroexplain.scoring.sides import Trial
+from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import CROP_LENGTH
 
@@ -99,7 +99,7 @@ class DigitsSimulator(OpenSimulator):
         )
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        found: dict[int, Predicted] = {}
+        found: dict[int, PredictedTrial] = {}
         spent = 0
         for places in group_records(records):
             together = [records[place] for place in places]
@@ -113,7 +113,7 @@ class DigitsSimulator(OpenSimulator):
             ends = np.cumsum([len(record) for record in together])[:-1]
             mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
             for place, *one in zip(places, np.split(raised, ends), np.split(mass, ends), strict=True):
-                found[place] = Predicted(*one)
+                found[place] = PredictedTrial(*one)
         return Predictions([found[place] for place in range(len(records))], spent)
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:

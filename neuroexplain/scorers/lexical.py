@@ -12,7 +12,7 @@ from neuroexplain.evidence import Tokens, VocabularyEntry
 from neuroexplain.llm.engine import VocabularyEngine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
-from neuroexplain.scorers._simulation import OpenSimulator, Predicted, Predictions, Records, Simulator
+from neuroexplain.scorers._simulation import OpenSimulator, PredictedTrial, Predictions, Records, Simulator
 
 TINY = 1e-12  # a probability below which two words are alike: none
 
@@ -49,7 +49,7 @@ class LexicalSimulator(OpenSimulator):
                     values[place] = likelihood_ratio(
                         own[:, ids].sum(axis=1), self._others[:, ids].sum(axis=1)
                     )
-            found.append(Predicted(values))
+            found.append(PredictedTrial(values))
         return Predictions(found)
 
     def _probabilities(self, explanation: str) -> NDArray[np.float32]:

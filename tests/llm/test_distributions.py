@@ -1,4 +1,4 @@
-"""Answers of each way, in the shapes that vLLM 0.32 gives, against numbers that are known."""
+"""Answers to each log-probability method, in the shapes of vLLM 0.32, against known numbers."""
 
 import base64
 import io
@@ -7,9 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from neuroexplain.llm.distributions import NEUTRAL, AtNext, AtRows, Question, TopOfPrompt, sum_levels
+from neuroexplain.llm.distributions import (
+    NEUTRAL_SAMPLING,
+    LogprobTokenIds,
+    PromptLogprobTokenIds,
+    LogprobRequest,
+    PromptLogprobs,
+    sum_levels,
+)
 
-QUESTION = Question([5, 7, 8, 9], [0, 2], [[1, 2], [3]])  # two rows, two levels, one of two spellings
+REQUEST = LogprobRequest(
+    [5, 7, 8, 9], [0, 2], [[1, 2], [3]]
+)  # two rows; two levels, the first with two spellings
 LOGPROBS = np.log([[0.2, 0.3, 0.1], [0.05, 0.05, 0.4]])
 LEVELS = [[0.5, 0.1], [0.1, 0.4]]
 
@@ -45,71 +54,75 @@ def next_answer(logprobs, ids=(1, 2, 3)):
 
 
 def top_answer(*entries):
-    def shown(entry):
+    def as_json(entry):
         return entry and {str(i): {"logprob": x, "rank": 1, "decoded_token": "x"} for i, x in entry.items()}
 
-    return {"choices": [{"index": 0, "text": "x", "prompt_logprobs": [shown(entry) for entry in entries]}]}
+    return {"choices": [{"index": 0, "text": "x", "prompt_logprobs": [as_json(entry) for entry in entries]}]}
 
 
-def read(way, answer, question=QUESTION):
-    return way.read(way.decoder.decode(json.dumps(answer)), question)
+def read(method, answer):
+    return method.read(method.decoder.decode(json.dumps(answer)), REQUEST)
 
 
-def test_scored_rows_are_those_asked_for():
+def test_scored_rows_are_the_requested_ones():
     scores = np.full((3, 3), -np.inf)
     scores[[0, 2]] = LOGPROBS
-    np.testing.assert_allclose(read(AtRows(), rows_answer(scores)), LEVELS, rtol=1e-6)
-    asked = AtRows().asked(QUESTION)
-    assert asked["token_ids"] == [5, 7, 8, 9]
-    sampling = asked["sampling_params"]
+    np.testing.assert_allclose(read(PromptLogprobTokenIds(), rows_answer(scores)), LEVELS, rtol=1e-6)
+    body = PromptLogprobTokenIds().body(REQUEST)
+    assert body["token_ids"] == [5, 7, 8, 9]
+    sampling = body["sampling_params"]
     assert sampling["prompt_logprob_token_ids"] == [[1, 2, 3], [], [1, 2, 3]]  # prompt_len - 1 - start rows
     assert (sampling["prompt_logprob_start"], sampling["skip_reading_prefix_cache"]) == (0, False)
 
 
-def test_cut_prompts_are_asked_together_and_read_in_their_order():
-    np.testing.assert_allclose(read(AtNext(), next_answer(LOGPROBS)), LEVELS)
-    asked = AtNext().asked(QUESTION)
-    assert (asked["prompt"], asked["logprob_token_ids"]) == ([[5], [5, 7, 8]], [1, 2, 3])
-    assert AtNext().n_prompt_tokens(QUESTION) == 4
-    assert {name: asked[name] for name in NEUTRAL} == NEUTRAL
+def test_cut_prompts_are_sent_together_and_read_in_their_order():
+    np.testing.assert_allclose(read(LogprobTokenIds(), next_answer(LOGPROBS)), LEVELS)
+    body = LogprobTokenIds().body(REQUEST)
+    assert (body["prompt"], body["logprob_token_ids"]) == ([[5], [5, 7, 8]], [1, 2, 3])
+    assert LogprobTokenIds().n_prompt_tokens(REQUEST) == 4
+    assert {name: body[name] for name in NEUTRAL_SAMPLING} == NEUTRAL_SAMPLING
 
 
 def test_spellings_of_a_level_are_summed_and_the_cut_is_seen():
-    found = top_answer(
+    answer = top_answer(
         None,
         {7: -1.0, 1: np.log(0.2), 2: np.log(0.3), 3: np.log(0.1)},
         {8: -1.0, 4: -3.0},
         {9: -0.1, 4: -3.0},
     )
-    np.testing.assert_allclose(read(TopOfPrompt(2), found), [[0.5, 0.1], [0, 0]])
+    np.testing.assert_allclose(read(PromptLogprobs(2), answer), [[0.5, 0.1], [0, 0]])
 
 
 @pytest.mark.parametrize(
-    ("way", "answer", "said"),
+    ("method", "answer", "message"),
     [
-        (AtRows(), rows_answer(None), "no prompt_token_id_logprobs"),
-        (AtRows(), rows_answer(np.zeros((2, 3))), "shape"),
-        (AtRows(), rows_answer(np.zeros((3, 2))), "shape"),
-        (AtRows(), {"prompt_token_id_logprobs": "AAAA"}, "array|pickle|magic"),
-        (AtRows(), {"prompt_token_id_logprobs": npy(np.zeros((3, 3)))[:80]}, "array|header|EOF|magic"),
-        (AtRows(), {"prompt_token_id_logprobs": "?"}, "base64|alphabet"),
-        (AtRows(), rows_answer(np.full((3, 3), np.nan)), "no log-probability"),
-        (AtRows(), rows_answer(np.full((3, 3), -0.1)), "add up"),
-        (AtNext(), next_answer(LOGPROBS[:1]), "1 choices for 2"),
-        (AtNext(), next_answer(LOGPROBS, ids=(1, 2, 4)), "token_id:3"),
-        (AtNext(), {"choices": next_answer(LOGPROBS)["choices"][::-1]}, "another order"),
-        (AtNext(), next_answer([[-1, -1, 0.7], [-1, -1, -1]]), "no log-probability"),
-        (TopOfPrompt(1), top_answer(None, {7: -1.0}, {8: -1.0}), "3 entries for 4 tokens"),
-        (TopOfPrompt(1), top_answer(None, None, {8: -1.0}, {9: -1.0}), "entry 1"),
-        (TopOfPrompt(1), top_answer(None, {8: -1.0}, {7: -1.0}, {9: -1.0}), "shifted"),
-        (TopOfPrompt(1), top_answer({7: -1.0}, {8: -1.0}, {9: -1.0}, None), "shifted"),
-        (TopOfPrompt(2), top_answer(None, {7: -1.0}, {8: -1.0}, {9: -1.0}), "1 tokens for 2"),
-        (TopOfPrompt(1), top_answer(None, {7: -1.0, 1: 0.7}, {8: -1.0}, {9: -1.0}), "no log-probability"),
+        (PromptLogprobTokenIds(), rows_answer(None), "no prompt_token_id_logprobs"),
+        (PromptLogprobTokenIds(), rows_answer(np.zeros((2, 3))), "shape"),
+        (PromptLogprobTokenIds(), rows_answer(np.zeros((3, 2))), "shape"),
+        (PromptLogprobTokenIds(), {"prompt_token_id_logprobs": "AAAA"}, "array|pickle|magic"),
+        (
+            PromptLogprobTokenIds(),
+            {"prompt_token_id_logprobs": npy(np.zeros((3, 3)))[:80]},
+            "array|header|EOF|magic",
+        ),
+        (PromptLogprobTokenIds(), {"prompt_token_id_logprobs": "?"}, "base64|alphabet"),
+        (PromptLogprobTokenIds(), rows_answer(np.full((3, 3), np.nan)), "no log-probability"),
+        (PromptLogprobTokenIds(), rows_answer(np.full((3, 3), -0.1)), "add up"),
+        (LogprobTokenIds(), next_answer(LOGPROBS[:1]), "1 choices for 2"),
+        (LogprobTokenIds(), next_answer(LOGPROBS, ids=(1, 2, 4)), "token_id:3"),
+        (LogprobTokenIds(), {"choices": next_answer(LOGPROBS)["choices"][::-1]}, "another order"),
+        (LogprobTokenIds(), next_answer([[-1, -1, 0.7], [-1, -1, -1]]), "no log-probability"),
+        (PromptLogprobs(1), top_answer(None, {7: -1.0}, {8: -1.0}), "3 entries for 4 tokens"),
+        (PromptLogprobs(1), top_answer(None, None, {8: -1.0}, {9: -1.0}), "entry 1"),
+        (PromptLogprobs(1), top_answer(None, {8: -1.0}, {7: -1.0}, {9: -1.0}), "shifted"),
+        (PromptLogprobs(1), top_answer({7: -1.0}, {8: -1.0}, {9: -1.0}, None), "shifted"),
+        (PromptLogprobs(2), top_answer(None, {7: -1.0}, {8: -1.0}, {9: -1.0}), "1 tokens for 2"),
+        (PromptLogprobs(1), top_answer(None, {7: -1.0, 1: 0.7}, {8: -1.0}, {9: -1.0}), "no log-probability"),
     ],
 )
-def test_an_answer_that_does_not_fit_the_question_is_refused(way, answer, said):
-    with pytest.raises(ValueError, match=said):
-        read(way, answer)
+def test_an_answer_that_does_not_fit_the_request_is_refused(method, answer, message):
+    with pytest.raises(ValueError, match=message):
+        read(method, answer)
 
 
 def test_more_than_all_probability_is_refused():
@@ -139,7 +152,7 @@ def test_what_is_no_array_of_numbers_is_refused():
         b"",
     ):
         with pytest.raises(ValueError, match="prompt_token_id_logprobs"):
-            read(AtRows(), _encoded(data))
+            read(PromptLogprobTokenIds(), _encoded(data))
     none = np.full((3, 3), -np.inf)
     with pytest.raises(ValueError, match="shifted"):
-        read(AtRows(), rows_answer(none))
+        read(PromptLogprobTokenIds(), rows_answer(none))

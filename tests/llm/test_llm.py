@@ -19,7 +19,7 @@ from neuroexplain.scorers.digits import (
     group_records,
 )
 from neuroexplain.scorers.lexical import LexicalSimulator, likelihood_ratio
-from neuroexplain.scoring.sides import Trial
+from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.units import UnitId
 from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 
@@ -94,12 +94,12 @@ def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engin
     (levels, mass), (neutral, _) = (
         by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None)
     )
-    (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).of
+    (found,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).trials
     np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
     np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
     assert (found.values > 0).any()
     neutral_prompt = digits._turns("")[-1].content.removeprefix("The neuron looks for: ")
-    assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).of[0].values.any()
+    assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).trials[0].values.any()
 
 
 def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engine):
@@ -107,21 +107,21 @@ def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engin
     digits = DigitsSimulator(engine)
     vocabulary = entries([f" {word}" for word in WORDS])
     records = [[(3 * n + i * (n + 1)) % len(WORDS) for i in range(32)] for n in range(9)]
-    sent = engine.used.requests
+    sent = engine.usage.requests
     found = digits.simulate("rivers", records, vocabulary)
-    assert engine.used.requests == sent + 4
+    assert engine.usage.requests == sent + 4
     trials = [Trial("top", rank, "report", 0, tuple(record)) for rank, record in enumerate(records)]
     assert found.prompt_tokens == sum(
         request.n_tokens for request in digits.plan("rivers", trials, vocabulary)
     )
     order = [4, 8, 0, 2, 7, 1, 3, 6, 5]
     again = digits.simulate("rivers", [records[n] for n in order], vocabulary)
-    for n, one in zip(order, again.of, strict=True):
-        np.testing.assert_array_equal(one.values, found.of[n].values)
-        np.testing.assert_array_equal(one.detail, found.of[n].detail)
+    for n, one in zip(order, again.trials, strict=True):
+        np.testing.assert_array_equal(one.values, found.trials[n].values)
+        np.testing.assert_array_equal(one.detail, found.trials[n].detail)
     assert again.prompt_tokens < found.prompt_tokens
     digits.simulate("the sea", records, vocabulary)
-    assert engine.used.requests == sent + 8
+    assert engine.usage.requests == sent + 8
 
 
 @pytest.mark.parametrize("lengths", [[64] * 12, [32] * 16, [300, 5, 255, 1, 1], [1], []])
@@ -167,7 +167,7 @@ def test_where_no_level_was_given_nothing_is_predicted():
             found[2, 9] = 0.1 if "rivers" in self.tokenizer.decode(ids) else 0.0
             return found
 
-    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).of
+    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1, 2]], entries(["a", "b", "c"])).trials
     assert np.isnan(found.values[0])
     assert found.values[1:].tolist() == pytest.approx([0, raised(1 / 6, 0)])
     assert found.detail.tolist() == pytest.approx([0, 0.5, 0.6])
@@ -183,7 +183,7 @@ def test_a_neutral_level_that_is_missing_takes_the_prediction_with_it():
                 found[1] = 0.0
             return found
 
-    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).of
+    (found,) = DigitsSimulator(Cut()).simulate("rivers", [[0, 1]], entries(["a", "b"])).trials
     assert np.isnan(found.values).tolist() == [False, True]
     assert found.detail.tolist() == pytest.approx([0.5, 0.0])
 
@@ -193,13 +193,13 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
     digits = DigitsSimulator(engine)
     vocabulary = entries(["river", " ran", " past"])
     asked = [("rivers", [[0, 1]]), ("the sea", [[2, 1, 0]]), ("rivers", [[2]])]
-    first = [digits.simulate(text, ids, vocabulary).of[0].values for text, ids in asked]
-    n_fixed = len(engine._kept[0])
+    first = [digits.simulate(text, ids, vocabulary).trials[0].values for text, ids in asked]
+    n_fixed = len(engine._shared[0])
     assert n_fixed > 100
-    cached = engine.used.cached_tokens
+    cached = engine.usage.cached_tokens
     for (text, ids), levels in reversed(list(zip(asked, first, strict=True))):
-        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).of[0].values, levels)
-    assert engine.used.cached_tokens == cached + 3 * n_fixed
+        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).trials[0].values, levels)
+    assert engine.usage.cached_tokens == cached + 3 * n_fixed
     token_ids, rows = digits.build_prompt(*asked[1], vocabulary)
     whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
     np.testing.assert_allclose(
@@ -273,7 +273,7 @@ def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summ
     (levels, mass), (neutral, _) = (
         by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None)
     )
-    (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).of
+    (found,) = digits.simulate("rivers", [[0, 1]], vocabulary).trials
     np.testing.assert_allclose(found.detail, mass, rtol=1e-4)
     np.testing.assert_allclose(found.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
 
@@ -306,7 +306,7 @@ def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_charac
     vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
     scorer = LexicalSimulator(engine, "another tokenizer")
     found = [
-        scorer.simulate(text, [range(len(texts))], vocabulary).of[0].values
+        scorer.simulate(text, [range(len(texts))], vocabulary).trials[0].values
         for text in ("the old mill", "rivers", "a moon")
     ]
     assert not any(levels[:4].any() for levels in found)
@@ -333,7 +333,7 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
         ratios.append(np.log(probability(phrasing) / np.mean(elsewhere)))
     assert len(ratios) == 3
     wanted = max(0.0, np.mean(ratios)) ** 2
-    found = scorer.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).of[0].values
+    found = scorer.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).trials[0].values
     assert found[0] == pytest.approx(wanted, rel=1e-4)
 
 
@@ -354,11 +354,12 @@ def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
     scorer = LexicalSimulator(engine, "another tokenizer")
     texts = [" mill", "Mill", "geese", "money", "\n"]
     one = {
-        text: scorer.simulate("rivers", [[i]], entries(texts)).of[0].values[0] for i, text in enumerate(texts)
+        text: scorer.simulate("rivers", [[i]], entries(texts)).trials[0].values[0]
+        for i, text in enumerate(texts)
     }
     order = [3, 0, 4, 2, 1, 0]
     moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
-    found = scorer.simulate("rivers", [[90 + i for i in order]], moved).of[0].values
+    found = scorer.simulate("rivers", [[90 + i for i in order]], moved).trials[0].values
     assert found.tolist() == [one[texts[i]] for i in order]
 
 

@@ -89,7 +89,7 @@ def test_a_busy_or_restarting_server_costs_time_and_nothing_else(scripted):
     assert scripted.asked[0] == scripted.asked[4]
     assert len(scripted.asked[3]["prompt"]) == 1  # whether the server works, after the 500
     assert all(isinstance(i, int) for i in scripted.asked[0]["prompt"])
-    assert engine.used.prompt_tokens == reply.prompt_tokens
+    assert engine.usage.prompt_tokens == reply.prompt_tokens
 
 
 def test_no_option_is_left_to_the_model_s_own_generation_config(scripted):
@@ -165,7 +165,7 @@ def test_an_answer_without_end_is_cut_and_not_asked_for_ever(scripted, monkeypat
     monkeypatch.setattr("neuroexplain.llm.transport.LARGEST_ANSWER", 10**6)
     scripted.replies = [completion("geese")] * 2 * TRIES  # to each and to the smallest after it
     engine = connect(scripted)
-    engine._transport._longest = 0.0
+    engine._transport._timeout = 0.0
     with pytest.raises(LlmReplyError, match="does not end: more than 0 seconds"):
         generate(engine)
 

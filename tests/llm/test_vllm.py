@@ -12,12 +12,12 @@ import pytest
 
 from neuroexplain.errors import EngineError, EngineLost
 from neuroexplain.llm.server import ServerEngine
-from neuroexplain.llm.vllm import OFFERS, find_command, serve_vllm
+from neuroexplain.llm.vllm import SCALE_OUT, find_command, serve_vllm
 
 FAKE = f"""#!/usr/bin/env python3
 import http.server, sys
-if {{refuses}} and "{OFFERS}" in sys.argv:
-    sys.exit("vllm: error: unrecognized arguments: {OFFERS}")
+if {{refuses}} and "{SCALE_OUT}" in sys.argv:
+    sys.exit("vllm: error: unrecognized arguments: {SCALE_OUT}")
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -32,7 +32,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 # Tells the server's process number, then waits as a run does.
 RUN = """
 import sys, time
-from neuroexplain.cli.interrupt import Interrupted, stopping
+from neuroexplain.runtime.interrupt import Interrupted, stopping
 from neuroexplain.llm.vllm import serve_vllm
 stopping.install()
 try:
@@ -68,7 +68,7 @@ def test_distributions_at_chosen_rows_are_offered_where_vllm_knows_them(tmp_path
         typed = httpx.get(url).text
     assert typed.startswith("serve model --host 127.0.0.1 --port")
     assert "--dtype float32" in typed
-    assert (OFFERS in typed) is not refuses
+    assert (SCALE_OUT in typed) is not refuses
     assert len([line for line in told if line.startswith("Starting")]) == 1 + refuses
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
@@ -118,13 +118,14 @@ def test_whatever_ends_the_run_stops_the_server(tmp_path, how, stubborn):
 
 def test_a_server_that_died_is_not_waited_for(tmp_path):
     with serve_vllm("model", (), f"{make_fake(tmp_path, more=tells_pid(tmp_path))} serve", print) as serving:
-        engine = ServerEngine(serving.url, fate=serving.fate)
-        assert serving.fate() is None
+        engine = ServerEngine(serving.url, exit_report=serving.exit_report)
+        assert serving.exit_report() is None
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         with pytest.raises(
-            EngineLost, match=r"(?s)vLLM ended with status -9.*the last line of its log.*finished is kept"
+            EngineLost,
+            match=r"(?s)vLLM ended with status -9.*the last line of its log.*Finished results are kept",
         ):
             engine._transport.post("/v1/completions", {}, None)
         with pytest.raises(EngineError, match="vLLM ended with status -9"):
-            ServerEngine(serving.url, fate=serving.fate)
+            ServerEngine(serving.url, exit_report=serving.exit_report)
         engine.close()

@@ -7,8 +7,8 @@ import numpy as np
 
 from neuroexplain.evidence import Prediction, Score, Status, Tokens
 from neuroexplain.runs import Run
-from neuroexplain.scorers.base import NoEngine, OpenScorer, Predicted, Predictions, Request, Scorer
-from neuroexplain.scoring.sides import Evidence, Trial
+from neuroexplain.scorers.base import NoEngine, OpenScorer, PredictedTrial, Predictions, Request, Scorer
+from neuroexplain.scoring.side_evidence import SideEvidence, Trial
 
 
 class Share(Scorer):
@@ -21,7 +21,7 @@ class Share(Scorer):
     def open(self, engine: Any, run: Run) -> OpenScorer:
         return OpenShare()
 
-    def score(self, evidence: Evidence, prediction: Prediction) -> list[Score]:
+    def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         scores = []
         for split in ("select", "report"):
             records = [r for r in prediction.records if evidence.splits[r.kind, r.rank] == split]
@@ -66,7 +66,7 @@ class OpenShare(OpenScorer):
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
         named = set(explanation.casefold().replace(",", " ").split())
         values = ([tokens[i].text.strip().casefold() in named for i in trial.token_ids] for trial in trials)
-        return Predictions([Predicted(np.array(own, np.float32)) for own in values])
+        return Predictions([PredictedTrial(np.array(own, np.float32)) for own in values])
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         return [Request(len(trials))]

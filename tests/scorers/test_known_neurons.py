@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
-from neuroexplain.scorers.digits import DigitsSimulator, Predicted, Predictions
-from neuroexplain.scoring.sides import Trial
+from neuroexplain.scorers.digits import DigitsSimulator, PredictedTrial, Predictions
+from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.subject.load import embedded_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,7 +47,7 @@ class Listed:
         if isinstance(answer, LlmReplyError):
             raise answer
         return Predictions(
-            [Predicted(np.resize(np.array(answer, np.float32), len(record))) for record in records]
+            [PredictedTrial(np.resize(np.array(answer, np.float32), len(record))) for record in records]
         )
 
 

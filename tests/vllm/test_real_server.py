@@ -20,7 +20,13 @@ import pytest
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.explaining.explainers import parse_reply
-from neuroexplain.llm.distributions import NEUTRAL, AtNext, AtRows, TopOfPrompt
+from neuroexplain.llm.distributions import (
+    NEUTRAL_SAMPLING,
+    LogprobRequest,
+    LogprobTokenIds,
+    PromptLogprobs,
+    PromptLogprobTokenIds,
+)
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.server import ServerEngine
@@ -108,16 +114,16 @@ def test_exact_ways_give_the_local_engine_s_distributions_on_hostile_tokens(url,
     digits = DigitsSimulator(local)
     ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
-    assert server.find_way(ids, rows, digits.level_token_ids).name == "logprob_token_ids"
+    assert server.find_method(LogprobRequest(ids, rows, digits.level_token_ids)).name == "logprob_token_ids"
     assert server.version.endswith(", logprob_token_ids")
     found = server.level_distributions(ids, rows, digits.level_token_ids)
     np.testing.assert_allclose(found, true, atol=0.005)
-    assert server.used.prompt_tokens > sum(rows)
+    assert server.usage.prompt_tokens > sum(rows)
 
 
 def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     server = ServerEngine(url)
-    server._way = TopOfPrompt(20)
+    server._method = PromptLogprobs(20)
     digits = DigitsSimulator(local)
     ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
@@ -133,7 +139,7 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
 
 def test_scored_rows_are_refused_without_a_gpu(url):
     server = ServerEngine(url)
-    server._way = AtRows()
+    server._method = PromptLogprobTokenIds()
     with pytest.raises(Refused, match="V2 model runner"):
         server.level_distributions([1, 2, 3], [0], [[5]])
 
@@ -157,7 +163,7 @@ def test_sampling_options_do_not_reach_the_log_probabilities(url):
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         return [top[f"token_id:{i}"] for i in chosen]
 
-    neutral = ask(**NEUTRAL)
+    neutral = ask(**NEUTRAL_SAMPLING)
     np.testing.assert_allclose(ask(temperature=0.0), neutral, atol=1e-3)
     np.testing.assert_allclose(ask(temperature=2.0, top_k=1), neutral, atol=1e-3)
 
@@ -175,13 +181,13 @@ def test_what_does_not_fit_is_refused_by_the_server_too(url):
     assert failed.value.status == "context_too_long"
 
 
-@pytest.mark.parametrize("way", [AtNext(), TopOfPrompt(20)], ids=lambda way: way.name)
-def test_no_fault_becomes_a_value(url, way, monkeypatch):
+@pytest.mark.parametrize("method", [LogprobTokenIds(), PromptLogprobs(20)], ids=lambda method: method.name)
+def test_no_fault_becomes_a_value(url, method, monkeypatch):
     """Each fault once on a text and once on a distribution: after it the same answer, or a failed attempt with its reply."""
     monkeypatch.setattr("neuroexplain.llm.gate.FIRST_PAUSE", 0.01)
     proxy = start_proxy(url)
     server = ServerEngine(proxy.url)
-    server._way = way
+    server._method = method
     ids, rows = DigitsSimulator(server).build_prompt("buying", [[0, 1, 2]], VOCABULARY)
     levels = DigitsSimulator(server).level_token_ids
 

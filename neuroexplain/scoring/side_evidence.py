@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.evidence import Exemplar, Split, Status, Unit
+from neuroexplain.evidence import Exemplar, Split, Unit, is_side_dead
 from neuroexplain.runs import Run
 from neuroexplain.scoring.splits import assign_splits, crop_first
 from neuroexplain.units import CROP_LENGTH, STRONGEST, Kind, Side
 
 HELD_OUT: tuple[Split, ...] = ("select", "report")
-Place = tuple[Kind, int]  # kind and rank of a record
+RecordKey = tuple[Kind, int]  # kind and rank of a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Trial:
     token_ids: tuple[int, ...]  # [32]
 
     @property
-    def place(self) -> Place:
+    def key(self) -> RecordKey:
         return self.kind, self.rank
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SideEvidence:
     """One side of a unit."""
 
     unit: Unit
@@ -43,7 +43,7 @@ class Evidence:
     rectified: bool = False  # whether truth leaves out the other side: the run's
 
     @classmethod
-    def of(cls, run: Run, unit: Unit, side: Side) -> Evidence:
+    def of(cls, run: Run, unit: Unit, side: Side) -> SideEvidence:
         return cls(unit, side, run.seed, run.rectified)
 
     @property
@@ -57,12 +57,12 @@ class Evidence:
         return self.strongest, "random"
 
     @cached_property
-    def splits(self) -> Mapping[Place, Split | None]:
+    def splits(self) -> Mapping[RecordKey, Split | None]:
         """Of all the unit's records, by kind and rank."""
         return assign_splits(self.unit.exemplars)
 
     @cached_property
-    def by_place(self) -> Mapping[Place, Exemplar]:
+    def by_key(self) -> Mapping[RecordKey, Exemplar]:
         """This side's records."""
         return {(x.kind, x.rank): x for x in self.unit.exemplars if x.kind in self.kinds}
 
@@ -72,9 +72,9 @@ class Evidence:
         peak = next(
             (x.activation for x in self.unit.exemplars if x.kind == self.strongest and x.rank == 0), None
         )
-        return peak is None or (peak if self.side == "positive" else -peak) <= 0
+        return is_side_dead(self.side, peak)
 
-    def shown(self, n: int) -> list[Exemplar]:
+    def explain_records(self, n: int) -> list[Exemplar]:
         """The n strongest records that an explainer may be shown, strongest first: activations point up on either side."""
         records = [
             x
@@ -97,7 +97,7 @@ class Evidence:
     def crops(self) -> list[Trial]:
         """The crop of each held-out record, in the order of kinds and ranks: what simulators are scored on."""
         trials = []
-        for (kind, rank), x in self.by_place.items():
+        for (kind, rank), x in self.by_key.items():
             split = self.splits[kind, rank]
             if split is not None and split in HELD_OUT:
                 first = crop_first(self.seed, self.unit.id, kind, rank)
@@ -105,13 +105,3 @@ class Evidence:
                     Trial(kind, rank, split, first, tuple(x.token_ids[first : first + CROP_LENGTH].tolist()))
                 )
         return trials
-
-
-def is_side_dead(side: Side, peak: float | None) -> bool:
-    """Whether a side whose strongest record has this activation never fires."""
-    return peak is None or (peak if side == "positive" else -peak) <= 0
-
-
-def why_dead(side: Side) -> tuple[Status, str]:
-    """The status and the reason of an explanation of a side that never fires."""
-    return Status.DEAD, f"its strongest record is not {'above' if side == 'positive' else 'below'} 0"
