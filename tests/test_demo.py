@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.render import demo_text
+from neuroexplain.cli.unit_text import demo_text
 from neuroexplain.demo import run as demo
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations
@@ -14,20 +14,20 @@ pytestmark = pytest.mark.model
 
 def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "N_UNITS", 3)
-    monkeypatch.setattr(demo, "SAMPLED_PER_LAYER", 4)
+    monkeypatch.setattr(demo, "CANDIDATES_PER_LAYER", 4)
     db = str(tmp_path / "demo.db")
     for _ in demo.run_demo(db, None, 16):
         pass
     with open_store(db, read_only=True) as store:
         run = load_run(store)
-        found = demo.find_highlights(store, run)
+        highlights = demo.find_highlights(store, run)
         before = list_explanations(store, run.id)
     assert len({e.unit for e in before}) == 3
     assert {e.explainer for e in before} == set(demo.EXPLAINERS)
-    compared = dict(found.own_above_other)
-    assert compared["tokens"].n == 3
-    assert 0 <= compared["tokens"].n_won <= 3
-    assert all(row.explainer == "excerpts" for row, _ in found.best)
+    comparisons = dict(highlights.controls)
+    assert comparisons["tokens"].n == 3
+    assert 0 <= comparisons["tokens"].n_won <= 3
+    assert all(row.explainer == "excerpts" for row, _ in highlights.best)
 
     again = [event.stage for event in demo.run_demo(db, None, 16)]
     assert "collecting" not in again
@@ -36,7 +36,7 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
 
     console = Console(width=80)
     with console.capture() as caught:
-        console.print(demo_text(found, db, 80))
-    said = caught.get()
-    assert "of 3; mean score" in said
-    assert "serve --db" in said
+        console.print(demo_text(highlights, db, 80))
+    printed = caught.get()
+    assert "of 3; mean score" in printed
+    assert "serve --db" in printed

@@ -1,4 +1,4 @@
-"""Draw a pipeline's progress: bars with rate and time left on a terminal, plain lines elsewhere. All on standard error."""
+"""Draw progress on standard error: bars with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from neuroexplain.formatting import printable
 from neuroexplain.runtime.interrupt import stopping
 from neuroexplain.runtime.progress import Progress
 
-LINE_EVERY = 10.0  # seconds between plain lines
+LINE_EVERY = 10.0  # seconds between plain lines: a log of hours stays readable
+FIRST_RATE = 0.1  # seconds until a bar shows a rate: earlier ones jump
 
 
 def draw(events: Generator[Progress], *, gently: bool = False) -> int:
-    """Consume a pipeline and show how far it is. Returns how many failed, in all its stages together.
+    """Run a command's steps and show how far it is. Returns how many items failed, in all stages together.
 
-    `gently`: Ctrl-C takes effect between two of its steps, and the pipeline is closed there.
+    `gently`: Ctrl-C takes effect between two steps, and the generator is closed there.
     """
-    failed: dict[str, int] = {}
+    n_failed: dict[str, int] = {}  # by stage
 
-    def counted() -> Iterator[Progress]:
+    def watched() -> Iterator[Progress]:
         for event in events:
-            failed[event.stage] = event.failed
+            n_failed[event.stage] = event.failed
             yield event
             stopping.gently = gently  # from the first step on
-            stopping.check()  # what a handler raises can be lost
+            stopping.check()  # an exception that a signal handler raises can be lost
 
     try:
-        (_draw_bars if sys.stderr.isatty() else _draw_lines)(counted())
+        (_draw_bars if sys.stderr.isatty() else _draw_lines)(watched())
     finally:
         stopping.gently = False
         events.close()
-    return sum(failed.values())
+    return sum(n_failed.values())
 
 
 def say(text: str) -> None:
-    """One plain line on standard error, harmless whatever it quotes."""
+    """Print plain lines on standard error, harmless whatever they quote."""
     print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
 
 
 def _draw_lines(events: Iterable[Progress]) -> None:
-    last: Progress | None = None
-    began = shown = time.monotonic()
-    before = 0  # what an earlier command had done, which says nothing about the rate
+    previous: Progress | None = None
+    began = printed_at = time.monotonic()
+    n_before = 0  # done by an earlier command, which says nothing about the rate
     for event in events:
         now = time.monotonic()
         if event.note is not None:
             say(event.note)
-        if last is None or event.stage != last.stage:
-            began = shown = now
-            before = event.done
-        finished = event.total is not None and event.done >= event.total > 0
-        was_finished = last is not None and last.stage == event.stage and last.done == event.done
-        if (finished and not was_finished) or now - shown >= LINE_EVERY:
-            shown = now
-            say(_line(event, event.done - before, now - began))
-        last = event
+        if previous is None or event.stage != previous.stage:
+            began = printed_at = now
+            n_before = event.done
+        is_finished = event.total is not None and event.done >= event.total > 0
+        is_repeated = previous is not None and (previous.stage, previous.done) == (event.stage, event.done)
+        if (is_finished and not is_repeated) or now - printed_at >= LINE_EVERY:
+            printed_at = now
+            say(_line(event, event.done - n_before, now - began))
+        previous = event
 
 
-def _line(event: Progress, done: int, seconds: float) -> str:
-    of = f" of {event.total:,}" if event.total is not None else ""
-    text = f"{event.stage}: {event.done:,}{of} {event.unit}".rstrip()
-    if done and seconds > 0:
-        text += f", {_rate(event, done, seconds)}"
+def _line(event: Progress, n_new: int, seconds: float) -> str:
+    """A stage's progress as one line. n_new: done in these seconds."""
+    of_total = f" of {event.total:,}" if event.total is not None else ""
+    text = f"{event.stage}: {event.done:,}{of_total} {event.unit}".rstrip()
+    if n_new and seconds > 0:
+        text += f", {_rate(event, n_new, seconds)}"
         if event.total is not None and event.done < event.total:
-            text += f", {clock(seconds * (event.total - event.done) / done)} left"
+            text += f", {clock(seconds * (event.total - event.done) / n_new)} left"
     return text + (f", {event.failed:,} failed" if event.failed else "")
 
 
-def _rate(event: Progress, done: int, seconds: float) -> str:
+def _rate(event: Progress, n_new: int, seconds: float) -> str:
     tokens = f", {event.tokens / seconds:,.0f} prompt tokens/s" if event.tokens else ""
-    return f"{done / seconds:,.1f}/s{tokens}"
+    return f"{n_new / seconds:,.1f}/s{tokens}"
 
 
 def clock(seconds: float) -> str:
@@ -103,22 +105,19 @@ def _draw_bars(events: Iterable[Progress]) -> None:
         console=Console(stderr=True),
     )
     with bars:
-        tasks = {}
-        began = {}
-        before = {}  # what an earlier command had done, which says nothing about the rate
+        tasks, began, n_before = {}, {}, {}  # by stage; n_before as in _draw_lines
         for event in events:
+            stage = event.stage
             if event.note is not None:
                 bars.console.print(printable(event.note), markup=False, highlight=False)
-            if event.stage not in tasks:
-                began[event.stage], before[event.stage] = time.monotonic(), event.done
-                tasks[event.stage] = bars.add_task(
-                    event.stage, total=event.total, unit=event.unit, rate="", failed=""
-                )
-            seconds, done = time.monotonic() - began[event.stage], event.done - before[event.stage]
+            if stage not in tasks:
+                began[stage], n_before[stage] = time.monotonic(), event.done
+                tasks[stage] = bars.add_task(stage, total=event.total, unit=event.unit, rate="", failed="")
+            seconds, n_new = time.monotonic() - began[stage], event.done - n_before[stage]
             bars.update(
-                tasks[event.stage],
+                tasks[stage],
                 completed=event.done,
                 total=event.total,
-                rate=_rate(event, done, seconds) if done and seconds > 0.1 else "",
+                rate=_rate(event, n_new, seconds) if n_new and seconds > FIRST_RATE else "",
                 failed=f", {event.failed:,} failed" if event.failed else "",
             )

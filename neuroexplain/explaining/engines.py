@@ -1,9 +1,10 @@
-"""Configurations -> the LLMs that answer: who explains, who scores."""
+"""Configurations -> the LLMs that answer: the explainer's engine, and the scorers with theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from neuroexplain.config import EngineConfig, ScoreConfig
 from neuroexplain.errors import NeuroexplainError
@@ -13,55 +14,37 @@ from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import SCORERS, OpenScorer, Scorer
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], None]  # shows a person a line
 
 
 @contextmanager
 def open_engines(
     run: Run, config: EngineConfig, score: ScoreConfig | None, *, explains: bool, tell: Tell
 ) -> Iterator[tuple[Engine | None, list[OpenScorer]]]:
-    """The explainer's engine, where one is needed, and the scorers, where scores are wanted. Closed at the end.
+    """The explainer's engine (None unless `explains`) and the scorers, first the first one. All are closed at
+    the end.
 
-    Scorers run on an engine of their own where one is named. Else those that need distributions run on the explainer's; those
-    that need a whole vocabulary on the explainer's where that is local, else on the embedded model. Raises NeuroexplainError
-    where one cannot be had.
+    Scorers use the engine that `score` names. If it names none, scorers that need distributions use the
+    explainer's engine; scorers that need a whole vocabulary use the explainer's engine if it is local, else
+    the embedded model. Raises NeuroexplainError if an engine cannot be had.
     """
+    scorers = [SCORERS.load(name, "--scorer") for name in (() if score is None else score.scorers)]
+    named = None if score is None else score.engine
+    needs_distributions = any(scorer.needs == "distributions" for scorer in scorers)
     with ExitStack() as stack:
-        scorers = [SCORERS.load(name, "--scorer") for name in (() if score is None else score.scorers)]
-        own = None if score is None else score.engine
-        asks = any(scorer.needs == "distributions" for scorer in scorers)
-        engine = open_engine(config, stack, tell) if explains or (asks and own is None) else None
-        named = (
-            engine if own is None else open_engine(own, stack, tell) if asks else None
-        )  # for distributions
-        yield (
-            engine if explains else None,
-            [_open(scorer, run, config, own, engine, named, tell) for scorer in scorers],
-        )
-
-
-def _open(
-    scorer: Scorer,
-    run: Run,
-    config: EngineConfig,
-    own: EngineConfig | None,
-    engine: Engine | None,
-    named: Engine | None,
-    tell: Tell,
-) -> OpenScorer:
-    if scorer.needs == "nothing":
-        return scorer.open(None, run)
-    if scorer.needs == "vocabulary":
-        return scorer.open(_open_vocabulary(scorer, config, own, named or engine, tell), run)
-    assert named is not None
-    opened = scorer.open(named, run)
-    if isinstance(named, ServerEngine) and (example := opened.example()) is not None:
-        tell(f"Reading distributions by {named.find_way(*example).name}.")
-    return opened
+        explaining = scoring = None
+        if explains or (needs_distributions and named is None):
+            explaining = open_engine(config, stack, tell)
+        if named is None:
+            scoring = explaining
+        elif needs_distributions:
+            scoring = open_engine(named, stack, tell)
+        engines = ScorerEngines(config, named, explaining, scoring, tell)
+        yield explaining if explains else None, [engines.open_scorer(scorer, run) for scorer in scorers]
 
 
 def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
-    """The engine that is named, else the default server; closed with the stack."""
+    """The engine that the configuration names, else the default server; closed with the stack."""
     engine: Engine
     if config.local is not None:
         from neuroexplain.llm.local import LocalEngine
@@ -87,20 +70,45 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
     return engine
 
 
-def _open_vocabulary(
-    scorer: Scorer, config: EngineConfig, own: EngineConfig | None, opened: Engine | None, tell: Tell
-) -> Engine:
-    """A local engine: one that is open already, else the one that is named, else the embedded model."""
-    from neuroexplain.llm.local import LocalEngine
-    from neuroexplain.subject.load import embedded_model
+@dataclass(frozen=True)
+class ScorerEngines:
+    """The engines that are open, from which each scorer gets the one that it needs."""
 
-    if own is not None and own.local is None:
-        raise NeuroexplainError(
-            f"The scorer {scorer.name} needs the distribution over a whole vocabulary, which a server does not give. "
-            "Name a model for this process:  --simulator-local MODEL, or leave it out for the embedded one"
-        )
-    name = (own.local if own is not None else config.local) or embedded_model()
-    if isinstance(opened, LocalEngine) and (own is None or opened.model == name):
+    config: EngineConfig  # the explainer's
+    named: EngineConfig | None  # the scorers' own, if one is named
+    explaining: Engine | None
+    scoring: Engine | None  # for distributions
+    tell: Tell
+
+    def open_scorer(self, scorer: Scorer, run: Run) -> OpenScorer:
+        """The scorer with an engine that gives what it needs."""
+        if scorer.needs == "nothing":
+            return scorer.open(None, run)
+        if scorer.needs == "vocabulary":
+            return scorer.open(self._vocabulary_engine(scorer), run)
+        assert self.scoring is not None
+        opened = scorer.open(self.scoring, run)
+        example = opened.example()
+        if isinstance(self.scoring, ServerEngine) and example is not None:
+            method = self.scoring.find_method(example)
+            self.tell(f"Reading distributions by {method.name}.")
         return opened
-    tell(f"Loading {name} ...")
-    return LocalEngine(name)
+
+    def _vocabulary_engine(self, scorer: Scorer) -> Engine:
+        """A local engine: an open one of the right model, else the named model, else the embedded one."""
+        from neuroexplain.llm.local import LocalEngine
+        from neuroexplain.subject.load import embedded_model
+
+        if self.named is not None and self.named.local is None:
+            raise NeuroexplainError(
+                f"The scorer {scorer.name} needs the distribution over a whole vocabulary, which a "
+                "server does not give. Name a model for this process:  --simulator-local MODEL, or "
+                "leave it out for the embedded one"
+            )
+        config = self.config if self.named is None else self.named
+        model = config.local or embedded_model()
+        opened = self.scoring or self.explaining
+        if isinstance(opened, LocalEngine) and (self.named is None or opened.model == model):
+            return opened
+        self.tell(f"Loading {model} ...")
+        return LocalEngine(model)

@@ -1,4 +1,6 @@
-"""What a run of explain will cost: the run itself on a sample of units, with an engine and a scorer that only count."""
+"""What an explain command would cost: its own steps on a sample of sides, with an engine and a scorer that
+only count.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,19 @@ import numpy as np
 
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.evidence import Explained, Status, Tokens
-from neuroexplain.explaining.choose import Asking, explain_unit
-from neuroexplain.explaining.run import find_answers, headline_of, is_finished, plan_unit
-from neuroexplain.explaining.score import find_predictions
-from neuroexplain.explaining.trials import Trials
+from neuroexplain.evidence import ExplanationResult, Status, Tokens
+from neuroexplain.explaining.plan import Requests, plan_explanations
+from neuroexplain.explaining.run import headline_of
+from neuroexplain.explaining.side import explain_side
+from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.llm.engine import Engine, Message, Reply, chat_token_ids
 from neuroexplain.runs import Run
-from neuroexplain.scorers.base import OpenScorer, Predicted, Predictions
-from neuroexplain.scoring.sides import Trial
+from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions
+from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.store.engine import Store
 
-SAMPLED = 16  # units whose prompts are built
-STAND_IN = (
-    "words and phrases that have to do with travelling by sea"  # for an explanation that is not written yet
-)
+SAMPLE_SIZE = 16  # sides whose prompts are built: their mean is good enough, and takes a second
+STAND_IN = "words and phrases that have to do with travelling by sea"  # for a control that is not written yet
 
 
 @dataclass(frozen=True)
@@ -38,71 +38,73 @@ class Estimate:
     n_requests: int
     n_prompt_tokens: int
     seconds: float  # one request after the other
-    in_flight: int  # requests that may run at once: so much faster at best
+    in_flight: int  # requests that may run at the same time, which divides the seconds at best
 
 
 @dataclass
-class Count:
+class Tally:
     """What the sample would cost."""
 
-    requests: int = 0
-    tokens: float = 0.0
+    n_requests: int = 0
+    n_tokens: float = 0.0
     seconds: float = 0.0
-    made: set[Hashable] = field(default_factory=set)  # requests that are made once
+    sent_once: set[Hashable] = field(default_factory=set)  # keys of requests that are sent once a command
 
 
 class CountingEngine:
-    """Counts what an explainer asks; only the first request is really made, to time it. Replies are examples."""
+    """Counts an explainer's requests. Only the first one is sent, to time it; replies are examples."""
 
-    def __init__(self, engine: Engine, example: str, count: Count) -> None:
-        self._engine, self._example, self._count = engine, example, count
-        self._seconds: float | None = None
+    def __init__(self, engine: Engine, example_reply: str, tally: Tally) -> None:
+        self._engine, self._example_reply, self._tally = engine, example_reply, tally
+        self._seconds: float | None = None  # a request
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def generate(self, messages: Sequence[Message], **sampling: Any) -> Reply:
+        """An example of a reply, different each time: equal explanations would be scored once."""
         if self._seconds is None:
             began = time.perf_counter()
-            with suppress(LlmReplyError):  # it took its time all the same
+            with suppress(LlmReplyError):  # a refused request takes time all the same
                 self._engine.generate(messages, **sampling)
             self._seconds = time.perf_counter() - began
         n_tokens = len(chat_token_ids(self._engine.tokenizer, messages))
-        self._count.requests += 1
-        self._count.tokens += n_tokens
-        self._count.seconds += self._seconds
-        reply = self._example.replace(
-            "#", str(self._count.requests)
-        )  # one like the other would be asked about once
+        self._tally.n_requests += 1
+        self._tally.n_tokens += n_tokens
+        self._tally.seconds += self._seconds
+        reply = self._example_reply.replace("#", str(self._tally.n_requests))
         return Reply(reply, n_tokens, 0, self._seconds)
 
 
 class CountingScorer(OpenScorer):
-    """Counts what a scorer asks; only the first request is really made, to time it. It predicts 0 everywhere."""
+    """Counts a scorer's requests. Only the first trials are run, to time them; it predicts 0 everywhere."""
 
-    def __init__(self, scorer: OpenScorer, count: Count) -> None:
+    def __init__(self, scorer: OpenScorer, tally: Tally) -> None:
         self.scorer, self.engine, self.prompt = scorer.scorer, scorer.engine, scorer.prompt
-        self._scorer, self._count = scorer, count
-        self._each: tuple[float, float] | None = (
-            None  # seconds a request, and tokens sent for each of its prompts
-        )
+        self._scorer, self._tally = scorer, tally
+        self._cost: tuple[float, float] | None = None  # see _measure
 
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
+        """Zeros for each trial; the requests are counted that the scorer would send."""
+        tally = self._tally
+        if self._cost is None:
+            self._cost = self._measure(explanation, trials, tokens)
+        seconds, sent_per_token = self._cost
         requests = self._scorer.plan(explanation, trials, tokens)
-        if self._each is None:
-            self._each = self._try(explanation, trials, tokens)
-        seconds, as_sent = self._each
-        new = [one for one in requests if one.key is None or one.key not in self._count.made]
-        self._count.made |= {one.key for one in new if one.key is not None}
-        self._count.requests += len(new)
-        self._count.tokens += as_sent * sum(one.n_tokens for one in new)
-        self._count.seconds += seconds * (len(new) or 1)
-        return Predictions([Predicted(np.zeros(len(trial.token_ids), np.float32)) for trial in trials])
+        new = [request for request in requests if request.key is None or request.key not in tally.sent_once]
+        tally.sent_once |= {request.key for request in new if request.key is not None}
+        tally.n_requests += len(new)
+        tally.n_tokens += sent_per_token * sum(request.n_tokens for request in new)
+        tally.seconds += seconds * (len(new) or 1)
+        return Predictions([PredictedTrial(np.zeros(len(trial.token_ids), np.float32)) for trial in trials])
 
-    def _try(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> tuple[float, float]:
-        """(seconds, tokens sent) for one of the planned requests: a server that takes cut prompts is sent each many times."""
-        planned = [one.n_tokens for one in self._scorer.plan(explanation, trials, tokens)]
-        began, before = time.perf_counter(), self.engine.used.prompt_tokens
+    def _measure(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> tuple[float, float]:
+        """(seconds a request, tokens sent for each token of its prompt).
+
+        A server that takes only cut prompts is sent a prompt's beginning many times.
+        """
+        planned = [request.n_tokens for request in self._scorer.plan(explanation, trials, tokens)]
+        began, sent_before = time.perf_counter(), self.engine.usage.prompt_tokens
         try:
             self._scorer.run(explanation, trials, tokens)
         except LlmReplyError as error:
@@ -110,8 +112,9 @@ class CountingScorer(OpenScorer):
                 f"A prompt to score with, {max(planned, default=0):,} tokens long, got no usable answer "
                 f"({error.status}): {error.reason}"
             ) from error
-        sent = self.engine.used.prompt_tokens - before
-        return (time.perf_counter() - began) / max(1, len(planned)), sent / sum(planned) if planned else 1.0
+        n_sent = self.engine.usage.prompt_tokens - sent_before
+        seconds = time.perf_counter() - began
+        return seconds / max(1, len(planned)), n_sent / sum(planned) if planned else 1.0
 
 
 def estimate_explain(
@@ -123,41 +126,41 @@ def estimate_explain(
     *,
     with_control: bool = False,
 ) -> Estimate:
-    """Do what the run would do for some units, spread over the selection, and count.
+    """Do what the command would do for a sample of sides, spread over the selection, and count.
 
     Prompt tokens are counted as they are sent. Not counted: controls that finished units still lack.
     """
-    asking = Asking.of(config, engine)
-    answers = find_answers(store, run, asking, config)
-    stored = [e for of_side in answers.values() for e in of_side.values()]
-    predictions = find_predictions(store, stored, scorer, retry_failed=config.retry_failed)
-    pending = [target for target, own in answers.items() if not is_finished(asking, own, predictions, scorer)]
-    n_finished = len(answers) - len(pending)
-    if not pending:
-        return Estimate(0, n_finished, 0, 0, 0.0, 1)
-    sample = pending[:: -(-len(pending) // SAMPLED)]
-    count = Count()
-    counting = None if scorer is None else CountingScorer(scorer, count)
+    requests = Requests.of(config, engine)
+    plan = plan_explanations(store, run, config, requests, scorer)
+    if not plan.pending:
+        return Estimate(0, plan.n_finished, 0, 0, 0.0, 1)
+    sample = plan.pending[:: -(-len(plan.pending) // SAMPLE_SIZE)]
+    tally = Tally()
+    counting = None if scorer is None else CountingScorer(scorer, tally)
     if engine is not None:
-        asking = replace(asking, engine=CountingEngine(engine, asking.explainer.example_reply, count))
+        example_reply = requests.explainer.example_reply
+        requests = replace(requests, engine=CountingEngine(engine, example_reply, tally))
     for target in sample:
-        task = plan_unit(store, run, target, answers[target], predictions)
-        explained = explain_unit(
-            task, asking=asking, scorer=counting, headline=headline_of(run, scorer), at_once=1
-        )
+        task = plan.task(store, run, target)
+        results = explain_side(task, requests=requests, scorer=counting, headline=headline_of(run, scorer))
         if counting is not None and (with_control or not counting.asks_per_record):
-            for one in explained:
-                _count_control(one, Trials(counting, task.evidence, task.tokens))
-    scale = len(pending) / len(sample)
-    in_flight = max(engine.in_flight if engine else 1, scorer.engine.in_flight if scorer else 1)
-    n_requests, n_tokens = round(count.requests * scale), round(count.tokens * scale)
-    return Estimate(len(pending), n_finished, n_requests, n_tokens, count.seconds * scale, in_flight)
+            for result in results:
+                _count_control(result, SideTrials(counting, task.evidence, task.tokens))
+    scale = len(plan.pending) / len(sample)
+    engines = (engine, None if scorer is None else scorer.engine)
+    return Estimate(
+        n_units=len(plan.pending),
+        n_finished=plan.n_finished,
+        n_requests=round(tally.n_requests * scale),
+        n_prompt_tokens=round(tally.n_tokens * scale),
+        seconds=tally.seconds * scale,
+        in_flight=max((e.in_flight for e in engines if e is not None), default=1),
+    )
 
 
-def _count_control(explained: Explained, trials: Trials) -> None:
-    """A chosen explanation gets a control, which is another unit's of the same form."""
-    e, prediction = explained.explanation, explained.prediction
-    if e.chosen and e.status == Status.OK and prediction is not None:
-        parts = None if e.parts is None else tuple(f"{STAND_IN} {number}" for number in range(len(e.parts)))
-        other = replace(e, text=STAND_IN, parts=parts)
-        trials.compare(prediction, other)
+def _count_control(result: ExplanationResult, trials: SideTrials) -> None:
+    """Count the control of a chosen explanation: another unit's explanation of the same form."""
+    explanation, prediction = result.explanation, result.prediction
+    if explanation.chosen and explanation.status == Status.OK and prediction is not None:
+        parts = explanation.parts and tuple(f"{STAND_IN} {n}" for n in range(len(explanation.parts)))
+        trials.add_control(prediction, replace(explanation, text=STAND_IN, parts=parts))

@@ -1,4 +1,4 @@
-"""Exemplars -> messages, and a reply -> hypotheses (pure). EXPLAINERS lists all there are."""
+"""Records -> messages, and a reply -> hypotheses (pure). EXPLAINERS lists all explainers."""
 
 from __future__ import annotations
 
@@ -14,105 +14,62 @@ from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.units import PEAK_INDEX
 
-MARKED_FROM = 4  # the level from which `excerpts` marks a token
+EXCERPT = range(
+    PEAK_INDEX - 12, PEAK_INDEX + 7
+)  # tokens of a record in `excerpts`: more before the peak than after
+MARKED_FROM = 4  # level from which `excerpts` marks a token: lower ones are noise on most neurons
 MOST_MEANINGS = 3
-LONGEST_REPLY = 400  # characters: more is rambling, not a hypothesis
-_REFUSAL = re.compile(
+LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis
+REFUSAL = re.compile(
     r"(?:sorry, |unfortunately, )?i"
-    r"(?: (?:cannot|can't|can not|won't|will not|apologi[sz]e)|(?:'m| am) (?:so )?(?:sorry|unable|not able))\b"
+    r"(?: (?:cannot|can't|can not|won't|will not|apologi[sz]e)"
+    r"|(?:'m| am) (?:so )?(?:sorry|unable|not able))\b"
     r"|sorry, but\b|my apologies\b|as an ai\b"
 )
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What an LLM's answer says of a neuron, or one of the several things that it says."""
+    """What an LLM says that a unit responds to."""
 
     text: str
     covers: tuple[int, ...] | None = (
-        None  # ranks of the shown records; None where the explainer does not ask for them
+        None  # ranks of the records that it covers; None if the explainer asks for none
     )
 
 
-def parse_single(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
-    """The one hypothesis of an answer. Raises LlmReplyError (`parse_error`) where there is none."""
-    return [Hypothesis(parse_reply(text))]
-
-
-def parse_meanings(text: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
-    """Up to three hypotheses, a line each: `words | 1, 4, 5`, the numbers those of the excerpts that it covers.
-
-    Raises LlmReplyError (`parse_error`) where no line is of that form, or one names an excerpt that was not shown.
+def parse_single(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
+    """The one hypothesis of a reply: its first line, tidied. Raises LlmReplyError (`parse_error`) without
+    one.
     """
-    answer = _without_reasoning(text)
-    found = []
-    for line in answer.splitlines():
-        words, bar, said = line.partition("|")
-        numbers = sorted(
-            {int(one) if re.fullmatch(r"\s*\d{1,4}\s*", one, re.ASCII) else -1 for one in said.split(",")}
-        )
+    answer = _without_reasoning(reply)
+    return [Hypothesis(_tidy(answer.splitlines()[0] if answer else "", reply))]
+
+
+def parse_meanings(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
+    """Up to three hypotheses, a line each: `words | 1, 4, 5`, with the numbers of the excerpts that it
+    covers.
+
+    Raises LlmReplyError (`parse_error`) if no line has that form, or if one names an excerpt that was not
+    shown.
+    """
+    hypotheses = []
+    for line in _without_reasoning(reply).splitlines():
+        words, bar, listed = line.partition("|")
+        numbers = listed.split(",")
         words = re.sub(r"^\s*(?:[-*]|\d+[.)])", "", words, flags=re.ASCII).strip()
-        if not bar or not words or numbers[0] < 0:
+        if not bar or not words or not all(re.fullmatch(r"\s*\d{1,4}\s*", n, re.ASCII) for n in numbers):
             continue
-        if not 1 <= numbers[0] <= numbers[-1] <= len(records):
-            raise LlmReplyError(Status.PARSE_ERROR, f"an excerpt outside 1 to {len(records)} is named", text)
-        found.append(Hypothesis(_tidied(words, text), tuple(records[n - 1].rank for n in numbers)))
-    if not found:
-        raise LlmReplyError(Status.PARSE_ERROR, "no line is of the form: words | numbers of excerpts", text)
-    return found[:MOST_MEANINGS]
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """A way to write a hypothesis from a neuron's `explain` records."""
-
-    name: str
-    n_records: int  # strongest top records that are shown
-    prompt: str | None  # its file in prompts/; None where no LLM is asked
-    render: Callable[
-        [Sequence[Exemplar], Tokens], str
-    ]  # records -> the prompt's blank, or without an LLM the text itself
-    max_tokens: int = 40
-    parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
-    can_revise: bool = False  # whether its answer can be given back to it with what it got wrong
-    example_reply: str = (
-        "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run; # differs
-    )
-
-    def load_prompt(self) -> Prompt | None:
-        return None if self.prompt is None else load_prompt(self.prompt)
-
-    def messages(self, prompt: Prompt, records: Sequence[Exemplar], tokens: Tokens) -> list[Message]:
-        """The prompt's turns; its worked neurons stand before the last, each as a question and its answer."""
-        *before, asked = prompt.fill({"records": self.render(records, tokens)})
-        worked = [
-            turn
-            for neuron in prompt.examples
-            for turn in (
-                Message("user", _numbered(map(level_lines, neuron.records))),
-                Message("assistant", neuron.explanation),
-            )
-        ]
-        return [*before, *worked, asked]
-
-    def revision_messages(
-        self,
-        prompt: Prompt,
-        revision: Prompt,
-        records: Sequence[Exemplar],
-        tokens: Tokens,
-        before: str,
-        mistakes: str,
-    ) -> list[Message]:
-        """The turns of the first request, the answer that was given, and what was wrong with it."""
-        asked = self.messages(prompt, records, tokens)
-        return [*asked, Message("assistant", before), *revision.fill({"mistakes": mistakes})]
-
-
-def parse_reply(text: str) -> str:
-    """The hypothesis in an LLM's answer: its first line, tidied. Raises LlmReplyError (`parse_error`) where there is none."""
-    answer = _without_reasoning(text)
-    return _tidied(answer.splitlines()[0] if answer else "", text)
+        excerpts = sorted({int(number) for number in numbers})
+        if not 1 <= excerpts[0] <= excerpts[-1] <= len(records):
+            reason = f"an excerpt outside 1 to {len(records)} is named"
+            raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
+        ranks = tuple(records[number - 1].rank for number in excerpts)
+        hypotheses.append(Hypothesis(_tidy(words, reply), ranks))
+    if not hypotheses:
+        reason = "no line is of the form: words | numbers of excerpts"
+        raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
+    return hypotheses[:MOST_MEANINGS]
 
 
 def union_text(hypotheses: Sequence[str]) -> str:
@@ -120,86 +77,97 @@ def union_text(hypotheses: Sequence[str]) -> str:
     return "; or ".join(hypotheses)
 
 
-def _without_reasoning(text: str) -> str:
-    """What comes after the last thought."""
-    answer = re.split("</think>", text, flags=re.IGNORECASE)[-1]
+def _without_reasoning(reply: str) -> str:
+    """The part of a reply after the last thought."""
+    answer = re.split("</think>", reply, flags=re.IGNORECASE)[-1]
     if re.search("<think>", answer, flags=re.IGNORECASE):
-        raise LlmReplyError(Status.PARSE_ERROR, "the answer is reasoning that was cut off", text)
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is reasoning that was cut off", reply)
     return answer.strip()
 
 
-def _tidied(line: str, text: str) -> str:
-    tidy = line.strip().replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
-    if not any(c.isalnum() for c in tidy):
-        raise LlmReplyError(Status.PARSE_ERROR, "the answer is empty", text)
-    if _REFUSAL.match(tidy.lower().replace("\u2019", "'")):
-        raise LlmReplyError(Status.PARSE_ERROR, "the answer is a refusal", text)
-    if len(tidy) > LONGEST_REPLY:
-        raise LlmReplyError(
-            Status.PARSE_ERROR, f"the answer has {len(tidy)} characters, more than {LONGEST_REPLY}", text
-        )
-    return tidy
+def _tidy(line: str, reply: str) -> str:
+    """The line without decoration. Raises LlmReplyError if it is empty, a refusal or too long."""
+    text = line.strip().replace("**", "").strip(" \"'*`.").removeprefix("Explanation:").strip()
+    if not any(character.isalnum() for character in text):
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is empty", reply)
+    if REFUSAL.match(text.lower().replace("\u2019", "'")):
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer is a refusal", reply)
+    if len(text) > LONGEST_REPLY:
+        reason = f"the answer has {len(text)} characters, more than {LONGEST_REPLY}"
+        raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
+    return text
 
 
 def render_pairs(records: Sequence[Exemplar], tokens: Tokens) -> str:
-    """Every token of the records with its level, scaled by the strongest of all that are shown (Bills et al. 2023)."""
-    maximum = max(float(x.activations.max()) for x in records)
-    shown = (zip(_texts(x, tokens), to_levels(x.activations, maximum).tolist(), strict=True) for x in records)
-    return _numbered(map(level_lines, shown))
+    """Every token of the records with its level, scaled by the strongest of these records (Bills et al.
+    2023).
+    """
+    maximum = max(float(record.activations.max()) for record in records)
+    excerpts = []
+    for record in records:
+        levels = to_levels(record.activations, maximum).tolist()
+        excerpts.append(level_lines(zip(_token_texts(record, tokens), levels, strict=True)))
+    return _numbered(excerpts)
 
 
 def render_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """One line a record: the text around its peak, with the firing tokens between **."""
-    maximum = max(float(x.activations.max()) for x in records)
-    lines = []
-    for x in records:
-        levels = to_levels(x.activations, maximum)
-        line, marked = "", False
-        for at in range(PEAK_INDEX - 12, PEAK_INDEX + 7):
-            text = displayed(tokens[int(x.token_ids[at])].text).replace("**", "* *")
-            fires = bool(levels[at] >= MARKED_FROM or at == PEAK_INDEX)
-            if fires and not marked:
-                space = text[: len(text) - len(text.lstrip())]
-                text = f"{space}**{text.lstrip()}"
-            elif marked and not fires:
-                text = f"**{text}"
-            line, marked = line + text, fires
-        lines.append((line + ("**" if marked else "")).strip())
-    return "\n".join(lines)
+    maximum = max(float(record.activations.max()) for record in records)
+    return "\n".join(_marked_text(record, maximum, tokens) for record in records)
 
 
 def render_numbered_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """As render_excerpts, each line with its number."""
-    return "\n".join(
-        f"{number}. {line}" for number, line in enumerate(render_excerpts(records, tokens).split("\n"), 1)
-    )
+    lines = render_excerpts(records, tokens).split("\n")
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
-def render_mistakes(
-    crops: Sequence[tuple[Exemplar, int, Sequence[int], Sequence[int]]], tokens: Tokens
-) -> str:
-    """Crops of records with true and predicted levels: one line a token, `text<tab>true<tab>predicted`.
+def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
+    """The record's excerpt on one line; stretches of firing tokens stand between **, spaces outside."""
+    levels = to_levels(record.activations, maximum)
+    line, is_marked = "", False
+    for place in EXCERPT:
+        text = displayed(tokens[int(record.token_ids[place])].text).replace("**", "* *")
+        fires = bool(levels[place] >= MARKED_FROM or place == PEAK_INDEX)
+        if fires and not is_marked:
+            space = text[: len(text) - len(text.lstrip())]
+            text = f"{space}**{text.lstrip()}"
+        elif is_marked and not fires:
+            text = f"**{text}"
+        line, is_marked = line + text, fires
+    return (line + ("**" if is_marked else "")).strip()
 
-    Each crop is (record, its first token there, true levels, predicted levels), the levels both 0..10.
-    """
 
-    def lines(record: Exemplar, first: int, true: Sequence[int], predicted: Sequence[int]) -> str:
-        shown = zip(_texts(record, tokens)[first : first + len(true)], true, predicted, strict=True)
-        return "\n".join(f"{displayed(text)}\t{fired}\t{said}" for text, fired, said in shown)
+@dataclass(frozen=True)
+class Mistake:
+    """A crop whose levels were predicted badly."""
 
-    return _numbered(lines(*crop) for crop in crops)
+    record: Exemplar
+    first: int  # the crop's first token in the record
+    true: Sequence[int]  # levels 0..10
+    predicted: Sequence[int]  # levels 0..10
+
+
+def render_mistakes(mistakes: Sequence[Mistake], tokens: Tokens) -> str:
+    """Crops with true and predicted levels: one line a token, `text<tab>true<tab>predicted`."""
+    excerpts = []
+    for mistake in mistakes:
+        texts = _token_texts(mistake.record, tokens)[mistake.first : mistake.first + len(mistake.true)]
+        rows = zip(texts, mistake.true, mistake.predicted, strict=True)
+        excerpts.append("\n".join(f"{displayed(text)}\t{true}\t{guess}" for text, true, guess in rows))
+    return _numbered(excerpts)
 
 
 def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """The tokens that the records peak on, most frequent first: the baseline that an LLM must beat."""
-    peaks = [displayed(tokens[int(x.token_ids[PEAK_INDEX])].text).strip() for x in records]
-    counted = Counter(peak for peak in peaks if peak)
-    if not counted:
+    peaks = [displayed(tokens[int(record.token_ids[PEAK_INDEX])].text).strip() for record in records]
+    counts = Counter(peak for peak in peaks if peak)
+    if not counts:
         raise LlmReplyError(Status.PARSE_ERROR, "the neuron peaks on white space only")
-    return ", ".join(token for token, _ in counted.most_common())
+    return ", ".join(token for token, _ in counts.most_common())
 
 
-def _texts(record: Exemplar, tokens: Tokens) -> list[str]:
+def _token_texts(record: Exemplar, tokens: Tokens) -> list[str]:
     return [tokens[int(token_id)].text for token_id in record.token_ids]
 
 
@@ -207,21 +175,76 @@ def _numbered(excerpts: Iterable[str]) -> str:
     return "\n\n".join(f"Excerpt {number}:\n{excerpt}" for number, excerpt in enumerate(excerpts, 1))
 
 
+@dataclass(frozen=True)
+class Explainer:
+    """A way to write a hypothesis from a unit's `explain` records."""
+
+    name: str
+    n_records: int  # strongest records to show
+    prompt: str | None  # file in prompts/; None if no LLM is asked
+    render: Callable[
+        [Sequence[Exemplar], Tokens], str
+    ]  # records -> the prompt's blank; without an LLM, the explanation
+    max_tokens: int = 40  # of a reply
+    parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
+    gives_several: bool = False  # whether one reply may hold several hypotheses
+    example_reply: str = (
+        "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run
+    )
+
+    @property
+    def can_revise(self) -> bool:
+        """Whether its reply can be given back to it with its mistakes: it must be one hypothesis of an
+        LLM.
+        """
+        return self.prompt is not None and not self.gives_several
+
+    def load_prompt(self) -> Prompt | None:
+        """Its prompt file; None if no LLM is asked."""
+        return None if self.prompt is None else load_prompt(self.prompt)
+
+    def messages(self, prompt: Prompt, records: Sequence[Exemplar], tokens: Tokens) -> list[Message]:
+        """The prompt's turns. Its worked examples stand before the last turn, each as a question and its
+        answer.
+        """
+        *instructions, question = prompt.fill({"records": self.render(records, tokens)})
+        examples = []
+        for neuron in prompt.examples:
+            examples.append(Message("user", _numbered(map(level_lines, neuron.records))))
+            examples.append(Message("assistant", neuron.explanation))
+        return [*instructions, *examples, question]
+
+    def revision_messages(
+        self,
+        prompt: Prompt,
+        revision: Prompt,
+        records: Sequence[Exemplar],
+        tokens: Tokens,
+        explanation: str,
+        mistakes: str,
+    ) -> list[Message]:
+        """The first request's turns, the explanation that was the answer, and the mistakes that it led to."""
+        first_request = self.messages(prompt, records, tokens)
+        return [*first_request, Message("assistant", explanation), *revision.fill({"mistakes": mistakes})]
+
+
+EXAMPLE_MEANINGS = "\n".join(
+    f"words for {topic} by sea, the # of them | 1" for topic in ("travelling", "trading", "fishing")
+)
 EXPLAINERS: Mapping[str, Explainer] = {
-    one.name: one
-    for one in (
-        Explainer("pairs", 5, "explain/pairs", render_pairs, can_revise=True),
-        Explainer("excerpts", 10, "explain/excerpts", render_excerpts, can_revise=True),
+    explainer.name: explainer
+    for explainer in (
+        Explainer("pairs", 5, "explain/pairs", render_pairs),
+        Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
         Explainer(
-            "meanings",
-            10,
-            "explain/meanings",
-            render_numbered_excerpts,
-            120,
-            parse_meanings,
-            example_reply="\n".join(
-                f"words for {what} by sea, the # of them | 1" for what in ("travelling", "trading", "fishing")
-            ),
+            name="meanings",
+            n_records=10,
+            prompt="explain/meanings",
+            render=render_numbered_excerpts,
+            max_tokens=120,
+            parse=parse_meanings,
+            gives_several=True,
+            example_reply=EXAMPLE_MEANINGS,
         ),
         Explainer("tokens", 10, None, list_peak_tokens),
     )

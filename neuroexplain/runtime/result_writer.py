@@ -1,4 +1,4 @@
-"""What one command finds out goes to the store in batches, with an account of what it cost."""
+"""Results of one command -> the store, in batches, with an account of what they cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from neuroexplain.evidence import Explained
+from neuroexplain.evidence import ExplanationResult
 from neuroexplain.formatting import session_text
 from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run, Session
@@ -16,73 +16,78 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.save_explained import save_explained, save_session
 from neuroexplain.store.statements import now
 
-FLUSH_EVERY = 1.0  # seconds
+FLUSH_EVERY = 1.0  # seconds: a transaction a unit would cost more than the units, and a crash loses a second
 
 
-class Saving:
-    """Complete results wait here for up to a second and are stored together. Whatever ends the command, they are stored."""
+class ResultWriter:
+    """Stores complete results together, at most a second after they came. Whatever ends the command, they are
+    stored.
+    """
 
     def __init__(
-        self, store: Store, run: Run, explainer: str | None, engine: Engine | None, scorer: OpenScorer | None
+        self,
+        store: Store,
+        run: Run,
+        explainer: str | None,
+        engine: Engine | None,
+        scorer: OpenScorer | None,
     ) -> None:
         self._store, self._run = store, run
-        self._explainer, self._model = explainer, engine.model if engine is not None else None
+        self._explainer, self._model = explainer, None if engine is None else engine.model
         self._scorer: str | None = None if scorer is None else scorer.name
         self._scorer_model: str | None = None if scorer is None else scorer.engine.model
-        self._engines = list(
-            {id(e): e for e in (engine, scorer.engine if scorer else None) if e is not None}.values()
-        )
-        self._before = [
-            (e.used.prompt_tokens, e.used.completion_tokens, e.used.cached_tokens or 0) for e in self._engines
-        ]
-        self._waiting: list[Explained] = []
+        engines = (engine, None if scorer is None else scorer.engine)
+        self._engines = list({id(e): e for e in engines if e is not None}.values())
+        self._usage_before = [e.usage.snapshot() for e in self._engines]
+        self._waiting: list[ExplanationResult] = []
         self._began = self._flushed = time.monotonic()
         self._started_at = now()
-        self._id: int | None = None
-        self._asked = 0  # prompt tokens of new explanations
+        self._session_id: int | None = None
+        self._explaining_tokens = 0  # prompt tokens of new explanations; the scorer sent the others
         self.n_units = self.n_failed = self.scored_tokens = 0
 
     @property
     def prompt_tokens(self) -> int:
-        """What the engines were sent since this began."""
-        return sum(
-            e.used.prompt_tokens - before[0] for e, before in zip(self._engines, self._before, strict=True)
-        )
+        """Prompt tokens that the engines were sent since this writer began."""
+        pairs = zip(self._engines, self._usage_before, strict=True)
+        return sum(e.usage.prompt_tokens - before.prompt_tokens for e, before in pairs)
 
-    def add(self, made: Sequence[Explained], *, counts: bool = True) -> None:
-        """One neuron's results, complete; without `counts` the neuron was counted before."""
-        self._waiting += made
+    def add(self, results: Sequence[ExplanationResult], *, counts: bool = True) -> None:
+        """Take one unit's complete results. Without `counts` the unit was counted before."""
+        self._waiting += results
         self.n_units += counts
-        for one in made:
-            if one.explanation.id is None:
-                self.n_failed += one.explanation.status.failed
-                self._asked += one.explanation.provenance.prompt_tokens
-            if one.prediction is not None:
-                self.n_failed += one.prediction.status.failed
-                before = 0 if one.replaces is None else len(one.replaces.records)
-                self.scored_tokens += sum(len(r.values) for r in one.prediction.records[before:])
+        for result in results:
+            explanation, prediction = result.explanation, result.prediction
+            if explanation.id is None:
+                self.n_failed += explanation.status.failed
+                self._explaining_tokens += explanation.provenance.prompt_tokens
+            if prediction is not None:
+                self.n_failed += prediction.status.failed
+                n_before = 0 if result.replaces is None else len(result.replaces.records)
+                self.scored_tokens += sum(len(r.values) for r in prediction.records[n_before:])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Store what waits."""
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            save_explained(self._store, self._run.id, waiting)
-            self._id = save_session(self._store, self._run.id, self._session(), self._id)
+        """Store the results that wait."""
+        results, self._waiting = self._waiting, []
+        if results:
+            save_explained(self._store, self._run.id, results)
+            self._session_id = save_session(self._store, self._run.id, self._session(), self._session_id)
         self._flushed = time.monotonic()
 
     def summary(self) -> str | None:
-        """What was done and what it cost, in a sentence; None where nothing was."""
+        """What was done and what it cost, in a sentence; None if nothing was done."""
         return session_text(self._session()) if self.n_units else None
 
     def _session(self) -> Session:
-        cached = [e.used.cached_tokens for e in self._engines]
-        known = [
-            now_cached - before[2]
-            for now_cached, before in zip(cached, self._before, strict=True)
-            if now_cached is not None
+        pairs = list(zip(self._engines, self._usage_before, strict=True))
+        cached = [
+            e.usage.cached_tokens - (before.cached_tokens or 0)
+            for e, before in pairs
+            if e.usage.cached_tokens is not None
         ]
+        prompt_tokens = self.prompt_tokens
         return Session(
             started_at=self._started_at,
             seconds=time.monotonic() - self._began,
@@ -92,13 +97,12 @@ class Saving:
             scorer_model=self._scorer_model,
             n_neurons=self.n_units,
             n_failed=self.n_failed,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=sum(known) if known else None,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=sum(cached) if cached else None,
             completion_tokens=sum(
-                e.used.completion_tokens - before[1]
-                for e, before in zip(self._engines, self._before, strict=True)
+                e.usage.completion_tokens - before.completion_tokens for e, before in pairs
             ),
-            scorer_prompt_tokens=0 if self._scorer is None else self.prompt_tokens - self._asked,
+            scorer_prompt_tokens=0 if self._scorer is None else prompt_tokens - self._explaining_tokens,
             scored_tokens=self.scored_tokens,
         )
 

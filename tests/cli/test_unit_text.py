@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.render import MARGIN, query_table, record_line, show_text
+from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
+from neuroexplain.cli.tables import query_table
 from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction, Provenance, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId

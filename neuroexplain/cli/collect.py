@@ -1,0 +1,206 @@
+"""`neuroexplain collect`."""
+
+from typing import Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.options import CORPUS, DEFAULT_DB, RECORDS, RUNNING, Db
+from neuroexplain.cli.progress import draw, say
+from neuroexplain.errors import NeuroexplainError
+
+UNITS = "Units"
+CHOICES = {
+    "--sign": ("positive", "negative", "both"),
+    "--sampling": ("random", "sequential"),
+    "--dtype": ("auto", "float32", "bfloat16", "float16"),
+    "--windows": ("device", "host"),
+}
+
+Model = Annotated[str, typer.Option(help="The subject: hub name, folder or .gguf file.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Dataset = Annotated[
+    list[str],
+    typer.Option(
+        help="Text: files, a glob, a folder or a hub data set; may be repeated.", rich_help_panel=CORPUS
+    ),
+]
+DatasetConfig = Annotated[
+    str | None, typer.Option(help="Configuration of a hub data set.", rich_help_panel=CORPUS)
+]
+DatasetSplit = Annotated[str, typer.Option(help="Split of a hub data set.", rich_help_panel=CORPUS)]
+TextColumn = Annotated[str, typer.Option(help="Column that holds the text.", rich_help_panel=CORPUS)]
+Segments = Annotated[
+    int | None,
+    typer.Option(help="Segments of 128 tokens to read; by default all.", rich_help_panel=CORPUS),
+]
+Sampling = Annotated[
+    str, typer.Option(help="Order of the segments: random or sequential.", rich_help_panel=CORPUS)
+]
+LayerNumbers = Annotated[
+    str | None, typer.Option(help="Layers, like 0-31 or 3,5; by default all.", rich_help_panel=UNITS)
+]
+SourceKind = Annotated[
+    str,
+    typer.Option(
+        help="The units: mlp (neurons), heads (dimensions of attention heads) or residual (dimensions of the "
+        "residual stream).",
+        rich_help_panel=UNITS,
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        help="What is read of a neuron: act (output of the activation function; the default) or post "
+        "(input of the down-projection).",
+        rich_help_panel=UNITS,
+    ),
+]
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        help="Activations that count: positive (the default for neurons), negative or both (the default for "
+        "other units).",
+        rich_help_panel=UNITS,
+    ),
+]
+TopK = Annotated[int, typer.Option(help="Strongest records to keep of each unit.", rich_help_panel=RECORDS)]
+RandomRecords = Annotated[
+    int, typer.Option(help="Random records to keep, for comparison.", rich_help_panel=RECORDS)
+]
+Positions = Annotated[
+    str,
+    typer.Option(
+        help="Tokens of a segment that can be peaks; the second number is not included.",
+        rich_help_panel=RECORDS,
+    ),
+]
+SpecialPeaks = Annotated[
+    bool, typer.Option(help="Whether special tokens can be peaks.", rich_help_panel=RECORDS)
+]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the segments' order and of the random records.", rich_help_panel=RECORDS)
+]
+BatchSize = Annotated[
+    str, typer.Option(help="Segments to read at once: a number, or auto.", rich_help_panel=RUNNING)
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda or auto. Of several, each collects a part: cuda:0,cuda:1.", rich_help_panel=RUNNING
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(help="The model's precision: float32, bfloat16, float16 or auto.", rich_help_panel=RUNNING),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(help="Collect one part, like 2/8; neuroexplain merge joins parts.", rich_help_panel=RUNNING),
+]
+Windows = Annotated[
+    str,
+    typer.Option(
+        help="Where records are kept while collecting: device, or host to spare a GPU's memory.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option(help="Compile the model with torch.compile on a GPU.", rich_help_panel=RUNNING)
+]
+CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.", rich_help_panel=RUNNING)]
+
+
+@app.command(
+    epilog="Example:  neuroexplain collect --model ./llama --dataset 'texts/*.jsonl' --segments 4000"
+)
+def collect(
+    model: Model,
+    dataset: Dataset,
+    db: Db = DEFAULT_DB,
+    revision: Revision = None,
+    dataset_config: DatasetConfig = None,
+    split: DatasetSplit = "train",
+    text_column: TextColumn = "text",
+    segments: Segments = None,
+    sampling: Sampling = "random",
+    layers: LayerNumbers = None,
+    source: SourceKind = "mlp",
+    activation: Activation = None,
+    sign: Sign = None,
+    top_k: TopK = 32,
+    random_records: RandomRecords = 32,
+    positions: Positions = "64:97",
+    special_peaks: SpecialPeaks = True,
+    seed: Seed = 0,
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    shard: Shard = None,
+    windows: Windows = "device",
+    compile: Compile = True,
+    checkpoint_every: CheckpointEvery = 300.0,
+) -> None:
+    """Read a corpus with a language model and keep each unit's strongest snippets."""
+    options = dict(locals())
+    del options["db"]
+    _collect(db, **options)
+
+
+def _collect(
+    db: str,
+    *,
+    dataset: list[str],
+    layers: str | None,
+    positions: str,
+    batch_size: str,
+    shard: str | None,
+    **options: object,
+) -> None:
+    """Parse what is text on the command line, and collect unless the database holds the same run."""
+    from neuroexplain.config import CollectConfig
+    from neuroexplain.corpus.documents import find_files
+    from neuroexplain.selection import parse_layers, parse_positions, parse_shard
+
+    for option, choices in CHOICES.items():
+        value = options[option.removeprefix("--")]
+        if value is not None and value not in choices:
+            raise NeuroexplainError(f"{option} {value!r} is not one of {', '.join(choices)}.")
+    if batch_size != "auto" and not batch_size.isdecimal():
+        raise NeuroexplainError(f"--batch-size {batch_size!r} is neither a number nor auto.")
+    config = CollectConfig(
+        dataset=tuple(dataset),
+        layers=None if layers is None else parse_layers(layers),
+        positions=parse_positions(positions),
+        batch_size=None if batch_size == "auto" else int(batch_size),
+        shard=None if shard is None else parse_shard(shard),
+        **options,  # type: ignore[arg-type]
+    )
+    find_files(config.dataset)  # before torch is imported: a missing file is found at once
+
+    from neuroexplain.collecting.run import find_finished_run, run_collect
+    from neuroexplain.store.engine import open_store, remove_if_unused
+    from neuroexplain.store.runs import count_units, load_run
+
+    with open_store(db, create=True) as store:
+        finished = find_finished_run(store, config)
+        if finished is not None:
+            say(f"Nothing to do: run {finished.id} in {db} was collected with these options.")
+            return
+        try:
+            if len(config.devices) > 1:
+                from neuroexplain.collecting.devices import run_collect_on_devices
+
+                draw(run_collect_on_devices(store, config), gently=True)
+            else:
+                draw(run_collect(store, config), gently=True)
+        except NeuroexplainError:
+            remove_if_unused(store)
+            raise
+        run = load_run(store)
+        counts = count_units(store, run.id)
+        say(
+            f"Run {run.id} in {db}: {sum(counts.values()):,} {run.noun} of {len(run.layers)} layers "
+            f"from {run.n_tokens:,} tokens, {counts.get('dead', 0):,} dead.\n"
+            f"Next:  neuroexplain explain --db {db} --layer {run.layers[0]} --local MODEL"
+        )

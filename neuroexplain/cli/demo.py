@@ -1,0 +1,42 @@
+"""`neuroexplain demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.engine_options import default_engine, named_engine
+from neuroexplain.cli.options import ModelName
+from neuroexplain.cli.output import stdout_console
+from neuroexplain.cli.progress import draw
+from neuroexplain.errors import NeuroexplainError
+
+
+@app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --local ./model")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write demo.db to.")] = Path(),
+    local: Annotated[
+        str | None, typer.Option("--local", help="Model for this process that explains, in place of SmolLM2.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option("--server", help="URL of a vLLM server that explains, in place of SmolLM2.")
+    ] = None,
+    model: ModelName = None,
+    segments: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Collect, explain and score a small real model on real text: offline, without a GPU, in some minutes."""
+    from neuroexplain.cli.unit_text import demo_text
+    from neuroexplain.demo.run import find_highlights, run_demo
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    if not out.is_dir():
+        raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
+    db = str(out / "demo.db")
+    engine = named_engine(default_engine(), server=server, local=local, model=model)
+    draw(run_demo(db, engine, segments))
+    with open_store(db, read_only=True) as store:
+        highlights = find_highlights(store, load_run(store))
+    console = stdout_console()
+    console.print(demo_text(highlights, db, console.width))

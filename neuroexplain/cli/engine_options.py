@@ -1,0 +1,46 @@
+"""Options and environment variables -> the configuration of the LLM that answers."""
+
+import os
+from dataclasses import replace
+
+from neuroexplain.config import EngineConfig
+
+
+def default_engine(max_wait: float = 600.0, in_flight: int = 64) -> EngineConfig:
+    """The engine where no option names one: the server that NEUROEXPLAIN_SERVER names, else one on this
+    machine.
+    """
+    config = EngineConfig(
+        api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
+        vllm_command=os.environ.get("NEUROEXPLAIN_VLLM"),
+        max_wait=max_wait,
+        in_flight=in_flight,
+    )
+    url = os.environ.get("NEUROEXPLAIN_SERVER")
+    return replace(config, default_server=url) if url else config
+
+
+def named_engine(
+    default: EngineConfig,
+    *,
+    server: str | None,
+    local: str | None,
+    model: str | None,
+    vllm: str | None = None,
+    vllm_args: str = "",
+    base_server: str | None = None,
+) -> EngineConfig | None:
+    """The engine that the options name; None where they name none.
+
+    A model without a server is one of `base_server`'s models, or of the default server's.
+    """
+    if server is None and local is None and vllm is None:
+        if model is None:
+            return None
+        server = base_server
+    words: list[str] = []
+    if vllm_args:
+        from neuroexplain.llm.vllm import split_words
+
+        words = split_words(vllm_args, "--vllm-args")
+    return replace(default, server=server, vllm=vllm, vllm_args=tuple(words), local=local, model=model)

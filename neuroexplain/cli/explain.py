@@ -1,0 +1,219 @@
+"""`neuroexplain explain`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.engine_options import default_engine, named_engine
+from neuroexplain.cli.options import (
+    DEFAULT_DB,
+    EXPLAINER,
+    RUNNING,
+    SCORES,
+    Db,
+    InFlight,
+    Layers,
+    Local,
+    MaxWait,
+    ModelName,
+    OldScorerNames,
+    OldUnits,
+    OldWithControl,
+    RetryFailed,
+    RunId,
+    ScorerNames,
+    Server,
+    SimulatorLocal,
+    SimulatorModel,
+    SimulatorServer,
+    Units,
+    Vllm,
+    VllmArgs,
+    WithControl,
+    renamed_option,
+    scorer_names,
+)
+from neuroexplain.cli.progress import clock, draw, say
+from neuroexplain.cli.select_units import sample_units, select_units
+from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.config import EngineConfig, ExplainConfig, ScoreConfig
+    from neuroexplain.explaining.estimate import Estimate
+    from neuroexplain.runs import Run
+    from neuroexplain.store.engine import Store
+
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Take N of the selected units that are not dead: a fair sample, by a stable hash."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N of the selected units.")]
+ExplainerName = Annotated[
+    str,
+    typer.Option(
+        help="pairs (tokens with levels), excerpts (marked text), meanings (up to three hypotheses) or "
+        "tokens (asks no LLM).",
+        rich_help_panel=EXPLAINER,
+    ),
+]
+Candidates = Annotated[
+    int,
+    typer.Option(
+        help="Explanations to ask for of each unit; the best on the select records is chosen.",
+        rich_help_panel=EXPLAINER,
+    ),
+]
+Revise = Annotated[
+    int,
+    typer.Option(
+        help="Times that the explainer sees its mistakes and may answer again.", rich_help_panel=EXPLAINER
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the LLM's sampling.", rich_help_panel=EXPLAINER)]
+NoScore = Annotated[
+    bool, typer.Option("--no-score", help="Do not score the explanations.", rich_help_panel=SCORES)
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what the command would cost, and do nothing.", rich_help_panel=RUNNING
+    ),
+]
+
+
+@app.command(epilog="Example:  neuroexplain explain --units 15:0-99 --explainer excerpts --local ./model")
+def explain(
+    context: typer.Context,
+    db: Db = DEFAULT_DB,
+    run_id: RunId = None,
+    layer: Layers = None,
+    units: Units = None,
+    neurons: OldUnits = None,
+    sample: Sample = None,
+    limit: Limit = None,
+    explainer: ExplainerName = "pairs",
+    candidates: Candidates = 1,
+    revise: Revise = 0,
+    seed: Seed = 0,
+    server: Server = None,
+    vllm: Vllm = None,
+    vllm_args: VllmArgs = "",
+    local: Local = None,
+    model: ModelName = None,
+    scorer: ScorerNames = None,
+    simulator: OldScorerNames = None,
+    no_score: NoScore = False,
+    control: WithControl = False,
+    null: OldWithControl = False,
+    simulator_server: SimulatorServer = None,
+    simulator_local: SimulatorLocal = None,
+    simulator_model: SimulatorModel = None,
+    max_wait: MaxWait = 600.0,
+    in_flight: InFlight = 64,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let an LLM write a hypothesis for each unit, and score it on snippets that the LLM has not seen."""
+    from neuroexplain.config import ExplainConfig, ScoreConfig
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    default = default_engine(max_wait, in_flight)
+    scorer_engine = named_engine(
+        default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
+    )
+    score_config = None if no_score else ScoreConfig(scorer_names(context), scorer_engine)
+    engine = named_engine(default, server=server, local=local, model=model, vllm=vllm, vllm_args=vllm_args)
+    with open_store(db) as store:
+        run = load_run(store, run_id)
+        unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
+        unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
+        config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
+        if no_score and (candidates > 1 or revise):
+            raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
+        work = _estimate if dry_run else _explain
+        n_failed = work(store, run, config, engine or default, score_config, control or null)
+    if dry_run:
+        return
+    say(f"Done: {len(unit_ids):,} {run.noun}.  See them:  neuroexplain query --db {db}")
+    if n_failed:
+        say(
+            f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.\n"
+            f"Why:  neuroexplain query --failed --db {db}"
+        )
+        raise typer.Exit(1)
+
+
+def _explain(
+    store: "Store",
+    run: "Run",
+    config: "ExplainConfig",
+    engine_config: "EngineConfig",
+    score_config: "ScoreConfig | None",
+    with_control: bool,
+) -> int:
+    """Explain, and score by each scorer in turn. Returns how many explanations and predictions failed."""
+    from neuroexplain.explaining.engines import open_engines
+    from neuroexplain.explaining.plan import list_chosen
+    from neuroexplain.explaining.run import run_explain
+    from neuroexplain.explaining.score import run_score
+
+    with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (
+        engine,
+        scorers,
+    ):
+        first = scorers[0] if scorers else None
+        n_failed = draw(run_explain(store, run, config, engine, first, with_control=with_control))
+        for scorer in scorers[1:]:
+            n_failed += draw(
+                run_score(
+                    store,
+                    run,
+                    list_chosen(store, run, config, engine),
+                    scorer,
+                    with_control=with_control,
+                    retry_failed=config.retry_failed,
+                )
+            )
+    return n_failed
+
+
+def _estimate(
+    store: "Store",
+    run: "Run",
+    config: "ExplainConfig",
+    engine_config: "EngineConfig",
+    score_config: "ScoreConfig | None",
+    with_control: bool,
+) -> int:
+    """Print what the command would cost."""
+    from neuroexplain.explaining.engines import open_engines
+    from neuroexplain.explaining.estimate import estimate_explain
+
+    with open_engines(run, engine_config, score_config, explains=config.asks_llm, tell=say) as (
+        engine,
+        scorers,
+    ):
+        for scorer in scorers or (None,):
+            if scorer is not None and len(scorers) > 1:
+                say(f"Scored by {scorer.name}:")
+            say(
+                estimate_text(estimate_explain(store, run, config, engine, scorer, with_control=with_control))
+            )
+    return 0
+
+
+def estimate_text(estimate: "Estimate") -> str:
+    """What an explain command would cost, in two lines."""
+    finished = f" ({estimate.n_finished:,} are finished)" if estimate.n_finished else ""
+    if not estimate.n_units:
+        return f"Nothing to explain{finished}."
+    at_once = f", {estimate.in_flight} at once: at best {clock(estimate.seconds / estimate.in_flight)}"
+    return (
+        f"{estimate.n_units:,} units to explain{finished}: about {estimate.n_requests:,} requests with "
+        f"{estimate.n_prompt_tokens:,} prompt tokens.\n"
+        f"One after the other {clock(estimate.seconds)}{at_once if estimate.in_flight > 1 else ''}."
+    )

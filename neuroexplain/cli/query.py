@@ -1,0 +1,142 @@
+"""`neuroexplain query`."""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.options import (
+    DEFAULT_DB,
+    AsJson,
+    Db,
+    Layers,
+    OldScorerNames,
+    OldUnits,
+    RunId,
+    Units,
+    renamed_option,
+)
+from neuroexplain.cli.output import print_json, print_table
+from neuroexplain.cli.progress import say
+from neuroexplain.cli.select_units import select_layers, select_units
+from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from neuroexplain.runs import QueryRow, Run
+    from neuroexplain.store.engine import Store
+
+Words = Annotated[str | None, typer.Argument(help="Words that the explanation must hold.")]
+PeakToken = Annotated[str | None, typer.Option(help="A token that the units peak on.")]
+MinScore = Annotated[float | None, typer.Option(help="Smallest score to list.")]
+MaxScore = Annotated[float | None, typer.Option(help="Greatest score to list.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="Metric to show and to sort by, like correlation; by default the run's headline."),
+]
+ScorerName = Annotated[
+    str | None, typer.Option("--scorer", help="List only scores by this scorer, by its main metric.")
+]
+Sort = Annotated[str, typer.Option(help="Order of the rows: score, activation or unit.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000_000, help="Most rows to list.")]
+ShowAll = Annotated[bool, typer.Option("--all", help="List candidates that were not chosen, too.")]
+Failed = Annotated[
+    bool, typer.Option("--failed", help="List what could not be explained or scored, and why.")
+]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+@app.command(epilog="Example:  neuroexplain query relief --layer 15 --min-score 0.4")
+def query(
+    context: typer.Context,
+    text: Words = None,
+    db: Db = DEFAULT_DB,
+    run_id: RunId = None,
+    layer: Layers = None,
+    units: Units = None,
+    neurons: OldUnits = None,
+    peak_token: PeakToken = None,
+    min_score: MinScore = None,
+    max_score: MaxScore = None,
+    metric: Metric = None,
+    scorer: ScorerName = None,
+    simulator: OldScorerNames = None,
+    sort: Sort = "score",
+    limit: Limit = 20,
+    show_all: ShowAll = False,
+    failed: Failed = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Find explanations by text, layer, score or peak token, best first."""
+    from neuroexplain.lookup import find_explanations
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    bounds = (text, min_score, max_score, peak_token, metric, scorer, simulator)
+    if failed and (as_csv or any(value is not None for value in bounds)):
+        raise NeuroexplainError(
+            "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
+        )
+    if min_score is not None and max_score is not None and min_score > max_score:
+        raise NeuroexplainError(
+            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
+        )
+    with open_store(db, read_only=True) as store:
+        run = load_run(store, run_id)
+        layers = None if layer is None else select_layers(run, layer)
+        selection = renamed_option(context, "units", "neurons")
+        unit_ids = None if selection is None else select_units(store, run, layer, selection)
+        if failed:
+            _print_failures(store, run, layers, limit, as_json)
+            return
+        rows = find_explanations(
+            store,
+            run,
+            text=text,
+            layers=layers,
+            units=unit_ids,
+            metric=metric,
+            scorer=renamed_option(context, "scorer", "simulator"),
+            min_score=min_score,
+            max_score=max_score,
+            sort=sort,
+            peak_token=peak_token,
+            chosen_only=not show_all,
+            limit=limit,
+        )
+    _print_rows(rows, db, as_json, as_csv)
+
+
+def _print_failures(
+    store: "Store", run: "Run", layers: tuple[int, ...] | None, limit: int, as_json: bool
+) -> None:
+    from neuroexplain.cli.tables import failures_table
+    from neuroexplain.store.explanations import list_failures
+
+    failures = list_failures(store, run.id, layers, limit)
+    if as_json:
+        print_json([asdict(failure) for failure in failures])
+    elif failures:
+        print_table(failures_table(failures))
+    else:
+        say("Nothing failed.")
+
+
+def _print_rows(rows: "Sequence[QueryRow]", db: str, as_json: bool, as_csv: bool) -> None:
+    from neuroexplain.cli.tables import query_table
+    from neuroexplain.formatting import printable, query_csv, query_json
+
+    if as_json:
+        print_json(query_json(rows))
+    elif as_csv:
+        table = query_csv(rows)
+        is_terminal = sys.stdout.isatty()
+        sys.stdout.write("\n".join(map(printable, table.split("\n"))) if is_terminal else table)
+    elif rows:
+        print_table(query_table(rows))
+    else:
+        say("No explanation fits. See what there is:  neuroexplain runs --db " + db)

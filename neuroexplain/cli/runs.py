@@ -1,0 +1,80 @@
+"""`neuroexplain runs`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.options import DEFAULT_DB, AsJson, Db
+from neuroexplain.cli.output import print_json, print_table
+from neuroexplain.cli.progress import say
+from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.runs import Run
+    from neuroexplain.store.engine import Store
+
+
+@app.command(epilog="Example:  neuroexplain runs --db demo.db")
+def runs(
+    db: Db = DEFAULT_DB,
+    as_json: AsJson = False,
+    drop: Annotated[int | None, typer.Option(help="Remove this run and all that belongs to it.")] = None,
+) -> None:
+    """List what was collected and explained."""
+    if drop is not None:
+        _drop_run(db, drop)
+        return
+    from neuroexplain.cli.tables import runs_table, session_lines
+    from neuroexplain.formatting import run_json
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import list_runs, list_sessions
+
+    with open_store(db, read_only=True) as store:
+        stored = list_runs(store)
+        holdings = {run.id: _holdings(store, run) for run in stored}
+        sessions = {run.id: list_sessions(store, run.id) for run in stored}
+    if as_json:
+        print_json(
+            [
+                run_json(run)
+                | {"holds": holdings[run.id], "sessions": [asdict(session) for session in sessions[run.id]]}
+                for run in stored
+            ]
+        )
+    elif stored:
+        print_table(runs_table(stored, holdings))
+        for run in stored:
+            for line in session_lines(run, sessions[run.id]):
+                print(line)
+    else:
+        say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
+
+
+def _holdings(store: "Store", run: "Run") -> str:
+    """How many units and explanations a run holds, by status."""
+    from neuroexplain.store.runs import count_explanations, count_units
+
+    counts = [f"{n:,} {run.noun} {status}" for status, n in count_units(store, run.id).items()]
+    counts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
+    return ", ".join(counts)
+
+
+def _drop_run(db: str, run_id: int) -> None:
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import list_runs
+    from neuroexplain.store.save_collected import delete_run
+
+    with open_store(db) as store:
+        ids = [run.id for run in list_runs(store)]
+        if run_id not in ids:
+            raise NeuroexplainError(
+                f"There is no run {run_id} in {db}: it holds {', '.join(map(str, ids)) or 'none'}."
+            )
+        delete_run(store, run_id)
+        checkpoint = store.checkpoint_path(run_id)
+        checkpoint.unlink(missing_ok=True)
+        for tokens in checkpoint.parent.glob("neuroexplain-*.tokens*"):  # another run tokenizes again
+            tokens.unlink()
+    say(f"Run {run_id} and all that belonged to it is gone from {db}.")

@@ -1,0 +1,178 @@
+"""`neuroexplain score`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from neuroexplain.cli.app import app
+from neuroexplain.cli.engine_options import default_engine, named_engine
+from neuroexplain.cli.options import (
+    DEFAULT_DB,
+    AsJson,
+    Db,
+    InFlight,
+    Local,
+    MaxWait,
+    ModelName,
+    OldScorerNames,
+    OldWithControl,
+    RetryFailed,
+    RunId,
+    ScorerNames,
+    Server,
+    SimulatorLocal,
+    SimulatorModel,
+    SimulatorServer,
+    Vllm,
+    VllmArgs,
+    WithControl,
+    scorer_names,
+)
+from neuroexplain.cli.output import print_json
+from neuroexplain.cli.progress import draw, say
+from neuroexplain.cli.select_units import select_units
+from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.evidence import Explanation, StoredScore
+    from neuroexplain.runs import Run
+    from neuroexplain.scorers.base import OpenScorer
+    from neuroexplain.store.engine import Store
+    from neuroexplain.units import UnitId
+
+UnitNames = Annotated[str, typer.Argument(help="Units, like 3:17 or 15:0-99.")]
+Hypothesis = Annotated[
+    str | None,
+    typer.Option(
+        "--text", help="A hypothesis of yours to score; by default the stored explanations are scored."
+    ),
+]
+
+
+@app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
+def score(
+    context: typer.Context,
+    units: UnitNames,
+    text: Hypothesis = None,
+    db: Db = DEFAULT_DB,
+    run_id: RunId = None,
+    as_json: AsJson = False,
+    server: Server = None,
+    vllm: Vllm = None,
+    vllm_args: VllmArgs = "",
+    local: Local = None,
+    model: ModelName = None,
+    scorer: ScorerNames = None,
+    simulator: OldScorerNames = None,
+    control: WithControl = False,
+    null: OldWithControl = False,
+    simulator_server: SimulatorServer = None,
+    simulator_local: SimulatorLocal = None,
+    simulator_model: SimulatorModel = None,
+    max_wait: MaxWait = 600.0,
+    in_flight: InFlight = 64,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Score stored explanations, or a hypothesis of your own."""
+    from neuroexplain.cli.tables import scores_text
+    from neuroexplain.config import ScoreConfig
+    from neuroexplain.explaining.engines import open_engines
+    from neuroexplain.formatting import scores_json
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    default = default_engine(max_wait, in_flight)
+    scorer_engine = named_engine(
+        default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
+    )
+    engine = named_engine(default, server=server, local=local, model=model, vllm=vllm, vllm_args=vllm_args)
+    if text is not None and not text.strip():
+        raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
+    scoring = ScoreConfig(scorer_names(context), scorer_engine)
+    with open_store(db) as store:
+        run = load_run(store, run_id)
+        unit_ids = select_units(store, run, None, units)
+        explanations = [] if text is not None else _stored_explanations(store, run, unit_ids, units)
+        with open_engines(run, engine or default, scoring, explains=False, tell=say) as (_, scorers):
+            if text is not None:  # only now: nothing is stored where an engine cannot be had
+                explanations = _save_hypothesis(store, run, unit_ids, text)
+            n_failed = _score(store, run, explanations, scorers, control or null, retry_failed)
+            scores = _list_report_scores(store, explanations, scorers)
+    if as_json:
+        print_json(scores_json(scores))
+    else:
+        print(scores_text(run, scores))
+    if n_failed:
+        say(f"{n_failed:,} predictions failed; ask again with --retry-failed.")
+        raise typer.Exit(1)
+
+
+def _score(
+    store: "Store",
+    run: "Run",
+    explanations: "Sequence[Explanation]",
+    scorers: "Sequence[OpenScorer]",
+    with_control: bool,
+    retry_failed: bool,
+) -> int:
+    """Score by each scorer in turn. Returns how many predictions failed."""
+    from neuroexplain.explaining.score import run_score
+
+    return sum(
+        draw(
+            run_score(store, run, explanations, scorer, with_control=with_control, retry_failed=retry_failed)
+        )
+        for scorer in scorers
+    )
+
+
+def _list_report_scores(
+    store: "Store", explanations: "Sequence[Explanation]", scorers: "Sequence[OpenScorer]"
+) -> "list[StoredScore]":
+    """The explanations' scores by these scorers and models on the `report` records."""
+    from neuroexplain.store.explanations import list_scores
+
+    names = {(scorer.name, scorer.engine.model) for scorer in scorers}
+    return [
+        stored
+        for stored in list_scores(store, [e.id for e in explanations if e.id is not None])
+        if stored.score.split == "report" and (stored.scorer, stored.scorer_model) in names
+    ]
+
+
+def _stored_explanations(
+    store: "Store", run: "Run", unit_ids: "Sequence[UnitId]", selection: str
+) -> "list[Explanation]":
+    """The units' explanations. Raises NeuroexplainError where they have none."""
+    from neuroexplain.evidence import Status
+    from neuroexplain.store.explanations import list_explanations
+
+    explanations = [
+        explanation
+        for unit in unit_ids
+        for explanation in list_explanations(store, run.id, unit, status=Status.OK)
+    ]
+    if not explanations:
+        raise NeuroexplainError(
+            "There is no explanation to score. "
+            f"Write one:  neuroexplain explain --units {selection} --db {store.name}"
+        )
+    return explanations
+
+
+def _save_hypothesis(
+    store: "Store", run: "Run", unit_ids: "Sequence[UnitId]", text: str
+) -> "list[Explanation]":
+    """Store a person's hypothesis for each side of each unit."""
+    from neuroexplain.evidence import Explanation, Provenance, Status
+    from neuroexplain.store.save_explained import save_explanation
+
+    provenance = Provenance(
+        engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None
+    )
+    return [
+        save_explanation(store, run.id, Explanation(unit, "human", Status.OK, text, provenance, side=side))
+        for unit in unit_ids
+        for side in run.sides
+    ]

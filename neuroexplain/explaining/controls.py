@@ -1,0 +1,112 @@
+"""Controls: each explanation's records, scored with another unit's explanation.
+
+A score that the control reaches too says nothing about the explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Status
+from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task
+from neuroexplain.explaining.trials import SideTrials, units_at_once
+from neuroexplain.runs import Run
+from neuroexplain.runtime.in_flight import map_in_flight
+from neuroexplain.runtime.progress import Progress
+from neuroexplain.runtime.result_writer import ResultWriter
+from neuroexplain.runtime.run_many import RunMany
+from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.codecs import as_stored
+from neuroexplain.stable_hash import stable_hash
+from neuroexplain.store.engine import Store
+from neuroexplain.units import Side, UnitId
+
+
+def predict_controls(
+    store: Store,
+    run: Run,
+    explanations: Sequence[Explanation],
+    scorer: OpenScorer,
+    writer: ResultWriter,
+    *,
+    with_control: bool,
+    retry_failed: bool,
+    run_many: RunMany = map_in_flight,
+) -> Generator[Progress]:
+    """Try each explanation's control on its records, and store what was predicted.
+
+    Where every record costs a request, nothing is tried unless `with_control`. A person's own hypothesis has
+    no control: on every unit it is the same.
+    """
+    if scorer.asks_per_record and not with_control:
+        return
+    controls = find_controls([e for e in explanations if e.explainer != "human"])
+    stored = find_predictions(store, explanations, scorer, retry_failed=False)
+    pending = [
+        e for e in explanations if e.id in controls and _lacks_control(stored.get(e.id or 0), retry_failed)
+    ]
+    n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
+
+    def try_control(task: PredictTask) -> ExplanationResult:
+        trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
+        control = controls[task.explanation.id or 0]
+        prediction = as_stored(trials.add_control(task.prediction, control))
+        scores = tuple(compute_scores(task.evidence, prediction))
+        return ExplanationResult(task.explanation, prediction, scores, replaces=task.stored)
+
+    n_failed, n_done = 0, len(explanations) - len(pending)
+    tasks = (load_predict_task(store, run, e, scorer, stored.get(e.id or 0)) for e in pending)
+    yield Progress("comparing", n_done, len(explanations), "explanations")
+    for _, result in run_many(try_control, tasks, n_units):
+        writer.add([result], counts=False)
+        n_failed += result.prediction is not None and result.prediction.control_explanation_id is None
+        n_done += 1
+        yield Progress(
+            "comparing",
+            n_done,
+            len(explanations),
+            "explanations",
+            n_failed,
+            tokens=writer.prompt_tokens,
+        )
+
+
+def find_controls(explanations: Sequence[Explanation]) -> dict[int, Explanation]:
+    """Each explanation's control, by the explanation's id; explanations without a control are left out.
+
+    The control is the next unit's explanation by the same explainer and model, of the same side, in the order
+    of a stable hash, the first one after the last; of the same layer if there is one. A unit with several
+    explanations is represented by its chosen one.
+    """
+    by_kind: dict[tuple[str, str, Side], dict[UnitId, Explanation]] = {}
+    for explanation in sorted(explanations, key=lambda e: (not e.chosen, e.id or 0)):
+        by_kind.setdefault(_kind_of(explanation), {}).setdefault(explanation.unit, explanation)
+    successors = {}
+    for kind, of_unit in by_kind.items():
+        ring = sorted(of_unit.values(), key=lambda e: (stable_hash(e.unit.layer, e.unit.index), e.unit))
+        successors[kind] = _successors(ring)
+        for layer in {e.unit.layer for e in ring}:
+            successors[kind] |= _successors([e for e in ring if e.unit.layer == layer])
+    pairs = ((e.id, successors[_kind_of(e)].get(e.unit)) for e in explanations)
+    return {own: control for own, control in pairs if own is not None and control is not None}
+
+
+def _lacks_control(prediction: Prediction | None, retry_failed: bool) -> bool:
+    """Whether a control can be tried: the prediction is usable, and has none. A reason says that one
+    failed.
+    """
+    return (
+        prediction is not None
+        and prediction.status == Status.OK
+        and prediction.control_explanation_id is None
+        and (prediction.reason is None or retry_failed)
+    )
+
+
+def _kind_of(explanation: Explanation) -> tuple[str, str, Side]:
+    return explanation.explainer, explanation.provenance.model, explanation.side
+
+
+def _successors(ring: Sequence[Explanation]) -> dict[UnitId, Explanation]:
+    """The next explanation in the ring, by unit; none in a ring of one."""
+    return {e.unit: after for e, after in zip(ring, (*ring[1:], *ring[:1]), strict=True) if after is not e}

@@ -1,0 +1,215 @@
+"""What an explain command asks, and what the store already answers: the plan, and one task for each side of a
+unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from neuroexplain.config import ExplainConfig
+from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, Tokens, Unit
+from neuroexplain.explaining.explainers import EXPLAINERS, MOST_MEANINGS, Explainer
+from neuroexplain.explaining.predictions import find_predictions
+from neuroexplain.llm.engine import Engine
+from neuroexplain.llm.prompts import Prompt, load_prompt
+from neuroexplain.runs import Run
+from neuroexplain.scorers.base import OpenScorer
+from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import list_explanations
+from neuroexplain.store.units import load_unit
+from neuroexplain.store.vocabulary import load_tokens
+from neuroexplain.units import Side, UnitId
+
+Target: TypeAlias = tuple[UnitId, Side]
+Answers: TypeAlias = Mapping[int, Explanation]  # a side's stored explanations, by candidate
+CANDIDATE_TEMPERATURE = 0.8  # of candidates and revisions after the first, which is the likeliest answer
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests that a command makes for every side of a unit.
+
+    Candidates 0 .. n_candidates - 1 are first answers; those from n_candidates on are revisions. If a reply
+    may hold several hypotheses, candidate 0 is the request, and the next ones are the rest of its reply.
+    """
+
+    explainer: Explainer
+    engine: Engine | None  # None if the explainer asks no LLM, like the prompt
+    prompt: Prompt | None
+    revision: Prompt | None  # what a revision adds to the first request
+    n_candidates: int = 1
+    n_revisions: int = 0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: ExplainConfig, engine: Engine | None) -> Requests:
+        """The requests of a command, to this engine."""
+        explainer = EXPLAINERS[config.explainer]
+        revision = load_prompt("explain/revise") if config.revise else None
+        prompt = explainer.load_prompt()
+        return cls(explainer, engine, prompt, revision, config.candidates, config.revise, config.seed)
+
+    @property
+    def revision_prompt(self) -> Prompt | None:
+        """All that an LLM reads for a revision: both prompt files."""
+        if self.prompt is None or self.revision is None:
+            return None
+        text = f"{self.prompt.text}### revision\n{self.revision.text}"
+        return Prompt(f"{self.prompt.name}+revise", text)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a side may get several explanations, of which `select` chooses one."""
+        return self.n_candidates > 1 or self.n_revisions > 0 or self.explainer.gives_several
+
+    @property
+    def revisions(self) -> range:
+        """The candidates that are revisions."""
+        return range(self.n_candidates, self.n_candidates + self.n_revisions)
+
+    def request(self, unit: UnitId, candidate: int, side: Side = "positive") -> Explanation:
+        """A request as an explanation without text: what is asked, of which model, by which prompt."""
+        if self.prompt is None or self.engine is None:
+            baseline = Provenance("none", None, self.explainer.name, None, None)
+            return Explanation(unit, self.explainer.name, Status.OK, None, baseline, side=side)
+        revision_prompt = self.revision_prompt
+        is_revision = revision_prompt is not None and candidate >= self.n_candidates
+        prompt = revision_prompt if is_revision and revision_prompt is not None else self.prompt
+        is_sampled = candidate not in (0, self.n_candidates) and not self.explainer.gives_several
+        sampling = {
+            "temperature": CANDIDATE_TEMPERATURE if is_sampled else 0.0,
+            "max_tokens": self.explainer.max_tokens,
+            "seed": self.seed + (candidate if is_sampled else 0),
+        }
+        engine = self.engine
+        provenance = Provenance(
+            engine.engine, engine.version, engine.model, engine.revision, prompt.sha256, sampling
+        )
+        return Explanation(unit, self.explainer.name, Status.OK, None, provenance, candidate, side=side)
+
+    def all(self, unit: UnitId, side: Side) -> Iterator[Explanation]:
+        """Every request whose answer this command may store."""
+        n_parts = MOST_MEANINGS + 1 if self.explainer.gives_several else 0
+        for candidate in range(max(self.n_candidates + self.n_revisions, n_parts)):
+            yield self.request(unit, candidate, side)
+
+
+@dataclass(frozen=True)
+class ExplainTask:
+    """What the explanations of one side of a unit need, read from the store beforehand."""
+
+    evidence: SideEvidence
+    tokens: Tokens
+    answers: Answers
+    predictions: Mapping[int, Prediction]  # stored ones by this command's scorer, by explanation
+
+    @property
+    def unit(self) -> Unit:
+        return self.evidence.unit
+
+    def stored_prediction(self, explanation: Explanation) -> Prediction | None:
+        """What the scorer predicted from this explanation before; None if it is new."""
+        return self.predictions.get(explanation.id or 0)
+
+
+@dataclass(frozen=True)
+class ExplainPlan:
+    """Which sides a command explains, what is stored of them, and which are still to do."""
+
+    answers: Mapping[Target, Answers]
+    predictions: Mapping[int, Prediction]  # by explanation
+    pending: tuple[Target, ...]
+
+    @property
+    def n_targets(self) -> int:
+        return len(self.answers)
+
+    @property
+    def n_finished(self) -> int:
+        return len(self.answers) - len(self.pending)
+
+    @property
+    def n_failed(self) -> int:
+        """Stored explanations and predictions that failed."""
+        explanations = [e.status.failed for answers in self.answers.values() for e in answers.values()]
+        return sum(explanations) + sum(p.status.failed for p in self.predictions.values())
+
+    def task(self, store: Store, run: Run, target: Target) -> ExplainTask:
+        """Read what a side's explanations need."""
+        unit_id, side = target
+        unit = load_unit(store, run, unit_id)
+        tokens = load_tokens(store, run.id, {int(i) for x in unit.exemplars for i in x.token_ids})
+        answers = self.answers[target]
+        ids = {e.id for e in answers.values() if e.id is not None}
+        predictions = {i: self.predictions[i] for i in ids if i in self.predictions}
+        return ExplainTask(SideEvidence.of(run, unit, side), tokens, answers, predictions)
+
+
+def plan_explanations(
+    store: Store, run: Run, config: ExplainConfig, requests: Requests, scorer: OpenScorer | None
+) -> ExplainPlan:
+    """Compare a command's requests with the store. Answers and predictions to be asked for again count as
+    missing.
+    """
+    answers = find_answers(store, run, config, requests)
+    explanations = [e for of_side in answers.values() for e in of_side.values()]
+    predictions = find_predictions(store, explanations, scorer, retry_failed=config.retry_failed)
+    pending = [
+        target
+        for target, own in answers.items()
+        if not _is_finished(requests, own, predictions, scored=scorer is not None)
+    ]
+    return ExplainPlan(answers, predictions, tuple(pending))
+
+
+def find_answers(
+    store: Store, run: Run, config: ExplainConfig, requests: Requests
+) -> dict[Target, dict[int, Explanation]]:
+    """The stored answers to a command's requests, by side and candidate; without those to be asked for
+    again.
+    """
+    answers: dict[Target, dict[int, Explanation]] = {
+        (unit, side): {} for unit in config.units for side in run.sides
+    }
+    first_unit = config.units[0]
+    candidates = {
+        request.request_key: request.candidate
+        for side in run.sides
+        for request in requests.all(first_unit, side)
+    }
+    model = requests.request(first_unit, 0).provenance.model
+    stored = list_explanations(store, run.id, explainer=requests.explainer.name, model=model)
+    for explanation in stored:
+        own = answers.get((explanation.unit, explanation.side))
+        is_repeated = config.retry_failed and explanation.status.is_worth_retrying
+        candidate = candidates.get(explanation.request_key)
+        if own is not None and not is_repeated and candidate is not None:
+            own[candidate] = explanation
+    return answers
+
+
+def list_chosen(store: Store, run: Run, config: ExplainConfig, engine: Engine | None) -> list[Explanation]:
+    """The command's chosen explanations, in the order of units."""
+    everything = replace(config, retry_failed=False)
+    answers = find_answers(store, run, everything, Requests.of(config, engine))
+    return [e for own in answers.values() for e in own.values() if e.chosen and e.status == Status.OK]
+
+
+def _is_finished(
+    requests: Requests, answers: Answers, predictions: Mapping[int, Prediction], *, scored: bool
+) -> bool:
+    """Whether the store holds all that the command would learn about a side, except controls."""
+    if 0 not in answers:
+        return False
+    if answers[0].status.has_nothing_to_ask:
+        return True
+    usable = [e for e in answers.values() if e.status == Status.OK]
+    if usable and not any(e.chosen for e in usable):
+        return False  # a later command chose among other explanations
+    candidates, revisions = set(range(requests.n_candidates)), set(requests.revisions)
+    if not requests.explainer.gives_several and not candidates | revisions <= set(answers):
+        return not usable and candidates <= set(answers)  # revisions need an explanation to revise
+    return not scored or all((e.id or 0) in predictions for e in usable)

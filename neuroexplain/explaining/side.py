@@ -1,0 +1,169 @@
+"""One side of a unit -> its explanations: candidates are asked for, tried, the best is chosen, and revised.
+
+The loop of a side: candidates are compared by the headline on the `select` records; the best one is revised
+where the command wants that, and a revision wins only on `select` records that it was not shown
+(halve_select). `report` records are predicted for the chosen explanation alone where each record costs a
+request, so a candidate costs a half. Nothing is stored here: results go back to the run as
+`ExplanationResult`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from neuroexplain.evidence import (
+    Explanation,
+    ExplanationResult,
+    Headline,
+    Prediction,
+    Split,
+    Status,
+    choose_unscored,
+)
+from neuroexplain.explaining.explainers import Mistake
+from neuroexplain.explaining.hypotheses import ask_candidates, ask_revision
+from neuroexplain.explaining.plan import ExplainTask, Requests
+from neuroexplain.explaining.predictions import begin_prediction
+from neuroexplain.explaining.trials import SideTrials
+from neuroexplain.runtime.run_many import RunMany, run_in_order
+from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.codecs import as_stored
+from neuroexplain.scoring.levels import to_levels
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence
+from neuroexplain.scoring.splits import RecordKey, halve_select
+
+MOST_MISTAKES = 3  # records that a revision is shown: a small model loses the thread with more
+
+
+def explain_side(
+    task: ExplainTask,
+    *,
+    requests: Requests,
+    scorer: OpenScorer | None,
+    headline: Headline,
+    run_many: RunMany = run_in_order,
+    at_once: int = 1,
+) -> list[ExplanationResult]:
+    """All that the command wants to know of one side: its explanations, and what was newly predicted from
+    each.
+
+    Nothing that the store holds is asked for again.
+    """
+    records = task.evidence.explain_records(requests.explainer.n_records)
+    explanations = list(ask_candidates(task, requests, records))
+    usable = [e for e in explanations if e.status == Status.OK]
+    if scorer is None or not usable:
+        chosen = choose_unscored(explanations)
+        return [ExplanationResult(replace(e, chosen=e is chosen)) for e in explanations]
+    trials = SideTrials(scorer, task.evidence, task.tokens, run_many, at_once)
+    contest = Contest(task, scorer, trials, headline)
+    first_splits = _first_splits(requests, scorer)
+    for explanation in usable:
+        contest.predict(explanation, first_splits)
+    best = max(usable, key=contest.select_score) if requests.chooses else usable[0]  # the first of equals
+    shown_keys, held_keys = halve_select(task.unit.exemplars, task.evidence.splits, task.evidence.kinds)
+    for candidate in requests.revisions:
+        revision = task.answers.get(candidate)
+        if revision is None:
+            mistakes = find_mistakes(task.evidence, contest.prediction(best), shown_keys)
+            revision = ask_revision(task, requests, records, best, mistakes, candidate)
+        explanations.append(revision)
+        if revision.status == Status.OK:
+            contest.predict(revision, first_splits)
+            if contest.select_score(revision, held_keys) > contest.select_score(best, held_keys):
+                best = revision
+    contest.predict(best, HELD_OUT if requests.chooses else first_splits)
+    return [contest.result(explanation, is_chosen=explanation is best) for explanation in explanations]
+
+
+def _first_splits(requests: Requests, scorer: OpenScorer) -> tuple[Split, ...]:
+    """The splits that every candidate is predicted on."""
+    if not scorer.asks_per_record:
+        return HELD_OUT  # all records cost one request
+    return ("select",) if requests.chooses else ("report",)
+
+
+class Contest:
+    """The explanations of one side, with what a scorer predicts from each."""
+
+    def __init__(self, task: ExplainTask, scorer: OpenScorer, trials: SideTrials, headline: Headline) -> None:
+        self._task, self._scorer, self._trials, self._headline = task, scorer, trials, headline
+        self._predictions: dict[int, Prediction] = {}  # by candidate
+
+    def prediction(self, explanation: Explanation) -> Prediction:
+        """What was predicted from an explanation."""
+        return self._predictions[explanation.candidate]
+
+    def predict(self, explanation: Explanation, splits: Collection[Split]) -> None:
+        """Predict the records of these splits, unless that was done. Values are rounded as the store keeps
+        them.
+        """
+        before = self._predictions.get(explanation.candidate) or self._task.stored_prediction(explanation)
+        before = before or begin_prediction(explanation, self._scorer)
+        after = self._trials.extend(before, explanation.hypotheses, splits)
+        self._predictions[explanation.candidate] = before if after is before else as_stored(after)
+
+    def select_score(self, explanation: Explanation, records: Collection[RecordKey] | None = None) -> float:
+        """The headline on `select`, or on those of its records that are in `records`; -inf where it is
+        undefined.
+        """
+        prediction = self.prediction(explanation)
+        if prediction.status != Status.OK:
+            return -math.inf
+        if records is not None:
+            kept = tuple(r for r in prediction.records if (r.kind, r.rank) in records)
+            prediction = replace(prediction, records=kept)
+        for score in compute_scores(self._task.evidence, prediction):
+            if (
+                score.split == "select"
+                and score.metric == self._headline.metric
+                and score.subset in self._headline.subsets
+                and score.value is not None
+            ):
+                return score.value
+        return -math.inf
+
+    def result(self, explanation: Explanation, *, is_chosen: bool) -> ExplanationResult:
+        """An explanation with its prediction and scores, unless the store has that prediction."""
+        stored = self._task.stored_prediction(explanation)
+        prediction = self._predictions.get(explanation.candidate)
+        if prediction is stored:
+            prediction = None
+        scores = () if prediction is None else tuple(compute_scores(self._task.evidence, prediction))
+        return ExplanationResult(replace(explanation, chosen=is_chosen), prediction, scores, stored)
+
+
+def find_mistakes(
+    evidence: SideEvidence, prediction: Prediction, keys: Collection[RecordKey]
+) -> list[Mistake]:
+    """The records of these keys whose predicted levels differ most, by sum of squares, worst first.
+
+    Levels are 0..10: true and predicted values are each scaled by their greatest over these records. A token
+    without a prediction counts as silent.
+    """
+    predicted = [r for r in prediction.records if (r.kind, r.rank) in keys]
+    if not predicted:
+        return []
+    records = [evidence.by_key[r.kind, r.rank] for r in predicted]
+    true = [
+        evidence.truth(record)[r.first : r.first + len(r.values)]
+        for record, r in zip(records, predicted, strict=True)
+    ]
+    guesses = [np.nan_to_num(r.values) for r in predicted]
+    true_levels, guessed_levels = _levels_of(true), _levels_of(guesses)
+    errors = [int(((t - g) ** 2).sum()) for t, g in zip(true_levels, guessed_levels, strict=True)]
+    worst = sorted(range(len(errors)), key=lambda i: -errors[i])[:MOST_MISTAKES]
+    return [
+        Mistake(records[i], predicted[i].first, true_levels[i].tolist(), guessed_levels[i].tolist())
+        for i in worst
+    ]
+
+
+def _levels_of(values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Levels 0..10 of several crops, scaled by the greatest value of all."""
+    maximum = max(float(crop.max()) for crop in values)
+    return [to_levels(crop, maximum) for crop in values]

@@ -1,0 +1,95 @@
+"""Recompute every stored score, and look for leaks and for rows that cannot be read or are in the wrong
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
+from neuroexplain.evidence import Prediction, Score, Split, Status
+from neuroexplain.runs import Run
+from neuroexplain.scorers.base import compute_scores
+from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.scoring.splits import find_leaks
+from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.integrity import list_misplaced
+from neuroexplain.store.units import list_explained_ids, load_unit
+from neuroexplain.units import RECORD_LENGTH, UnitId
+
+Owner = tuple[int, str, str]  # explanation, scorer, its model
+Scores = dict[tuple[Split, str, str], Score]  # by split, subset and metric
+
+
+def verify_run(store: Store, run: Run) -> Iterator[str]:
+    """Yield a line for each fault. A unit that cannot be read is one fault, and the next unit follows."""
+    for unit_id in list_explained_ids(store, run.id):
+        try:
+            yield from _verify_unit(store, run, unit_id)
+        except (NotInStore, StoreUnreadable) as error:
+            yield f"{unit_id}: {str(error).splitlines()[0]}"
+    yield from list_misplaced(store, run.id)
+
+
+def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
+    unit = load_unit(store, run, unit_id)
+    explanations = list_explanations(store, run.id, unit_id, status=Status.OK)
+    sides = {e.id: e.side for e in explanations if e.id is not None}
+    evidence = {side: SideEvidence.of(run, unit, side) for side in set(sides.values())}
+    scores: dict[Owner, Scores] = {}
+    for stored in list_scores(store, sides):
+        score, owner = stored.score, (stored.explanation_id, stored.scorer, stored.scorer_model)
+        scores.setdefault(owner, {})[score.split, score.subset, score.metric] = score
+    for prediction in list_predictions(store, sides):
+        owner = (prediction.explanation_id, prediction.scorer, prediction.provenance.model)
+        of_side = evidence[sides[prediction.explanation_id]]
+        name = f"{unit_id}, explanation {prediction.explanation_id} by {prediction.scorer}"
+        for fault in _find_faults(of_side, prediction, scores.pop(owner, {})):
+            yield f"{name}: {fault}"
+    for (explanation_id, scorer, model), orphans in scores.items():
+        name = f"{unit_id}, explanation {explanation_id} by {scorer}"
+        yield f"{name}: {len(orphans)} scores of {model} without their prediction"
+
+
+def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores) -> Iterator[str]:
+    """Faults of one prediction: it does not fit its unit, its scores differ from recomputed ones, or records
+    leak.
+    """
+    misfit = _find_misfit(evidence, prediction)
+    if misfit is not None:
+        yield f"the prediction cannot be read: {misfit}"
+        return
+    try:
+        recomputed = {(s.split, s.subset, s.metric): s for s in compute_scores(evidence, prediction)}
+    except NeuroexplainError as error:  # its scorer is not installed
+        yield f"its scores cannot be recomputed: {error}"
+        return
+    for key in dict.fromkeys((*recomputed, *stored)):
+        if stored.get(key) != recomputed.get(key):
+            yield f"the stored score {stored.get(key)} differs from the recomputed {recomputed.get(key)}"
+    for leak in find_leaks(evidence.unit.exemplars, {(r.kind, r.rank) for r in prediction.records}):
+        yield f"a leak: {leak}"
+
+
+def _find_misfit(evidence: SideEvidence, prediction: Prediction) -> str | None:
+    """Why a prediction does not fit its unit's records, so that no score can be computed; None if it fits."""
+    for record in prediction.records:
+        name, truth = (
+            f"its record {record.kind} {record.rank}",
+            evidence.by_key.get((record.kind, record.rank)),
+        )
+        if truth is None:
+            return f"{name} is not among the {evidence.side} side's exemplars"
+        if record.first > RECORD_LENGTH - len(record.values):
+            return f"{name} begins at token {record.first}, too late"
+        if prediction.control_explanation_id is not None and record.control is None:
+            return f"{name} lacks what was predicted from the control"
+        values = [
+            array for array in (record.values, record.control) if array is not None
+        ]  # NaN: no prediction
+        if any(np.isinf(array).any() for array in values) or not np.isfinite(truth.activations).all():
+            return f"{name} holds values that are not finite"
+    return None
