@@ -183,7 +183,7 @@ with open_store(options.db, create=True) as store:
         collected(),
         time.perf_counter(),
     )  # made once: what is timed is writing alone, to its end on the disk
-    with store.much_writing():
+    with store.bulk_writing():
         for layer in range(options.layers):
             save_collected_layer(store, run_id, elsewhere(found, layer))
     writing = time.perf_counter() - started

@@ -71,7 +71,7 @@ def run_merge(
             delete_run(into, run.id)  # an earlier attempt that was cut off
     run_id = create_run(into, {**fields, "config": asked, "versions": versions})
     save_vocabulary(into, run_id, load_vocabulary(parts[0][0], first.id))
-    with into.much_writing():
+    with into.bulk_writing():
         for store, run in parts:
             for segments in list_segments(store, run.id):
                 save_segments(into, run_id, segments)

@@ -229,7 +229,7 @@ def _read(
 def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) -> Generator[Progress]:
     """Store every layer's result, and the segments that its exemplars come from."""
     stored = np.zeros(stream.n_segments, bool)
-    with store.much_writing():
+    with store.bulk_writing():
         for done, found in enumerate(collector.finish(stream.locate), 1):
             used = np.zeros_like(stored)
             for exemplars in found.exemplars.values():

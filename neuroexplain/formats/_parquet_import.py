@@ -71,7 +71,7 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     yield from _check_files(folder, told.get("files"))
     run_id = same["running"] if "running" in same else create_run(store, fields | {"sources": sources})
     try:
-        with store.much_writing():
+        with store.bulk_writing():
             yield from _import_tables(store, run_id, folder, told)
     except DamagedFolder:
         delete_run(store, run_id)

@@ -38,10 +38,22 @@ TABLES = (
     "vocabulary",
     "prompts",
 )
-READINGS = {f"{which}_ids": pa.list_(pa.uint32()) for which in ("promoted", "suppressed")}
+READINGS = {
+    "promoted_ids": pa.list_(pa.uint32()),
+    "suppressed_ids": pa.list_(pa.uint32()),
+    "promoted_logits": pa.list_(pa.float32()),
+    "suppressed_logits": pa.list_(pa.float32()),
+}
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 AT_ONCE = 500  # rows of a table that are in memory
-SCALARS: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+COLUMN_TYPES: dict[Any, Any] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[str, ...]: pa.list_(pa.string()),
+}
 RECORDS = pa.list_(
     pa.struct(
         [("kind", pa.string()), ("rank", pa.int64()), ("first", pa.int64())]
@@ -93,11 +105,11 @@ def _columns(kind: type) -> list[pa.Field]:
     """The fields of a type from types.py as columns; mappings are JSON; what has parts of its own is left out."""
     found = []
     for name, hint in get_type_hints(kind).items():
-        inner = next((one for one in get_args(hint) if one in SCALARS), hint)  # of `X | None`
+        inner = next((one for one in get_args(hint) if one in COLUMN_TYPES), hint)  # of `X | None`
         if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
-        if inner in SCALARS and name not in ("unit", "records"):
-            found.append(pa.field(name, SCALARS[inner], nullable=NoneType in get_args(hint)))
+        if inner in COLUMN_TYPES and name not in ("unit", "records"):
+            found.append(pa.field(name, COLUMN_TYPES[inner], nullable=NoneType in get_args(hint)))
     return found
 
 

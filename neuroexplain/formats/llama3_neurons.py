@@ -105,7 +105,7 @@ def import_llama3_neurons(
         run_id = create_run(store, {**fields, "config": config, "versions": {"neuroexplain": __version__}})
         save_vocabulary(store, run_id, vocabulary)
     yield Progress("importing", 0, len(wanted), "layers")
-    with store.much_writing():
+    with store.bulk_writing():
         for done, layer in enumerate(wanted, 1):
             if count_layer_units(store, run_id, layer) < d_mlp:
                 places = np.asarray(index[layer], np.int64)

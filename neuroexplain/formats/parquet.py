@@ -12,14 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import exemplars_table, neurons_table, vocabulary_texts
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
-from neuroexplain.formats._parquet_tables import AT_ONCE, READINGS, SCALARS, TABLES, VERSION, write_rows
+from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.formatting import run_json, short_name
@@ -31,9 +30,6 @@ from neuroexplain.store.runs import load_prompt
 from neuroexplain.store.units import list_segments, load_collected_layer
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import UnitId
-
-READINGS |= {f"{which}_logits": pa.list_(pa.float32()) for which in ("promoted", "suppressed")}
-SCALARS |= {tuple[int, ...]: pa.list_(pa.int64()), tuple[str, ...]: pa.list_(pa.string())}
 
 
 def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:

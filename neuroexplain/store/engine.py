@@ -1,4 +1,4 @@
-"""Open a database: URL or file -> Store. Refuses what is no database of ours, or one of another revision."""
+"""Open a database by its file name or URL; refuse one of another program or another schema version."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError, StoreUnreadable
-from neuroexplain.store.dialect import HAS_TABLE, checkpointing_beside, set_up_connections
+from neuroexplain.store.dialect import HAS_TABLE, set_up_connections
 from neuroexplain.store.reader import FileReaders, Reader, read_engine
+from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
 REVISION = "0006"  # the newest migration; a test compares
-ROOM_TO_UPGRADE = (
-    0.25  # of a file's size: the scores anew, and the log of the transaction; measured in docs/benchmarks.md
-)
+# The disk that an upgrade needs, as a share of the file: scores are written anew, with a log.
+# Measured in docs/benchmarks.md.
+ROOM_TO_UPGRADE = 0.25
 
 
 class Store:
     """One open database. Use it as a context manager, or close it."""
 
     def __init__(self, where: Path | URL, name: str, *, read_only: bool = False) -> None:
-        self.name = name  # as the person named it, without a password
-        self.file = where if isinstance(where, Path) else None  # None where the database is no file
+        self.name = name  # as the user named it, without a password
+        self.file = where if isinstance(where, Path) else None  # None: the database is not a file
         self._where, self._read_only = where, read_only
         self._file_readers = FileReaders(where, name) if isinstance(where, Path) else None
         self._after_commit: Callable[[], None] | None = None
 
     @cached_property
     def engine(self) -> Engine:
-        """SQLAlchemy's, imported when it is first needed."""
+        """SQLAlchemy's engine; imports SQLAlchemy when it is first used."""
         return _engine(self._where, read_only=self._read_only)
 
     @property
@@ -44,29 +45,27 @@ class Store:
         return "sqlite" if self.file is not None else self.engine.dialect.name
 
     def beside(self, name: str) -> Path:
-        """Where an unfinished collection's files lie: beside an SQLite file, for a database elsewhere in the working folder."""
-        return (
-            Path(f"neuroexplain.{name}")
-            if self.file is None
-            else self.file.with_name(f"{self.file.name}.{name}")
-        )
+        """A path for an unfinished collection: beside an SQLite file, else in the working folder."""
+        if self.file is None:
+            return Path(f"neuroexplain.{name}")
+        return self.file.with_name(f"{self.file.name}.{name}")
 
     def checkpoint_path(self, run_id: int) -> Path:
         return self.beside(f"run{run_id}.checkpoint")
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A connection that reads. Raises StoreUnreadable where the database cannot be read."""
-        with (
-            read_engine(self.engine, self.name)
-            if self._file_readers is None
-            else self._file_readers.read() as reader
-        ):
+        """A connection that reads. Raises StoreUnreadable if the database cannot be read."""
+        readers = self._file_readers
+        with read_engine(self.engine, self.name) if readers is None else readers.read() as reader:
             yield reader
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: all of it, or none. Raises NeuroexplainError where the disk is full or the database locked."""
+        """One transaction, written whole or not at all.
+
+        Raises NeuroexplainError if the disk is full or the database locked.
+        """
         from sqlalchemy.exc import OperationalError
 
         try:
@@ -74,15 +73,15 @@ class Store:
                 yield connection
         except OperationalError as error:
             raise NeuroexplainError(
-                f"Could not write to {self.name}: {error.orig}. What was finished before is kept."
+                f"Could not write to {self.name}: {error.orig}. What was written before is kept."
             ) from error
         if self._after_commit is not None:
             self._after_commit()
 
     @contextmanager
-    def much_writing(self) -> Iterator[None]:
-        """For many large transactions in a row: what a commit leaves to be done on the disk is done beside the next one."""
-        with checkpointing_beside(self.engine) as after_commit:
+    def bulk_writing(self) -> Iterator[None]:
+        """For many large transactions in a row: SQLite's log is moved into the file meanwhile."""
+        with checkpoint_by_thread(self.engine) as after_commit:
             self._after_commit = after_commit
             try:
                 yield
@@ -105,26 +104,25 @@ class Store:
 
 
 def open_store(where: str, *, create: bool = False, read_only: bool = False) -> Store:
-    """Open the database at a URL or file name; with `create`, make it where there is none.
+    """Open the database at a file name or URL; with `create`, create its tables if it is missing or empty.
 
-    Raises NeuroexplainError where there is none, it cannot be opened, it is not ours or it is of another revision.
+    Raises NeuroexplainError if it is missing, cannot be opened, belongs to another program, or has another
+    schema version. A file with tables of another program is never written to.
     """
     place, name = _locate(where)
     is_new = _check_file(place, name, create)
     store = Store(place, name, read_only=read_only)
     try:
-        found = None if is_new and store.file is not None else _find_revision(store)
-        if found is None and (
-            is_new or (create and store.file is None)
-        ):  # a file with tables is somebody else's
+        revision = None if is_new and store.file is not None else _find_revision(store)
+        if revision is None and is_new:
             _migrate(store.engine)
-        elif found is None:
+        elif revision is None:
             raise NeuroexplainError(
                 f"{name} is a database, but not one of neuroexplain's. Give another with --db."
             )
-        elif found != REVISION:
+        elif revision != REVISION:
             raise NeuroexplainError(
-                f"{name} has schema version {found}; this neuroexplain reads {REVISION}.\n"
+                f"{name} has schema version {revision}; this neuroexplain reads {REVISION}.\n"
                 f"Upgrade it:  neuroexplain upgrade --db {name}"
             )
     except BaseException:
@@ -134,7 +132,7 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
 
 
 def remove_if_unused(store: Store) -> None:
-    """Close the database, and delete an SQLite file that holds no run: nothing half-made is left behind."""
+    """Close the database. Delete an SQLite file without a run, so that a failed command leaves no file."""
     with store.read() as reader:
         is_used = reader.value("SELECT count(*) FROM runs") > 0
     store.close()
@@ -144,9 +142,11 @@ def remove_if_unused(store: Store) -> None:
 
 
 def upgrade_store(where: str, tell: Callable[[str], None] | None = None) -> tuple[str, str]:
-    """Bring a database to this version's schema; returns (revision before, revision after). Killed, it is as it was.
+    """Bring a database to this version's schema. Returns the schema versions before and after.
 
-    `tell` is told beforehand how much room on the disk it takes. Raises NeuroexplainError where there is less.
+    If the process is killed, the database stays as it was. `tell` gets a line about the disk that the
+    upgrade needs before it begins. Raises NeuroexplainError if the disk has less, or if the database is
+    missing, of another program, or newer.
     """
     place, name = _locate(where)
     _check_file(place, name, create=False)
@@ -173,12 +173,10 @@ def _check_room(file: Path, tell: Callable[[str], None] | None) -> None:
     size, free = file.stat().st_size, shutil.disk_usage(file.parent).free
     needed = max(int(size * ROOM_TO_UPGRADE), min(size, 1 << 30)) + (1 << 20)
     if tell is not None:
-        tell(
-            f"Upgrading {file} ({_bytes(size)}): needs up to {_bytes(needed)} of disk, {_bytes(free)} are free."
-        )
+        tell(f"Upgrading {file} ({_bytes(size)}): needs up to {_bytes(needed)} of disk, {_bytes(free)} free.")
     if free < needed:
         raise NeuroexplainError(
-            f"There is not enough room beside {file}: make some, or move it to another disk."
+            f"The disk of {file} has too little room. Free some, or move the file to another disk."
         )
 
 
@@ -187,14 +185,14 @@ def _bytes(n: int) -> str:
 
 
 def migrations_folder() -> Path:
-    """Where the migrations are: shipped inside the wheel, or beside the package in a checkout."""
+    """The folder of the migrations: inside the package in a wheel, beside the package in a checkout."""
     package = Path(__file__).resolve().parent.parent
     shipped = package / "_db" / "migrations"
     return shipped if shipped.is_dir() else package.parent / "db" / "migrations"
 
 
 def _locate(where: str) -> tuple[Path | URL, str]:
-    """A file, or the URL of a database that is none; and how it is called in messages, without a password."""
+    """The file, or the URL of another database; and its name in messages, without a password."""
     if "://" not in where:
         return Path(where), where
     from sqlalchemy import make_url
@@ -202,9 +200,10 @@ def _locate(where: str) -> tuple[Path | URL, str]:
 
     try:
         url = make_url(where)
-    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise NeuroexplainError(
-            f"Cannot read the database URL {where!r}. Give a file or a URL:  --db demo.db | postgresql+psycopg://user@host/name"
+            f"Cannot read the database URL {where!r}. "
+            "Give a file or a URL:  --db demo.db | postgresql+psycopg://user@host/name"
         ) from error
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:" and not url.query:
         return Path(url.database), url.database
@@ -223,7 +222,8 @@ def _engine(where: Path | URL, *, read_only: bool) -> Engine:
         engine = create_engine(url, **options)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise NeuroexplainError(
-            f"No driver for {url.drivername}: {error}. For PostgreSQL:  pip install 'neuroexplain[postgresql]', "
+            f"There is no driver for {url.drivername}: {error}. "
+            "For PostgreSQL:  pip install 'neuroexplain[postgresql]', "
             "and a URL that begins with postgresql+psycopg://"
         ) from error
     set_up_connections(engine, read_only=read_only)
@@ -231,7 +231,7 @@ def _engine(where: Path | URL, *, read_only: bool) -> Engine:
 
 
 def _check_file(path: Path | URL, name: str, create: bool) -> bool:
-    """Whether an SQLite file is to be made. Raises where that cannot be, or where one should be there."""
+    """Whether to create the tables. Raises NeuroexplainError if the file is missing or cannot be used."""
     if not isinstance(path, Path):
         return create
     try:
@@ -247,19 +247,21 @@ def _check_file(path: Path | URL, name: str, create: bool) -> bool:
         raise NeuroexplainError(f"{name} cannot be opened: {error.strerror}.") from error
     if not create:
         raise NeuroexplainError(
-            f"There is no database {name}.\nMake one:  neuroexplain collect --db {name} ..., or neuroexplain demo"
+            f"There is no database {name}.\n"
+            f"Create one:  neuroexplain collect --db {name} ..., or neuroexplain demo"
         )
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise NeuroexplainError(
-            f"Cannot make {name}: there is no folder {path.absolute().parent}. Make it first."
+            f"Cannot create {name}: there is no folder {folder}. Create the folder first."
         )
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise NeuroexplainError(f"Cannot make {name}: the folder {path.absolute().parent} cannot be written.")
+    if not os.access(folder, os.W_OK):
+        raise NeuroexplainError(f"Cannot create {name}: the folder {folder} cannot be written to.")
     return True
 
 
 def _find_revision(store: Store) -> str | None:
-    """The schema version that a database says it has; None where it holds no table of ours."""
+    """The schema version of a database; None if it holds no table of neuroexplain."""
     try:
         with store.read() as reader:
             if not reader.value(HAS_TABLE[store.dialect], name="alembic_version"):
@@ -270,7 +272,7 @@ def _find_revision(store: Store) -> str | None:
 
 
 def _migrate(engine: Engine) -> None:
-    """Bring the tables to this version's, in one transaction: whatever ends it, they are as they were or as they should be."""
+    """Bring the tables to this version's schema in one transaction. If it fails, they stay as they were."""
     from alembic import command
     from alembic.config import Config
     from sqlalchemy.exc import OperationalError
@@ -283,13 +285,13 @@ def _migrate(engine: Engine) -> None:
             command.upgrade(config, "head")
     except OperationalError as error:
         raise NeuroexplainError(
-            f"Could not write the tables: {error.orig}. What was there is as it was."
+            f"Could not write the tables: {error.orig}. The database is unchanged."
         ) from error
 
 
 @contextmanager
 def _whole_transaction(connection: Connection) -> Iterator[None]:
-    """SQLite: begin at once. Python's driver would begin at the first row that is written, after tables were changed."""
+    """SQLite: begin the transaction now, since Python's driver would change tables before it begins one."""
     if connection.dialect.name != "sqlite":
         yield
         return

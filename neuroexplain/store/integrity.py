@@ -1,11 +1,11 @@
-"""Rows that stand in the wrong place: what a sound database never holds."""
+"""Find rows that contradict each other, which a sound database never holds."""
 
 from __future__ import annotations
 
-from neuroexplain.store.dialect import NOT_SEARCHABLE
+from neuroexplain.store.dialect import N_NOT_INDEXED
 from neuroexplain.store.engine import Store
 
-MISPLACED = {  # what is wrong -> the rows of a run that are
+MISPLACED = {  # message -> the query for the rows of a run that it is about; its columns fill the message
     "score {} of explanation {} stands under another unit or run": (
         "SELECT s.id, e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
         "WHERE e.run_id = :run AND (s.run_id, s.layer, s.unit) <> (e.run_id, e.layer, e.unit) ORDER BY s.id"
@@ -21,13 +21,15 @@ MISPLACED = {  # what is wrong -> the rows of a run that are
     "{}:{}: {} explanations by {}, {}, of the {} side are chosen, not one": (
         "SELECT layer, unit, n, explainer, model, side FROM (SELECT layer, unit, explainer, model, side, "
         "sum(CASE WHEN chosen THEN 1 ELSE 0 END) AS n FROM explanations "
-        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' GROUP BY layer, unit, explainer, model, side) "
+        "WHERE run_id = :run AND status = 'ok' AND explainer <> 'human' "
+        "GROUP BY layer, unit, explainer, model, side) "
         "AS counted WHERE n <> 1 ORDER BY layer, unit, explainer, model, side"
     ),
     **{
         f"{table[:-1]} {{}} was compared with explanation {{}}, which is missing": (
             f"SELECT id, control_explanation_id FROM {table} WHERE run_id = :run "
-            "AND control_explanation_id IS NOT NULL AND control_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
+            "AND control_explanation_id IS NOT NULL "
+            "AND control_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
         )
         for table in ("predictions", "scores")
     },
@@ -42,23 +44,30 @@ MISPLACED = {  # what is wrong -> the rows of a run that are
 
 
 def count_orphans(store: Store) -> int:
-    """Predictions and scores whose explanation is gone, and exemplars whose neuron is: there should be none."""
-    lost = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
-    its_neuron = "n.run_id = x.run_id AND n.layer = x.layer AND n.unit = x.unit"
+    """The number of predictions and scores without their explanation, and of exemplars without their unit."""
+    without_explanation = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
+    its_unit = "n.run_id = x.run_id AND n.layer = x.layer AND n.unit = x.unit"
     with store.read() as reader:
         return sum(
             int(reader.value(sql))
             for sql in (
-                f"SELECT count(*) FROM predictions {lost}",
-                f"SELECT count(*) FROM scores {lost}",
-                f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM units n WHERE {its_neuron})",
+                f"SELECT count(*) FROM predictions {without_explanation}",
+                f"SELECT count(*) FROM scores {without_explanation}",
+                f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM units n WHERE {its_unit})",
             )
         )
 
 
 def list_misplaced(store: Store, run_id: int) -> list[str]:
-    """A line for each row of the run that stands in the wrong place or names what is missing; one for gaps of the search."""
+    """A line for each row of the run that contradicts another or refers to a missing row.
+
+    One more line if the index of words lacks explanations.
+    """
+    lines = []
     with store.read() as reader:
-        found = [said.format(*row) for said, sql in MISPLACED.items() for row in reader.rows(sql, run=run_id)]
-        n_lost = int(reader.value(NOT_SEARCHABLE[reader.dialect], run=run_id))
-    return found + ([f"{n_lost:,} explanations are not found by the search"] if n_lost else [])
+        for message, sql in MISPLACED.items():
+            lines += [message.format(*row) for row in reader.rows(sql, run=run_id)]
+        n_not_indexed = int(reader.value(N_NOT_INDEXED[reader.dialect], run=run_id))
+    if n_not_indexed:
+        lines.append(f"{n_not_indexed:,} explanations are not found by the search")
+    return lines

@@ -1,4 +1,4 @@
-"""Activations as bytes in the run's dtype, without loss; token ids in 3 bytes (pure)."""
+"""Pack arrays into bytes without loss: activations in the run's dtype, token ids in 3 bytes (pure)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of one activation
-DTYPES = {  # of packed columns, by name
+DTYPES = {  # of the other packed columns, by name; little-endian
     "segments": "<u4",
     "starts": "u1",
     "documents": "<i4",
@@ -18,24 +18,24 @@ DTYPES = {  # of packed columns, by name
     "promoted_logits": "<f4",
     "suppressed_ids": "<u4",
     "suppressed_logits": "<f4",
-    "kinds": "u1",  # place in types.KINDS
+    "kinds": "u1",  # index in units.KINDS
     "ranks": "u1",
     "firsts": "u1",
 }
 
 
 def pack_array(column: str, values: NDArray[Any]) -> bytes:
-    """An array as its column holds it."""
+    """The bytes of an array in the dtype of its column."""
     return np.ascontiguousarray(values, dtype=DTYPES[column]).tobytes()
 
 
 def unpack_array(column: str, data: bytes) -> NDArray[Any]:
-    """What a packed column holds, [n]."""
+    """The array of a packed column, [n]."""
     return np.frombuffer(data, DTYPES[column])
 
 
 def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
-    """Little-endian bytes of `values` in `dtype`. Raises ValueError where a value would be rounded: nothing is lost unseen."""
+    """The little-endian bytes of `values` in `dtype`. Raises ValueError if a value would be rounded."""
     values = np.ascontiguousarray(values, dtype="<f4")
     if dtype == "float32":
         return values.tobytes()
@@ -51,7 +51,7 @@ def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:
 
 
 def unpack_activations(data: bytes, dtype: str) -> NDArray[np.float32]:
-    """What pack_activations packed, as float32 [n]. Raises ValueError where it is cut, or for an unknown dtype."""
+    """The inverse of pack_activations, float32 [n]. Raises ValueError if data is cut off or dtype unknown."""
     if dtype == "bfloat16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     if dtype not in WIDTHS:
@@ -60,7 +60,7 @@ def unpack_activations(data: bytes, dtype: str) -> NDArray[np.float32]:
 
 
 def pack_token_ids(token_ids: NDArray[Any]) -> bytes:
-    """3 bytes per token id, little-endian. Raises ValueError for ids of 2^24 or more."""
+    """3 bytes for each token id, little-endian. Raises ValueError for an id of 2^24 or more."""
     ids = np.ascontiguousarray(token_ids, dtype="<u4")
     if ids.size and int(ids.max()) >= 1 << 24:
         raise ValueError(f"token id {int(ids.max())} does not fit in 3 bytes")
@@ -68,7 +68,7 @@ def pack_token_ids(token_ids: NDArray[Any]) -> bytes:
 
 
 def pack_each(arrays: Sequence[NDArray[Any]]) -> Iterator[bytes]:
-    """pack_token_ids of each of at least one array, at the cost of one."""
+    """pack_token_ids of each array, at the cost of one call. There must be at least one array."""
     data, begin = pack_token_ids(np.concatenate(arrays)), 0
     for array in arrays:
         yield data[begin : begin + 3 * len(array)]
@@ -76,7 +76,7 @@ def pack_each(arrays: Sequence[NDArray[Any]]) -> Iterator[bytes]:
 
 
 def unpack_token_ids(data: bytes) -> NDArray[np.uint32]:
-    """What pack_token_ids packed, [n]."""
+    """The inverse of pack_token_ids, [n]."""
     wide = np.zeros((len(data) // 3, 4), np.uint8)
     wide[:, :3] = np.frombuffer(data, np.uint8).reshape(-1, 3)
     return wide.view("<u4")[:, 0].astype(np.uint32)

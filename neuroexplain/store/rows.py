@@ -1,6 +1,8 @@
-"""Rows of the database -> types of the domain, one decoder a type.
+"""Decode rows of the database into types of the domain, with one decoder a type.
 
-A decoder raises StoreUnreadable, naming the row, where a value is cut off or is not what its column is for."""
+A decoder raises StoreUnreadable, which names the row, if a value is cut off or does not fit its column.
+numpy is imported in the decoders that need it, since `query` starts sooner without it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from neuroexplain.arrays import ExemplarArrays
 from neuroexplain.errors import StoreUnreadable
@@ -25,18 +27,21 @@ from neuroexplain.evidence import (
 from neuroexplain.runs import Run
 from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
-IDS_AT_ONCE = 10_000  # values in one IN (...): SQLite takes 32,766
+IDS_AT_ONCE = 10_000  # values in one IN (...); SQLite takes 32,766
+T = TypeVar("T")
 
 
 @contextmanager
 def readable_row(table: str, row: Any) -> Iterator[None]:
-    """Reading a row. Raises StoreUnreadable, naming it, where its values are cut off or not what its columns are for.
-
-    SQLite keeps any type in any column, hence TypeError.
-    """
+    """Wraps the decoding of a row: its errors become a StoreUnreadable that names the row."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:  # SQLite allows any type in a column
         names = [name for name in ("id", "run_id", "layer", "unit", "kind", "segment") if hasattr(row, name)]
         which = ", ".join(f"{name} {getattr(row, name)}" for name in names)
         raise StoreUnreadable(f"A row of {table} ({which}) cannot be read: {error}.") from error
@@ -48,7 +53,7 @@ def decode_status(table: str, row: Any) -> Status:
 
 
 def decode_segment_ids(row: Any) -> Any:
-    """A segment's token ids: 128, or the last 64 of them where no more is known."""
+    """A segment's token ids, [128]; [64] if only its last 64 are known, as in imported arrays."""
     from neuroexplain.store.packing import unpack_token_ids
 
     with readable_row("segments", row):
@@ -59,12 +64,14 @@ def decode_segment_ids(row: Any) -> Any:
 
 
 def decode_exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> ExemplarArrays:
+    """The exemplars of one kind of a whole layer; a unit without a row has none."""
     import numpy as np
 
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
-    found = {row.unit: row for row in rows}
-    counts = np.array([len(found[n].starts) if n in found else 0 for n in range(width)])  # a byte each
+    by_unit = {row.unit: row for row in rows}
+    # `starts` has a byte for each exemplar.
+    counts = np.array([len(by_unit[n].starts) if n in by_unit else 0 for n in range(width)])
     k = int(counts.max())
     arrays = {
         name: np.full((width, k), fill, kind)
@@ -77,18 +84,19 @@ def decode_exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> Exemp
         )
     }
     activations = np.zeros((width, k, RECORD_LENGTH), np.float32)
-    for n, row in found.items():
+    for n, row in by_unit.items():
         with readable_row("exemplars", row):
+            count = counts[n]
             for name in ("segments", "starts", "documents", "token_offsets"):
-                arrays[name][n, : counts[n]] = unpack_array(name, getattr(row, name)).reshape(counts[n])
-            arrays["peaks"][n, : counts[n]] = unpack_activations(row.peaks, dtype).reshape(counts[n])
-            activations[n, : counts[n]] = unpack_activations(row.activations, dtype).reshape(
-                counts[n], RECORD_LENGTH
-            )
+                arrays[name][n, :count] = unpack_array(name, getattr(row, name)).reshape(count)
+            arrays["peaks"][n, :count] = unpack_activations(row.peaks, dtype).reshape(count)
+            records = unpack_activations(row.activations, dtype).reshape(count, RECORD_LENGTH)
+            activations[n, :count] = records
     return ExemplarArrays(counts, **arrays, activations=activations)
 
 
-def decode_exemplars(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any]) -> Iterable[Exemplar]:
+def decode_exemplars(row: Any, unit: UnitId, run: Run, segments: Mapping[int, Any]) -> Iterable[Exemplar]:
+    """One unit's exemplars of one kind, in rank order. `segments` holds token ids by segment."""
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
     arrays = [
@@ -98,10 +106,11 @@ def decode_exemplars(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any])
     peaks = unpack_activations(row.peaks, run.dtype).tolist()
     activations = unpack_activations(row.activations, run.dtype).reshape(len(peaks), RECORD_LENGTH)
     for rank, (segment, start, document, token_offset, peak) in enumerate(zip(*arrays, peaks, strict=True)):
-        if start > len(ids[segment]) - RECORD_LENGTH:
+        token_ids = segments[segment]
+        if start > len(token_ids) - RECORD_LENGTH:
             raise ValueError(f"there is no record at {start} of segment {segment}")
         yield Exemplar(
-            unit=neuron,
+            unit=unit,
             kind=row.kind,
             rank=rank,
             segment=segment,
@@ -109,7 +118,7 @@ def decode_exemplars(row: Any, neuron: UnitId, run: Run, ids: Mapping[int, Any])
             document=document if document >= 0 else None,
             token_offset=token_offset if document >= 0 else None,
             activation=peak,
-            token_ids=ids[segment][start : start + RECORD_LENGTH],
+            token_ids=token_ids[start : start + RECORD_LENGTH],
             activations=activations[rank],
             stride=run.segment_stride,
         )
@@ -120,24 +129,17 @@ def decode_run(row: Any, sources: tuple[Source, ...]) -> Run:
         decoded = {
             "layers": tuple(map(int, decode_json(row.layers))),
             "config": dict(decode_json(row.config)),
+            "versions": dict(decode_json(row.versions)),
+            "rectified": bool(row.rectified),
         }
-        return Run(
-            **fields_of(row, Run)
-            | decoded
-            | {
-                "versions": dict(decode_json(row.versions)),
-                "sources": sources,
-                "rectified": bool(row.rectified),
-            }
-        )
+        return Run(**fields_of(row, Run) | decoded | {"sources": sources})
 
 
 def decode_explanation(row: Any) -> Explanation:
     with readable_row("explanations", row):
         provenance, status = decode_provenance(row), Status(row.status)
-        covers, parts = (
-            None if listed is None else tuple(decode_json(listed)) for listed in (row.covers, row.parts)
-        )
+        covers = None if row.covers is None else tuple(decode_json(row.covers))
+        parts = None if row.parts is None else tuple(decode_json(row.parts))
     return Explanation(
         unit=UnitId(row.layer, row.unit),
         explainer=row.explainer,
@@ -168,7 +170,7 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
     values = codec.unpack(row.predicted, n)
     detail = None if row.detail is None else codec.unpack_detail(row.detail, n)
     control = None if row.control is None else codec.unpack(row.control, n)
-    if any(beside is not None and beside.shape != values.shape for beside in (detail, control)):
+    if any(array is not None and array.shape != values.shape for array in (detail, control)):
         raise ValueError("its values, details and control differ in number")
     for i, (kind, rank, first) in enumerate(zip(*places, strict=True)):
         if kind >= len(KINDS):
@@ -185,11 +187,8 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
 
 def decode_prediction(row: Any) -> Prediction:
     with readable_row("predictions", row):
-        records, provenance, status = (
-            tuple(decode_predicted_records(row)),
-            decode_provenance(row),
-            Status(row.status),
-        )
+        records = tuple(decode_predicted_records(row))
+        provenance, status = decode_provenance(row), Status(row.status)
     return Prediction(
         explanation_id=row.explanation_id,
         unit=UnitId(row.layer, row.unit),
@@ -210,31 +209,33 @@ def decode_score(row: Any) -> StoredScore:
     return StoredScore(UnitId(row.layer, row.unit), row.explanation_id, row.scorer, row.scorer_model, score)
 
 
-def decode_reading(reading: Any, which: str) -> tuple[tuple[int, float], ...]:
+def decode_reading(row: Any, direction: Literal["promoted", "suppressed"]) -> tuple[tuple[int, float], ...]:
+    """(token id, logit) of a vocabulary reading, strongest first."""
     from neuroexplain.store.packing import unpack_array
 
-    columns = (f"{which}_ids", f"{which}_logits")
-    with readable_row("vocabulary_readings", reading):
-        return tuple(
-            zip(*(unpack_array(name, getattr(reading, name)).tolist() for name in columns), strict=True)
-        )
+    columns = (f"{direction}_ids", f"{direction}_logits")
+    with readable_row("vocabulary_readings", row):
+        ids, logits = (unpack_array(name, getattr(row, name)).tolist() for name in columns)
+        return tuple(zip(ids, logits, strict=True))
 
 
-def fields_of(row: Any, of: Any) -> dict[str, Any]:
-    """The row's values for the fields of a dataclass that it has."""
-    return {name: getattr(row, name) for name in of.__dataclass_fields__ if hasattr(row, name)}
+def fields_of(row: Any, dataclass: Any) -> dict[str, Any]:
+    """The row's values by name, for those fields of a dataclass that the row has."""
+    return {name: getattr(row, name) for name in dataclass.__dataclass_fields__ if hasattr(row, name)}
 
 
 def decode_json(value: Any) -> Any:
-    """What a JSON column holds: an array or an object, which PostgreSQL's driver reads by itself."""
+    """The array or object of a JSON column; PostgreSQL's driver has decoded it already."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def sql_in(numbers: Iterable[int]) -> str:
+    """The SQL of `IN (1,2,3)`, which holds for no row if there are no numbers."""
     return f"IN ({','.join(str(int(number)) for number in numbers) or 'NULL'})"
 
 
-def chunks(values: list[int]) -> Iterable[list[int]]:
-    waiting = iter(values)
-    while some := list(islice(waiting, IDS_AT_ONCE)):
-        yield some
+def chunks(values: Iterable[T], size: int = IDS_AT_ONCE) -> Iterator[list[T]]:
+    """The values in lists of `size`; the last one may be shorter."""
+    rest = iter(values)
+    while chunk := list(islice(rest, size)):
+        yield chunk

@@ -1,4 +1,4 @@
-"""Read runs, what they hold in numbers, and what commands did to them."""
+"""Read runs, their numbers of units and explanations, and the sessions that worked on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neuroexplain.units import Source
 
 
 def list_runs(store: Store) -> list[Run]:
-    """All runs, oldest first, unfinished ones too."""
+    """All runs, oldest first, with unfinished ones."""
     with store.read() as reader:
         sources: dict[int, list[Source]] = {}
         for row in reader.rows("SELECT * FROM sources ORDER BY run_id, layer"):
@@ -24,28 +24,29 @@ def list_runs(store: Store) -> list[Run]:
 
 
 def load_run(store: Store, run_id: int | None = None) -> Run:
-    """A finished run; without an id, the latest."""
+    """A finished run; without an id, the latest. Raises NotInStore if there is none."""
     runs = list_runs(store)
     finished = [run for run in runs if run.status == "finished"]
     if run_id is None:
         if not finished:
             unfinished = f" ({len(runs)} unfinished)" if runs else ""
             raise NotInStore(
-                f"{store.name} holds no finished run{unfinished}.\nCollect one:  neuroexplain collect --db {store.name} ..."
+                f"{store.name} holds no finished run{unfinished}.\n"
+                f"Collect one:  neuroexplain collect --db {store.name} ..."
             )
         return finished[-1]
-    found = next((run for run in finished if run.id == run_id), None)
-    if found is None:
+    run = next((run for run in finished if run.id == run_id), None)
+    if run is None:
         ids = ", ".join(str(run.id) for run in finished) or "none"
         raise NotInStore(
-            f"There is no finished run {run_id} in {store.name}: it holds {ids}.\n"
+            f"There is no finished run {run_id} in {store.name}: its finished runs are {ids}.\n"
             f"See them:  neuroexplain runs --db {store.name}"
         )
-    return found
+    return run
 
 
 def count_units(store: Store, run_id: int) -> Mapping[str, int]:
-    """Neurons of the run by status."""
+    """The number of the run's units by status."""
     with store.read() as reader:
         rows = reader.rows(
             "SELECT status, count(*) FROM units WHERE run_id = :run GROUP BY status", run=run_id
@@ -54,27 +55,25 @@ def count_units(store: Store, run_id: int) -> Mapping[str, int]:
 
 
 def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, int]]:
-    """(explainer, model, status, how many), in that order."""
-    what = "explainer, model, status"
+    """(explainer, model, status, number of explanations), in ascending order."""
+    columns = "explainer, model, status"
+    sql = f"SELECT {columns}, count(*) FROM explanations WHERE run_id = :run"
     with store.read() as reader:
-        rows = reader.rows(
-            f"SELECT {what}, count(*) FROM explanations WHERE run_id = :run GROUP BY {what} ORDER BY {what}",
-            run=run_id,
-        )
+        rows = reader.rows(f"{sql} GROUP BY {columns} ORDER BY {columns}", run=run_id)
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
 def list_sessions(store: Store, run_id: int) -> list[Session]:
-    """What the commands that explained and scored this run did, oldest first."""
+    """The sessions of `explain` and `score` on this run, oldest first."""
     with store.read() as reader:
         rows = reader.rows("SELECT * FROM sessions WHERE run_id = :run ORDER BY id", run=run_id)
     return [Session(**fields_of(row, Session)) for row in rows]
 
 
 def load_prompt(store: Store, sha256: str) -> tuple[str, str]:
-    """Name and text of a stored prompt file."""
+    """Name and text of a stored prompt file. Raises NotInStore if no prompt has this hash."""
     with store.read() as reader:
         row = reader.row("SELECT name, text FROM prompts WHERE sha256 = :sha256", sha256=sha256)
     if row is None:
-        raise NotInStore(f"No prompt with the hash {sha256} in {store.name}.")
+        raise NotInStore(f"There is no prompt with the hash {sha256} in {store.name}.")
     return row.name, row.text

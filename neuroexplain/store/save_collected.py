@@ -1,4 +1,7 @@
-"""Save runs and what was collected. Each function is one transaction; doing it twice leaves what doing it once does."""
+"""Save runs, their vocabulary, segments and collected layers.
+
+Each function is one transaction. Saving the same values again changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,30 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
-from neuroexplain.evidence import Segment, Status, VocabularyEntry
-from neuroexplain.scoring.sides import is_side_dead
+from neuroexplain.evidence import Segment, Stats, Status, VocabularyEntry, is_side_dead
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import DTYPES, WIDTHS, pack_activations, pack_array, pack_each
 from neuroexplain.store.reader import reader_of
-from neuroexplain.store.statements import ROWS_AT_ONCE, Row, batches, insert_many, insert_tuples, now
+from neuroexplain.store.rows import chunks
+from neuroexplain.store.statements import ROWS_AT_ONCE, Row, insert_many, insert_tuples, now
 from neuroexplain.store.tables import safe_text
 from neuroexplain.store.units import read_segment_ids
-from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Source
+from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Side, Source
 
 
 def create_run(store: Store, fields: Mapping[str, Any]) -> int:
-    """Begin a run with status `running`; `fields` are those of types.Run that are known. Returns its id."""
+    """Begin a run with status `running` and return its id. `fields` are the known fields of Run."""
     values: dict[str, Any] = {"status": "running", "started_at": now(), **fields}
     sources: Sequence[Source] = values.pop("sources")
     with store.write() as connection:
         run_id = int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
-        insert_many(
-            connection, insert(t.sources), ({"run_id": run_id, **asdict(source)} for source in sources)
-        )
+        rows = ({"run_id": run_id, **asdict(source)} for source in sources)
+        insert_many(connection, insert(t.sources), rows)
     return run_id
 
 
@@ -44,9 +47,9 @@ def finish_run(
     n_tokens: int,
     finished_at: str | None = None,
 ) -> None:
-    """Drop the segments that no exemplar refers to, and mark the run finished, now unless told when.
+    """Delete the segments that no exemplar refers to, and mark the run as finished, at `finished_at` or now.
 
-    Needs 9 bytes of memory a stored segment.
+    Takes 9 bytes of memory for each stored segment.
     """
     of_run, x = t.segments.c.run_id == run_id, t.exemplars.c
     with store.write() as connection:
@@ -55,15 +58,12 @@ def finish_run(
         ).scalars()
         stored = np.fromiter(numbers.yield_per(ROWS_AT_ONCE), np.int64)
         is_used = np.zeros(len(stored), np.bool_)
-        for some in (
-            connection.execute(select(x.segments).where(x.run_id == run_id))
-            .scalars()
-            .partitions(ROWS_AT_ONCE)
-        ):
-            is_used[np.searchsorted(stored, np.concatenate(some))] = True
+        exemplar_segments = connection.execute(select(x.segments).where(x.run_id == run_id)).scalars()
+        for arrays in exemplar_segments.partitions(ROWS_AT_ONCE):
+            is_used[np.searchsorted(stored, np.concatenate(arrays))] = True
         drop = delete(t.segments).where(of_run, t.segments.c.segment == bindparam("b_segment"))
-        for some in batches(stored[~is_used]):
-            connection.execute(drop, [{"b_segment": int(segment)} for segment in some])
+        for segments in chunks(stored[~is_used], ROWS_AT_ONCE):
+            connection.execute(drop, [{"b_segment": int(segment)} for segment in segments])
         values = {
             "n_segments": n_segments,
             "n_documents": n_documents,
@@ -74,7 +74,7 @@ def finish_run(
 
 
 def delete_run(store: Store, run_id: int) -> None:
-    """Remove a run and all that belongs to it."""
+    """Delete a run and all its rows in other tables."""
     with store.write() as connection:
         for table in reversed(t.metadata.sorted_tables):
             if "run_id" in table.c:
@@ -83,6 +83,7 @@ def delete_run(store: Store, run_id: int) -> None:
 
 
 def save_vocabulary(store: Store, run_id: int, entries: Iterable[VocabularyEntry]) -> None:
+    """Store the subject's vocabulary in place of an earlier one."""
     rows = ((run_id, entry.token_id, safe_text(entry.text), entry.special) for entry in entries)
     with store.write() as connection:
         connection.execute(delete(t.tokens).where(t.tokens.c.run_id == run_id))
@@ -90,69 +91,74 @@ def save_vocabulary(store: Store, run_id: int, entries: Iterable[VocabularyEntry
 
 
 def save_segments(store: Store, run_id: int, segments: Iterable[Segment]) -> None:
+    """Store segments; a segment number that is stored already keeps its row."""
     with store.write() as connection:
-        for some in batches(segments):
-            token_ids = pack_each([s.token_ids for s in some])
-            rows = ((run_id, s.segment, packed) for s, packed in zip(some, token_ids, strict=True))
-            insert_tuples(connection, t.segments, rows, unless_there=True)
+        for batch in chunks(segments, ROWS_AT_ONCE):
+            token_ids = pack_each([segment.token_ids for segment in batch])
+            rows = ((run_id, s.segment, packed) for s, packed in zip(batch, token_ids, strict=True))
+            insert_tuples(connection, t.segments, rows, skip_existing=True)
 
 
-def save_collected_layer(store: Store, run_id: int, found: CollectedLayer) -> None:
-    """Store a layer's neurons, exemplars, peak tokens and vocabulary readings. Its segments must be stored already."""
+def save_collected_layer(store: Store, run_id: int, collected: CollectedLayer) -> None:
+    """Store a layer's units, exemplars, peak tokens and vocabulary readings in place of earlier ones.
+
+    The segments of its exemplars must be stored already, unless `peak_token_ids` are given.
+    """
+    layer = collected.layer
     with store.write() as connection:
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
         n = t.units.c
-        if connection.execute(
-            select(n.unit).where(n.run_id == run_id, n.layer == found.layer).limit(1)
-        ).first():
+        if connection.execute(select(n.unit).where(n.run_id == run_id, n.layer == layer).limit(1)).first():
             for table in (t.units, t.exemplars, t.peak_tokens, t.vocabulary_readings):
-                connection.execute(
-                    delete(table).where(table.c.run_id == run_id, table.c.layer == found.layer)
-                )
-        insert_tuples(connection, t.units, _neuron_rows(run_id, found))
-        insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, found, dtype))
-        insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, found))
-        insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, found))
+                connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == layer))
+        insert_tuples(connection, t.units, _unit_rows(run_id, collected))
+        insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, collected, dtype))
+        insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, collected))
+        insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, collected))
 
 
-def _neuron_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
-    n = len(next(iter(found.exemplars.values())).counts)
-    stats = found.stats
-    peaks = {
-        side: _strongest(found.exemplars.get(kind))
-        for side, kind in STRONGEST.items()
-        if kind in found.exemplars
-    }
-    status = [
+def _unit_rows(run_id: int, collected: CollectedLayer) -> Iterable[Row]:
+    n = len(next(iter(collected.exemplars.values())).counts)
+    kept_kinds = {side: kind for side, kind in STRONGEST.items() if kind in collected.exemplars}
+    peaks = {side: _strongest(collected.exemplars[kind]) for side, kind in kept_kinds.items()}
+    stats = [[None] * n] * 5
+    if collected.stats is not None:
+        names = Stats.__dataclass_fields__
+        stats = [getattr(collected.stats, name).tolist() for name in names]
+    columns = (_statuses(peaks, n), *stats, _max_activations(peaks, n))
+    return zip(repeat(run_id, n), repeat(collected.layer, n), range(n), *columns, strict=True)
+
+
+def _statuses(peaks: Mapping[Side, Sequence[float | None]], n: int) -> list[Status]:
+    """A unit is dead if all its sides are, and if there is a side to tell."""
+    return [
         Status.DEAD if peaks and all(is_side_dead(side, own[i]) for side, own in peaks.items()) else Status.OK
         for i in range(n)
     ]
-    columns = [[None] * n] * 5
-    if stats is not None:
-        columns = [x.tolist() for x in (stats.mean, stats.std, stats.min, stats.max, stats.share_positive)]
-    strongest: list[float | None] = [None] * n
-    if peaks:  # of a negative run how far below 0 it goes
-        side = next(iter(peaks))
-        strongest = peaks[side] if side == "positive" else [None if x is None else -x for x in peaks[side]]
-    return zip(repeat(run_id, n), repeat(found.layer, n), range(n), status, *columns, strongest, strict=True)
 
 
-def _strongest(exemplars: ExemplarArrays | None) -> list[float | None]:
-    """The peak of each unit's first record; None where it has none."""
-    if exemplars is None or not exemplars.peaks.shape[1]:
-        return [] if exemplars is None else [None] * len(exemplars.counts)
+def _max_activations(peaks: Mapping[Side, Sequence[float | None]], n: int) -> Sequence[float | None]:
+    """Each unit's peak on the positive side; of a negative run, how far below 0 it goes."""
+    if not peaks:
+        return [None] * n
+    side = next(iter(peaks))
+    return peaks[side] if side == "positive" else [None if peak is None else -peak for peak in peaks[side]]
+
+
+def _strongest(exemplars: ExemplarArrays) -> list[float | None]:
+    """The peak of each unit's first record; None if it has no record."""
+    if not exemplars.peaks.shape[1]:
+        return [None] * len(exemplars.counts)
     peaks = zip(exemplars.counts.tolist(), exemplars.peaks[:, 0].tolist(), strict=True)
     return [peak if count else None for count, peak in peaks]
 
 
-def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[Row]:
+def _exemplar_rows(run_id: int, collected: CollectedLayer, dtype: str) -> Iterator[Row]:
+    """A row for each unit and kind. Each array is packed once for the layer and then cut into units."""
     width, names = WIDTHS[dtype], ("segments", "starts", "documents", "token_offsets")
-    sizes = (
-        *(np.dtype(DTYPES[name]).itemsize for name in names),
-        width,
-        RECORD_LENGTH * width,
-    )  # bytes of a record in each
-    for kind, arrays in found.exemplars.items():
+    # The bytes of one record in each column.
+    sizes = (*(np.dtype(DTYPES[name]).itemsize for name in names), width, RECORD_LENGTH * width)
+    for kind, arrays in collected.exemplars.items():
         k = arrays.segments.shape[1]
         columns = (
             *(pack_array(name, getattr(arrays, name)) for name in names),
@@ -165,37 +171,47 @@ def _exemplar_rows(run_id: int, found: CollectedLayer, dtype: str) -> Iterator[R
                     data[n * k * size : (n * k + count) * size]
                     for data, size in zip(columns, sizes, strict=True)
                 )
-                yield run_id, found.layer, n, kind, *blobs
+                yield run_id, collected.layer, n, kind, *blobs
 
 
-def _peak_token_rows(connection: Connection, run_id: int, found: CollectedLayer) -> Iterable[Row]:
-    top = found.exemplars.get("top") or found.exemplars.get("bottom")
-    if top is None:
+def _peak_token_rows(connection: Connection, run_id: int, collected: CollectedLayer) -> Iterable[Row]:
+    """(run, layer, token, unit, number of records that peak on the token), in the table's order.
+
+    Peaks are those of the top records, or of the bottom records if there are no top ones.
+    """
+    exemplars = collected.exemplars.get("top") or collected.exemplars.get("bottom")
+    if exemplars is None:
         return ()
-    used = top.counts_mask()
-    peaks = top.peak_token_ids
-    if peaks is None:
-        segments, back = np.unique(top.segments[used], return_inverse=True)
-        ids = read_segment_ids(reader_of(connection), run_id, set(segments.tolist()))
-        table = (
-            np.stack([ids[int(segment)] for segment in segments])
-            if len(segments)
-            else np.zeros((0, 128), np.uint32)
-        )
-        tokens = table[back.reshape(-1), top.starts[used].astype(np.int64) + PEAK_INDEX]
+    used = exemplars.counts_mask()
+    if exemplars.peak_token_ids is not None:
+        tokens = exemplars.peak_token_ids[used]
     else:
-        tokens = peaks[used]
-    # In the order of the table, so that rows are appended.
-    pairs, counts = np.unique((tokens.astype(np.int64) << 32) | used.nonzero()[0], return_counts=True)
+        tokens = _stored_peak_tokens(connection, run_id, exemplars.segments[used], exemplars.starts[used])
+    units = used.nonzero()[0]
+    pairs, counts = np.unique((tokens.astype(np.int64) << 32) | units, return_counts=True)
     columns = ((pairs >> 32).tolist(), (pairs & 0xFFFFFFFF).tolist(), counts.tolist())
-    return zip(repeat(run_id, len(pairs)), repeat(found.layer, len(pairs)), *columns, strict=True)
+    return zip(repeat(run_id, len(pairs)), repeat(collected.layer, len(pairs)), *columns, strict=True)
 
 
-def _vocabulary_rows(run_id: int, found: CollectedLayer) -> Iterable[Row]:
-    v = found.vocabulary
-    if v is None:
+def _stored_peak_tokens(
+    connection: Connection, run_id: int, segments: NDArray[np.uint32], starts: NDArray[np.uint8]
+) -> NDArray[np.uint32]:
+    """The peak token of each record, [n], read from the stored segments."""
+    distinct, places = np.unique(segments, return_inverse=True)
+    if not len(distinct):
+        return np.zeros(0, np.uint32)
+    token_ids = read_segment_ids(reader_of(connection), run_id, set(distinct.tolist()))
+    table = np.stack([token_ids[int(segment)] for segment in distinct])  # [distinct, 128]
+    tokens: NDArray[np.uint32] = table[places.reshape(-1), starts.astype(np.int64) + PEAK_INDEX]
+    return tokens
+
+
+def _vocabulary_rows(run_id: int, collected: CollectedLayer) -> Iterable[Row]:
+    vocabulary = collected.vocabulary
+    if vocabulary is None:
         return ()
-    n = len(v.promoted_ids)
-    arrays = (getattr(v, name).astype(DTYPES[name]) for name in VocabularyArrays.__dataclass_fields__)
+    n = len(vocabulary.promoted_ids)
+    names = VocabularyArrays.__dataclass_fields__
+    arrays = (getattr(vocabulary, name).astype(DTYPES[name]) for name in names)
     columns = ([row.tobytes() for row in values] for values in arrays)
-    return zip(repeat(run_id, n), repeat(found.layer, n), range(n), *columns, strict=True)
+    return zip(repeat(run_id, n), repeat(collected.layer, n), range(n), *columns, strict=True)

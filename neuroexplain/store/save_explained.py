@@ -1,27 +1,31 @@
-"""Save explanations, predictions and scores. Each function is one transaction; doing it twice leaves what doing it once does."""
+"""Save prompts, explanations, predictions, scores and sessions.
+
+Each public function is one transaction. Saving an explanation or a prediction again replaces its row.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
-from neuroexplain.evidence import Explained, Explanation, Prediction, Provenance, Score, Status
+from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Provenance, Score, Status
 from neuroexplain.runs import Session
 from neuroexplain.scoring.codecs import CODECS
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
 from neuroexplain.store.engine import Store
-from neuroexplain.store.statements import batches, insert_many, now, upsert_many
+from neuroexplain.store.rows import chunks
+from neuroexplain.store.statements import ROWS_AT_ONCE, insert_many, now, upsert_many
 from neuroexplain.units import KINDS
 
 
 def save_prompt(store: Store, name: str, text: str) -> str:
-    """Keep a prompt file's text; returns its sha256, which explanations and simulations refer to."""
+    """Store a prompt file's text. Returns its SHA-256, by which explanations and predictions refer to it."""
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     with store.write() as connection:
         row = {"sha256": sha256, "name": name, "text": text}
@@ -35,158 +39,169 @@ def save_explanation(store: Store, run_id: int, explanation: Explanation) -> Exp
 
 
 def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanation]) -> list[Explanation]:
-    """Store explanations or failed attempts, in place of earlier answers to the same requests. Returns them with their ids."""
-    with store.write() as connection:
-        return _save_explanations(connection, store, run_id, explanations)
+    """Store explanations or failed attempts in place of earlier answers to the same requests.
 
-
-def save_explained(store: Store, run_id: int, made: Sequence[Explained]) -> list[Explained]:
-    """Store explanations with their simulations and scores, all of them or none. Returns them with their ids.
-
-    Of an explanation that is stored already only `chosen` is written. What an earlier command chose of the same neurons, by the
-    same explainer and model, is chosen no more: a neuron has one chosen explanation of each. What people wrote stays.
+    Returns them with their ids.
     """
-    stored = [one.explanation for one in made if one.explanation.id is not None]
     with store.write() as connection:
-        _choose_none(
-            connection,
-            run_id,
-            [
-                e
-                for one in made
-                if (e := one.explanation).chosen and e.status == Status.OK and e.explainer != "human"
-            ],
-        )
-        for chosen in (True, False):
-            ids = [e.id for e in stored if e.chosen == chosen]
-            for some in batches(ids):
-                is_one = t.explanations.c.id.in_(some), t.explanations.c.chosen != chosen
-                connection.execute(update(t.explanations).where(*is_one).values(chosen=chosen))
-        new = iter(
-            _save_explanations(
-                connection, store, run_id, [e for one in made if (e := one.explanation).id is None]
-            )
-        )
-        found = []
-        for one in made:
-            explanation = one.explanation if one.explanation.id is not None else next(new)
-            prediction = one.prediction
-            if prediction is not None and explanation.id is not None:
-                prediction = replace(prediction, explanation_id=explanation.id)
-            found.append(replace(one, explanation=explanation, prediction=prediction))
-        _save_predictions(
-            connection, store, run_id, [(x.prediction, x.scores) for x in found if x.prediction is not None]
-        )
-    return found
+        return _save_explanations(connection, run_id, explanations)
 
 
-def _choose_none(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:
-    """Mark nothing as chosen that is of their units, sides, explainers and models."""
-    e = t.explanations.c
-    same: dict[tuple[str, str, str, int], set[int]] = {}
-    for one in explanations:
-        same.setdefault((one.explainer, one.provenance.model, one.side, one.unit.layer), set()).add(
-            one.unit.index
-        )
-    for (explainer, model, side, layer), units in same.items():
-        for some in batches(sorted(units)):
-            by = e.explainer == explainer, e.model == model, e.side == side
-            where = e.run_id == run_id, e.layer == layer, e.unit.in_(some), *by
-            connection.execute(update(t.explanations).where(*where, e.chosen).values(chosen=False))
+def save_explained(
+    store: Store, run_id: int, results: Sequence[ExplanationResult]
+) -> list[ExplanationResult]:
+    """Store explanations with their predictions and scores, all or none; return them with the explanations'
+    ids.
+
+    Of an explanation that has an id, only `chosen` is written. What earlier commands chose for the same
+    units is no longer chosen: see _unchoose.
+    """
+    explanations = [result.explanation for result in results]
+    with store.write() as connection:
+        _unchoose(connection, run_id, [e for e in explanations if _is_choice(e)])
+        _save_chosen(connection, [e for e in explanations if e.id is not None])
+        new = iter(_save_explanations(connection, run_id, [e for e in explanations if e.id is None]))
+        explanations = [next(new) if e.id is None else e for e in explanations]
+        stored = [_with_id(result, e) for result, e in zip(results, explanations, strict=True)]
+        predictions = [(x.prediction, x.scores) for x in stored if x.prediction is not None]
+        _save_predictions(connection, run_id, predictions)
+    return stored
 
 
 def save_session(store: Store, run_id: int, session: Session, session_id: int | None) -> int:
-    """Store what a command has done so far, or bring it up to date; returns its id."""
+    """Store a command's work so far, or update it; return its id."""
     values = {"run_id": run_id, **asdict(session)}
     with store.write() as connection:
         if session_id is None:
-            return int(
-                connection.execute(
-                    insert(t.sessions).values(**values).returning(t.sessions.c.id)
-                ).scalar_one()
-            )
+            new = insert(t.sessions).values(**values).returning(t.sessions.c.id)
+            return int(connection.execute(new).scalar_one())
         connection.execute(update(t.sessions).where(t.sessions.c.id == session_id).values(**values))
     return session_id
 
 
-def _save_explanations(
-    connection: Connection, store: Store, run_id: int, explanations: Sequence[Explanation]
-) -> list[Explanation]:
-    rows = [
-        {
-            "run_id": run_id,
-            "layer": explanation.unit.layer,
-            "unit": explanation.unit.index,
-            "explainer": explanation.explainer,
-            "candidate": explanation.candidate,
-            "request_key": explanation.request_key,
-            "chosen": explanation.chosen,
-            "status": explanation.status,
-            "text": explanation.text,
-            "reason": explanation.reason,
-            "reply": explanation.reply,
-            "covers": None if explanation.covers is None else list(explanation.covers),
-            "parts": None if explanation.parts is None else list(explanation.parts),
-            "side": explanation.side,
-            **_provenance_row(explanation.provenance),
-        }
-        for explanation in explanations
-    ]
-    key = ["run_id", "layer", "unit", "request_key"]
-    found: dict[tuple[int, int, str], int] = {}
+def save_prediction(store: Store, run_id: int, prediction: Prediction, scores: Sequence[Score]) -> None:
+    """Store one prediction and its scores: see save_predictions."""
+    save_predictions(store, run_id, [(prediction, scores)])
+
+
+def save_predictions(
+    store: Store, run_id: int, predictions: Sequence[tuple[Prediction, Sequence[Score]]]
+) -> None:
+    """Store predictions with their scores, in place of earlier ones by the same scorer and model."""
+    with store.write() as connection:
+        _save_predictions(connection, run_id, predictions)
+
+
+def _is_choice(explanation: Explanation) -> bool:
+    """Whether a command chose it. A person's explanations stand beside those of the commands."""
+    return explanation.chosen and explanation.status == Status.OK and explanation.explainer != "human"
+
+
+def _unchoose(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:
+    """Set `chosen` to false for all stored explanations of the same unit, side, explainer and model.
+
+    A unit has one chosen explanation for each side, explainer and model: that of the last command.
+    """
     e = t.explanations.c
+    units: dict[tuple[str, str, str, int], set[int]] = {}
+    for explanation in explanations:
+        unit, model = explanation.unit, explanation.provenance.model
+        units.setdefault((explanation.explainer, model, explanation.side, unit.layer), set()).add(unit.index)
+    for (explainer, model, side, layer), indices in units.items():
+        for batch in chunks(sorted(indices), ROWS_AT_ONCE):
+            by = e.explainer == explainer, e.model == model, e.side == side
+            where = e.run_id == run_id, e.layer == layer, e.unit.in_(batch), *by
+            connection.execute(update(t.explanations).where(*where, e.chosen).values(chosen=False))
+
+
+def _save_chosen(connection: Connection, explanations: Sequence[Explanation]) -> None:
+    """Write `chosen` of explanations that are stored already."""
+    e = t.explanations.c
+    for chosen in (True, False):
+        ids = [explanation.id for explanation in explanations if explanation.chosen == chosen]
+        for batch in chunks(ids, ROWS_AT_ONCE):
+            where = e.id.in_(batch), e.chosen != chosen
+            connection.execute(update(t.explanations).where(*where).values(chosen=chosen))
+
+
+def _with_id(result: ExplanationResult, explanation: Explanation) -> ExplanationResult:
+    """The result with the stored explanation, whose id its prediction gets too."""
+    prediction = result.prediction
+    if prediction is not None and explanation.id is not None:
+        prediction = replace(prediction, explanation_id=explanation.id)
+    return replace(result, explanation=explanation, prediction=prediction)
+
+
+def _save_explanations(
+    connection: Connection, run_id: int, explanations: Sequence[Explanation]
+) -> list[Explanation]:
+    rows = [_explanation_row(run_id, explanation) for explanation in explanations]
     if rows:
-        upsert_many(connection, store, t.explanations, rows, key)
-    for some in batches(rows):
-        keys = tuple_(e.layer, e.unit, e.request_key).in_(
-            [(r["layer"], r["unit"], r["request_key"]) for r in some]
-        )
-        for row in connection.execute(
-            select(e.layer, e.unit, e.request_key, e.id).where(e.run_id == run_id, keys)
-        ):
-            found[row.layer, row.unit, row.request_key] = row.id
+        upsert_many(connection, t.explanations, rows, ["run_id", "layer", "unit", "request_key"])
+    e = t.explanations.c
+    ids: dict[tuple[int, int, str], int] = {}
+    for batch in chunks(rows, ROWS_AT_ONCE):
+        keys = [(row["layer"], row["unit"], row["request_key"]) for row in batch]
+        columns = e.layer, e.unit, e.request_key
+        query = select(*columns, e.id).where(e.run_id == run_id, tuple_(*columns).in_(keys))
+        ids |= {(layer, unit, key): new_id for layer, unit, key, new_id in connection.execute(query)}
     return [
-        replace(explanation, id=found[row["layer"], row["unit"], row["request_key"]])
+        replace(explanation, id=ids[row["layer"], row["unit"], row["request_key"]])
         for explanation, row in zip(explanations, rows, strict=True)
     ]
 
 
-def save_prediction(store: Store, run_id: int, prediction: Prediction, scores: Sequence[Score]) -> None:
-    """Store one simulation and its scores: see save_simulations."""
-    save_predictions(store, run_id, [(prediction, scores)])
-
-
-def save_predictions(store: Store, run_id: int, made: Sequence[tuple[Prediction, Sequence[Score]]]) -> None:
-    """Store simulations, each with its scores, in place of earlier ones by the same simulator and model."""
-    with store.write() as connection:
-        _save_predictions(connection, store, run_id, made)
+def _explanation_row(run_id: int, explanation: Explanation) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "layer": explanation.unit.layer,
+        "unit": explanation.unit.index,
+        "explainer": explanation.explainer,
+        "candidate": explanation.candidate,
+        "request_key": explanation.request_key,
+        "chosen": explanation.chosen,
+        "status": explanation.status,
+        "text": explanation.text,
+        "reason": explanation.reason,
+        "reply": explanation.reply,
+        "covers": None if explanation.covers is None else list(explanation.covers),
+        "parts": None if explanation.parts is None else list(explanation.parts),
+        "side": explanation.side,
+        **_provenance_row(explanation.provenance),
+    }
 
 
 def _save_predictions(
-    connection: Connection, store: Store, run_id: int, made: Sequence[tuple[Prediction, Sequence[Score]]]
+    connection: Connection, run_id: int, predictions: Sequence[tuple[Prediction, Sequence[Score]]]
 ) -> None:
-    if not made:
+    if not predictions:
         return
-    whose = [
-        {"explanation_id": one.explanation_id, "scorer": one.scorer, "scorer_model": one.provenance.model}
-        for one, _ in made
-    ]
-    places = ({"run_id": run_id, "layer": one.unit.layer, "unit": one.unit.index} for one, _ in made)
-    scores = [
-        {**place, **mine, **asdict(score)}
-        for place, mine, (_, computed) in zip(places, whose, made, strict=True)
-        for score in computed
-    ]
-    rows = [_prediction_row(run_id, one) for one, _ in made]
-    old = [{f"b_{name}": value for name, value in mine.items()} for mine in whose]
-    upsert_many(connection, store, t.predictions, rows, ["explanation_id", "scorer", "model"])
-    connection.execute(
-        delete(t.scores).where(*(t.scores.c[name] == bindparam(f"b_{name}") for name in whose[0])), old
-    )
-    insert_many(connection, insert(t.scores), scores)
+    rows = [_prediction_row(run_id, prediction) for prediction, _ in predictions]
+    upsert_many(connection, t.predictions, rows, ["explanation_id", "scorer", "model"])
+    keys = [_score_key(prediction) for prediction, _ in predictions]
+    same_key = (t.scores.c[name] == bindparam(f"b_{name}") for name in keys[0])
+    old = [{f"b_{name}": value for name, value in key.items()} for key in keys]
+    connection.execute(delete(t.scores).where(*same_key), old)
+    insert_many(connection, insert(t.scores), _score_rows(run_id, predictions))
+
+
+def _score_key(prediction: Prediction) -> dict[str, Any]:
+    """The columns of `scores` that are the same for all scores of a prediction, and of no other."""
+    by = {"scorer": prediction.scorer, "scorer_model": prediction.provenance.model}
+    return {"explanation_id": prediction.explanation_id, **by}
+
+
+def _score_rows(
+    run_id: int, predictions: Sequence[tuple[Prediction, Sequence[Score]]]
+) -> Iterator[dict[str, Any]]:
+    for prediction, scores in predictions:
+        unit = {"layer": prediction.unit.layer, "unit": prediction.unit.index}
+        for score in scores:
+            yield {"run_id": run_id, **unit, **_score_key(prediction), **asdict(score)}
 
 
 def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
+    """The records' details and controls are stored if every record has them."""
     records, codec = prediction.records, CODECS[prediction.codec]
     details = [r.detail for r in records if r.detail is not None]
     controls = [r.control for r in records if r.control is not None]
@@ -200,9 +215,11 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
         "kinds": np.array([KINDS.index(r.kind) for r in records], np.uint8),
         "ranks": np.array([r.rank for r in records], np.uint8),
         "firsts": np.array([r.first for r in records], np.uint8),
-        "predicted": codec.pack(_joined([r.values for r in records])),
-        "detail": codec.pack_detail(_joined(details)) if records and len(details) == len(records) else None,
-        "control": codec.pack(_joined(controls)) if records and len(controls) == len(records) else None,
+        "predicted": codec.pack(_concatenate([r.values for r in records])),
+        "detail": codec.pack_detail(_concatenate(details))
+        if records and len(details) == len(records)
+        else None,
+        "control": codec.pack(_concatenate(controls)) if records and len(controls) == len(records) else None,
         "control_explanation_id": prediction.control_explanation_id,
         "codec": prediction.codec,
         **_provenance_row(prediction.provenance),
@@ -217,5 +234,5 @@ def _provenance_row(provenance: Provenance) -> dict[str, Any]:
     }
 
 
-def _joined(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _concatenate(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)

@@ -1,21 +1,20 @@
-"""Statements that write many rows."""
+"""Statements that write many rows: upserts by SQLAlchemy Core, and plain rows straight to the driver."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain, islice
-from typing import Any, TypeAlias, TypeVar
+from itertools import chain
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Table
 
 from neuroexplain.store.dialect import insert_statement, upsert
-from neuroexplain.store.engine import Store
+from neuroexplain.store.rows import chunks
 
-ROWS_AT_ONCE = 5_000
-ROWS_A_STATEMENT = 10
+ROWS_AT_ONCE = 5_000  # rows of one call of the driver: bounds memory
+ROWS_A_STATEMENT = 10  # halves the time of narrow rows; 50 and 150 gained nothing more (docs/decisions.md)
 Row: TypeAlias = tuple[Any, ...]
-T = TypeVar("T")
 
 
 def now() -> str:
@@ -24,36 +23,35 @@ def now() -> str:
 
 
 def insert_many(connection: Connection, statement: Any, rows: Iterable[Mapping[str, Any]]) -> None:
-    for batch in batches(rows):
+    for batch in chunks(rows, ROWS_AT_ONCE):
         connection.execute(statement, batch)
 
 
-def insert_tuples(
-    connection: Connection, table: Table, rows: Iterable[Row], *, unless_there: bool = False
-) -> None:
-    """Rows of all columns in their order (without a counted id), as the driver takes them.
-
-    Past SQLAlchemy's work on every value, which took over half of the time of a layer; many rows a statement, which halves
-    the time of narrow ones.
-    """
-    for batch in batches(rows):
-        whole = len(batch) // ROWS_A_STATEMENT * ROWS_A_STATEMENT
-        for n, some in ((ROWS_A_STATEMENT, batch[:whole]), (1, batch[whole:])):
-            if some:
-                statement = insert_statement(connection.dialect, table, n_rows=n, unless_there=unless_there)
-                joined = [tuple(chain.from_iterable(some[at : at + n])) for at in range(0, len(some), n)]
-                connection.exec_driver_sql(statement, joined)
-
-
 def upsert_many(
-    connection: Connection, store: Store, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]
+    connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]], key: list[str]
 ) -> None:
-    statement = upsert(store.dialect, table)
+    """Insert at least one row; a row whose key exists gets the new values."""
+    statement = upsert(connection.dialect.name, table)
     changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
     insert_many(connection, statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
 
 
-def batches(rows: Iterable[T]) -> Iterator[list[T]]:
-    waiting = iter(rows)
-    while batch := list(islice(waiting, ROWS_AT_ONCE)):
-        yield batch
+def insert_tuples(
+    connection: Connection, table: Table, rows: Iterable[Row], *, skip_existing: bool = False
+) -> None:
+    """Insert rows through the driver: the values of all columns in their order, but for an id that counts
+    itself.
+
+    SQLAlchemy's work on every value took over half of the time of a collected layer (docs/decisions.md).
+    """
+    for batch in chunks(rows, ROWS_AT_ONCE):
+        n_joined = len(batch) // ROWS_A_STATEMENT * ROWS_A_STATEMENT
+        for n_rows, part in ((ROWS_A_STATEMENT, batch[:n_joined]), (1, batch[n_joined:])):
+            if part:
+                statement = insert_statement(
+                    connection.dialect, table, n_rows=n_rows, skip_existing=skip_existing
+                )
+                values = [
+                    tuple(chain.from_iterable(part[i : i + n_rows])) for i in range(0, len(part), n_rows)
+                ]
+                connection.exec_driver_sql(statement, values)

@@ -1,11 +1,17 @@
-"""The tables, for SQLite and PostgreSQL alike. db/migrations makes them; a test compares the two.
+"""The tables, the same for SQLite and PostgreSQL. db/migrations creates them; a test compares the two.
 
-Rows carry their natural key (run, layer, neuron), so that a filter by layer or score needs no join. Arrays are packed, one
-blob per array in rank order: a row per record was measured at 176 bytes and 105,000/s, packed at 146 and 645,000/s.
+Rows have their natural key (run, layer, unit), so that a filter by layer or score needs no join. Arrays are
+packed, one blob for each array in rank order: a row for each record took 176 bytes and 105,000 were written a
+second; packed, a record takes 146 bytes and 645,000 are written.
+
+How the store speaks to the database (docs/decisions.md): it reads by SQL as text, since importing SQLAlchemy
+doubles the start of `query`. It writes by SQLAlchemy Core, which knows these tables and both dialects. The
+many rows of a collected layer go straight to the driver, three times as fast (statements.insert_tuples).
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -33,6 +39,8 @@ from neuroexplain.store.packing import pack_array, unpack_array
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no database can hold
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -42,7 +50,7 @@ metadata = MetaData(
 
 
 class PackedArray(TypeDecorator[Any]):
-    """A one-dimensional little-endian array in a blob; its dtype is that of the column's name in packing.DTYPES."""
+    """A one-dimensional array in a blob. Its dtype is that of the column's name in packing.DTYPES."""
 
     impl = LargeBinary
     cache_ok = True
@@ -58,12 +66,12 @@ class PackedArray(TypeDecorator[Any]):
         return None if value is None else unpack_array(self.column, value)
 
 
-def _packed(name: str, *, nullable: bool = False) -> Column[Any]:
-    return Column(name, PackedArray(name), nullable=nullable)
+def _packed(name: str) -> Column[Any]:
+    return Column(name, PackedArray(name), nullable=False)
 
 
 class SafeText(TypeDecorator[str]):
-    """Text that may come from a corpus or an LLM: what no database can hold (NUL, lone surrogates) becomes U+FFFD."""
+    """Text of a corpus or an LLM, stored as safe_text."""
 
     impl = Text
     cache_ok = True
@@ -74,21 +82,7 @@ class SafeText(TypeDecorator[str]):
 
 def safe_text(text: str) -> str:
     """The text with NUL and lone surrogates replaced by U+FFFD."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace_surrogates").decode("utf-8")
-
-
-def _replace_surrogates(error: UnicodeError) -> tuple[str | bytes, int]:
-    assert isinstance(error, UnicodeEncodeError)
-    return "\ufffd".encode() * (error.end - error.start), error.end
-
-
-def _register() -> None:
-    import codecs
-
-    codecs.register_error("replace_surrogates", _replace_surrogates)
-
-
-_register()
+    return UNSTORABLE.sub("\ufffd", text)
 
 
 def _run() -> Column[int]:
@@ -168,7 +162,7 @@ segments = Table(
     metadata,
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("segment", Integer, primary_key=True, autoincrement=False),
-    Column("token_ids", LargeBinary, nullable=False),  # 3 bytes each
+    Column("token_ids", LargeBinary, nullable=False),  # 3 bytes for each id
     sqlite_with_rowid=False,
 )
 
@@ -185,7 +179,7 @@ exemplars = Table(
     _packed("documents"),
     _packed("token_offsets"),
     Column("peaks", LargeBinary, nullable=False),  # in the run's dtype
-    Column("activations", LargeBinary, nullable=False),  # likewise, 64 per record
+    Column("activations", LargeBinary, nullable=False),  # in the same dtype, 64 for each record
     UniqueConstraint("run_id", "layer", "unit", "kind", name="uq_exemplars_run_id_layer_neuron_kind"),
 )
 
@@ -196,7 +190,7 @@ peak_tokens = Table(
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("token_id", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
-    Column("count", Integer, nullable=False),  # of the neuron's top records that peak on this token
+    Column("count", Integer, nullable=False),  # of the unit's top records that peak on this token
     sqlite_with_rowid=False,
 )
 
@@ -246,7 +240,7 @@ explanations = Table(
     Column("unit", Integer, nullable=False),
     Column("explainer", String(32), nullable=False),
     Column("candidate", Integer, nullable=False),
-    Column("request_key", String(64), nullable=False),  # what was asked, hashed: the same request has one row
+    Column("request_key", String(64), nullable=False),  # Explanation.request_key
     Column("chosen", Boolean(create_constraint=False), nullable=False),
     Column("status", String(32), nullable=False),
     Column("text", SafeText),
@@ -274,9 +268,7 @@ predictions = Table(
     _packed("kinds"),
     _packed("ranks"),
     _packed("firsts"),
-    Column(
-        "predicted", LargeBinary, nullable=False
-    ),  # as many values a record as the scorer gives; packing.CODECS
+    Column("predicted", LargeBinary, nullable=False),  # as many values for each record as the codec says
     Column("detail", LargeBinary),
     Column("control", LargeBinary),
     Column("control_explanation_id", Integer),

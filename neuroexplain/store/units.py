@@ -1,18 +1,13 @@
-"""Read units: their ids, one with its records, and a whole layer as arrays."""
+"""Read units: their ids, a unit with its records, and a whole layer as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from neuroexplain.arrays import CollectedLayer, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NotInStore, StoreUnreadable
-from neuroexplain.evidence import (
-    Exemplar,
-    Segment,
-    Stats,
-    Unit,
-)
+from neuroexplain.evidence import Exemplar, Segment, Stats, Unit
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
@@ -34,7 +29,7 @@ OF_UNIT = "run_id = :run AND layer = :layer AND unit = :unit"
 def list_unit_ids(
     store: Store, run_id: int, layers: Collection[int] | None = None, status: str | None = None
 ) -> list[UnitId]:
-    """The run's neurons in ascending order."""
+    """The run's units in ascending order."""
     sql = "SELECT layer, unit FROM units WHERE run_id = :run"
     if layers is not None:
         sql += f" AND layer {sql_in(layers)}"
@@ -45,7 +40,7 @@ def list_unit_ids(
 
 
 def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None = None) -> list[UnitId]:
-    """The run's neurons that have an explanation, in ascending order."""
+    """The run's units that have an explanation with status ok, in ascending order."""
     sql = "SELECT DISTINCT layer, unit FROM explanations WHERE run_id = :run AND status = 'ok'"
     if layers is not None:
         sql += f" AND layer {sql_in(layers)}"
@@ -53,33 +48,26 @@ def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None
         return [UnitId(*row) for row in reader.rows(f"{sql} ORDER BY layer, unit", run=run_id)]
 
 
-def load_unit(store: Store, run: Run, neuron: UnitId) -> Unit:
-    """One neuron with its exemplars and vocabulary reading. Raises NotInStore, saying what the run holds."""
-    from neuroexplain.store.packing import unpack_array
-
-    whose = {"run": run.id, "layer": neuron.layer, "unit": neuron.index}
+def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
+    """One unit with its exemplars and vocabulary reading. Raises NotInStore if the run does not hold it."""
+    values = {"run": run.id, "layer": unit.layer, "unit": unit.index}
     with store.read() as reader:
-        row = reader.row(f"SELECT * FROM units WHERE {OF_UNIT}", **whose)
+        row = reader.row(f"SELECT * FROM units WHERE {OF_UNIT}", **values)
         if row is None:
             raise NotInStore(
-                f"No unit {neuron} in run {run.id}: {store.name} holds {run.size}, both counted from 0.\n"
-                f"Ask for one of those, like  neuroexplain show {run.layers[0]}:0 --db {store.name}"
+                f"No unit {unit} in run {run.id}: {store.name} holds {run.size}, both counted from 0.\n"
+                f"Try a unit of the run:  neuroexplain show {run.layers[0]}:0 --db {store.name}"
             )
-        packed = reader.rows(f"SELECT * FROM exemplars WHERE {OF_UNIT}", **whose)
-        wanted: set[int] = set()
-        for one in packed:
-            with readable_row("exemplars", one):
-                wanted.update(unpack_array("segments", one.segments).tolist())
-        ids = read_segment_ids(reader, run.id, wanted)
-        reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_UNIT}", **whose)
-    by_kind = {one.kind: one for one in packed}
+        exemplar_rows = reader.rows(f"SELECT * FROM exemplars WHERE {OF_UNIT}", **values)
+        segments = read_segment_ids(reader, run.id, _segment_numbers(exemplar_rows))
+        reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_UNIT}", **values)
     exemplars: list[Exemplar] = []
-    for packed_kind in (by_kind[kind] for kind in KINDS if kind in by_kind):
-        with readable_row("exemplars", packed_kind):
-            exemplars += decode_exemplars(packed_kind, neuron, run, ids)
+    for exemplar_row in _in_order_of_kinds(exemplar_rows):
+        with readable_row("exemplars", exemplar_row):
+            exemplars += decode_exemplars(exemplar_row, unit, run, segments)
     return Unit(
-        id=neuron,
-        status=decode_status("neurons", row),
+        id=unit,
+        status=decode_status("units", row),
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
         promoted=decode_reading(reading, "promoted") if reading else (),
@@ -87,85 +75,105 @@ def load_unit(store: Store, run: Run, neuron: UnitId) -> Unit:
     )
 
 
+def _segment_numbers(exemplar_rows: Iterable[Any]) -> set[int]:
+    from neuroexplain.store.packing import unpack_array
+
+    numbers: set[int] = set()
+    for row in exemplar_rows:
+        with readable_row("exemplars", row):
+            numbers.update(unpack_array("segments", row.segments).tolist())
+    return numbers
+
+
+def _in_order_of_kinds(exemplar_rows: Iterable[Any]) -> list[Any]:
+    by_kind = {row.kind: row for row in exemplar_rows}
+    return [by_kind[kind] for kind in KINDS if kind in by_kind]
+
+
 def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[list[Segment]]:
-    """The stored segments in ascending order, some at a time; their documents stand with the exemplars."""
+    """The stored segments in ascending order, in lists of at most `at_once`: that many are in memory."""
     last = -1
     sql = "SELECT * FROM segments WHERE run_id = :run AND segment > :last ORDER BY segment LIMIT :n"
     while True:
         with store.read() as reader:
             rows = reader.rows(sql, run=run_id, last=last, n=at_once)
-        found = [Segment(row.segment, decode_segment_ids(row)) for row in rows]
-        if not found:
+        segments = [Segment(row.segment, decode_segment_ids(row)) for row in rows]
+        if not segments:
             return
-        yield found
-        last = found[-1].segment
+        yield segments
+        last = segments[-1].segment
 
 
 def load_segment_ids(store: Store, run_id: int, segments: set[int]) -> dict[int, Any]:
-    """The token ids [128] of the given segments."""
+    """The token ids of the given segments, [128] or [64]. Raises StoreUnreadable if a segment is missing."""
     with store.read() as reader:
         return read_segment_ids(reader, run_id, segments)
 
 
+def read_segment_ids(reader: Reader, run_id: int, segments: set[int]) -> dict[int, Any]:
+    """`load_segment_ids` with an open reader."""
+    token_ids: dict[int, Any] = {}
+    sql = "SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment"
+    for numbers in chunks(sorted(segments)):
+        rows = reader.rows(f"{sql} {sql_in(numbers)}", run=run_id)
+        token_ids |= {row.segment: decode_segment_ids(row) for row in rows}
+    missing = segments - token_ids.keys()
+    if missing:
+        raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")
+    return token_ids
+
+
 def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
-    """A whole layer as it was saved: the inverse of save_collected_layer. Raises NotInStore where the run lacks it."""
+    """A whole layer: the inverse of save_collected_layer. Raises NotInStore if units of it are missing."""
+    of_layer, values = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
+    width = run.width(layer)
+    with store.read() as reader:
+        unit_rows = reader.rows(f"SELECT * FROM units {of_layer} ORDER BY unit", **values)
+        if len(unit_rows) != width:
+            raise NotInStore(
+                f"Run {run.id} of {store.name} holds {len(unit_rows):,} of {width:,} units of layer {layer}."
+            )
+        exemplars = {}
+        for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **values):
+            rows = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **values)
+            exemplars[kind] = decode_exemplar_arrays(rows, width, run.dtype)
+        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **values)
+    return CollectedLayer(
+        layer=layer,
+        exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
+        stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
+        vocabulary=_vocabulary_arrays(readings) if readings else None,
+    )
+
+
+def _stats_arrays(unit_rows: Sequence[Any]) -> StatsArrays:
+    import numpy as np
+
+    names = StatsArrays.__dataclass_fields__
+    return StatsArrays(*(np.array([getattr(row, name) for row in unit_rows]) for name in names))
+
+
+def _vocabulary_arrays(readings: Sequence[Any]) -> VocabularyArrays:
     import numpy as np
 
     from neuroexplain.store.packing import unpack_array
 
-    of_layer, place = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
-    with store.read() as reader:
-        rows = reader.rows(f"SELECT * FROM units {of_layer} ORDER BY unit", **place)
-        if len(rows) != run.width(layer):
-            raise NotInStore(
-                f"Run {run.id} of {store.name} holds {len(rows):,} of {run.width(layer):,} units of layer {layer}."
-            )
-        exemplars = {}
-        for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **place):
-            found = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **place)
-            exemplars[kind] = decode_exemplar_arrays(found, run.width(layer), run.dtype)
-        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **place)
     names = VocabularyArrays.__dataclass_fields__
-    vocabulary: VocabularyArrays | None = None
-    if readings:
-        with readable_row("vocabulary_readings", readings[0]):
-            vocabulary = VocabularyArrays(
-                *(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names)
-            )
-    return CollectedLayer(
-        layer=layer,
-        exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
-        stats=None
-        if rows[0].mean is None
-        else StatsArrays(
-            *(np.array([getattr(row, name) for row in rows]) for name in Stats.__dataclass_fields__)
-        ),
-        vocabulary=vocabulary,
-    )
+    with readable_row("vocabulary_readings", readings[0]):
+        return VocabularyArrays(
+            *(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names)
+        )
 
 
 def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:
-    """Every neuron's greatest stored activation, by (layer, unit)."""
+    """How strong every unit's strongest record is, by (layer, unit); of negative runs how far below 0."""
     with store.read() as reader:
         rows = reader.rows("SELECT layer, unit, max_activation FROM units WHERE run_id = :run", run=run_id)
     return {(row[0], row[1]): row[2] for row in rows}
 
 
 def count_layer_units(store: Store, run_id: int, layer: int) -> int:
-    """Neurons of one layer that are stored."""
+    """The number of stored units of a layer."""
     with store.read() as reader:
         sql = "SELECT count(*) FROM units WHERE run_id = :run AND layer = :layer"
         return int(reader.value(sql, run=run_id, layer=layer))
-
-
-def read_segment_ids(reader: Reader, run_id: int, wanted: set[int]) -> dict[int, Any]:
-    """The token ids of the given segments, read by one that is reading already. Raises StoreUnreadable where one is missing."""
-    found: dict[int, Any] = {}
-    for some in chunks(sorted(wanted)):
-        sql = (
-            f"SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment {sql_in(some)}"
-        )
-        found |= {row.segment: decode_segment_ids(row) for row in reader.rows(sql, run=run_id)}
-    if missing := wanted - found.keys():
-        raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")
-    return found

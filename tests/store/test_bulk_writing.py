@@ -1,4 +1,4 @@
-"""Many large transactions: the log goes into the file beside them, and nothing is lost or left."""
+"""Many large transactions: a thread moves the log into the file, and nothing is lost or left over."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import sqlite3
 
 from sqlalchemy import text
 
-from neuroexplain.store import dialect
+from neuroexplain.store import write_ahead_log
 from neuroexplain.store.engine import open_store
 
 
@@ -23,11 +23,11 @@ def make(file):
 
 
 def test_the_log_is_moved_into_the_file_and_stays_short(tmp_path, monkeypatch):
-    monkeypatch.setattr(dialect.checkpointing_beside.__wrapped__, "__defaults__", (2_000_000,))
+    monkeypatch.setattr(write_ahead_log, "LONGEST_LOG", 2_000_000)
     file, log = tmp_path / "x.db", tmp_path / "x.db-wal"
     make(file)
     with open_store(str(file)) as store:
-        with store.much_writing():
+        with store.bulk_writing():
             fill(store, 0, 60)
         assert file.stat().st_size > 60 * 200_000  # all of it, while the database is still open
         assert log.stat().st_size < 3_000_000  # and the log began anew
@@ -42,11 +42,11 @@ def test_the_log_is_moved_into_the_file_and_stays_short(tmp_path, monkeypatch):
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def write_until_killed(file, said):
-    with open_store(str(file)) as store, store.much_writing():
+def write_until_killed(file, sender):
+    with open_store(str(file)) as store, store.bulk_writing():
         for n in range(10_000):
             fill(store, n, n + 1)
-            said.send(n)
+            sender.send(n)
 
 
 def test_killed_it_keeps_every_finished_transaction(tmp_path):
@@ -55,11 +55,11 @@ def test_killed_it_keeps_every_finished_transaction(tmp_path):
     for _ in range(3):
         with sqlite3.connect(file) as connection:
             connection.execute("DELETE FROM filler")
-        hear, said = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(target=write_until_killed, args=(file, said))
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(target=write_until_killed, args=(file, sender))
         process.start()
-        said.close()
-        last = max(hear.recv() for _ in range(25))
+        sender.close()
+        last = max(receiver.recv() for _ in range(25))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with sqlite3.connect(file) as connection:
