@@ -20,19 +20,21 @@ def test_an_installed_wheel_makes_a_database_and_finds_its_prompts(tmp_path):
     fresh = tmp_path / "empty" / "bin" / "python"
     python("-m", "pip", "install", "-q", "--no-deps", str(wheel), executable=fresh)
     packages = python("-c", "import site; print(site.getsitepackages()[0])", executable=fresh).strip()
-    # The requirements come from the environment of the tests: a path in a .pth is not searched for further .pth files,
-    # so the checkout's editable install stays out of sight.
+    # The requirements come from the environment of the tests. A path in a .pth is not searched for further
+    # .pth files, so the checkout's editable install stays out of sight.
     (Path(packages) / "requirements.pth").write_text(site.getsitepackages()[0] + "\n")
     code = """
 import neuroexplain
-from neuroexplain.llm.explainer import EXPLAINERS
+from neuroexplain.explaining.explainers import EXPLAINERS
 from neuroexplain.store.engine import open_store
 open_store("new.db", create=True).close()
 assert EXPLAINERS["excerpts"].load_prompt().text
-from neuroexplain.web import views
-blank = dict(state=views.EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", previous=None, next=None)
-assert "search.html" in views.render("search.html", links=views.Links(is_site=True), csp="", **blank)
-assert (views.HERE / "static" / "vendor" / "chart.js" / "LICENSE.md").exists()
+from neuroexplain.web.row_view import EMPTY_SEARCH
+from neuroexplain.web.templates import STATIC, render
+from neuroexplain.web.urls import UrlBuilder
+empty = dict(form=EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", previous=None, next=None)
+assert "search.html" in render("search.html", urls=UrlBuilder(is_site=True), content_policy="", **empty)
+assert (STATIC / "vendor" / "chart.js" / "LICENSE.md").exists()
 print(neuroexplain.__file__)
 """
     where = python("-c", code, executable=fresh, cwd=tmp_path).strip()

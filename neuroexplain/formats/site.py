@@ -1,9 +1,13 @@
-"""The viewer as static files: pages by the live viewer's templates, data in chunks, search in the browser.
+"""The viewer as static files: pages by the live viewer's templates, data in files of JSON, search in the
+browser.
 
-neuron.html takes ?at=15:16 and fetches data/neurons/LAYER-CHUNK.json, where the neuron's part of the page lies as the live
-viewer would draw it; what is folded on that page lies in data/fragments/. search.html finds rows by their words and by the
-tokens that their neurons peak on in data/words/ and data/tokens/ (which row numbers, by hash), and reads the rows themselves,
-best first, from data/rows-N.json, only as many files as it needs.
+neuron.html takes ?at=15:16 and fetches data/neurons/LAYER-CHUNK.json, which holds the HTML that the live
+viewer would draw for some neighbouring units; their lazy sections are in data/fragments/. search.html finds
+the numbers of rows by words of their explanations and by tokens on which their units peak in data/words/ and
+data/tokens/, two indexes cut into files by hash. The rows themselves are in data/rows-N.json, best first, and
+the browser reads as many of these files as it needs.
+
+Memory grows by some bytes a unit: each page is drawn, written and forgotten.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,157 +27,208 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.as_json import query_json
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name, query_json
+from neuroexplain.formatting import corpus_name
 from neuroexplain.lookup import Vocabulary, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
-from neuroexplain.store.runs import count_explanations, count_units
-from neuroexplain.store.search import list_headline_scores, query_explanations
+from neuroexplain.store.search import query_explanations
 from neuroexplain.units import PEAK_INDEX, UnitId
-from neuroexplain.web import views
-from neuroexplain.web.views import Links
+from neuroexplain.web.reader import summarize
+from neuroexplain.web.record_view import record_views, simulated_views, simulations
+from neuroexplain.web.row_view import EMPTY_SEARCH, RowView, row_view
+from neuroexplain.web.templates import CONTENT_POLICY, STATIC, printable_lines, render
+from neuroexplain.web.unit_view import LAZY_KINDS, unit_view
+from neuroexplain.web.urls import UNITS_PER_FILE, UrlBuilder, site_file
 
-ROWS = 2_000  # explanations of one file
-BUCKETS = 256  # files of an index
-BEST = 12  # rows of the start page
-ALL = 10**9
+ROWS_PER_FILE = 2_000  # half a megabyte: one file answers most searches
+INDEX_FILES = 256  # of words, and as many of tokens
+N_BEST = 12  # rows of the start page
+NO_LIMIT = 10**9  # more rows than any layer has
+
+URLS = UrlBuilder(is_site=True)
 
 
-def export_site(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
-    """Write the site of the given neurons, which are in ascending order. Any web host serves it.
+@dataclass(frozen=True, slots=True)
+class WrittenRows:
+    """The explanations in the rows' files."""
 
-    The folder appears when it is whole. Memory grows by some bytes a neuron: what is drawn is written and forgotten.
+    best: Sequence[RowView]  # for the start page
+    places: NDArray[np.int64]  # [rows]: each row's unit, as its place among the exported units
+
+
+def export_site(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+    """Write the site of the given units, which are in ascending order. Any web server can serve it.
+
+    The folder appears when it is complete. Raises NeuroexplainError if it exists or cannot be written.
     """
-    links = Links(is_site=True)
-    vocabulary = Vocabulary.load(store, run.id)
     with whole_folder(folder) as partial:
-        shutil.copytree(
-            views.HERE / "static", partial / "static", ignore=shutil.ignore_patterns("swagger-ui", "docs.js")
-        )
+        shutil.copytree(STATIC, partial / "static", ignore=shutil.ignore_patterns("docs.js"))
         data = partial / "data"
         for name in ("neurons", "fragments"):
             (data / name).mkdir(parents=True)
         with _Index(data / "words") as words:
-            n_rows, best, places = _write_rows(store, run, neurons, data, words)
-        order = places.argsort(kind="stable")  # the rows, neuron by neuron
-        first = np.searchsorted(places[order], np.arange(len(neurons) + 1))
-        done = 0
+            rows = _write_rows(store, run, units, data, words)
         with _Index(data / "tokens") as tokens:
-            for name, chunk in groupby(neurons, key=views.chunk_name):
-                pages: dict[str, str] = {}
-                fragments: dict[str, str] = {}
-                for neuron in chunk:
-                    page = load_page(store, run, neuron, vocabulary)
-                    view = views.neuron_view(page, links, neighbours=neurons, place=done)
-                    pages[str(neuron)] = views.render("_neuron.html", n=view, links=links)
-                    fragments |= {f"{neuron}/{part}": html for part, html in _fragments(page)}
-                    peaks = {
-                        page.tokens[int(x.token_ids[PEAK_INDEX])].text
-                        for x in page.unit.exemplars
-                        if x.kind == "top"
-                    }
-                    tokens.add(peaks, order[first[done] : first[done + 1]].tolist())
-                    done += 1
-                    yield Progress("exporting", done, len(neurons), "neurons")
-                _write(data / "neurons" / f"{name}.json", pages)
-                _write(data / "fragments" / f"{name}.json", fragments)
-        index = {
-            "chunk": views.CHUNK,
-            "rows": n_rows,
-            "widths": {source.layer: source.width for source in run.sources},
-            "groups": {source.layer: source.group_size for source in run.sources},
-            "layers": sorted({n.layer for n in neurons}),
-        }
-        _write(data / "index.json", index | {"rows_in_a_file": ROWS, "buckets": BUCKETS})
-        values = {"links": links, "csp": views.CSP}
-        html = {
-            "index": views.render(
-                "start.html",
-                run=run,
-                charts=views.score_charts(list_headline_scores(store, run)),
-                counts=count_explanations(store, run.id),
-                n_units=sum(count_units(store, run.id).values()),
-                best=best,
-                runs=[run],
-                corpus=corpus_name(run),
-                **values,
-            ),
-            "search": views.render(
-                "search.html",
-                state=views.EMPTY_SEARCH,
-                problem="",
-                rows=[],
-                scorers=SCORERS.names(),
-                headline=str(run.headline),
-                previous=None,
-                next=None,
-                **values,
-            ),
-            "neuron": views.render("site_neuron.html", **values),
-        }
-        for name, text in html.items():
-            (partial / f"{name}.html").write_text(text, encoding="utf-8")
+            yield from _write_units(store, run, units, data, tokens, rows.places)
+        _write_json(data / "index.json", _site_index(run, units, len(rows.places)))
+        for name, html in _pages(store, run, rows.best).items():
+            (partial / f"{name}.html").write_text(html, encoding="utf-8")
+
+
+def _write_units(
+    store: Store, run: Run, units: Sequence[UnitId], data: Path, tokens: _Index, places: NDArray[np.int64]
+) -> Generator[Progress]:
+    """The units' pages and lazy sections, and the tokens on which they peak in the index."""
+    vocabulary = Vocabulary.load(store, run.id)
+    row_numbers = places.argsort(kind="stable")  # unit by unit
+    first = np.searchsorted(places[row_numbers], np.arange(len(units) + 1))  # of each unit
+    done = 0
+    for name, chunk in groupby(units, key=site_file):
+        pages: dict[str, str] = {}
+        sections: dict[str, str] = {}
+        for unit in chunk:
+            page = load_page(store, run, unit, vocabulary)
+            neighbours = (
+                units[done - 1] if done else None,
+                units[done + 1] if done + 1 < len(units) else None,
+            )
+            view = unit_view(page, URLS, neighbours=neighbours)
+            pages[str(unit)] = render("_unit.html", unit=view, urls=URLS)
+            sections |= {f"{unit}/{section}": html for section, html in _sections(page)}
+            tokens.add(_peak_tokens(page), row_numbers[first[done] : first[done + 1]].tolist())
+            done += 1
+            yield Progress("exporting", done, len(units), "neurons")
+        _write_json(data / "neurons" / f"{name}.json", pages)
+        _write_json(data / "fragments" / f"{name}.json", sections)
+
+
+def _peak_tokens(page: UnitPage) -> set[str]:
+    """The texts of the tokens on which a unit's top records peak."""
+    records = (record for record in page.unit.exemplars if record.kind == "top")
+    return {page.tokens[int(record.token_ids[PEAK_INDEX])].text for record in records}
+
+
+def _sections(page: UnitPage) -> Iterator[tuple[str, str]]:
+    """The lazy sections of a unit's page as HTML, by the names in UrlBuilder.section."""
+    for kind in LAZY_KINDS:
+        if records := record_views(page, kind):
+            yield f"records/{kind}", render("records.html", records=records)
+    for prediction in simulations(page):
+        html = render("records.html", records=simulated_views(page, prediction))
+        yield f"simulations/{prediction.id}", html
+
+
+def _site_index(run: Run, units: Sequence[UnitId], n_rows: int) -> dict[str, Any]:
+    """What site.js needs to find a unit's file and a row's file."""
+    return {
+        "chunk": UNITS_PER_FILE,
+        "rows": n_rows,
+        "widths": {source.layer: source.width for source in run.sources},
+        "groups": {source.layer: source.group_size for source in run.sources},
+        "layers": sorted({unit.layer for unit in units}),
+        "rows_in_a_file": ROWS_PER_FILE,
+        "buckets": INDEX_FILES,
+    }
+
+
+def _pages(store: Store, run: Run, best: Sequence[RowView]) -> dict[str, str]:
+    """The HTML of the site's three pages, by name."""
+    common = {"urls": URLS, "content_policy": CONTENT_POLICY}
+    return {
+        "index": render(
+            "start.html",
+            run=run,
+            summary=summarize(store, run),
+            best=best,
+            runs=[run],
+            corpus=corpus_name(run),
+            **common,
+        ),
+        "search": render(
+            "search.html",
+            form=EMPTY_SEARCH,
+            problem="",
+            rows=[],
+            scorers=SCORERS.names(),
+            headline=str(run.headline),
+            previous=None,
+            next=None,
+            **common,
+        ),
+        "neuron": render("site_unit.html", **common),
+    }
 
 
 def words_of(text: str) -> list[str]:
-    """What search finds an explanation by: static/site.js cuts words alike."""
+    """The words by which search finds an explanation; static/site.js has the same function."""
     return re.findall(r"\w+", text.lower())
 
 
 def bucket_of(key: str) -> int:
-    """Which file of an index holds a word or token: FNV-1a of its UTF-8, 32 bits. static/site.js has the same."""
-    found = 2166136261
+    """The number of the index file that holds a word or token; static/site.js has the same function.
+
+    FNV-1a with 32 bits of the UTF-8: http://www.isthe.com/chongo/tech/comp/fnv/
+    """
+    value = 2166136261
     for byte in key.encode("utf-8", "replace"):
-        found = (found ^ byte) * 16777619 & 0xFFFFFFFF
-    return found % BUCKETS
+        value = (value ^ byte) * 16777619 & 0xFFFFFFFF
+    return value % INDEX_FILES
 
 
 class _Index:
-    """Row numbers by word, in BUCKETS files: lines are appended as they come and put together at the end, file by file."""
+    """Row numbers by word or token, in INDEX_FILES files.
+
+    Lines are appended to each file as they come. At the end each is read and written as one object: one file
+    of the index is in memory at a time.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
 
     def __enter__(self) -> _Index:
-        self.folder.mkdir()
-        self.stack = ExitStack()
-        self.files = [
-            self.stack.enter_context((self.folder / f"{n}.lines").open("w")) for n in range(BUCKETS)
-        ]
+        self._folder.mkdir()
+        self._stack = ExitStack()
+        self._files = [self._stack.enter_context(self._lines(n).open("w")) for n in range(INDEX_FILES)]
         return self
 
     def add(self, keys: Iterable[str], rows: Iterable[int]) -> None:
         for row in rows:
             for key in keys:
-                self.files[bucket_of(key)].write(json.dumps([key, row]) + "\n")
+                self._files[bucket_of(key)].write(json.dumps([key, row]) + "\n")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stack.close()
+        self._stack.close()
         if kind is not None:
             return
-        for n in range(BUCKETS):
-            lines = self.folder / f"{n}.lines"
-            found: dict[str, list[int]] = {}
-            with lines.open() as file:
+        for n in range(INDEX_FILES):
+            rows_by_key: dict[str, list[int]] = {}
+            with self._lines(n).open() as file:
                 for key, row in map(json.loads, file):
-                    found.setdefault(key, []).append(row)
-            _write(self.folder / f"{n}.json", {key: sorted(rows) for key, rows in found.items()})
-            lines.unlink()
+                    rows_by_key.setdefault(key, []).append(row)
+            _write_json(self._folder / f"{n}.json", {key: sorted(rows) for key, rows in rows_by_key.items()})
+            self._lines(n).unlink()
+
+    def _lines(self, n: int) -> Path:
+        return self._folder / f"{n}.lines"
 
 
 def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
-    """Every chosen explanation, best first, unscored ones last. Each query begins at the score where the one before ended."""
+    """Every chosen explanation, best first, those without a score last.
+
+    Each query begins at the score where the one before ended; `seen` are the rows of that score.
+    """
     last: float | None = 1.0
-    seen: set[tuple[int, str | None, str | None]] = set()  # of those with that score
+    seen: set[tuple[int, str | None, str | None]] = set()
 
     def key(row: QueryRow) -> tuple[int, str | None, str | None]:
         return row.explanation_id, row.scorer, row.scorer_model
 
-    while rows := query_explanations(store, run, max_score=last, limit=ROWS + len(seen)):
+    while rows := query_explanations(store, run, max_score=last, limit=ROWS_PER_FILE + len(seen)):
         fresh = [row for row in rows if key(row) not in seen]
         if not fresh:
             break
@@ -181,56 +236,38 @@ def _best_first(store: Store, run: Run) -> Iterator[QueryRow]:
         last = rows[-1].score
         seen = {key(row) for row in rows if row.score == last}
     for layer in run.layers:
-        rows = query_explanations(store, run, layers=[layer], sort="unit", limit=ALL)
+        rows = query_explanations(store, run, layers=[layer], sort="unit", limit=NO_LIMIT)
         yield from (row for row in rows if row.score is None)
 
 
-def _write_rows(
-    store: Store, run: Run, neurons: Sequence[UnitId], data: Path, words: _Index
-) -> tuple[int, list[views.RowView], NDArray[np.int64]]:
-    """The neurons' explanations, best first, in files of ROWS, and their words in the index.
-
-    Returns how many there are, the best for the start page, and the place in `neurons` of each, in the order of the files.
-    """
+def _write_rows(store: Store, run: Run, units: Sequence[UnitId], data: Path, words: _Index) -> WrittenRows:
+    """The units' explanations, best first, in files of ROWS_PER_FILE, and their words in the index."""
     places = array("q")
-    best: list[views.RowView] = []
+    best: list[RowView] = []
     waiting: list[QueryRow] = []
 
     def write() -> None:
         if waiting:
-            _write(data / f"rows-{(len(places) - 1) // ROWS}.json", query_json(waiting))
+            _write_json(data / f"rows-{(len(places) - 1) // ROWS_PER_FILE}.json", query_json(waiting))
             waiting.clear()
 
-    for found in _best_first(store, run):
-        place = bisect_left(neurons, found.unit)
-        if place == len(neurons) or neurons[place] != found.unit:
+    for stored in _best_first(store, run):
+        place = bisect_left(units, stored.unit)
+        if place == len(units) or units[place] != stored.unit:
             continue
-        row = replace(found, explanation=views.printable_lines(found.explanation))
+        row = replace(stored, explanation=printable_lines(stored.explanation))
         words.add(set(words_of(row.explanation)), [len(places)])
         places.append(place)
         waiting.append(row)
-        if len(best) < BEST:
-            best.append(views.row_view(row))
-        if len(places) % ROWS == 0:
+        if len(best) < N_BEST:
+            best.append(row_view(row))
+        if len(places) % ROWS_PER_FILE == 0:
             write()
     write()
-    return len(places), best, np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
+    return WrittenRows(best, np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64))
 
 
-def _fragments(page: UnitPage) -> Iterator[tuple[str, str]]:
-    """What is folded on a neuron's page, by the name in Links.fragment."""
-    for kind in ("bottom", "random"):
-        if records := views.record_views(page, kind):
-            yield f"records/{kind}", views.render("records.html", records=records)
-    for prediction in page.predictions:
-        if prediction.records and prediction.codec == "levels":
-            yield (
-                f"simulations/{prediction.id}",
-                views.render("records.html", records=views.simulated_views(page, prediction)),
-            )
-
-
-def _write(file: Path, value: Any) -> None:
+def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, separators=(",", ":")))
 
 

@@ -1,141 +1,82 @@
-"""What the API answers, as types for its description at /docs; present.py makes the values."""
+"""What the API answers, as types for its description at /docs; as_json.py makes the values.
+
+Types of what the store holds are derived from the domain's dataclasses, so a new field is described at once.
+Objects that only the API has are written out. No answer is validated when it is sent: a test compares these
+types with the answers of the API and of `show --json`.
+"""
+
+# A derived type is a value to mypy, which allows no value in an annotation.
+# mypy: disable-error-code="valid-type"
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from neuroexplain.evidence import Split, Status
-from neuroexplain.units import Kind, Side
+from neuroexplain.evidence import Exemplar, Explanation, Score, Split, Stats, Status
+from neuroexplain.runs import QueryRow, Run
+from neuroexplain.units import Kind, Source
 
-BIG = 2**31 - 1
+MAX_INTEGER = 2**31 - 1  # of a layer, a unit or an id: integers of the database have 32 bits
 
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class QueryResult(Answer):
-    """One explanation with one score: the run's headline, or the metric that was asked for."""
+def derived(
+    name: str, source: type[Any], *, omitted: tuple[str, ...] = (), own: Mapping[str, Any] | None = None
+) -> Any:
+    """An answer with a dataclass's docstring and fields; all fields are required.
 
-    layer: int
-    unit: int
-    neuron: int
-    source: str
-    side: Side
-    explanation: str
-    explanation_id: int
-    score: float | None
-    metric: str
-    subset: str | None
-    scorer: str | None
-    scorer_model: str | None
-    correlation: float | None
-    ci_low: float | None
-    ci_high: float | None
-    explainer: str
-    model: str
-    max_activation: float | None
+    `own` has the types of further fields, and of fields whose JSON differs from the dataclass. An optional
+    field is given as (type, default).
+    """
+    hints = get_type_hints(source, localns={"np": np, "NDArray": NDArray})
+    inherited = {field.name: hints[field.name] for field in fields(source) if field.name not in omitted}
+    own = own or {}
+    new = {field: kind for field, kind in own.items() if field not in inherited}
+    definitions: dict[str, Any] = {
+        field: kind if isinstance(kind, tuple) else (kind, ...)
+        for field, kind in {**new, **inherited, **own}.items()
+    }
+    return create_model(name, __base__=Answer, __doc__=source.__doc__, **definitions)
 
 
-class QueryResults(Answer):
-    """One page of results, best first."""
-
-    results: list[QueryResult]
-    page: int
-    next_page: int | None
-
-
-class SourceAnswer(Answer):
-    """Where a run reads the units of one layer."""
-
-    layer: int
-    kind: str
-    module: str | None
-    side: Literal["input", "output"]
-    width: int
-    dtype: str
-    group_size: int | None
-    encoder: str | None
-
-
-class RunAnswer(Answer):
-    """One collection: a subject, a corpus, and how it was read."""
-
-    id: int
-    status: Literal["running", "finished"]
-    subject: str
-    subject_revision: str | None
-    dtype: str
-    activation: str
-    layers: list[int]
-    sources: list[SourceAnswer]
-    d_mlp: int | None = None  # the width of MLP neurons
-    n_layers: int
-    top_k: int
-    n_random: int
-    seed: int
-    tokenizer_sha256: str
-    config: dict[str, Any]
-    n_segments: int
-    n_documents: int
-    n_tokens: int
-    started_at: str
-    finished_at: str | None
-    versions: dict[str, str]
-    rectified: bool
-
-
-class StatsAnswer(Answer):
-    """Activations over tokens 64..127 of every segment."""
-
-    mean: float | None
-    std: float | None
-    min: float | None
-    max: float | None
-    share_positive: float | None
-
-
-class ExemplarAnswer(Answer):
-    """A record: 64 tokens with one activation each."""
-
-    kind: Kind
-    rank: int
-    split: Split | None
-    segment: int
-    start: int
-    document: int | None
-    token_offset: int | None
-    activation: float
-    token_ids: list[int]
-    tokens: list[str]
-    activations: list[float]
-
-
-class ScoreAnswer(Answer):
-    """How well what one scorer predicted agrees with the truth: one metric."""
-
-    scorer: str
-    scorer_model: str
-    split: Split
-    subset: str
-    metric: str
-    status: Status
-    value: float | None
-    n_tokens: int
-    n_records: int
-    reason: str | None
-    ci_low: float | None
-    ci_high: float | None
-    ci_reason: str | None
-    control: float | None
-    control_explanation_id: int | None
-    control_reason: str | None
+SourceAnswer = derived("SourceAnswer", Source)
+RunAnswer = derived(
+    "RunAnswer",
+    Run,
+    own={
+        "sources": list[SourceAnswer],
+        "d_mlp": (int | None, Field(None, description="The width of MLP neurons")),
+    },
+)
+StatsAnswer = derived("StatsAnswer", Stats, own={field.name: float | None for field in fields(Stats)})
+ScoreAnswer = derived("ScoreAnswer", Score, own={"scorer": str, "scorer_model": str})
+QueryResult = derived(
+    "QueryResult", QueryRow, omitted=("unit", "label"), own={"layer": int, "unit": int, "neuron": int}
+)
+ExemplarAnswer = derived(
+    "ExemplarAnswer",
+    Exemplar,
+    omitted=("unit", "stride"),
+    own={
+        "split": Split | None,
+        "tokens": list[str],
+        "token_ids": list[int],
+        "activations": list[float],
+    },
+)
 
 
 class PredictionAnswer(BaseModel):
-    """What a scorer predicted of the tokens of a record that were scored; simulators have expected_levels."""
+    """What a scorer predicted of a record's scored tokens. Simulators have expected_levels."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -144,29 +85,24 @@ class PredictionAnswer(BaseModel):
     kind: Kind
     rank: int
     split: Split | None
-    scored: tuple[int, int]
+    scored: tuple[int, int] = Field(description="The first token that was scored, and the one after the last")
     expected_levels: list[float | None] | None = None
     digit_mass: list[float] | None = None
     control_levels: list[float | None] | None = None
 
 
-class ExplanationAnswer(Answer):
-    """A hypothesis in words, or why there is none."""
-
-    id: int
-    text: str | None
-    explainer: str
-    model: str
-    prompt_sha256: str | None
-    status: str
-    reason: str | None
-    candidate: int
-    chosen: bool
-    side: Side
-    covers: list[int] | None
-    parts: list[str] | None
-    scores: list[ScoreAnswer]
-    predictions: list[PredictionAnswer]
+ExplanationAnswer = derived(
+    "ExplanationAnswer",
+    Explanation,
+    omitted=("unit", "provenance", "reply"),
+    own={
+        "id": int,
+        "model": str,
+        "prompt_sha256": str | None,
+        "scores": list[ScoreAnswer],
+        "predictions": list[PredictionAnswer],
+    },
+)
 
 
 class NeuronAnswer(Answer):
@@ -176,13 +112,21 @@ class NeuronAnswer(Answer):
     source: SourceAnswer | None
     layer: int
     unit: int
-    neuron: int
+    neuron: int = Field(description="The old name of unit")
     status: Status
     stats: StatsAnswer
     promoted_tokens: list[tuple[str, float]]
     suppressed_tokens: list[tuple[str, float]]
     exemplars: list[ExemplarAnswer]
     explanations: list[ExplanationAnswer]
+
+
+class QueryResults(Answer):
+    """One page of results, best first."""
+
+    results: list[QueryResult]
+    page: int
+    next_page: int | None
 
 
 class StrongNeuron(Answer):
@@ -210,18 +154,22 @@ class Activations(Answer):
 
 
 class Problem(Answer):
-    """What was wrong with a request."""
+    """Why a request failed."""
 
     error: str
     reason: str
 
 
 class ActivationRequest(BaseModel):
-    """A text, and a neuron or a token's place."""
+    """A text, and a neuron (layer and neuron) or a token's position."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"text": "the river ran past", "layer": 0, "neuron": 1}]}
+    )
 
     text: str = Field(min_length=1, max_length=2000)
-    layer: int | None = Field(None, ge=0, le=BIG)
-    neuron: int | None = Field(None, ge=0, le=BIG)
+    layer: int | None = Field(None, ge=0, le=MAX_INTEGER)
+    neuron: int | None = Field(None, ge=0, le=MAX_INTEGER)
     position: int | None = Field(
-        None, ge=0, le=BIG, description="A token's place: which neurons fire most there?"
+        None, ge=0, le=MAX_INTEGER, description="A token's place: which neurons fire most there?"
     )

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from neuroexplain.formats.neuronpedia import model_id
 from neuroexplain.lookup import load_page
@@ -18,9 +19,15 @@ from neuroexplain.probe import Probe
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.units import UnitId
-from neuroexplain.web import views
-from neuroexplain.web.answers import NeuronAnswer
+from neuroexplain.web.answers import Activations, NeuronAnswer, QueryResults, RunAnswer
 from neuroexplain.web.app import make_app
+from neuroexplain.web.charts import score_charts
+from neuroexplain.web.notebook import notebook_unit
+from neuroexplain.web.reader import Summary
+from neuroexplain.web.templates import render
+from neuroexplain.web.tokens import draw_tokens, visible
+from neuroexplain.web.unit_view import unit_view
+from neuroexplain.web.urls import UrlBuilder
 from tests.conftest import ATTACK, HOSTILE_TEXT
 
 
@@ -41,10 +48,10 @@ def prediction(store):
     return load_page(store, load_run(store), UnitId(0, 1)).predictions[0].id
 
 
-OURS = set(
-    "html head meta title link script body a header form input main footer kbd h1 h2 p ul li nav div span i b strong small "
-    "figure figcaption canvas details summary table thead tbody tr th td article section dl dt dd label select option "
-    "button pre code br noscript style".split()
+OURS = set(  # the tags that templates write
+    "html head meta title link script body a header form input main footer kbd h1 h2 p ul li nav div span i "
+    "b strong small figure figcaption canvas details summary table thead tbody tr th td article section dl "
+    "dt dd label select option button textarea pre code br noscript style".split()
 )
 
 
@@ -109,49 +116,48 @@ def test_hostile_names_and_tokens_are_text_too(store):
     page = load_page(store, run, UnitId(0, 1))
     hostile = {i: replace(entry, text=HOSTILE_TEXT) for i, entry in page.tokens.items()}
     page = replace(page, run=replace(run, **names), tokens=hostile)
-    links = views.Links()
-    ids = [one.id for one in page.predictions]
-    n = views.neuron_view(page, links, shown=["random"], predictions=ids)
-    check(views.render("neuron.html", n=n, links=links, can_try=True))
-    check(views.notebook_neuron(page).split("</style>")[1])
-    row = {
-        "counts": [(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)],
-        "best": [],
-        "runs": [page.run],
-        "n_units": 1,
-    }
-    charts = views.score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)])
-    check(views.render("start.html", run=page.run, links=links, charts=charts, corpus=HOSTILE_TEXT, **row))
+    urls = UrlBuilder()
+    ids = [prediction.id for prediction in page.predictions]
+    view = unit_view(page, urls, open_kinds=["random"], open_simulations=ids)
+    check(render("unit.html", unit=view, urls=urls, can_try=True))
+    check(notebook_unit(page).split("</style>")[1])
+    summary = Summary(
+        charts=score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)]),
+        n_explanations=[(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)],
+        n_units=1,
+    )
+    start = {"run": page.run, "runs": [page.run], "best": [], "corpus": HOSTILE_TEXT}
+    check(render("start.html", urls=urls, summary=summary, **start))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4))
 def test_any_token_is_one_box_of_text(texts):
-    html = str(views.draw_tokens(texts, np.arange(len(texts), dtype=np.float32), 1.0))
-    found = []
+    html = str(draw_tokens(texts, np.arange(len(texts), dtype=np.float32), 1.0))
+    boxes = []
 
     class Boxes(HTMLParser):
         def handle_starttag(self, tag, attributes):
             assert (tag, [name for name, _ in attributes]) == ("span", ["class", "data-v"])
-            found.append("")
+            boxes.append("")
 
         def handle_data(self, data):
-            found[-1] += data
+            boxes[-1] += data
 
     Boxes().feed(html)
-    assert found == [views.visible(text) for text in texts]
+    assert boxes == [visible(text) for text in texts]
 
 
-def test_a_folded_part_is_the_same_fetched_and_drawn_with_the_page(client, prediction):
+def test_a_lazy_section_is_the_same_fetched_and_drawn_with_the_page(client, prediction):
     for state, address in (
         ("show=random", "records/random"),
         (f"simulation={prediction}", f"simulations/{prediction}"),
     ):
-        page, part = client.get(f"/0/1?{state}").text, client.get(f"/0/1/{address}").text
-        assert part.strip() in page
-        assert part.count('class="record"') > 0
-        assert part.strip() not in client.get("/0/1").text
-        assert f'href="/0/1?{state}#' in client.get("/0/1").text  # for who has no JavaScript
+        page, section = client.get(f"/0/1?{state}").text, client.get(f"/0/1/{address}").text
+        assert section.strip() in page
+        assert section.count('class="record"') > 0
+        assert section.strip() not in client.get("/0/1").text
+        assert f'href="/0/1?{state}#' in client.get("/0/1").text  # for readers without JavaScript
     assert client.get(f"/0/2/simulations/{prediction}").status_code == 404
     assert client.get("/0/2/records/sideways").status_code == 422
 
@@ -172,8 +178,23 @@ def test_the_chosen_explanation_stands_first_and_other_candidates_are_folded(cli
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "described"),
+    [
+        ("/api/neurons/0/1", NeuronAnswer),  # explained by two explainers, scored, with predictions
+        ("/api/neurons/1/23", NeuronAnswer),  # not explained
+        ("/api/query", QueryResults),
+        ("/api/runs", list[RunAnswer]),
+    ],
+)
+def test_answers_have_exactly_the_described_keys_and_types(client, address, described):
+    answer = client.get(address)
+    types = TypeAdapter(described)
+    parsed = types.validate_json(answer.text)  # a missing key or a key too many raises
+    assert types.dump_python(parsed, mode="json", exclude_unset=True) == answer.json()
+
+
 def test_answers_are_of_their_described_type(client):
-    NeuronAnswer.model_validate_json(client.get("/api/neurons/0/1").text)
     described = client.get("/openapi.json").json()["paths"]["/api/neurons/{layer}/{neuron}"]["get"][
         "responses"
     ]
@@ -196,20 +217,20 @@ def test_the_api_answers_what_show_json_prints(client, hostile):
 
 
 def test_paging_gives_every_explanation_once(client, monkeypatch):
-    monkeypatch.setattr("neuroexplain.web.app.PAGE_SIZE", 7)
-    found, page = [], 0
+    monkeypatch.setattr("neuroexplain.web.reader.PAGE_SIZE", 7)
+    ids, page = [], 0
     while page is not None:
         answer = client.get("/api/query", params={"page": page}).json()
-        found += [one["explanation_id"] for one in answer["results"]]
+        ids += [row["explanation_id"] for row in answer["results"]]
         page = answer["next_page"]
-    assert len(found) == len(set(found)) == 21
+    assert len(ids) == len(set(ids)) == 21
 
 
 def test_words_that_are_search_operators_search_for_themselves(client):
     for q in ('"quotes" OR', "NEAR(a b)", 'hyperlink("http', "quotes OR NEAR"):
-        found = client.get("/api/query", params={"q": q})
-        assert found.status_code == 200
-        assert [one["explainer"] for one in found.json()["results"]] == ["human"]
+        answer = client.get("/api/query", params={"q": q})
+        assert answer.status_code == 200
+        assert [row["explainer"] for row in answer.json()["results"]] == ["human"]
     assert client.get("/api/query", params={"q": "hyperlink NOT quotes"}).json()["results"] == []
 
 
@@ -287,17 +308,20 @@ def test_a_foreign_name_for_this_machine_is_refused(store):
 def test_a_text_of_ones_own_is_read_as_collecting_reads_it(store, hostile):
     client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), load_run(store).dtype)))
     page = client.get("/api/neurons/0/1").json()
-    asked = {"text": "the river ran past the old mill", "layer": 0, "neuron": 1}
-    answer = client.post("/api/activations", json=asked).json()
+    request = {"text": "the river ran past the old mill", "layer": 0, "neuron": 1}
+    answer = client.post("/api/activations", json=request).json()
+    Activations.model_validate(answer)
     assert len(answer["tokens"]) == len(answer["activations"])
     top = max(x["activation"] for x in page["exemplars"])
-    strongest = client.post("/api/activations", json={"text": asked["text"], "position": 3}).json()["neurons"]
-    shares = [one["share_of_max"] for one in strongest]
+    at_position = client.post("/api/activations", json={"text": request["text"], "position": 3}).json()
+    Activations.model_validate(at_position)
+    strongest = at_position["neurons"]
+    shares = [neuron["share_of_max"] for neuron in strongest]
     assert shares == sorted(shares, reverse=True)
-    one = next((s for s in strongest if (s["layer"], s["neuron"]) == (0, 1)), None)
-    if one is not None:
-        assert one["share_of_max"] == pytest.approx(answer["activations"][3] / top)
-    assert client.get("/try", params={"text": asked["text"], "at": "0:1", "position": 2}).status_code == 200
+    same = next((s for s in strongest if (s["layer"], s["neuron"]) == (0, 1)), None)
+    if same is not None:
+        assert same["share_of_max"] == pytest.approx(answer["activations"][3] / top)
+    assert client.get("/try", params={"text": request["text"], "at": "0:1", "position": 2}).status_code == 200
     assert client.post("/api/activations", json={"text": "a", "layer": 7, "neuron": 1}).status_code == 404
     assert client.post(
         "/api/activations", json={"text": "a" * 1999, "layer": 0, "neuron": 1}
@@ -320,11 +344,11 @@ def test_the_terminal_reads_a_text_as_the_api_does(store, hostile):
         ]
         return subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=False)
 
-    asked = {"text": "the old mill", "layer": 0, "neuron": 1}
+    request = {"text": "the old mill", "layer": 0, "neuron": 1}
     client = TestClient(make_app(store, probe=Probe(str(hostile / "model"), load_run(store).dtype)))
     assert (
         json.loads(show("--model", "model", "--json").stdout)
-        == client.post("/api/activations", json=asked).json()
+        == client.post("/api/activations", json=request).json()
     )
     missing = show("--model", "nowhere")
     assert (missing.returncode, "nowhere" in missing.stderr, "Traceback" in missing.stderr) == (

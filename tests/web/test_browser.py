@@ -36,8 +36,8 @@ def live(hostile):
     with subprocess.Popen(command, cwd=hostile, stderr=subprocess.PIPE, text=True) as server:
         address = None
         for line in server.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                address = found[0]
+            if url := re.search(r"http://127\.0\.0\.1:\d+", line):
+                address = url[0]
                 break
         yield address
         server.send_signal(2)
@@ -60,12 +60,12 @@ def site(hostile):
 def page(browser):
     """A page that fails the test on any script error, violated policy or hostile script that ran."""
     context = browser.new_context(viewport={"width": 1100, "height": 900})
-    opened, wrong = context.new_page(), []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    opened, errors = context.new_page(), []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     yield opened
     assert opened.evaluate("window.pwned") is None
-    assert wrong == []
+    assert errors == []
     context.close()
 
 
@@ -95,8 +95,8 @@ def test_hostile_text_is_shown_and_does_not_run(page, live):
     page.goto(live + "/0/1")
     expect(page.locator(".explanations")).to_contain_text("<script>window.pwned=1</script>")
     assert page.locator("main script, main img").count() == 0
-    for folded in page.query_selector_all("details:not([open]) > summary"):
-        folded.click()
+    for summary in page.query_selector_all("details:not([open]) > summary"):
+        summary.click()
     expect(page.locator("#random .record").first).to_be_visible()
     assert page.locator("main script, main img, main svg").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -106,8 +106,8 @@ def test_a_tooltip_tells_the_value(page, live):
     page.goto(live + "/0/1")
     peak = page.locator(".record .t.peak").first
     peak.hover()
-    shown = peak.evaluate("e => getComputedStyle(e, '::after').content")
-    assert re.match(r'"-?\d', shown)
+    tooltip = peak.evaluate("e => getComputedStyle(e, '::after').content")
+    assert re.match(r'"-?\d', tooltip)
     colour = peak.evaluate("e => getComputedStyle(e).backgroundColor")
     assert colour not in ("rgba(0, 0, 0, 0)", "transparent")
 
@@ -136,17 +136,17 @@ def test_everything_is_reached_without_javascript(browser, live):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(live + "/0/1")
-    for part in ("details.simulated", "#random"):
-        page.locator(f"{part} > summary").first.click()
-        page.locator(f"{part} a", has_text="Show them").first.click()
-        expect(page.locator(f"{part} .record").first).to_be_visible()
+    for section in ("details.simulated", "#random"):
+        page.locator(f"{section} > summary").first.click()
+        page.locator(f"{section} a", has_text="Show them").first.click()
+        expect(page.locator(f"{section} .record").first).to_be_visible()
     page.fill("#q", "quotes")
     page.press("#q", "Enter")
     expect(page.locator("table.results tbody tr")).to_have_count(1)
     context.close()
 
 
-@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/try"])
+@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/try", "/docs"])
 def test_a_page_can_be_heard_and_walked_through(page, live, path):
     page.goto(live + path)
     assert page.evaluate("document.documentElement.lang") == "en"
@@ -165,7 +165,7 @@ def test_a_page_can_be_heard_and_walked_through(page, live, path):
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
-@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river"])
+@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/docs"])
 def test_a_phone_in_the_dark_needs_no_scrolling_sideways(browser, live, path):
     context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page = context.new_page()
@@ -188,6 +188,19 @@ def test_a_text_of_ones_own(page, live):
 def test_the_api_documents_itself_without_the_internet(page, live):
     page.goto(live + "/docs")
     expect(page.get_by_text("/api/neurons/{layer}/{neuron}")).to_be_visible()
+    route = page.get_by_role("region", name="/api/neurons/{layer}/{neuron}")
+    route.get_by_role("link", name="NeuronAnswer").click()
+    expect(page.locator("#NeuronAnswer tr", has_text="promoted_tokens")).to_be_visible()
+    route.get_by_text("Try it").click()
+    route.get_by_label("layer").fill("0")
+    route.get_by_label("neuron").fill("1")
+    route.get_by_role("button").click()
+    expect(route.locator(".answer")).to_contain_text("GET /api/neurons/0/1: 200")
+    expect(route.locator(".answer pre")).to_contain_text("HYPERLINK")
+    route = page.get_by_role("region", name="/api/activations")
+    route.get_by_text("Try it").click()
+    route.get_by_role("button").click()
+    expect(route.locator(".answer pre")).to_contain_text('"activations"')
 
 
 def test_the_static_site_needs_only_a_file_server(page, site):
@@ -225,11 +238,11 @@ def test_the_static_site_needs_only_a_file_server(page, site):
 )
 def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
     page.goto(f"{live}/search?{query}")
-    wanted = page.locator("table.results tbody tr td:first-child").all_inner_texts()
+    live_units = page.locator("table.results tbody tr td:first-child").all_inner_texts()
     page.goto(f"{site}search.html?{query}")
-    if not wanted:
+    if not live_units:
         expect(page.get_by_text("No explanation fits.")).to_be_visible()
         return
     rows = page.locator("table.results tr td:first-child")
     expect(rows.first).to_be_visible()
-    assert sorted(rows.all_inner_texts()) == sorted(wanted)
+    assert sorted(rows.all_inner_texts()) == sorted(live_units)

@@ -1,7 +1,7 @@
-// The static site's two pages that have no server: a neuron, and search.
+// The static site's two pages that have no server: a unit, and search. formats/site.py writes the data they read.
 "use strict";
 
-const PAGE = 50;
+const PAGE_SIZE = 50;
 
 async function load(name) {
   const answer = await fetch(`data/${name}`);
@@ -10,135 +10,199 @@ async function load(name) {
 }
 
 function element(name, text, attributes = {}) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
 }
 
-async function randomNeuron(index) {
-  const any = (n) => Math.floor(Math.random() * n);
+// A unit's page
+
+async function randomUnit(index) {
+  const random = (n) => Math.floor(Math.random() * n);
   if (index.rows) {
-    const number = any(index.rows);
-    const row = (await load(`rows-${Math.floor(number / index.rows_in_a_file)}.json`))[number % index.rows_in_a_file];
+    const number = random(index.rows);
+    const rows = await load(`rows-${Math.floor(number / index.rows_in_a_file)}.json`);
+    const row = rows[number % index.rows_in_a_file];
     return [row.layer, row.neuron];
   }
-  const layer = index.layers[any(index.layers.length)];
-  return [layer, any(index.widths[layer])];
+  const layer = index.layers[random(index.layers.length)];
+  return [layer, random(index.widths[layer])];
 }
 
-// 15:16 or 15/16; of layers with groups, such as heads, 15:3.40 too.
-function numbersOf(asked, index) {
-  const [layer, name] = asked.split(/[:/]/);
-  const [group, place] = String(name).split(".");
+// 15:16 or 15/16 -> [15, 16]. Of layers with groups, such as heads, 15:3.40 too. NaN for anything else.
+function parseUnit(text, index) {
+  const [layer, name] = text.split(/[:/]/);
+  const [first, place] = String(name).split(".");
+  if (place === undefined) return [Number(layer), Number(first)];
   const size = index.groups[Number(layer)];
-  return [Number(layer), place === undefined ? Number(group) : size && Number(place) < size ? Number(group) * size + Number(place) : NaN];
+  return [Number(layer), size && Number(place) < size ? Number(first) * size + Number(place) : NaN];
 }
 
-async function showNeuron(into) {
-  const state = new URLSearchParams(location.search);
-  const asked = state.get("at") || "random";
-  const index = await load("index.json");
-  const [layer, neuron] = asked === "random" ? await randomNeuron(index) : numbersOf(asked, index);
+async function findPage(layer, neuron, index) {
+  if (!index.layers.includes(layer) || !(neuron >= 0 && neuron < index.widths[layer])) return undefined;
+  const file = `neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`;
+  const pages = await load(file).catch(() => ({}));
   const name = `${layer}:${neuron}`;
-  const isThere = index.layers.includes(layer) && neuron >= 0 && neuron < index.widths[layer];
-  const chunk = isThere ? await load(`neurons/${layer}-${Math.floor(neuron / index.chunk)}.json`).catch(() => ({})) : {};
-  if (!Object.hasOwn(chunk, name)) {
-    into.replaceChildren(element("h1", "not found"), element("p", `This site does not hold neuron ${asked}. It has layers ${index.layers.join(", ")}.`));
+  return Object.hasOwn(pages, name) ? pages[name] : undefined;
+}
+
+async function showUnit(place) {
+  const text = new URLSearchParams(location.search).get("at") || "random";
+  const index = await load("index.json");
+  const [layer, neuron] = text === "random" ? await randomUnit(index) : parseUnit(text, index);
+  const html = await findPage(layer, neuron, index);
+  if (html === undefined) {
+    const layers = index.layers.join(", ");
+    const message = `This site does not hold neuron ${text}. It has layers ${layers}.`;
+    place.replaceChildren(element("h1", "not found"), element("p", message));
     return;
   }
-  if (asked === "random") history.replaceState(null, "", `neuron.html?at=${name}`);
-  into.innerHTML = chunk[name]; // written by the same escaping templates; the policy runs no script in it
-  document.title = `Neuron ${name} · neuroexplain`;
-  drawCharts(into);
-  openAsTheAddressSays(into);
+  if (text === "random") history.replaceState(null, "", `neuron.html?at=${layer}:${neuron}`);
+  place.innerHTML = html; // the templates drew it, and they escape; the policy runs no script in it
+  document.title = `Neuron ${layer}:${neuron} · neuroexplain`;
+  drawCharts(place);
+  openSectionsOfAddress(place);
 }
 
-// Which file of an index holds a word or token: FNV-1a, as in formats/site.py.
-function bucketOf(key, buckets) {
-  let found = 2166136261;
-  for (const byte of new TextEncoder().encode(key)) found = Math.imul(found ^ byte, 16777619) >>> 0;
-  return found % buckets;
+// Search
+
+// The number of the index file that holds a word or token: FNV-1a, as in formats/site.py.
+function bucketOf(key, nBuckets) {
+  let value = 2166136261;
+  for (const byte of new TextEncoder().encode(key)) value = Math.imul(value ^ byte, 16777619) >>> 0;
+  return value % nBuckets;
 }
 
 async function rowsWith(kind, key, index) {
-  const held = await load(`${kind}/${bucketOf(key, index.buckets)}.json`);
-  return Object.hasOwn(held, key) ? held[key] : [];
+  const rowsByKey = await load(`${kind}/${bucketOf(key, index.buckets)}.json`);
+  return Object.hasOwn(rowsByKey, key) ? rowsByKey[key] : [];
 }
 
-// The numbers of the rows that hold every word and whose neurons peak on the token, best first; null: all of them.
+// The numbers of the rows that hold every word and whose units peak on the token, best first; null: all rows.
 async function candidates(words, token, index) {
   const lists = await Promise.all(words.map((word) => rowsWith("words", word, index)));
   if (token) {
-    const both = await Promise.all([token, ` ${token}`].map((text) => rowsWith("tokens", text, index)));
-    lists.push([...new Set(both.flat())].sort((a, b) => a - b));
+    const spellings = [token, ` ${token}`].map((text) => rowsWith("tokens", text, index));
+    const rows = (await Promise.all(spellings)).flat();
+    lists.push([...new Set(rows)].sort((a, b) => a - b));
   }
   if (!lists.length) return null;
   const others = lists.slice(1).map((list) => new Set(list));
   return lists[0].filter((row) => others.every((list) => list.has(row)));
 }
 
-function layersOf(text) {
-  const wanted = new Set();
-  for (const part of text.split(",")) {
-    const [first, last] = part.split("-").map((one) => Number(one.trim()));
-    for (let at = first; at <= (last ?? first) && at - first < 10000; at++) wanted.add(at);
+// "15" or "3-5,7" -> a set of layers
+function parseLayers(text) {
+  const layers = new Set();
+  for (const range of text.split(",")) {
+    const [first, last] = range.split("-").map((end) => Number(end.trim()));
+    for (let layer = first; layer <= (last ?? first) && layer - first < 10000; layer++) layers.add(layer);
   }
-  return wanted;
+  return layers;
 }
 
-async function showResults(into) {
-  const state = new URLSearchParams(location.search);
+// What the address says: words, token, a test of a row, order and page.
+function parseSearch(state) {
+  const number = (name) => (state.get(name) ? Number(state.get(name)) : null);
+  const layers = state.get("layer") ? parseLayers(state.get("layer")) : null;
+  const low = number("min_score"), high = number("max_score"), scorer = state.get("scorer");
+  return {
+    words: [...new Set((state.get("q") || "").toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [])],
+    token: state.get("token"),
+    fits: (row) => (!layers || layers.has(row.layer))
+      && (!scorer || row.scorer === scorer)
+      && (low === null || (row.score !== null && row.score >= low))
+      && (high === null || (row.score !== null && row.score <= high)),
+    sort: state.get("sort") || "score",
+    page: Math.max(0, Math.floor(Number(state.get("page"))) || 0),
+  };
+}
+
+// The rows of the search in its order; sorted by score, no more than tell whether there is a next page.
+async function findRows(search, index) {
+  const numbers = await candidates(search.words, search.token, index);
+  const size = index.rows_in_a_file;
+  const rows = [];
+  for (let file = 0; file * size < index.rows; file++) {
+    const start = file * size;
+    const own = numbers && numbers.filter((n) => n >= start && n < start + size);
+    if (own && !own.length) continue;
+    const fileRows = await load(`rows-${file}.json`);
+    rows.push(...(own ? own.map((n) => fileRows[n - start]) : fileRows).filter(search.fits));
+    // The files are sorted by score.
+    if (search.sort === "score" && rows.length > (search.page + 1) * PAGE_SIZE) break;
+  }
+  if (search.sort === "activation") rows.sort((a, b) => b.max_activation - a.max_activation);
+  if (search.sort === "unit" || search.sort === "neuron") {
+    rows.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
+  }
+  return rows;
+}
+
+// As in _rows.html.
+function resultsTable(rows) {
+  const table = element("table", undefined, { class: "results" });
+  const head = element("tr");
+  const titles = ["unit", "score", "95% interval", "explanation", "by", "scorer", "max"];
+  head.append(...titles.map((title) => element("th", title)));
+  table.append(head, ...rows.map(resultsLine));
+  return table;
+}
+
+function resultsLine(row) {
+  const score = (value) => (value === null ? "-" : value.toFixed(2));
+  const unit = `${row.layer}:${row.neuron}`, href = `neuron.html?at=${unit}`;
+  const linkCell = (text, attributes) => {
+    const cell = element("td", undefined, attributes);
+    cell.append(element("a", text, { href }));
+    return cell;
+  };
+  const line = element("tr");
+  line.append(
+    linkCell(unit),
+    element("td", score(row.score), { class: "num" }),
+    element("td", row.ci_low === null ? "" : `${score(row.ci_low)} to ${score(row.ci_high)}`, { class: "num" }),
+    linkCell(row.explanation, { class: "words" }),
+    element("td", row.explainer, { class: "by" }),
+    element("td", row.scorer || "", { class: "by" }),
+    element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }),
+  );
+  return line;
+}
+
+function pageLink(state, page, text) {
+  const query = new URLSearchParams(state);
+  query.set("page", page);
+  return element("a", text, { href: `search.html?${query}` });
+}
+
+function fillForm(state) {
   for (const [name, value] of state) {
     const field = document.querySelector(`.filters [name="${CSS.escape(name)}"]`);
     if (field) field.value = value;
   }
-  const index = await load("index.json");
-  const words = [...new Set((state.get("q") || "").toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [])];
-  const layers = state.get("layer") ? layersOf(state.get("layer")) : null;
-  const low = state.get("min_score") ? Number(state.get("min_score")) : null;
-  const high = state.get("max_score") ? Number(state.get("max_score")) : null;
-  const scorer = state.get("scorer");
-  const sort = state.get("sort") || "score";
-  const page = Math.max(0, Math.floor(Number(state.get("page"))) || 0);
-  const fits = (row) => (!layers || layers.has(row.layer)) && (!scorer || row.scorer === scorer)
-    && (low === null || (row.score !== null && row.score >= low)) && (high === null || (row.score !== null && row.score <= high));
-  const numbers = await candidates(words, state.get("token"), index);
-  const found = [];
-  for (let file = 0; file * index.rows_in_a_file < index.rows; file++) {
-    const from = file * index.rows_in_a_file, own = numbers && numbers.filter((n) => n >= from && n < from + index.rows_in_a_file);
-    if (own && !own.length) continue;
-    const rows = await load(`rows-${file}.json`);
-    found.push(...(own ? own.map((n) => rows[n - from]) : rows).filter(fits));
-    if (sort === "score" && found.length > (page + 1) * PAGE) break; // the files are sorted by score
-  }
-  if (sort === "activation") found.sort((a, b) => b.max_activation - a.max_activation);
-  if (sort === "unit" || sort === "neuron") found.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
-  const table = element("table", undefined, { class: "results" });
-  const head = element("tr");
-  for (const name of ["unit", "score", "95% interval", "explanation", "by", "scorer", "max"]) head.append(element("th", name));
-  table.append(head);
-  const two = (value) => (value === null ? "-" : value.toFixed(2));
-  for (const row of found.slice(page * PAGE, (page + 1) * PAGE)) {
-    const line = element("tr"), at = `${row.layer}:${row.neuron}`, first = element("td"), explained = element("td", undefined, { class: "words" });
-    first.append(element("a", at, { href: `neuron.html?at=${at}` }));
-    explained.append(element("a", row.explanation, { href: `neuron.html?at=${at}` }));
-    line.append(first, element("td", two(row.score), { class: "num" }), element("td", row.ci_low === null ? "" : `${two(row.ci_low)} to ${two(row.ci_high)}`, { class: "num" }),
-      explained, element("td", row.explainer, { class: "by" }), element("td", row.scorer || "", { class: "by" }), element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }));
-    table.append(line);
-  }
-  into.replaceChildren(found.length ? table : element("p", "No explanation fits."));
-  const step = (number, text) => {
-    const next = new URLSearchParams(state);
-    next.set("page", number);
-    return element("a", text, { href: `search.html?${next}` });
-  };
-  document.getElementById("pages").replaceChildren(page ? step(page - 1, "← back") : element("span"), found.length > (page + 1) * PAGE ? step(page + 1, "more →") : element("span"));
+}
+
+async function showResults(place) {
+  const state = new URLSearchParams(location.search);
+  fillForm(state);
+  const search = parseSearch(state);
+  const rows = await findRows(search, await load("index.json"));
+  const end = (search.page + 1) * PAGE_SIZE;
+  const table = () => resultsTable(rows.slice(end - PAGE_SIZE, end));
+  place.replaceChildren(rows.length ? table() : element("p", "No explanation fits."));
+  document.getElementById("pages").replaceChildren(
+    search.page ? pageLink(state, search.page - 1, "← back") : element("span"),
+    rows.length > end ? pageLink(state, search.page + 1, "more →") : element("span"),
+  );
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  for (const [id, show] of [["neuron", showNeuron], ["results", showResults]]) {
-    const into = document.getElementById(id);
-    if (into) show(into).catch((error) => into.replaceChildren(element("p", `Cannot read the site's data: ${error.message}`, { role: "alert" })));
+  for (const [id, show] of [["neuron", showUnit], ["results", showResults]]) {
+    const place = document.getElementById(id);
+    if (!place) continue;
+    const report = (error) => element("p", `Cannot read the site's data: ${error.message}`, { role: "alert" });
+    show(place).catch((error) => place.replaceChildren(report(error)));
   }
 });

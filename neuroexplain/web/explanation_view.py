@@ -1,0 +1,141 @@
+"""An explanation as a unit's page shows it, with its scores, its provenance and its simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from neuroexplain.evidence import Explanation, Provenance, Status, StoredScore
+from neuroexplain.formatting import explained_by, interval, number, printable, score_order, short_name
+from neuroexplain.runs import Run, UnitPage
+from neuroexplain.web.record_view import SPLITS, LazySection, simulated_views, simulations
+from neuroexplain.web.urls import UrlBuilder
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreView:
+    """One score's line."""
+
+    metric: str
+    subset: str
+    split: str
+    scorer: str  # with its model
+    value: str
+    interval: str
+    remark: str  # counts and the control, or the reason why there is no value
+    is_headline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExplanationView:
+    """One explanation with its scores, the headline first."""
+
+    id: int
+    text: str
+    status: str
+    reason: str
+    author: str  # explainer and model; candidate and side where they matter
+    chosen: bool
+    headline: str
+    headline_name: str  # metric and subset; empty without a headline score, like the interval
+    headline_interval: str
+    scores: tuple[ScoreView, ...]
+    provenance: tuple[tuple[str, str], ...]
+    prompt_sha256: str | None
+    simulations: tuple[LazySection, ...]  # true over simulated, by simulator
+
+
+def explanation_view(
+    page: UnitPage, explanation: Explanation, urls: UrlBuilder, open_simulations: Collection[int]
+) -> ExplanationView:
+    """`open_simulations` are ids of predictions whose records come with the page."""
+    scores = _score_views(page, explanation)
+    headline = next((score for score in scores if score.is_headline), None)
+    provenance = explanation.provenance
+    return ExplanationView(
+        id=explanation.id or 0,
+        text=printable(explanation.text or ""),
+        status=explanation.status,
+        reason=printable(explanation.reason or ""),
+        author=_author(page.run, explanation),
+        chosen=explanation.chosen,
+        headline="-" if headline is None else headline.value,
+        headline_name="" if headline is None else f"{headline.metric}, {headline.subset}",
+        headline_interval="" if headline is None else headline.interval,
+        scores=scores,
+        provenance=_provenance_lines(explanation.explainer, provenance),
+        prompt_sha256=provenance.prompt_sha256,
+        simulations=_simulation_sections(page, explanation, urls, open_simulations),
+    )
+
+
+def _author(run: Run, explanation: Explanation) -> str:
+    author = explained_by(explanation.explainer, explanation.provenance.model)
+    if explanation.candidate:
+        author += f", candidate {explanation.candidate + 1}"
+    if len(run.sides) > 1 or explanation.side == "negative":
+        author += f", {explanation.side} side"
+    return author
+
+
+def _score_views(page: UnitPage, explanation: Explanation) -> tuple[ScoreView, ...]:
+    scores = [score for score in page.scores if score.explanation_id == explanation.id]
+    scores.sort(key=lambda score: score_order(page.run, score))
+    return tuple(_score_view(page.run, score) for score in scores)
+
+
+def _score_view(run: Run, stored: StoredScore) -> ScoreView:
+    score = stored.score
+    remark = f"{score.n_records} records, {score.n_tokens} tokens"
+    if score.status != Status.OK:
+        remark = f"{score.status}: {score.reason}"
+    elif score.control is not None:
+        remark += f"; another unit's explanation {number(score.control)}"
+    return ScoreView(
+        metric=printable(score.metric.replace("_", " ")),
+        subset=printable(score.subset.replace("_", " ")),
+        split=SPLITS[score.split],
+        scorer=printable(f"{stored.scorer}, {short_name(stored.scorer_model)}"),
+        value=number(score.value),
+        interval=interval(score.ci_low, score.ci_high),
+        remark=printable(remark),
+        is_headline=run.headline.is_of(score),
+    )
+
+
+def _provenance_lines(explainer: str, provenance: Provenance) -> tuple[tuple[str, str], ...]:
+    """Names and values, without empty values."""
+    lines = {
+        "explainer": explainer,
+        "model": provenance.model,
+        "revision": provenance.model_revision or "",
+        "engine": provenance.engine,
+        "engine version": provenance.engine_version or "",
+        "sampling": ", ".join(f"{name} {value}" for name, value in provenance.sampling.items()),
+        "prompt tokens": str(provenance.prompt_tokens),
+        "completion tokens": str(provenance.completion_tokens),
+        "seconds": f"{provenance.seconds:.1f}",
+    }
+    return tuple((name, printable(value)) for name, value in lines.items() if value)
+
+
+def _simulation_sections(
+    page: UnitPage, explanation: Explanation, urls: UrlBuilder, open_simulations: Collection[int]
+) -> tuple[LazySection, ...]:
+    sections = []
+    for prediction in simulations(page):
+        if prediction.explanation_id != explanation.id:
+            continue
+        simulator = printable(f"{prediction.scorer}, {short_name(prediction.provenance.model)}")
+        is_open = prediction.id in open_simulations
+        sections.append(
+            LazySection(
+                id=f"simulation-{prediction.id}",
+                title=f"true over simulated: {len(prediction.records)} records, {simulator}",
+                state=f"simulation={prediction.id}",
+                records=simulated_views(page, prediction) if is_open else None,
+                source=urls.section(page.unit.id, f"simulations/{prediction.id}"),
+                link=urls.unit(page.unit.id, simulation=prediction.id) + f"#simulation-{prediction.id}",
+            )
+        )
+    return tuple(sections)

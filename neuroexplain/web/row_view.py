@@ -1,0 +1,42 @@
+"""A line of search results as pages and notebooks show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from neuroexplain.formatting import explained_by, interval, number, printable, short_name
+from neuroexplain.runs import QueryRow
+from neuroexplain.units import UnitId
+
+# What the search page's form holds: one entry a field.
+EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "scorer", "metric"), "") | {
+    "sort": "score"
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """One line of search results: an explanation with its score."""
+
+    unit: UnitId
+    label: str
+    explanation: str
+    score: str
+    interval: str
+    author: str  # explainer and model
+    scorer: str  # with its model; empty without a score
+    max_activation: str
+
+
+def row_view(row: QueryRow) -> RowView:
+    side = ", negative side" if row.side == "negative" else ""
+    return RowView(
+        unit=row.unit,
+        label=row.label,
+        explanation=printable(row.explanation),
+        score=number(row.score),
+        interval=interval(row.ci_low, row.ci_high),
+        author=explained_by(row.explainer, row.model) + side,
+        scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
+        max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",
+    )

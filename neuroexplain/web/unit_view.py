@@ -1,0 +1,114 @@
+"""All that a unit's page shows, from what the store knows of the unit (pure); `_unit.html` draws it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neuroexplain.evidence import Stats
+from neuroexplain.runs import Run, UnitPage
+from neuroexplain.units import Kind, UnitId
+from neuroexplain.web.charts import activation_chart
+from neuroexplain.web.explanation_view import ExplanationView, explanation_view
+from neuroexplain.web.record_view import LazySection, RecordView, record_views
+from neuroexplain.web.tokens import visible
+from neuroexplain.web.urls import UrlBuilder
+
+LAZY_KINDS: tuple[Kind, ...] = ("bottom", "random")  # of records; the top records always come with the page
+
+
+@dataclass(frozen=True, slots=True)
+class UnitView:
+    """A unit's page."""
+
+    id: UnitId
+    label: str
+    run: Run
+    status: str
+    explanations: tuple[ExplanationView, ...]
+    other_candidates: tuple[ExplanationView, ...]  # candidates that were not chosen
+    top_records: tuple[RecordView, ...]
+    lazy_records: tuple[LazySection, ...]  # bottom and random records
+    statistics: tuple[tuple[str, str], ...]
+    histogram: Mapping[str, Any] | None
+    promoted: tuple[tuple[str, str], ...]  # token and logit
+    suppressed: tuple[tuple[str, str], ...]
+    previous: UnitId | None
+    next: UnitId | None
+
+
+def unit_view(
+    page: UnitPage,
+    urls: UrlBuilder,
+    *,
+    open_kinds: Collection[str] = (),
+    open_simulations: Collection[int] = (),
+    neighbours: tuple[UnitId | None, UnitId | None] | None = None,
+) -> UnitView:
+    """Lazy sections in `open_kinds` and, by prediction id, in `open_simulations` come with their records.
+
+    `neighbours` are the units that previous and next lead to; without them, they are the layer's neighbours.
+    """
+    unit, run = page.unit, page.run
+    explanations = [
+        explanation_view(page, explanation, urls, open_simulations) for explanation in page.explanations
+    ]
+    has_choice = len({explanation.chosen for explanation in explanations}) == 2
+    previous, following = neighbours or _neighbours(unit.id, run.width(unit.id.layer))
+    return UnitView(
+        id=unit.id,
+        label=run.label(unit.id),
+        run=run,
+        status=unit.status,
+        explanations=tuple(e for e in explanations if e.chosen or not has_choice),
+        other_candidates=tuple(e for e in explanations if has_choice and not e.chosen),
+        top_records=record_views(page, "top"),
+        lazy_records=_lazy_records(page, urls, open_kinds),
+        statistics=_statistics_lines(unit.stats),
+        histogram=activation_chart(unit.exemplars),
+        promoted=_vocabulary_lines(page, unit.promoted),
+        suppressed=_vocabulary_lines(page, unit.suppressed),
+        previous=previous,
+        next=following,
+    )
+
+
+def _neighbours(unit: UnitId, width: int) -> tuple[UnitId | None, UnitId | None]:
+    """The units before and after this one in its layer; None at the layer's ends."""
+    previous = UnitId(unit.layer, unit.index - 1) if unit.index else None
+    following = UnitId(unit.layer, unit.index + 1) if unit.index + 1 < width else None
+    return previous, following
+
+
+def _lazy_records(page: UnitPage, urls: UrlBuilder, open_kinds: Collection[str]) -> tuple[LazySection, ...]:
+    n_records = Counter(record.kind for record in page.unit.exemplars)
+    return tuple(
+        LazySection(
+            id=kind,
+            title=f"{n_records[kind]} {kind} records",
+            state=f"show={kind}",
+            records=record_views(page, kind) if kind in open_kinds else None,
+            source=urls.section(page.unit.id, f"records/{kind}"),
+            link=urls.unit(page.unit.id, show=kind) + f"#{kind}",
+        )
+        for kind in LAZY_KINDS
+        if n_records[kind]
+    )
+
+
+def _statistics_lines(stats: Stats | None) -> tuple[tuple[str, str], ...]:
+    if stats is None:
+        return ()
+    return (
+        ("mean", f"{stats.mean:.4g}"),
+        ("standard deviation", f"{stats.std:.4g}"),
+        ("minimum", f"{stats.min:.4g}"),
+        ("maximum", f"{stats.max:.4g}"),
+        ("share of tokens above 0", f"{stats.share_positive:.1%}"),
+    )
+
+
+def _vocabulary_lines(page: UnitPage, logits: Sequence[tuple[int, float]]) -> tuple[tuple[str, str], ...]:
+    return tuple((visible(page.tokens[token_id].text), f"{logit:+.2f}") for token_id, logit in logits)
