@@ -1,1 +1,1 @@
-"""How runs are written for others, and read: a file a format. See base.py."""
+"""Formats for export and import, one file for each: see base.py."""

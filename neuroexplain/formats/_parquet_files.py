@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def list_files(folder: Path) -> dict[str, Path]:
+    """The Parquet files by their path in the folder, in ascending order."""
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.glob("*/*.parquet"))}
 
 

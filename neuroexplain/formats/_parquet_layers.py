@@ -1,4 +1,4 @@
-"""A layer's neurons and exemplars as Parquet tables, and back."""
+"""A layer's units and exemplars as Parquet tables, and back. The tables call units neurons."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
-from neuroexplain.evidence import (
-    Stats,
-    VocabularyEntry,
-)
+from neuroexplain.evidence import Stats, VocabularyEntry
 from neuroexplain.formats._parquet_tables import PLACES, READINGS, read_table, reading
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
@@ -23,52 +20,51 @@ from neuroexplain.store.units import load_segment_ids
 from neuroexplain.units import KINDS, RECORD_LENGTH, Kind
 
 
-def neurons_table(found: CollectedLayer, width: int) -> pa.Table:
-    columns: dict[str, Any] = {
-        "layer": np.full(width, found.layer, np.int32),
-        "neuron": np.arange(width, dtype=np.int32),
-    }
-    if found.stats is not None:
-        columns |= {name: getattr(found.stats, name) for name in Stats.__dataclass_fields__}
-    if found.vocabulary is not None:
-        columns |= {name: pa.array(list(getattr(found.vocabulary, name))) for name in READINGS}
+def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
+    columns = _unit_columns(collected.layer, np.arange(width))
+    if collected.stats is not None:
+        columns |= {name: getattr(collected.stats, name) for name in Stats.__dataclass_fields__}
+    if collected.vocabulary is not None:
+        columns |= {name: pa.array(list(getattr(collected.vocabulary, name))) for name in READINGS}
     return pa.table(columns)
 
 
-def exemplars_table(store: Store, run: Run, found: CollectedLayer, texts: pa.Array) -> pa.Table:
-    parts = []
-    for kind, x in found.exemplars.items():
-        neuron, rank = x.counts_mask().nonzero()
-        if not len(neuron):
+def exemplars_table(store: Store, run: Run, collected: CollectedLayer, texts: pa.Array) -> pa.Table:
+    """A row for each exemplar. `texts` is the result of vocabulary_texts."""
+    tables = []
+    for kind, exemplars in collected.exemplars.items():
+        unit, rank = exemplars.counts_mask().nonzero()
+        if not len(unit):
             continue
-        segments, starts = x.segments[neuron, rank], x.starts[neuron, rank]
-        ids = load_segment_ids(store, run.id, set(segments.tolist()))
-        tokens = np.stack(
-            [ids[s][a : a + RECORD_LENGTH] for s, a in zip(segments.tolist(), starts.tolist(), strict=True)]
-        )
-        shown = pa.DictionaryArray.from_arrays(
-            np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32), texts
-        )
-        columns: dict[str, Any] = {
-            "layer": np.full(len(neuron), found.layer, np.int32),
-            "neuron": neuron.astype(np.int32),
-        }
-        columns |= {
-            "kind": [kind] * len(neuron),
-            "rank": rank.astype(np.int32),
-            "activation": x.peaks[neuron, rank],
-        }
-        columns |= {name: getattr(x, name)[neuron, rank] for name in PLACES}
-        columns["tokens"] = pa.FixedSizeListArray.from_arrays(shown.cast(pa.string()), RECORD_LENGTH)
-        columns["activations"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(x.activations[neuron, rank].reshape(-1)), RECORD_LENGTH
-        )
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts) if parts else pa.table({"layer": pa.array([], pa.int32())})
+        activations = pa.array(exemplars.activations[unit, rank].reshape(-1))
+        columns = _unit_columns(collected.layer, unit)
+        columns |= {"kind": [kind] * len(unit), "rank": rank.astype(np.int32)}
+        columns["activation"] = exemplars.peaks[unit, rank]
+        columns |= {name: getattr(exemplars, name)[unit, rank] for name in PLACES}
+        columns["tokens"] = _token_texts(store, run, columns["segments"], columns["starts"], texts)
+        columns["activations"] = pa.FixedSizeListArray.from_arrays(activations, RECORD_LENGTH)
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables) if tables else pa.table({"layer": pa.array([], pa.int32())})
+
+
+def _unit_columns(layer: int, units: NDArray[Any]) -> dict[str, Any]:
+    return {"layer": np.full(len(units), layer, np.int32), "neuron": units.astype(np.int32)}
+
+
+def _token_texts(
+    store: Store, run: Run, segments: NDArray[np.uint32], starts: NDArray[np.uint8], texts: pa.Array
+) -> pa.Array:
+    """The texts of each record's 64 tokens."""
+    token_ids = load_segment_ids(store, run.id, set(segments.tolist()))
+    places = zip(segments.tolist(), starts.tolist(), strict=True)
+    tokens = np.stack([token_ids[segment][start : start + RECORD_LENGTH] for segment, start in places])
+    text_numbers = np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32)
+    records = pa.DictionaryArray.from_arrays(text_numbers, texts).cast(pa.string())
+    return pa.FixedSizeListArray.from_arrays(records, RECORD_LENGTH)
 
 
 def vocabulary_texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
-    """The vocabulary's texts by token id; U+FFFD where there is none, and at the end for greater ids."""
+    """The vocabulary's texts by token id; U+FFFD for missing ids, and at the end for greater ones."""
     texts = ["\ufffd"] * (max((entry.token_id for entry in entries), default=-1) + 2)
     for entry in entries:
         texts[entry.token_id] = entry.text
@@ -76,60 +72,70 @@ def vocabulary_texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
 
 
 def read_layer(
-    folder: Path, layer: int, width: int, dtype: str, limits: Mapping[str, range], known: NDArray[np.int64]
+    folder: Path, layer: int, width: int, dtype: str, limits: Mapping[str, range], segments: NDArray[np.int64]
 ) -> CollectedLayer:
-    """A layer's neurons and exemplars, which are of `known` segments."""
-    kinds: dict[Kind, ExemplarArrays] = {}
+    """A layer's units and exemplars. Raises DamagedFolder, also if an exemplar's segment is missing."""
     file, neurons = read_table(folder, "neurons", limits, layer)
     with reading(file):
         if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
             raise ValueError(f"it does not hold the neurons 0 to {width - 1} in order")
-        columns = {
-            name: neurons[name].to_numpy()
-            for name in neurons.column_names
-            if name in Stats.__dataclass_fields__
-        }
-        readings = {
-            name: np.stack(neurons[name].to_numpy()) for name in READINGS if name in neurons.column_names
-        }
-        if len({array.shape for array in readings.values()}) > 1:
-            raise ValueError("vocabulary readings are of different lengths")
-        stats = StatsArrays(**columns) if columns else None
-        vocabulary = VocabularyArrays(**readings) if readings else None
+        stats, vocabulary = _stats_arrays(neurons), _vocabulary_arrays(neurons)
     file, exemplars = read_table(folder, "exemplars", limits, layer)
     with reading(file):
-        all_kinds = np.array(exemplars["kind"].to_pylist(), "U8")
-        if not set(all_kinds.tolist()) <= set(KINDS):
-            raise ValueError(f"there are kinds other than {', '.join(KINDS)}")
-        if not np.isin(exemplars["segments"].to_numpy(), known).all():
-            raise ValueError("exemplars are of segments that are missing")
         if not exemplars.num_rows:
             raise ValueError("there are no exemplars")
-        for kind in KINDS:
-            rows = exemplars.filter(pa.array(all_kinds == kind))
-            if rows.num_rows:
-                kinds[kind] = _arrays(rows, width, dtype)
-    return CollectedLayer(layer, kinds, stats, vocabulary)
+        if not np.isin(exemplars["segments"].to_numpy(), segments).all():
+            raise ValueError("exemplars are of segments that are missing")
+        by_kind = _exemplar_arrays(exemplars, width, dtype)
+    return CollectedLayer(layer, by_kind, stats, vocabulary)
+
+
+def _stats_arrays(neurons: pa.Table) -> StatsArrays | None:
+    names = [name for name in neurons.column_names if name in Stats.__dataclass_fields__]
+    return StatsArrays(**{name: neurons[name].to_numpy() for name in names}) if names else None
+
+
+def _vocabulary_arrays(neurons: pa.Table) -> VocabularyArrays | None:
+    names = [name for name in READINGS if name in neurons.column_names]
+    arrays = {name: np.stack(neurons[name].to_numpy()) for name in names}
+    if len({array.shape for array in arrays.values()}) > 1:
+        raise ValueError("vocabulary readings are of different lengths")
+    return VocabularyArrays(**arrays) if arrays else None
+
+
+def _exemplar_arrays(exemplars: pa.Table, width: int, dtype: str) -> dict[Kind, ExemplarArrays]:
+    kinds = np.array(exemplars["kind"].to_pylist(), "U8")
+    if not set(kinds.tolist()) <= set(KINDS):
+        raise ValueError(f"there are kinds other than {', '.join(KINDS)}")
+    return {
+        kind: _arrays(exemplars.filter(pa.array(kinds == kind)), width, dtype)
+        for kind in KINDS
+        if (kinds == kind).any()
+    }
 
 
 def _arrays(rows: pa.Table, width: int, dtype: str) -> ExemplarArrays:
-    """Exemplars of one kind. Raises ValueError where ranks have gaps, or the run's dtype does not hold an activation."""
-    neuron, rank = rows["neuron"].to_numpy(), rows["rank"].to_numpy()
-    counts = np.bincount(neuron, minlength=width)
-    is_used = np.zeros((width, k := int(counts.max())), np.bool_)
-    is_used[neuron[rank < k], rank[rank < k]] = True
+    """The exemplars of one kind.
+
+    Raises ValueError if ranks have gaps, or if an activation is not finite or not a value of the run's dtype.
+    """
+    unit, rank = rows["neuron"].to_numpy(), rows["rank"].to_numpy()
+    counts = np.bincount(unit, minlength=width)
+    k = int(counts.max())
+    is_used = np.zeros((width, k), np.bool_)
+    is_used[unit[rank < k], rank[rank < k]] = True
     if not np.array_equal(is_used, np.arange(k) < counts[:, None]):
-        raise ValueError("ranks of a neuron's exemplars are missing or there twice")
-    placed: dict[str, Any] = {}
+        raise ValueError("ranks of a neuron's exemplars are missing or occur twice")
+    places: dict[str, Any] = {}
     for name, place_dtype in PLACES.items():
-        placed[name] = np.full((width, k), -1 if name == "documents" else 0, place_dtype)
-        placed[name][neuron, rank] = rows[name].to_numpy()
+        places[name] = np.full((width, k), -1 if name == "documents" else 0, place_dtype)
+        places[name][unit, rank] = rows[name].to_numpy()
     peaks, activations = np.zeros((width, k), np.float32), np.zeros((width, k, RECORD_LENGTH), np.float32)
-    peaks[neuron, rank] = rows["activation"].to_numpy()
+    peaks[unit, rank] = rows["activation"].to_numpy()
     values = rows["activations"].combine_chunks().flatten().to_numpy()
-    activations[neuron, rank] = values.reshape(-1, RECORD_LENGTH)
-    for numbers in (peaks, activations):
-        if not np.isfinite(numbers).all():
+    activations[unit, rank] = values.reshape(-1, RECORD_LENGTH)
+    for array in (peaks, activations):
+        if not np.isfinite(array).all():
             raise ValueError("an activation is not finite")
-        pack_activations(numbers, dtype)
-    return ExemplarArrays(counts, **placed, peaks=peaks, activations=activations)
+        pack_activations(array, dtype)
+    return ExemplarArrays(counts, **places, peaks=peaks, activations=activations)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuroexplain.evidence import (
     Explanation,
@@ -21,51 +22,82 @@ from neuroexplain.evidence import (
 from neuroexplain.scoring.codecs import CODECS, Codec
 from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
 
-
-def neuron_row(neuron: UnitId) -> dict[str, int]:
-    return {"layer": neuron.layer, "neuron": neuron.index}
+Array: TypeAlias = NDArray[np.float32]
 
 
 def score_row(stored: StoredScore) -> dict[str, Any]:
-    whose = {name: getattr(stored, name) for name in ("explanation_id", "scorer", "scorer_model")}
-    return neuron_row(stored.unit) | asdict(stored.score) | whose
+    names = ("explanation_id", "scorer", "scorer_model")
+    return _unit_columns(stored.unit) | asdict(stored.score) | {name: getattr(stored, name) for name in names}
 
 
-def explanation_row(one: Any) -> dict[str, Any]:
-    row = {
-        name: getattr(one, name)
-        for name in one.__dataclass_fields__
-        if name not in ("unit", "provenance", "records")
-    }
-    provenance = asdict(one.provenance) | {"sampling": json.dumps(dict(one.provenance.sampling))}
-    return neuron_row(one.unit) | row | provenance
+def explanation_row(explanation: Explanation) -> dict[str, Any]:
+    return _common_columns(explanation)
 
 
 def prediction_row(prediction: Prediction) -> dict[str, Any]:
-    def listed(values: Any) -> list[float | None] | None:
-        return None if values is None else [None if np.isnan(v) else float(v) for v in values]
+    return _common_columns(prediction) | {"records": [_record_row(record) for record in prediction.records]}
 
-    names = ("values", "detail", "control")
-    records = [
-        {
-            "kind": r.kind,
-            "rank": r.rank,
-            "first": r.first,
-            **{name: listed(getattr(r, name)) for name in names},
-        }
-        for r in prediction.records
-    ]
-    return explanation_row(prediction) | {"records": records}
+
+def _common_columns(stored: Explanation | Prediction) -> dict[str, Any]:
+    """The columns of explanations and predictions: unit, fields of plain types, and provenance."""
+    names = [name for name in stored.__dataclass_fields__ if name not in ("unit", "provenance", "records")]
+    provenance = asdict(stored.provenance) | {"sampling": json.dumps(dict(stored.provenance.sampling))}
+    return _unit_columns(stored.unit) | {name: getattr(stored, name) for name in names} | provenance
+
+
+def _unit_columns(unit: UnitId) -> dict[str, int]:
+    return {"layer": unit.layer, "neuron": unit.index}
+
+
+def _record_row(record: PredictedRecord) -> dict[str, Any]:
+    arrays = {name: _without_nan(getattr(record, name)) for name in ("values", "detail", "control")}
+    return {"kind": record.kind, "rank": record.rank, "first": record.first, **arrays}
+
+
+def _without_nan(values: Any) -> list[float | None] | None:
+    return None if values is None else [None if np.isnan(value) else float(value) for value in values]
 
 
 def segment_of(row: Mapping[str, Any]) -> Segment:
+    """Raises ValueError if a segment does not hold 128 or 64 token ids below 2^24."""
     ids = np.array(row["token_ids"], np.int64)
     if len(ids) not in (SEGMENT_LENGTH, RECORD_LENGTH) or ids.min() < 0 or ids.max() >= 1 << 24:
         raise ValueError(f"segment {row['segment']} does not hold {SEGMENT_LENGTH} token ids of 0 to 2^24")
     return Segment(row["segment"], ids.astype(np.uint32))
 
 
-def provenance_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Provenance:
+def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
+    """Raises ValueError for an impossible value, or a prompt that is not one of `prompts`."""
+    names = set(Explanation.__dataclass_fields__) - {"unit", "provenance"}
+    values: dict[str, Any] = {
+        name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names
+    }
+    if values["status"] == Status.OK and values["text"] is None:
+        raise ValueError(f"explanation {values['id']} has no text")
+    values["status"] = Status(values["status"])
+    return Explanation(
+        unit=UnitId(row["layer"], row["neuron"]), provenance=_provenance_of(row, prompts), **values
+    )
+
+
+def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
+    """Raises ValueError as explanation_of does, and for an unknown codec."""
+    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records"}
+    codec = CODECS.get(row["codec"])
+    if codec is None:
+        raise ValueError(f"there is no codec {row['codec']}")
+    records = tuple(_record_of(record, codec) for record in row["records"])
+    if len({len(record.values) for record in records}) > 1:
+        raise ValueError("predicted records are of different lengths")
+    return Prediction(
+        unit=UnitId(row["layer"], row["neuron"]),
+        provenance=_provenance_of(row, prompts),
+        records=records,
+        **{name: row[name] for name in names} | {"status": Status(row["status"])},
+    )
+
+
+def _provenance_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Provenance:
     values = {name: row[name] for name in Provenance.__dataclass_fields__}
     sampling = json.loads(values["sampling"])
     if not isinstance(sampling, dict):
@@ -75,53 +107,30 @@ def provenance_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Pr
     return Provenance(**(values | {"sampling": sampling}))
 
 
-def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
-    names = set(Explanation.__dataclass_fields__) - {"unit", "provenance"}
-    values: dict[str, Any] = {
-        name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names
-    }
-    if values["status"] == Status.OK and values["text"] is None:
-        raise ValueError(f"explanation {values['id']} has no text")
-    values["status"] = Status(values["status"])
-    return Explanation(
-        unit=UnitId(row["layer"], row["neuron"]), provenance=provenance_of(row, prompts), **values
-    )
-
-
-def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
-    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records"}
-    if row["codec"] not in CODECS:
-        raise ValueError(f"there is no codec {row['codec']}")
-    records = tuple(record_of(record, CODECS[row["codec"]]) for record in row["records"])
-    if len({len(r.values) for r in records}) > 1:
-        raise ValueError("predicted records are of different lengths")
-    return Prediction(
-        unit=UnitId(row["layer"], row["neuron"]),
-        provenance=provenance_of(row, prompts),
-        records=records,
-        **{name: row[name] for name in names} | {"status": Status(row["status"])},
-    )
-
-
-def record_of(row: Mapping[str, Any], codec: Codec) -> PredictedRecord:
-    values, detail, control = (
-        None
-        if (numbers := row[name]) is None
-        else np.array([np.nan if v is None else v for v in numbers], np.float32)
-        for name in ("values", "detail", "control")
-    )
-    n = 0 if values is None else len(values)
-    is_placed = (
-        row["kind"] in KINDS and row["rank"] in range(256) and row["first"] in range(RECORD_LENGTH - n + 1)
-    )
-    is_whole = values is not None and n > 0 and all(x is None or len(x) == n for x in (detail, control))
-    is_whole &= not codec.in_steps or n == CROP_LENGTH  # levels are of a crop
-    most = float(np.finfo(codec.dtype).max)
-    is_finite = not any(x is not None and (np.abs(x) > most).any() for x in (values, control))
-    is_mass = not codec.in_steps or detail is None or bool(((detail >= 0) & (detail <= 1)).all())
-    if not (is_placed and is_whole and is_finite and is_mass):
-        raise ValueError(
-            f"the predicted record {row['kind']} {row['rank']} does not hold what its scorer predicts"
-        )
-    assert values is not None
+def _record_of(row: Mapping[str, Any], codec: Codec) -> PredictedRecord:
+    values, detail, control = (_array_of(row[name]) for name in ("values", "detail", "control"))
+    if values is None or not _is_possible(row, codec, values, detail, control):
+        raise ValueError(f"the predicted record {row['kind']} {row['rank']} holds impossible values")
     return PredictedRecord(row["kind"], row["rank"], row["first"], values, detail, control)
+
+
+def _array_of(values: Sequence[float | None] | None) -> Array | None:
+    return None if values is None else np.array([np.nan if v is None else v for v in values], np.float32)
+
+
+def _is_possible(
+    row: Mapping[str, Any], codec: Codec, values: Array, detail: Array | None, control: Array | None
+) -> bool:
+    """Whether the record exists and its values fit their codec."""
+    n, greatest = len(values), float(np.finfo(codec.dtype).max)
+    is_mass = codec.detail_is_mass
+    return (
+        row["kind"] in KINDS
+        and row["rank"] in range(256)
+        and row["first"] in range(RECORD_LENGTH - n + 1)
+        and n > 0
+        and all(array is None or len(array) == n for array in (detail, control))
+        and (not is_mass or n == CROP_LENGTH)  # levels are predicted for a crop
+        and not any(array is not None and (np.abs(array) > greatest).any() for array in (values, control))
+        and (not is_mass or detail is None or bool(((detail >= 0) & (detail <= 1)).all()))
+    )

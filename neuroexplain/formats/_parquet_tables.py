@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -15,19 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import (
-    Explanation,
-    Prediction,
-    Provenance,
-    Score,
-    Stats,
-    Status,
-    VocabularyEntry,
-)
+from neuroexplain.evidence import Explanation, Prediction, Provenance, Score, Stats, Status, VocabularyEntry
 from neuroexplain.formats import _parquet_version_1 as version_1
+from neuroexplain.store.rows import chunks
 from neuroexplain.units import RECORD_LENGTH
 
-VERSION = 2
+VERSION = 2  # of the format; version 1 is converted by _parquet_version_1
 TABLES = (
     "neurons",
     "exemplars",
@@ -38,14 +31,15 @@ TABLES = (
     "vocabulary",
     "prompts",
 )
-READINGS = {
+READINGS = {  # columns of vocabulary readings
     "promoted_ids": pa.list_(pa.uint32()),
     "suppressed_ids": pa.list_(pa.uint32()),
     "promoted_logits": pa.list_(pa.float32()),
     "suppressed_logits": pa.list_(pa.float32()),
 }
+# Columns of exemplars, named like the arrays of ExemplarArrays.
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
-AT_ONCE = 500  # rows of a table that are in memory
+AT_ONCE = 500  # rows of a table that are in memory at a time
 COLUMN_TYPES: dict[Any, Any] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -54,28 +48,28 @@ COLUMN_TYPES: dict[Any, Any] = {
     tuple[int, ...]: pa.list_(pa.int64()),
     tuple[str, ...]: pa.list_(pa.string()),
 }
-RECORDS = pa.list_(
+RECORDS = pa.list_(  # a prediction's records
     pa.struct(
         [("kind", pa.string()), ("rank", pa.int64()), ("first", pa.int64())]
         + [(name, pa.list_(pa.float32())) for name in ("values", "detail", "control")]
     )
 )
-LATER = ("created_at",)  # columns that earlier exports lack
+NEW_COLUMNS = ("created_at",)  # earlier exports of this version lack them
 T = TypeVar("T")
 
 
 class DamagedFolder(NeuroexplainError):
-    """An exported folder is not as it was written."""
+    """A file of an export is missing, has changed, or holds impossible values."""
 
-    def __init__(self, file: Path, how: object) -> None:
-        said = str(how).strip("'.\n")
+    def __init__(self, file: Path, reason: object) -> None:
+        text = str(reason).strip("'.\n")  # the text of a KeyError has quotes
         super().__init__(
-            f"{file} is damaged: {said}. Nothing of it was imported. Copy or export the folder anew."
+            f"{file} is damaged: {text}. Nothing of it was imported. Copy or export the folder again."
         )
 
 
 def table_schema(table: str) -> pa.Schema:
-    """A table's columns: the same in every file, also where all values of one are missing."""
+    """A table's columns, the same in every file, even if all values of a column are missing."""
     neuron = [("layer", pa.int64()), ("neuron", pa.int64())]
     scored = [("explanation_id", pa.int64()), ("scorer", pa.string()), ("scorer_model", pa.string())]
     placed = [(name, pa.from_numpy_dtype(dtype)) for name, dtype in PLACES.items()]
@@ -97,65 +91,64 @@ def table_schema(table: str) -> pa.Schema:
             activations,
         ],
     }
-    fields = (one if isinstance(one, pa.Field) else pa.field(*one, nullable=False) for one in columns[table])
-    return pa.schema(fields)
+    return pa.schema(
+        column if isinstance(column, pa.Field) else pa.field(*column, nullable=False)
+        for column in columns[table]
+    )
 
 
 def _columns(kind: type) -> list[pa.Field]:
-    """The fields of a type from types.py as columns; mappings are JSON; what has parts of its own is left out."""
-    found = []
+    """A domain type's fields as columns. Mappings are JSON; fields of other types are left out."""
+    columns = []
     for name, hint in get_type_hints(kind).items():
-        inner = next((one for one in get_args(hint) if one in COLUMN_TYPES), hint)  # of `X | None`
+        inner = next((arg for arg in get_args(hint) if arg in COLUMN_TYPES), hint)  # of `X | None`
         if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
         if inner in COLUMN_TYPES and name not in ("unit", "records"):
-            found.append(pa.field(name, COLUMN_TYPES[inner], nullable=NoneType in get_args(hint)))
-    return found
+            columns.append(pa.field(name, COLUMN_TYPES[inner], nullable=NoneType in get_args(hint)))
+    return columns
 
 
 def write_rows(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as they come; no file where there are none."""
-    schema, waiting = table_schema(table), iter(rows)
-    some = list(islice(waiting, AT_ONCE))
-    if not some:
+    """Write a file, AT_ONCE rows at a time; no file if there are no rows."""
+    schema, batches = table_schema(table), chunks(rows, AT_ONCE)
+    first = next(batches, None)
+    if first is None:
         return
     with pq.ParquetWriter(folder / table / f"{name}.parquet", schema, compression="zstd") as file:
-        while some:
-            file.write_table(pa.Table.from_pylist(some, schema))
-            some = list(islice(waiting, AT_ONCE))
+        for batch in chain([first], batches):
+            file.write_table(pa.Table.from_pylist(batch, schema))
 
 
 def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Table:
-    """The rows with their table's columns. Raises KeyError or ValueError for a column that is missing, or not what it was.
+    """The rows with their table's columns. Raises KeyError or ValueError for a missing column or impossible
+    values.
 
-    Neurons may lack their statistics, and their vocabulary readings. A file without rows may have no columns either.
+    Neurons may lack all columns of their statistics, and all of their vocabulary readings. A file without
+    rows may lack any column. `limits` gives the range of whole numbers in columns, by name.
     """
     schema = table_schema(table)
     if not rows.num_rows:
         return schema.empty_table()
-    for name in set(LATER) & set(schema.names) - set(rows.column_names):
+    for name in set(NEW_COLUMNS) & set(schema.names) - set(rows.column_names):
         rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
     if table == "neurons":
-        absent = [
-            name
-            for group in (Stats.__dataclass_fields__, READINGS)
-            for name in group
-            if not {*group} & {*rows.column_names}
-        ]
-        schema = pa.schema([one for one in schema if one.name not in absent])
-    found = rows.select(schema.names).cast(schema)
-    for name, column in zip(schema.names, found.columns, strict=True):
+        groups = ({*Stats.__dataclass_fields__}, {*READINGS})
+        absent = {name for group in groups if not group & {*rows.column_names} for name in group}
+        schema = pa.schema([column for column in schema if column.name not in absent])
+    checked = rows.select(schema.names).cast(schema)
+    for name, column in zip(schema.names, checked.columns, strict=True):
         is_list = pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)
         if is_list and pc.list_flatten(column).null_count:
             raise ValueError(f"values are missing in {name}")
         if name in limits and not all(end in limits[name] for end in pc.min_max(column).as_py().values()):
-            raise ValueError(f"{name} is not always one of {limits[name].start} to {limits[name].stop - 1}")
-    return found
+            raise ValueError(f"{name} is not always in {limits[name].start} to {limits[name].stop - 1}")
+    return checked
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Raises DamagedFolder where what a file holds cannot be read, or is not what its table is for."""
+    """Wraps the reading of a file: its errors become a DamagedFolder that names the file."""
     try:
         yield
     except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
@@ -163,33 +156,37 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_table(folder: Path, table: str, limits: Mapping[str, range], layer: int) -> tuple[Path, pa.Table]:
-    """One layer's file, and what it holds."""
+    """One layer's file, and its rows. Raises DamagedFolder."""
     file = folder / table / f"layer-{layer:03}.parquet"
     names = table_schema(table).names
     with reading(file), pq.ParquetFile(file) as opened:
-        there = [name for name in opened.schema_arrow.names if name in names]
-        return file, _checked(opened.read(there), table, {**limits, "layer": range(layer, layer + 1)})
+        columns = [name for name in opened.schema_arrow.names if name in names]
+        return file, _checked(opened.read(columns), table, {**limits, "layer": range(layer, layer + 1)})
 
 
 def read_batches(
     folder: Path,
     table: str,
-    make: Callable[[dict[str, Any]], T],
+    decode: Callable[[dict[str, Any]], T],
     limits: Mapping[str, range],
     layer: int | None = None,
 ) -> Iterator[list[T]]:
-    """What is made of the rows of a table's files, or of one layer's, some at a time, in the order they were written."""
+    """The decoded rows of a table, or of one layer of it, in lists of at most AT_ONCE, in the order of
+    writing.
+
+    Raises DamagedFolder if a row cannot be decoded.
+    """
     if layer is not None:
         limits = {**limits, "layer": range(layer, layer + 1)}
-    place = _folder_of(folder, table)
-    for file in sorted(place.glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
+    files = _folder_of(folder, table)
+    for file in sorted(files.glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
         with reading(file), pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(AT_ONCE):
-                rows = version_1.as_now(pa.Table.from_batches([batch]), table)
-                yield [make(row) for row in _checked(rows, table, limits).to_pylist()]
+                rows = version_1.rows_as_now(pa.Table.from_batches([batch]), table)
+                yield [decode(row) for row in _checked(rows, table, limits).to_pylist()]
 
 
 def _folder_of(folder: Path, table: str) -> Path:
-    """Where a table's files are, by the name that it has now or had in version 1."""
+    """The folder of a table's files, by the name of this version or of version 1."""
     old = folder / version_1.FOLDERS.get(table, table)
     return old if old.is_dir() else folder / table

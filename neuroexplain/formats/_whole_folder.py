@@ -1,4 +1,4 @@
-"""What an export writes appears when it is whole, or not at all."""
+"""Write a folder that appears when it is complete, or not at all."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from neuroexplain.errors import NeuroexplainError
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `folder` at the end; it is removed where that is not reached.
+    """A folder to write into. It is renamed to `folder` at the end, or removed if an error occurs.
 
-    Raises NeuroexplainError where `folder` exists or cannot be written.
+    Raises NeuroexplainError if `folder` exists or cannot be written.
     """
     if folder.exists():
-        raise NeuroexplainError(f"{folder} exists already. Name a folder that does not.")
+        raise NeuroexplainError(f"{folder} exists already. Give the name of a new folder.")
     try:
-        around = Path(
-            tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-        )  # a name that nobody has
+        outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # a name not in use
         try:
-            partial = around / folder.name
-            partial.mkdir()  # with the rights that any new folder has
+            partial = outer / folder.name
+            partial.mkdir()  # mkdtemp lets only its owner read; this folder has the usual rights
             yield partial
             partial.rename(folder)
         finally:
-            shutil.rmtree(around, ignore_errors=True)
+            shutil.rmtree(outer, ignore_errors=True)
     except OSError as error:
         raise NeuroexplainError(f"Cannot write {folder}: {error.strerror or error}.") from error

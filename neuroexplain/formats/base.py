@@ -1,7 +1,7 @@
-"""What a format must say: how a run is written for others to read, and how it is read again.
+"""The interface of a format: how a run is exported to a folder, and how a folder is imported.
 
-A new format is a file here with `FORMAT`, or a package's entry point in the group `neuroexplain.formats`. No other file
-names it.
+A new format is a file in this folder with `FORMAT`, or another package's entry point in the group
+`neuroexplain.formats`. No other file names it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from neuroexplain.units import UnitId
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a person may say of data that does not say it itself."""
+    """What the user tells about a folder that does not tell it itself."""
 
     layers: tuple[int, ...] | None = None  # None: all
-    tokenizer: str = "meta-llama/Meta-Llama-3-8B"  # hub name or folder
+    tokenizer: str = "meta-llama/Meta-Llama-3-8B"  # name on the Hugging Face hub, or folder
     activation: str = "act"
 
 
 class Format:
-    """One format. A format that can be written overrides `write`, one that can be read overrides `read`."""
+    """One format. It overrides `write` if it can be exported, and `read` if it can be imported."""
 
     name: ClassVar[str]
-    about: ClassVar[str]  # in a few words
-    holds_whole_runs: ClassVar[bool] = (
-        False  # whether a folder holds all units of a run, or those that are named
-    )
+    about: ClassVar[str]  # a few words for the help
+    holds_whole_runs: ClassVar[bool] = False  # True: a folder holds all units of a run; else chosen ones
 
     @property
     def is_written(self) -> bool:
@@ -46,18 +44,23 @@ class Format:
         return type(self).read is not Format.read
 
     def write(self, store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
-        """Write units of a run, which are in ascending order, to a folder that appears when it is whole.
+        """Export units of a run, in ascending order, to a folder that appears when it is complete.
 
-        Raises NeuroexplainError where it exists or cannot be written, or where the format cannot hold the run.
+        Raises NeuroexplainError if the folder exists or cannot be written, or if the format cannot hold the
+        run.
         """
-        raise NeuroexplainError(f"{self.name} is only read. Written are {', '.join(written_formats())}.")
+        raise NeuroexplainError(
+            f"{self.name} can only be imported. These can be exported: {', '.join(written_formats())}."
+        )
 
     def read(self, store: Store, folder: Path, options: ReadOptions) -> Generator[Progress]:
-        """Store what a folder holds as a finished run. An import that was cut off goes on.
+        """Store the contents of a folder as a finished run. An import that was cut off goes on.
 
-        Raises NeuroexplainError where the folder does not hold this format.
+        Raises NeuroexplainError if the folder is not of this format.
         """
-        raise NeuroexplainError(f"{self.name} is only written. Read are {', '.join(read_formats())}.")
+        raise NeuroexplainError(
+            f"{self.name} can only be exported. These can be imported: {', '.join(read_formats())}."
+        )
 
 
 FORMATS: Registry[Format] = Registry("formats", "FORMAT", "format")

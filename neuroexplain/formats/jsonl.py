@@ -1,4 +1,4 @@
-"""One JSON object a line and neuron, as `show --json` prints it."""
+"""One line for each unit: the JSON object that `show --json` prints."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+from neuroexplain.as_json import unit_json
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import show_json
 from neuroexplain.lookup import load_page
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
@@ -17,16 +17,19 @@ from neuroexplain.store.engine import Store
 from neuroexplain.units import UnitId
 
 
-def export_jsonl(store: Store, run: Run, neurons: Sequence[UnitId], folder: Path) -> Generator[Progress]:
-    """Write folder/neurons.jsonl.gz, a line a neuron, in order. The folder appears when it is whole."""
+def export_jsonl(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+    """Write neurons.jsonl.gz into the folder, one line for each unit, in the given order.
+
+    The folder appears when it is complete. Raises NeuroexplainError if it exists or cannot be written.
+    """
     with (
         whole_folder(folder) as partial,
         gzip.open(partial / "neurons.jsonl.gz", "wb", compresslevel=5) as file,
     ):
-        for done, neuron in enumerate(neurons, 1):
-            line = json.dumps(show_json(load_page(store, run, neuron)), ensure_ascii=True, allow_nan=False)
+        for done, unit in enumerate(units, 1):
+            line = json.dumps(unit_json(load_page(store, run, unit)), ensure_ascii=True, allow_nan=False)
             file.write(line.encode() + b"\n")
-            yield Progress("exporting", done, len(neurons), "neurons")
+            yield Progress("exporting", done, len(units), "neurons")
 
 
 class Jsonl(Format):

@@ -1,10 +1,16 @@
-"""Neuronpedia's import folders: MODEL/SOURCE/, one a layer, each with four descriptions and three folders of batches.
+"""Folders for Neuronpedia's importer: MODEL/SOURCE/, one for each layer, with four descriptions and three
+tables.
 
-Its importer takes one source at a time: release, model, sourceset and source (.jsonl) become rows by name, and the columns of
-features (its table Neuron), activations and explanations are those of a file's first line; what a line leaves out gets the
-column's default, and an explicit null in a column that forbids it fails the file. So every line of a file has the same columns,
-and none holds a null where its schema (apps/webapp/prisma/schema.prisma, read in August 2026) forbids one. Explanations name a
-type and a model that its tables must know: config/ holds both, to be put with its own configuration. Scores have no place.
+What Neuronpedia's importer and schema (apps/webapp/prisma/schema.prisma) asked for in August 2026:
+
+- It imports one source at a time. release.jsonl, model.jsonl, sourceset.jsonl and source.jsonl become rows
+  by name.
+- The columns of features (its table Neuron), activations and explanations are those of a file's first line,
+  and a null in a column that forbids it makes the whole file fail. So every line of a file has the same
+  columns, and none has a null that the schema forbids.
+- An explanation names a type and a model that must exist: config/ holds both, to be added to its
+  configuration.
+- It has no place for scores.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,128 +31,124 @@ from neuroexplain.lookup import load_page
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
+from neuroexplain.store.rows import chunks
 from neuroexplain.units import SEGMENT_LENGTH, UnitId
 
-BATCH = 512  # neurons in one file
+TABLES = ("features", "activations", "explanations")
+BATCH = 512  # units in one file
 BY = "neuroexplain"
-CREATOR = "clkht01d40000jv08hvalcvly"  # the user that a Neuronpedia of one's own has from the start: rows need one that exists
-NO_BIN = -1.0  # its mark for "among the strongest", in place of an interval and the share of tokens in it
+CREATOR = "clkht01d40000jv08hvalcvly"  # a user that every new Neuronpedia has: rows need an existing user
+NO_BIN = -1.0  # marks a record among the strongest, in place of an interval and the share of tokens in it
 
 
-def export_neuronpedia(
-    store: Store, run: Run, neurons: Sequence[UnitId], folder: Path
-) -> Generator[Progress]:
-    """Write the neurons' features, activations (top and bottom records) and explanations that are ok."""
-    done, explained_by = 0, set()
+def export_neuronpedia(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+    """Write the units' features, activations (top and bottom records) and explanations with status ok.
+
+    The folder appears when it is complete. Raises NeuroexplainError if it exists or cannot be written.
+    """
+    done = 0
+    explained_by: set[tuple[str, str]] = set()  # types and models of explanations
     with whole_folder(folder) as partial:
-        for layer, group in groupby(sorted(neurons), key=lambda one: one.layer):
+        for layer, layer_units in groupby(sorted(units), key=lambda unit: unit.layer):
             source = partial / model_id(run) / source_id(run, layer)
-            for name in ("features", "activations", "explanations"):
-                (source / name).mkdir(parents=True)
+            for table in TABLES:
+                (source / table).mkdir(parents=True)
             for name, line in descriptions(run, layer).items():
                 _write(source / f"{name}.jsonl", [line])
-            own = list(group)
-            for first in range(0, len(own), BATCH):
-                rows: dict[str, list[dict[str, Any]]] = {
-                    "features": [],
-                    "activations": [],
-                    "explanations": [],
-                }
-                for neuron in own[first : first + BATCH]:
-                    page = load_page(store, run, neuron)
+            for number, batch in enumerate(chunks(layer_units, BATCH)):
+                rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
+                for unit in batch:
+                    page = load_page(store, run, unit)
                     rows["features"].append(feature_row(page))
                     rows["activations"] += activation_rows(page)
                     rows["explanations"] += explanation_rows(page)
                     done += 1
-                    yield Progress("exporting", done, len(neurons), "neurons")
+                    yield Progress("exporting", done, len(units), "neurons")
                 explained_by |= {
-                    (one["typeName"], one["explanationModelName"]) for one in rows["explanations"]
+                    (row["typeName"], row["explanationModelName"]) for row in rows["explanations"]
                 }
-                for name, lines in rows.items():
+                for table, lines in rows.items():
                     if lines:
-                        _write(source / name / f"batch-{first // BATCH}.jsonl.gz", lines)
-        (partial / "config").mkdir()
-        types, models = ({one[i] for one in explained_by} for i in (0, 1))
-        _write(
-            partial / "config" / "explanation_type.jsonl",
-            [{**_named(name), "creatorId": CREATOR} for name in sorted(types)],
-        )
-        _write(partial / "config" / "explanation_model_type.jsonl", [_named(name) for name in sorted(models)])
+                        _write(source / table / f"batch-{number}.jsonl.gz", lines)
+        _write_config(partial / "config", explained_by)
+
+
+def _write_config(folder: Path, explained_by: Collection[tuple[str, str]]) -> None:
+    """Write the types and models that explanations name."""
+    folder.mkdir()
+    types = [{**_named(name), "creatorId": CREATOR} for name in sorted({name for name, _ in explained_by})]
+    models = [_named(name) for name in sorted({name for _, name in explained_by})]
+    _write(folder / "explanation_type.jsonl", types)
+    _write(folder / "explanation_model_type.jsonl", models)
 
 
 def model_id(run: Run) -> str:
-    """Its id of the subject: small letters, digits, dashes and underscores."""
-    return (
-        re.sub(r"[^a-z0-9_-]+", "-", short_name(run.subject).rsplit("/", 1)[-1].lower()).strip("-") or "model"
-    )
+    """Neuronpedia's id of the subject: small letters, digits, dashes and underscores."""
+    name = short_name(run.subject).rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9_-]+", "-", name).strip("-") or "model"
 
 
 def source_id(run: Run, layer: int) -> str:
-    """Its id of one layer's neurons, which it also calls their layer."""
+    """Neuronpedia's id of one layer's units, which it also calls their layer."""
     return f"{layer}-{_set_name(run)}"
 
 
 def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
-    """What the importer must know before a layer's rows, by file."""
-    name, title = short_name(run.subject), f"MLP neurons of {short_name(run.subject)}"
-    made = {"creatorName": BY, "creatorId": CREATOR, "visibility": "PUBLIC"}
+    """The rows that must exist before a layer's rows, by file."""
+    name, set_name = short_name(run.subject), _set_name(run)
+    creator = {"creatorId": CREATOR, "visibility": "PUBLIC"}
+    release_name = f"{model_id(run)}-{set_name}"
+    common = {"description": f"MLP neurons of {name}", "urls": [], "creatorName": BY, **creator}
     return {
-        "release": {"name": f"{model_id(run)}-{_set_name(run)}", "description": title, "urls": [], **made},
+        "release": {"name": release_name, **common},
         "model": {
-            **{
-                "id": model_id(run),
-                "displayName": name,
-                "displayNameShort": name,
-                "owner": name.split("/")[0],
-            },
-            **{
-                "layers": run.n_layers,
-                "neuronsPerLayer": max(source.width for source in run.sources),
-                "creatorId": CREATOR,
-                "visibility": "PUBLIC",
-            },
+            "id": model_id(run),
+            "displayName": name,
+            "displayNameShort": name,
+            "owner": name.split("/")[0],
+            "layers": run.n_layers,
+            "neuronsPerLayer": max(source.width for source in run.sources),
+            **creator,
         },
         "sourceset": {
-            **{"modelId": model_id(run), "name": _set_name(run), "description": title, "urls": [], **made},
-            "releaseName": f"{model_id(run)}-{_set_name(run)}",
+            "modelId": model_id(run),
+            "name": set_name,
+            **common,
+            "releaseName": release_name,
         },
         "source": {
-            **{
-                "id": source_id(run, layer),
-                "modelId": model_id(run),
-                "setName": _set_name(run),
-                "creatorId": CREATOR,
-            },
-            **{
-                "dataset": corpus_name(run),
-                "num_prompts": run.n_segments,
-                "num_tokens_in_prompt": SEGMENT_LENGTH,
-            },
+            "id": source_id(run, layer),
+            "modelId": model_id(run),
+            "setName": set_name,
+            "creatorId": CREATOR,
+            "dataset": corpus_name(run),
+            "num_prompts": run.n_segments,
+            "num_tokens_in_prompt": SEGMENT_LENGTH,
             "visibility": "PUBLIC",
         },
     }
 
 
 def feature_row(page: UnitPage) -> dict[str, Any]:
-    """A neuron itself: its vocabulary reading, how often it fires, and a histogram of the random records."""
-    n = page.unit
-    counts, middles = random_histogram(n.exemplars)
+    """A unit: its vocabulary reading, how often it fires, and a histogram of its random records."""
+    unit = page.unit
+    counts, middles = random_histogram(unit.exemplars)
     return {
-        **_whose(page),
+        **_unit_columns(page),
         "creatorId": CREATOR,
         "maxActApprox": _strongest(page),
-        **({} if n.stats is None else {"frac_nonzero": n.stats.share_positive}),
-        "pos_str": [page.tokens[i].text for i, _ in n.promoted],
-        "pos_values": [value for _, value in n.promoted],
-        "neg_str": [page.tokens[i].text for i, _ in n.suppressed],
-        "neg_values": [value for _, value in n.suppressed],
+        **({} if unit.stats is None else {"frac_nonzero": unit.stats.share_positive}),
+        "pos_str": [page.tokens[i].text for i, _ in unit.promoted],
+        "pos_values": [value for _, value in unit.promoted],
+        "neg_str": [page.tokens[i].text for i, _ in unit.suppressed],
+        "neg_values": [value for _, value in unit.suppressed],
         "freq_hist_data_bar_heights": counts,
         "freq_hist_data_bar_values": middles,
     }
 
 
 def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
-    """The top and bottom records, in rank order. The top ones bear the mark of its group of strongest activations."""
+    """The top and bottom records, in rank order. Top records have the mark of the strongest activations."""
     rows = []
     for x in page.unit.exemplars:
         if x.kind == "random":
@@ -155,7 +157,7 @@ def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": f"{_key(page)}-{x.kind}-{x.rank}",
-                **_whose(page),
+                **_unit_columns(page),
                 "creatorId": CREATOR,
                 "tokens": [page.tokens[i].text for i in x.token_ids.tolist()],
                 "values": values,
@@ -172,11 +174,11 @@ def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
 
 
 def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
-    """The explanations that are ok, best first."""
+    """The explanations with status ok, best first."""
     return [
         {
             "id": f"{_key(page)}-explanation-{e.id}",
-            **_whose(page),
+            **_unit_columns(page),
             "authorId": CREATOR,
             "description": e.text,
             "typeName": f"{BY}_{e.explainer}",
@@ -187,17 +189,17 @@ def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
     ]
 
 
-def _whose(page: UnitPage) -> Mapping[str, str]:
-    neuron = page.unit.id
+def _unit_columns(page: UnitPage) -> Mapping[str, str]:
+    unit = page.unit.id
     return {
         "modelId": model_id(page.run),
-        "layer": source_id(page.run, neuron.layer),
-        "index": str(neuron.index),
+        "layer": source_id(page.run, unit.layer),
+        "index": str(unit.index),
     }
 
 
 def _key(page: UnitPage) -> str:
-    return "-".join(_whose(page).values())
+    return "-".join(_unit_columns(page).values())
 
 
 def _strongest(page: UnitPage) -> float:

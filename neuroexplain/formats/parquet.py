@@ -1,7 +1,9 @@
-"""A run as a Hugging Face data set folder: Parquet files by table and layer, and a card. Import restores all of it.
+"""A run as a folder of a Hugging Face data set: Parquet files by table and layer, and a card. Import
+restores it.
 
-One configuration a table (`load_dataset(FOLDER, "exemplars")`); run.json holds the run itself. Ids that join tables are those
-of the database that was exported; importing gives new ones.
+A table is a configuration of the data set (`load_dataset(FOLDER, "exemplars")`). run.json holds the run, and
+the SHA-256 of each file. The ids that join tables are those of the exported database; importing gives new
+ones.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from neuroexplain.as_json import run_json
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import exemplars_table, neurons_table, vocabulary_texts
@@ -21,11 +25,12 @@ from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, 
 from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
-from neuroexplain.formatting import run_json, short_name
+from neuroexplain.formatting import short_name
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.rows import chunks
 from neuroexplain.store.runs import load_prompt
 from neuroexplain.store.units import list_segments, load_collected_layer
 from neuroexplain.store.vocabulary import load_vocabulary
@@ -33,77 +38,86 @@ from neuroexplain.units import UnitId
 
 
 def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
-    """Write a run, a layer at a time. The folder appears when it is whole."""
+    """Write a run, one layer at a time. The folder appears when it is complete.
+
+    Raises NeuroexplainError if it exists or cannot be written.
+    """
     with whole_folder(folder) as partial:
-        for name in TABLES:
-            (partial / name).mkdir()
+        for table in TABLES:
+            (partial / table).mkdir()
         entries = load_vocabulary(store, run.id)
         write_rows(partial, "vocabulary", "all", [asdict(entry) for entry in entries])
         texts = vocabulary_texts(entries)
         for number, segments in enumerate(list_segments(store, run.id)):
             rows = [{"segment": s.segment, "token_ids": s.token_ids.tolist()} for s in segments]
             write_rows(partial, "segments", f"{number:05}", rows)
-        prompts: set[str | None] = set()
+        prompts: set[str] = set()
         for done, layer in enumerate(run.layers, 1):
-            name = f"layer-{layer:03}"
-            found = load_collected_layer(store, run, layer)
-            for table, made in (
-                ("neurons", neurons_table(found, run.width(layer))),
-                ("exemplars", exemplars_table(store, run, found, texts)),
-            ):
-                pq.write_table(made, partial / table / f"{name}.parquet", compression="zstd")
-            explanations = list_explanations(store, run.id, layer=layer)
-            write_rows(partial, "explanations", name, map(explanation_row, explanations))
-            prompts |= {e.provenance.prompt_sha256 for e in explanations}
-            ids = [e.id for e in explanations if e.id is not None]
-            write_rows(partial, "predictions", name, _prediction_rows(store, ids, prompts))
-            write_rows(
-                partial,
-                "scores",
-                name,
-                (score_row(one) for some in _slices(ids) for one in list_scores(store, some)),
-            )
+            _write_collected(store, run, layer, partial, texts)
+            prompts |= _write_explained(store, run, layer, partial)
             yield Progress("exporting", done, len(run.layers), "layers")
-        texts_of = ((sha256, *load_prompt(store, sha256)) for sha256 in sorted(filter(None, prompts)))
-        write_rows(
-            partial,
-            "prompts",
-            "all",
-            ({"sha256": sha256, "name": name, "text": text} for sha256, name, text in texts_of),
-        )
-        held = [name for name in TABLES if any((partial / name).iterdir())]
-        for name in set(TABLES) - set(held):
-            (partial / name).rmdir()
-        (partial / "README.md").write_text(_card(run, held), encoding="utf-8")
-        told = {
-            "format": VERSION,
-            **run_json(run),
-            "files": {name: sha256_of(file) for name, file in list_files(partial).items()},
-        }
-        (partial / "run.json").write_text(json.dumps(told, indent=1))
+        write_rows(partial, "prompts", "all", (_prompt_row(store, sha256) for sha256 in sorted(prompts)))
+        _finish(run, partial)
 
 
-def _prediction_rows(
-    store: Store, explanation_ids: Sequence[int], prompts: set[str | None]
-) -> Iterator[dict[str, Any]]:
-    """The predictions of explanations, some at a time; their prompts are added to `prompts`."""
-    for some in _slices(explanation_ids):
-        for one in list_predictions(store, some):
-            prompts.add(one.provenance.prompt_sha256)
-            yield prediction_row(one)
+def _layer_name(layer: int) -> str:
+    return f"layer-{layer:03}"
 
 
-def _slices(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Ids in ascending order, some at a time: so are the rows that belong to them."""
-    ids = sorted(ids)
-    return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))
+def _write_collected(store: Store, run: Run, layer: int, folder: Path, texts: pa.Array) -> None:
+    collected = load_collected_layer(store, run, layer)
+    tables = {
+        "neurons": neurons_table(collected, run.width(layer)),
+        "exemplars": exemplars_table(store, run, collected, texts),
+    }
+    for name, table in tables.items():
+        pq.write_table(table, folder / name / f"{_layer_name(layer)}.parquet", compression="zstd")
 
 
-def _card(run: Run, held: Sequence[str]) -> str:
+def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[str]:
+    """Write a layer's explanations, and their predictions and scores in the order of explanations.
+
+    Returns the hashes of their prompts.
+    """
+    name, prompts = _layer_name(layer), set()
+
+    def prediction_rows() -> Iterator[dict[str, Any]]:
+        for batch in chunks(ids, AT_ONCE):
+            for prediction in list_predictions(store, batch):
+                prompts.add(prediction.provenance.prompt_sha256)
+                yield prediction_row(prediction)
+
+    explanations = list_explanations(store, run.id, layer=layer)
+    prompts |= {explanation.provenance.prompt_sha256 for explanation in explanations}
+    write_rows(folder, "explanations", name, map(explanation_row, explanations))
+    ids = sorted(explanation.id for explanation in explanations if explanation.id is not None)
+    write_rows(folder, "predictions", name, prediction_rows())
+    scores = (score for batch in chunks(ids, AT_ONCE) for score in list_scores(store, batch))
+    write_rows(folder, "scores", name, map(score_row, scores))
+    return {sha256 for sha256 in prompts if sha256 is not None}
+
+
+def _prompt_row(store: Store, sha256: str) -> dict[str, str]:
+    name, text = load_prompt(store, sha256)
+    return {"sha256": sha256, "name": name, "text": text}
+
+
+def _finish(run: Run, folder: Path) -> None:
+    """Remove the folders of empty tables; write the card and run.json."""
+    tables = [table for table in TABLES if any((folder / table).iterdir())]
+    for table in set(TABLES) - set(tables):
+        (folder / table).rmdir()
+    (folder / "README.md").write_text(_card(run, tables), encoding="utf-8")
+    hashes = {name: sha256_of(file) for name, file in list_files(folder).items()}
+    contents = {"format": VERSION, **run_json(run), "files": hashes}
+    (folder / "run.json").write_text(json.dumps(contents, indent=1))
+
+
+def _card(run: Run, tables: Sequence[str]) -> str:
     configs = "\n".join(
         f"- config_name: {name}\n  data_files: {name}/*.parquet"
         + ("\n  default: true" if name == "exemplars" else "")
-        for name in held
+        for name in tables
     )
     subject = json.dumps(short_name(run.subject))
     return f"""---
@@ -117,17 +131,18 @@ configs:
 
 # Neurons of {subject}
 
-Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`), from
-{run.n_tokens:,} tokens. Each unit's strongest records ({run.top_k} at most) and {run.n_random} random ones, with one
-activation a token; explanations, predictions and scores where there are any.
+Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`),
+from {run.n_tokens:,} tokens. Each unit has its strongest records ({run.top_k} at most) and {run.n_random}
+random ones, with one activation for each token, and its explanations, predictions and scores, if any.
 
 ```python
 from datasets import load_dataset
 exemplars = load_dataset("FOLDER", "exemplars", split="train")
 ```
 
-Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 modulo 4. The text of the records
-comes from the corpus that the run read, under that corpus's licence. `neuroexplain import parquet FOLDER` restores the run.
+Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 modulo 4. The
+text of the records comes from the corpus that the run read, under the licence of that corpus.
+`neuroexplain import parquet FOLDER` restores the run.
 """
 
 

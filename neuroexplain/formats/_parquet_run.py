@@ -1,0 +1,80 @@
+"""Read run.json of a Parquet export: the run, and the hashes of the other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.formats import _parquet_version_1 as version_1
+from neuroexplain.formats._parquet_tables import VERSION, DamagedFolder
+from neuroexplain.runs import Run
+from neuroexplain.units import SEGMENT_LENGTH, Source
+
+LONGEST_ACTIVATION = 32  # characters, the width of the column
+MAX_UNITS = (1 << 31) - 1  # of a layer, so that the numbers of units fit into their columns
+MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
+
+
+def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
+    """The run, and the SHA-256 of each file by its path in the folder; None if the export is older than
+    hashes.
+
+    Raises NeuroexplainError if the folder is not an export of this format, and DamagedFolder if a value of
+    the run is missing or impossible.
+    """
+    file = folder / "run.json"
+    contents = _read_json(folder, file)
+    missing = [name for name in Run.__dataclass_fields__ if name not in contents]
+    if missing:
+        raise DamagedFolder(file, f"{missing[0]} is missing")
+    try:
+        run = msgspec.convert(contents, Run)
+        hashes = msgspec.convert(contents["files"], dict[str, str]) if "files" in contents else None
+    except msgspec.ValidationError as error:
+        raise DamagedFolder(file, error) from error
+    impossible = _impossible_fields(run)
+    if any(source.keys() != Source.__dataclass_fields__.keys() for source in contents["sources"]):
+        impossible.append("sources")
+    if impossible:
+        name = impossible[0]
+        raise DamagedFolder(file, f"{name} is {json.dumps(contents[name])[:60]}")
+    return run, hashes
+
+
+def _read_json(folder: Path, file: Path) -> dict[str, Any]:
+    """The contents of run.json with the names of this version."""
+    try:
+        contents = msgspec.json.decode(file.read_bytes())  # refuses NaN and lone surrogates
+    except (OSError, ValueError, RecursionError) as error:
+        raise NeuroexplainError(
+            f"{folder} has no run.json that can be read, so it is not an export of neuroexplain ({error})."
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") not in (1, VERSION):
+        raise NeuroexplainError(
+            f"{folder} was written in another version of this format; 1 and {VERSION} can be imported."
+        )
+    if contents["format"] != 1:
+        return contents
+    try:
+        return contents | version_1.run_fields_as_now(contents)
+    except ValueError as error:
+        raise DamagedFolder(file, error) from error
+
+
+def _impossible_fields(run: Run) -> list[str]:
+    """The names of fields whose values are of the right type and yet impossible."""
+    numbers = {name: getattr(run, name) for name in Run.__dataclass_fields__}
+    possible = {name: 0 <= value <= MAX_INTEGER for name, value in numbers.items() if type(value) is int}
+    layers, stride = run.layers, run.config.get("segment_stride", SEGMENT_LENGTH)
+    possible["layers"] = 0 < len(layers) == len(set(layers)) and all(n in range(run.n_layers) for n in layers)
+    possible["sources"] = tuple(source.layer for source in run.sources) == layers and all(
+        0 < source.width <= MAX_UNITS for source in run.sources
+    )
+    possible["activation"] = 0 < len(run.activation) <= LONGEST_ACTIVATION
+    possible["config"] = type(stride) is int and 0 < stride <= SEGMENT_LENGTH
+    return [name for name, is_possible in possible.items() if not is_possible]
