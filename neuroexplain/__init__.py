@@ -4,9 +4,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """`neuroexplain.open`, imported when it is first asked for: the command line starts without it."""
+    """`neuroexplain.open`, imported when it is first used: the command line starts sooner without it."""
     if name == "open":
-        from neuroexplain.api import open as opened
+        from neuroexplain import api
 
-        return opened
+        return api.open
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

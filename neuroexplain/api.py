@@ -1,4 +1,4 @@
-"""A database in Python: `nx.open("demo.db").neuron(15, 16)`. Objects, data frames, and pictures in a notebook."""
+"""A database in Python: `nx.open("demo.db").neuron(15, 16)`. Objects, data frames, and HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from neuroexplain.as_json import QUERY_COLUMNS, query_json, run_json, unit_json
 from neuroexplain.evidence import Exemplar, Explanation, StoredScore
-from neuroexplain.formatting import QUERY_COLUMNS, number, printable, query_json, run_json, show_json
+from neuroexplain.formatting import number, printable
 from neuroexplain.lookup import find_explanations, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.store.engine import Store, open_store
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class QueryRows(list[QueryRow]):
-    """What a query found, best first; a notebook shows it as a table."""
+    """The rows of a query, best first. A notebook draws them as a table."""
 
     def to_frame(self) -> pd.DataFrame:
         """One row an explanation: the columns of `query --json`."""
@@ -29,14 +30,14 @@ class QueryRows(list[QueryRow]):
         return pd.DataFrame(query_json(self), columns=list(QUERY_COLUMNS))
 
     def _repr_html_(self) -> str:
-        from neuroexplain.web.views import notebook_rows
+        from neuroexplain.web.notebook import notebook_rows
 
         return notebook_rows(self)
 
 
 @dataclass(frozen=True)
-class NeuronReading:
-    """One neuron with all that is known about it; a notebook shows its explanations and coloured snippets."""
+class UnitReading:
+    """One unit with all that is known about it. A notebook draws its explanations and coloured records."""
 
     page: UnitPage
 
@@ -51,6 +52,7 @@ class NeuronReading:
 
     @property
     def scores(self) -> tuple[StoredScore, ...]:
+        """Of all explanations, by all scorers."""
         return self.page.scores
 
     @property
@@ -60,32 +62,31 @@ class NeuronReading:
 
     def tokens(self, exemplar: Exemplar) -> list[str]:
         """The record's 64 tokens as strings."""
-        return [self.page.tokens[i].text for i in exemplar.token_ids.tolist()]
+        return [self.page.tokens[token_id].text for token_id in exemplar.token_ids.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `show --json` prints."""
-        return show_json(self.page)
+        """The object that `show --json` prints."""
+        return unit_json(self.page)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a record, with its tokens and activations as lists."""
         import pandas as pd
 
-        return pd.DataFrame(show_json(self.page)["exemplars"])
+        return pd.DataFrame(unit_json(self.page)["exemplars"])
 
     def __repr__(self) -> str:
-        scores = [s.score.value for s in self.scores if self.page.run.headline.is_of(s.score)]
-        said = (
-            [f"{number(max(r for r in scores if r is not None))}"]
-            if any(r is not None for r in scores)
-            else []
-        )
-        said += [repr(printable(e.text or "")) for e in self.explanations[:1]]
-        return f"<{self.page.run.kind} unit {self.page.run.label(self.id)}: {' '.join(said) or self.page.unit.status}>"
+        """The unit with its best headline score and best explanation, or else its status."""
+        run = self.page.run
+        scores = [stored.score.value for stored in self.scores if run.headline.is_of(stored.score)]
+        values = [value for value in scores if value is not None]
+        words = [number(max(values))] if values else []
+        words += [repr(printable(explanation.text or "")) for explanation in self.explanations[:1]]
+        return f"<{run.kind} unit {run.label(self.id)}: {' '.join(words) or self.page.unit.status}>"
 
     def _repr_html_(self) -> str:
-        from neuroexplain.web.views import notebook_neuron
+        from neuroexplain.web.notebook import notebook_unit
 
-        return notebook_neuron(self.page)
+        return notebook_unit(self.page)
 
 
 class Database:
@@ -98,14 +99,20 @@ class Database:
         """All runs, oldest first."""
         return list_runs(self._store)
 
-    def neuron(self, layer: int, neuron: int, run: int | None = None) -> NeuronReading:
-        """One neuron of the latest finished run, or of `run`. Raises NotInStore where it is not held."""
-        return NeuronReading(load_page(self._store, load_run(self._store, run), UnitId(layer, neuron)))
+    def neuron(self, layer: int, neuron: int, run: int | None = None) -> UnitReading:
+        """A unit of the latest finished run, or of `run`, by layer and index.
 
-    def unit(self, name: str, run: int | None = None) -> NeuronReading:
-        """One unit by its name, `15:16` or of heads `15:3.40`. Raises NotInStore or ValueError where there is none."""
-        found = load_run(self._store, run)
-        return NeuronReading(load_page(self._store, found, found.find_unit(name)))
+        Raises NotInStore if the run does not hold the unit.
+        """
+        return UnitReading(load_page(self._store, load_run(self._store, run), UnitId(layer, neuron)))
+
+    def unit(self, name: str, run: int | None = None) -> UnitReading:
+        """A unit by its name: `15:16`, or `15:3.40` if it belongs to a group such as a head.
+
+        Raises ValueError if this is no name of a unit, and NotInStore if the run does not hold the unit.
+        """
+        its_run = load_run(self._store, run)
+        return UnitReading(load_page(self._store, its_run, its_run.find_unit(name)))
 
     def query(
         self,
@@ -140,7 +147,7 @@ class Database:
         return QueryRows(rows)
 
     def runs_frame(self) -> pd.DataFrame:
-        """The runs as a data frame."""
+        """One row a run, with the fields that a run has in `runs --json`."""
         import pandas as pd
 
         return pd.DataFrame([run_json(run) for run in self.runs()])
@@ -158,5 +165,8 @@ class Database:
 
 
 def open(db: str = "neuroexplain.db") -> Database:
-    """Open a database (a file or an SQLAlchemy URL) to read. Raises NeuroexplainError where there is none of ours."""
+    """Open a database to read: a file or an SQLAlchemy URL.
+
+    Raises NeuroexplainError if it does not exist or is not a database of neuroexplain.
+    """
     return Database(open_store(str(db), read_only=True))

@@ -6,41 +6,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
+from neuroexplain.units import Kind
+
+if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
     from numpy.typing import NDArray
-from neuroexplain.units import Kind
 
 
 @dataclass(frozen=True, slots=True)
 class ExemplarArrays:
-    """The exemplars of one kind for neurons `0..width` of one layer, in rank order.
+    """The exemplars of one kind for all units of one layer, in rank order.
 
-    Unused places (fewer candidates than `top_k`) come last and are not counted in `counts`.
+    A unit with fewer exemplars than k has unused places: they come last, and `counts` leaves them out.
     """
 
-    counts: NDArray[np.int64]  # [width], exemplars of each neuron
+    counts: NDArray[np.int64]  # [width], exemplars of each unit
     segments: NDArray[np.uint32]  # [width, k]
     starts: NDArray[np.uint8]  # [width, k]
-    documents: NDArray[np.int32]  # [width, k]; -1 where the source does not tell
+    documents: NDArray[np.int32]  # [width, k]; -1 if the source does not tell
     token_offsets: NDArray[np.int32]  # [width, k]
     peaks: NDArray[np.float32]  # [width, k]
     activations: NDArray[np.float32]  # [width, k, 64]
-    peak_token_ids: NDArray[np.uint32] | None = (
-        None  # [width, k]; None: read from the stored segments when needed
-    )
+    peak_token_ids: NDArray[np.uint32] | None = None  # [width, k]; None: to be read from the stored segments
 
     def counts_mask(self) -> NDArray[np.bool_]:
         """Which places are used, [width, k]."""
         import numpy as np
 
-        found: NDArray[np.bool_] = np.arange(self.segments.shape[1]) < self.counts[:, None]
-        return found
+        mask: NDArray[np.bool_] = np.arange(self.segments.shape[1]) < self.counts[:, None]
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyArrays:
-    """For every neuron of a layer, the tokens that its output vector promotes and suppresses most, strongest first."""
+    """The tokens that each unit's write vector promotes and suppresses most, strongest first."""
 
     promoted_ids: NDArray[np.uint32]  # [width, 10]
     promoted_logits: NDArray[np.float32]  # [width, 10]
@@ -50,7 +49,7 @@ class VocabularyArrays:
 
 @dataclass(frozen=True, slots=True)
 class StatsArrays:
-    """`Stats` of every neuron of a layer, each [width] float64."""
+    """`Stats` of every unit of a layer, each [width] float64."""
 
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
@@ -61,9 +60,9 @@ class StatsArrays:
 
 @dataclass(frozen=True, slots=True)
 class CollectedLayer:
-    """All that collecting found out about one layer, ready to be stored."""
+    """All that was collected of one layer, ready to be stored."""
 
     layer: int
     exemplars: Mapping[Kind, ExemplarArrays]
-    stats: StatsArrays | None  # None where the data was imported without, like the next
-    vocabulary: VocabularyArrays | None
+    stats: StatsArrays | None  # None if the data was imported without
+    vocabulary: VocabularyArrays | None  # likewise

@@ -1,7 +1,7 @@
-"""What a command was asked to do: frozen, and checked when built.
+"""What a command was asked to do, frozen and checked when built.
 
-Configurations stop at the pipeline: below it a function takes the values that it needs. Every message says what was asked
-and what is possible.
+A configuration stops at the run: below it a function takes the values that it needs. Every message says what
+was asked and what is possible.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any, Literal
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Sign, UnitId
 
-MOST_SECONDS = 1_000_000  # that one can ask to wait: eleven days
+MOST_SECONDS = 1_000_000  # eleven days: a longer wait is a typing mistake
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
+MOST_RECORDS = 255  # of a kind and unit: the store keeps a record's rank in one byte
+MOST_CANDIDATES = 100  # each is a request and its scoring
+MOST_REVISIONS = 10  # likewise, one after the other
 
 Sampling = Literal["random", "sequential"]
 Windows = Literal["device", "host"]
-ExplainerName = Literal["pairs", "excerpts", "meanings", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class CollectConfig:
     text_column: str = "text"
     revision: str | None = None
     layers: tuple[int, ...] | None = None  # None: all
-    source: str = "mlp"  # what the units are
-    activation: str | None = None  # what is read of them; None: the source's first
+    source: str = "mlp"  # the kind of units: a name of sources.base.SOURCES
+    activation: str | None = None  # which value of a unit is read; None: the source's first
     sign: Sign | None = None  # None: the source's own
     top_k: int = 32
-    segments: int | None = None  # None: all that the corpus has
+    segments: int | None = None  # how many to read; None: the whole corpus
     sampling: Sampling = "random"
     positions: tuple[int, int] = (64, 97)  # half open
     special_peaks: bool = True
@@ -46,68 +48,75 @@ class CollectConfig:
     device: str = "auto"
     dtype: str = "auto"
     shard: tuple[int, int] | None = None  # (2, 8): the second of eight parts
-    compile: bool = True  # on a GPU: few kernels in place of many; the run's versions say which it was
+    compile: bool = True  # on a GPU: fewer kernels; the run's versions say whether it was done
     windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
 
     def __post_init__(self) -> None:
+        self._check_text_and_units()
+        first, stop = self.positions
+        if not PEAK_INDEX <= first < stop <= LAST_PEAK:
+            raise NeuroexplainError(
+                f"Positions {first}:{stop} cannot hold peaks: a record takes 32 tokens before its peak and "
+                f"31 after, so in a segment of 128 tokens {PEAK_INDEX} <= A < B <= {LAST_PEAK}. "
+                "Try --positions 64:97"
+            )
+        for option, n, least in (("--top-k", self.top_k, 1), ("--random-records", self.random_records, 0)):
+            _check_range(option, n, least <= n <= MOST_RECORDS, f"from {least} to {MOST_RECORDS}")
+        _check_range("--seed", self.seed, 0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1")
+        seconds = self.checkpoint_every
+        _check_range("--checkpoint-every", seconds, seconds > 0, "seconds, above 0")
+        if self.segments is not None and self.segments < 1:
+            raise NeuroexplainError(
+                f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all"
+            )
+        if self.batch_size is not None:
+            _check_range("--batch-size", self.batch_size, self.batch_size >= 1, "1 or more, or auto")
+        self._check_parts()
+
+    def _check_text_and_units(self) -> None:
         from neuroexplain.sources.base import SOURCES
 
-        kind = SOURCES.load(self.source, "--source")
-        if self.activation is not None and self.activation not in kind.activations:
+        activations = SOURCES.load(self.source, "--source").activations
+        if self.activation is not None and self.activation not in activations:
             raise NeuroexplainError(
                 f"--activation {self.activation!r} is not read of --source {self.source}: there is "
-                f"{', '.join(kind.activations)}."
+                f"{', '.join(activations)}."
             )
         if not self.dataset:
             raise NeuroexplainError(
                 "No text was named. Give files, a glob or a hub data set:  --dataset 'texts/*.jsonl'"
             )
-        first, stop = self.positions
-        if not PEAK_INDEX <= first < stop <= LAST_PEAK:
-            raise NeuroexplainError(
-                f"Positions {first}:{stop} cannot hold peaks: a record takes 32 tokens before its peak and 31 after, so in a "
-                f"segment of 128 tokens {PEAK_INDEX} <= A < B <= {LAST_PEAK}. Try --positions 64:97"
-            )
-        for name, value, least in (("--top-k", self.top_k, 1), ("--random-records", self.random_records, 0)):
-            if not least <= value <= 255:
-                raise NeuroexplainError(f"{name} {value} is out of range: from {least} to 255")
-        if self.segments is not None and self.segments < 1:
-            raise NeuroexplainError(
-                f"--segments {self.segments} asks for no text: 1 or more, or leave it out to read all"
-            )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise NeuroexplainError(f"--batch-size {self.batch_size} is out of range: 1 or more, or auto")
-        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
-            raise NeuroexplainError(f"--shard {self.shard[0]}/{self.shard[1]} is no part: write 1/8 to 8/8")
-        if len(self.devices) > 1 and self.shard is not None:
-            raise NeuroexplainError(
-                f"--device {self.device} makes parts by itself: leave out --shard, or name one device."
-            )
-        if (self.shard is not None or len(self.devices) > 1) and self.batch_size is None:
-            raise NeuroexplainError(
-                "The parts of a collection must be read in the same batch shape, which auto may choose differently on each "
-                "machine or device. Give a number:  --batch-size 64"
-            )
-        if not 0 <= self.seed < 1 << 63:
-            raise NeuroexplainError(f"--seed {self.seed} is out of range: from 0 to 2^63 - 1")
-        if not self.checkpoint_every > 0:  # nor not a number
-            raise NeuroexplainError(
-                f"--checkpoint-every {self.checkpoint_every:g} is out of range: seconds, above 0"
-            )
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
 
+    def _check_parts(self) -> None:
+        """Several machines (--shard) or several devices may each read a part, but not both."""
+        has_devices = len(self.devices) > 1
+        if self.shard is not None:
+            number, n = self.shard
+            if not 1 <= number <= n:
+                raise NeuroexplainError(f"--shard {number}/{n} is no part: write 1/8 to 8/8")
+            if has_devices:
+                raise NeuroexplainError(
+                    f"--device {self.device} makes parts by itself: leave out --shard, or name one device."
+                )
+        if (self.shard is not None or has_devices) and self.batch_size is None:
+            raise NeuroexplainError(
+                "The parts of a collection must be read in the same batch shape, which auto may choose "
+                "differently on each machine or device. Give a number:  --batch-size 64"
+            )
+
     @property
-    def read(self) -> str:
-        """What is read of the source: `act` or `post` of neurons."""
+    def activation_name(self) -> str:
+        """The activation that is read: the option's, or else the source's first."""
         from neuroexplain.sources.base import SOURCES
 
         return self.activation or SOURCES.load(self.source).activations[0]
 
     @property
-    def signed(self) -> Sign:
-        """Which activations are collected: those that were asked for, else what suits the source."""
+    def collected_sign(self) -> Sign:
+        """The sign of the activations that are collected: the option's, or else the source's."""
         from neuroexplain.sources.base import SOURCES
 
         return self.sign or SOURCES.load(self.source).sign
@@ -119,7 +128,7 @@ class CollectConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
-        values = asdict(self) | {"activation": self.read, "sign": self.signed}
+        values = asdict(self) | {"activation": self.activation_name, "sign": self.collected_sign}
         del values["checkpoint_every"], values["windows"], values["compile"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
@@ -127,37 +136,29 @@ class CollectConfig:
         return values
 
 
-EXPLAINER_NAMES: tuple[ExplainerName, ...] = ("pairs", "excerpts", "meanings", "tokens")
-ONE_HYPOTHESIS: tuple[ExplainerName, ...] = (
-    "pairs",
-    "excerpts",
-)  # explainers whose answers can be compared and revised
-MOST_CANDIDATES, MOST_REVISIONS = 100, 10
-
-
 @dataclass(frozen=True)
 class EngineConfig:
     """Which engine answers: at most one of `server`, `vllm` and `local`; with none, the default server."""
 
     server: str | None = None  # URL
-    vllm: str | None = None  # model to serve for this run
-    vllm_args: tuple[str, ...] = ()  # more for its command line
-    vllm_command: str | None = None  # what starts vLLM; None: found
+    vllm: str | None = None  # model that a vLLM server of this run's own serves
+    vllm_args: tuple[str, ...] = ()  # further arguments of that server
+    vllm_command: str | None = None  # program that starts vLLM; None: searched for
     local: str | None = None  # hub name, folder or .gguf file
-    model: str | None = None  # of the server; None: the only one it serves
+    model: str | None = None  # model of the server; None: the only one that it serves
     default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
     api_key: str | None = field(default=None, repr=False)
     max_wait: float = 600.0  # seconds without any answer until a server is given up
-    in_flight: int = 64  # requests at a time at most
+    in_flight: int = 64  # most requests at a time
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_wait <= MOST_SECONDS:
-            raise NeuroexplainError(
-                f"--max-wait {self.max_wait:g} is out of range: seconds, 0 to {MOST_SECONDS:,}"
-            )
+        seconds = self.max_wait
+        _check_range("--max-wait", seconds, 0 <= seconds <= MOST_SECONDS, f"seconds, 0 to {MOST_SECONDS:,}")
+        _check_range("--in-flight", self.in_flight, self.in_flight >= 1, "1 or more")
         if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
             raise NeuroexplainError(
-                "NEUROEXPLAIN_API_KEY holds what no key holds: a space, a line break or letters beyond ASCII."
+                "NEUROEXPLAIN_API_KEY holds a space, a line break or a letter beyond ASCII, and a key holds "
+                "none of these. Set it to the key alone."
             )
         if self.server is not None and not self.server.strip():
             raise NeuroexplainError(
@@ -168,12 +169,10 @@ class EngineConfig:
                 raise NeuroexplainError(
                     f"{name} holds a name or a key before @. Leave it out, and set NEUROEXPLAIN_API_KEY."
                 )
-        if self.in_flight < 1:
-            raise NeuroexplainError(f"--in-flight {self.in_flight} is out of range: 1 or more")
-        named = [("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local)]
-        given = [f"{what} {name}" for what, name in named if name is not None]
-        if len(given) > 1:
-            raise NeuroexplainError(f"Two engines were named: {' and '.join(given)}. Give one of them.")
+        engines = (("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local))
+        named = [f"{kind} {name}" for kind, name in engines if name is not None]
+        if len(named) > 1:
+            raise NeuroexplainError(f"Two engines were named: {' and '.join(named)}. Give one of them.")
         if self.local is not None and self.model is not None:
             raise NeuroexplainError(
                 f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one."
@@ -195,38 +194,50 @@ class ScoreConfig:
         for name in self.scorers:
             SCORERS.load(name, "--scorer")
         if len(set(self.scorers)) < len(self.scorers):
-            raise NeuroexplainError(f"--scorer {','.join(self.scorers)} names one twice.")
+            raise NeuroexplainError(f"--scorer {','.join(self.scorers)} names a scorer twice.")
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """`neuroexplain explain`: which neurons, by which explainer."""
+    """`neuroexplain explain`: which units, by which explainer."""
 
     units: tuple[UnitId, ...]
-    explainer: ExplainerName = "pairs"
+    explainer: str = "pairs"  # a name of explaining.explainers.EXPLAINERS
     seed: int = 0
     retry_failed: bool = False
-    candidates: int = 1  # explanations of each neuron, of which `select` chooses one
-    revise: int = 0  # times that the chosen one is given back with what it got wrong
+    candidates: int = 1  # explanations of each unit, of which the best on `select` is chosen
+    revise: int = 0  # how often the explainer sees the chosen one's mistakes and answers again
 
     def __post_init__(self) -> None:
-        if not 1 <= self.candidates <= MOST_CANDIDATES:
-            raise NeuroexplainError(f"--candidates {self.candidates} is out of range: 1 to {MOST_CANDIDATES}")
-        if not 0 <= self.revise <= MOST_REVISIONS:
-            raise NeuroexplainError(f"--revise {self.revise} is out of range: 0 to {MOST_REVISIONS}")
-        if (self.candidates > 1 or self.revise) and self.explainer not in ONE_HYPOTHESIS:
-            raise NeuroexplainError(
-                f"--candidates and --revise go with the explainers {' and '.join(ONE_HYPOTHESIS)}, not with {self.explainer}."
-            )
+        from neuroexplain.explaining.explainers import EXPLAINERS
+
         if not self.units:
             raise NeuroexplainError(
-                "No unit was named. Give a layer, layers or units:  --layer 15 | --layers 3-5 | --units 15:0-99,20:7"
+                "No unit was named. Give a layer, layers or units:  "
+                "--layer 15 | --layers 3-5 | --units 15:0-99,20:7"
             )
-        if self.explainer not in EXPLAINER_NAMES:
+        explainer = EXPLAINERS.get(self.explainer)
+        if explainer is None:
+            raise NeuroexplainError(f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINERS)}.")
+        n = self.candidates
+        _check_range("--candidates", n, 1 <= n <= MOST_CANDIDATES, f"1 to {MOST_CANDIDATES}")
+        _check_range("--revise", self.revise, 0 <= self.revise <= MOST_REVISIONS, f"0 to {MOST_REVISIONS}")
+        if (self.candidates > 1 or self.revise) and not explainer.can_revise:
+            names = " and ".join(name for name, other in EXPLAINERS.items() if other.can_revise)
             raise NeuroexplainError(
-                f"--explainer {self.explainer!r} is not one of {', '.join(EXPLAINER_NAMES)}."
+                f"--candidates and --revise go with the explainers {names}, not with {self.explainer}."
             )
 
     @property
     def asks_llm(self) -> bool:
-        return self.explainer != "tokens"
+        """Whether the explainer asks an LLM."""
+        from neuroexplain.explaining.explainers import EXPLAINERS
+
+        return EXPLAINERS[self.explainer].prompt is not None
+
+
+def _check_range(option: str, value: float, is_inside: bool, bounds: str) -> None:
+    """Raise NeuroexplainError unless the value is inside its bounds. NaN is outside of all bounds."""
+    if not is_inside:
+        text = str(value).removesuffix(".0")
+        raise NeuroexplainError(f"{option} {text} is out of range: {bounds}")

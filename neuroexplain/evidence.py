@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
+from neuroexplain.units import SEGMENT_LENGTH, Kind, Side, UnitId
+
+if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
     from numpy.typing import NDArray
-from neuroexplain.units import SEGMENT_LENGTH, Kind, Side, UnitId
 
 Split = Literal["explain", "select", "report"]
 Subset = Literal["top_and_random", "top", "random", "bottom_and_random", "bottom"]
@@ -21,7 +22,7 @@ SUBSETS: Mapping[Side, tuple[Subset, ...]] = {
 
 
 class Status(StrEnum):
-    """How an attempt to explain, to predict or to score ended. Only `ok` has a value; the others come with a reason."""
+    """How an attempt to explain, predict or score ended. Only `ok` has a value; the others have a reason."""
 
     OK = "ok"
     DEAD = "dead"  # the unit never fires: there is nothing to explain
@@ -30,8 +31,8 @@ class Status(StrEnum):
     CONTEXT_TOO_LONG = "context_too_long"  # the prompt does not fit into the model's context
     LLM_ERROR = "llm_error"  # the request failed
     PARSE_ERROR = "parse_error"  # the reply holds no hypothesis
-    CONSTANT_ACTIVATIONS = "constant_activations"
-    CONSTANT_SIMULATION = "constant_simulation"
+    CONSTANT_ACTIVATIONS = "constant_activations"  # a correlation with them is undefined
+    CONSTANT_SIMULATION = "constant_simulation"  # likewise
     LOW_DIGIT_MASS = "low_digit_mass"  # too few tokens came back with a prediction
 
     @property
@@ -46,48 +47,31 @@ class Status(StrEnum):
 
     @property
     def has_nothing_to_ask(self) -> bool:
-        """Whether the unit's records alone decided it, so that no LLM was asked."""
+        """Whether the unit's records alone decided the status, so that no LLM was asked."""
         return self in (Status.DEAD, Status.NO_RECORDS)
 
 
-FINE = tuple(status for status in Status if not status.failed)
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """Which score stands for a unit wherever a single value is shown: a metric on the `report` records of a subset.
-
-    Each side has a subset of its own; a score is of one side, so at most one of them has it.
-    """
-
-    metric: str
-    subsets: tuple[str, ...]
-
-    def is_of(self, score: Score) -> bool:
-        return score.split == "report" and score.metric == self.metric and score.subset in self.subsets
-
-    def __str__(self) -> str:
-        return f"{self.metric}, {' or '.join(self.subsets)}"
+NOT_FAILED = tuple(status for status in Status if not status.failed)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """128 consecutive token ids of the stream."""
 
-    segment: int  # number of the grid cell in the token stream
+    segment: int  # its number in the stream
     token_ids: NDArray[np.uint32]  # [128]
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A record kept as evidence for a neuron."""
+    """A record kept as evidence for a unit."""
 
     unit: UnitId
     kind: Kind
     rank: int  # 0 is strongest; random: order of the draw
     segment: int
     start: int  # the record's first token in the segment
-    document: int | None  # number of the peak's document; None where the source does not tell
+    document: int | None  # number of the peak's document; None if the source does not tell
     token_offset: int | None  # of the record's first token in that document; may be negative
     activation: float  # at the peak
     token_ids: NDArray[np.uint32]  # [64]
@@ -101,7 +85,7 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A neuron's activations over tokens 64..127 of every segment."""
+    """A unit's activations over tokens 64..127 of every segment."""
 
     mean: float
     std: float
@@ -112,10 +96,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class VocabularyEntry:
-    """One token of the subject's vocabulary as it is shown."""
+    """One token of the subject's vocabulary."""
 
     token_id: int
-    text: str  # decode([id]); U+FFFD where it is part of a character
+    text: str  # decode([id]); U+FFFD if the token is part of a character
     special: bool
 
 
@@ -124,14 +108,24 @@ Tokens = Mapping[int, VocabularyEntry]  # by id
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What collecting stored about one neuron, exemplars included."""
+    """What collecting stored about one unit, exemplars included."""
 
     id: UnitId
     status: Status  # ok or dead
-    stats: Stats | None  # None where the data was imported without
+    stats: Stats | None  # None if the data was imported without
     exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
     promoted: tuple[tuple[int, float], ...]  # (token id, logit), strongest first
     suppressed: tuple[tuple[int, float], ...]
+
+
+def is_side_dead(side: Side, peak: float | None) -> bool:
+    """Whether a side never fires: its strongest record's activation is not beyond 0, or it has no record."""
+    return peak is None or (peak if side == "positive" else -peak) <= 0
+
+
+def why_dead(side: Side) -> str:
+    """The reason of an explanation with the status `dead`."""
+    return f"its strongest record is not {'above' if side == 'positive' else 'below'} 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +136,7 @@ class Provenance:
     engine_version: str | None
     model: str
     model_revision: str | None
-    prompt_sha256: str | None  # of the prompt file; None where there is no prompt
+    prompt_sha256: str | None  # of the prompt file; None without a prompt
     sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature, max_tokens, seed, ...
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -152,23 +146,19 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A hypothesis about a neuron in words, or the failed attempt to get one."""
+    """A hypothesis about a unit in words, or the failed attempt to get one."""
 
     unit: UnitId
-    explainer: str  # pairs, excerpts, tokens; human for a person's own
+    explainer: str  # a name of explaining.explainers.EXPLAINERS, or `human` for a person's own
     status: Status
     text: str | None  # None unless status is ok
     provenance: Provenance
     candidate: int = 0
     chosen: bool = True
-    reason: str | None = None
-    reply: str | None = None  # the raw answer, kept for looking where it could not be used
-    covers: tuple[int, ...] | None = (
-        None  # `meanings`: ranks of the top records that this hypothesis is said to cover
-    )
-    parts: tuple[str, ...] | None = (
-        None  # of a union: its hypotheses; the greatest of their simulated levels is its own
-    )
+    reason: str | None = None  # of the status, unless it is ok
+    reply: str | None = None  # the raw answer that could not be used, kept for people to read
+    covers: tuple[int, ...] | None = None  # `meanings`: ranks of the top records that the LLM says it covers
+    parts: tuple[str, ...] | None = None  # hypotheses of a union, whose level is the greatest of theirs
     id: int | None = None  # set by the store
     side: Side = "positive"
 
@@ -183,7 +173,7 @@ class Explanation:
 
         A person's explanation is its own request, so its text is part of the key.
         """
-        import hashlib  # here, since `query` starts sooner without it
+        import hashlib  # `query` starts sooner without these two
         import json
 
         by = self.provenance
@@ -196,17 +186,24 @@ class Explanation:
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
+def choose_unscored(explanations: Sequence[Explanation]) -> Explanation:
+    """The chosen one of a side's explanations without scores: the first union, else the first usable one.
+
+    If none is usable, it is the first. There must be at least one.
+    """
+    usable = [e for e in explanations if e.status == Status.OK] or list(explanations)
+    return next((e for e in usable if e.parts), usable[0])
+
+
 @dataclass(frozen=True, slots=True)
 class PredictedRecord:
-    """What a scorer predicted of one record, from its token `first` on. The scorer's codec says what numbers mean."""
+    """What a scorer predicted of one record, from token `first` on. Its codec says what the numbers mean."""
 
     kind: Kind
     rank: int
     first: int  # the first token in the record that was scored
-    values: NDArray[np.float32]  # levels [32]; NaN where there is no prediction: such a token is not scored
-    detail: NDArray[np.float32] | None = (
-        None  # beside each value; of levels the probability that fell on level tokens
-    )
+    values: NDArray[np.float32]  # levels [32]; NaN is no prediction, and such a token is not scored
+    detail: NDArray[np.float32] | None = None  # [32]; with levels: the probability of all level tokens
     control: NDArray[np.float32] | None = None  # like values, predicted from the control's text
 
 
@@ -223,13 +220,16 @@ class Prediction:
     reason: str | None = None
     reply: str | None = None
     control_explanation_id: int | None = None  # whose text gave `control`
-    id: int | None = None
-    codec: str = "levels"  # how the store keeps the records' numbers
+    id: int | None = None  # set by the store
+    codec: str = "levels"  # how the store keeps the records' numbers: a name of scoring.codecs.CODECS
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one explanation's predictions agree with the truth: one metric on one split and subset of records."""
+    """How well one explanation's predictions agree with the truth, by one metric.
+
+    It is computed over the records of one split and one subset.
+    """
 
     split: Split
     subset: str
@@ -241,25 +241,33 @@ class Score:
     reason: str | None = None
     ci_low: float | None = None
     ci_high: float | None = None
-    ci_reason: str | None = None  # why there is no interval; None too where the metric never has one
+    ci_reason: str | None = None  # why there is no interval; also None if the metric never has one
     control: float | None = None
     control_explanation_id: int | None = None
-    control_reason: str | None = None  # why there is no control; None too where the metric never has one
+    control_reason: str | None = None  # why there is no control; also None if the metric never has one
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """One explanation with what was found out about it: what is stored together."""
+class Headline:
+    """The score that stands for a unit: a metric on the `report` records of a subset.
 
-    explanation: Explanation
-    prediction: Prediction | None = None  # None: nothing new was predicted
-    scores: tuple[Score, ...] = ()
-    replaces: Prediction | None = None  # the stored prediction that this one goes on from
+    Each side has its own subset, and a score is of one side, so a score has at most one of the subsets.
+    """
+
+    metric: str
+    subsets: tuple[str, ...]
+
+    def is_of(self, score: Score) -> bool:
+        """Whether a score is the one that stands for its unit."""
+        return score.split == "report" and score.metric == self.metric and score.subset in self.subsets
+
+    def __str__(self) -> str:
+        return f"{self.metric}, {' or '.join(self.subsets)}"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredScore:
-    """A score together with whose it is."""
+    """A score with its unit, explanation, scorer and scoring model."""
 
     unit: UnitId
     explanation_id: int
@@ -269,8 +277,18 @@ class StoredScore:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplanationResult:
+    """One explanation with its new prediction and scores: what is stored together."""
+
+    explanation: Explanation
+    prediction: Prediction | None = None  # None: nothing new was predicted
+    scores: tuple[Score, ...] = ()
+    replaces: Prediction | None = None  # the stored prediction that the new one continues
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """An explanation or a prediction that could not be had."""
+    """An explanation or a prediction that failed."""
 
     unit: UnitId
     what: str  # the explainer, or the scorer

@@ -1,4 +1,7 @@
-"""What is asked of a database alike in the terminal, the viewer, the API and Python: all about one neuron, and a query."""
+"""Database -> all about one unit, and the rows of a query.
+
+The terminal, the viewer, the API and Python share these two readings, so they show the same.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import Tokens, VocabularyEntry
+from neuroexplain.evidence import Tokens, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store.engine import Store
@@ -27,11 +30,13 @@ def find_explanations(
     sort: str = "score",
     metric: str | None = None,
     scorer: str | None = None,
-    **more: Any,
+    **bounds: Any,
 ) -> list[QueryRow]:
-    """store.read.query_explanations, with the token that units peak on by its text, and a score by its metric or scorer.
+    """The rows of store.search.query_explanations, in the words of a person.
 
-    Raises NeuroexplainError where the vocabulary has no such token, or the order, the metric or the scorer is not known.
+    peak_token is the text of the token that units peak on. metric and scorer choose the score that is shown,
+    sorted by and bounded; without them it is the run's headline. Raises NeuroexplainError for a token that is
+    not in the vocabulary, and for an unknown order, metric or scorer.
     """
     sort = "unit" if sort == "neuron" else sort  # its name in earlier versions
     if sort not in SORTS:
@@ -47,12 +52,12 @@ def find_explanations(
 
         headline = choose_headline(run, metric, scorer)
     return query_explanations(
-        store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **more
+        store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **bounds
     )
 
 
 class Vocabulary(dict[int, VocabularyEntry]):
-    """A run's whole vocabulary by token id; an id that the tokenizer does not know is shown as U+FFFD."""
+    """A run's whole vocabulary by token id; a token id that the tokenizer does not know is U+FFFD."""
 
     @classmethod
     def load(cls, store: Store, run_id: int) -> Vocabulary:
@@ -63,31 +68,36 @@ class Vocabulary(dict[int, VocabularyEntry]):
 
 
 def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | None = None) -> UnitPage:
-    """A neuron with its explanations, best headline score first. Raises NotInStore where the run does not hold it.
+    """A unit with its explanations: the chosen ones first, then by headline score, best first; ties by id.
 
-    Who reads many neurons brings the run's whole vocabulary, so that it is not looked up for each.
+    A caller that loads many units passes the run's whole vocabulary: it saves a look-up for each. Raises
+    NotInStore if the run does not hold the unit.
     """
     unit = load_unit(store, run, unit_id)
     explanations = list_explanations(store, run.id, unit_id)
     ids = [e.id for e in explanations if e.id is not None]
     scores = list_scores(store, ids)
     best: dict[int, float] = {}
-    for s in scores:
-        if run.headline.is_of(s.score) and s.score.value is not None:
-            best[s.explanation_id] = max(best.get(s.explanation_id, -math.inf), s.score.value)
+    for stored in scores:
+        if run.headline.is_of(stored.score) and stored.score.value is not None:
+            earlier = best.get(stored.explanation_id, -math.inf)
+            best[stored.explanation_id] = max(earlier, stored.score.value)
     explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -math.inf), e.id or 0))
-    place = {e.id: at for at, e in enumerate(explanations)}
-    predictions = sorted(list_predictions(store, ids), key=lambda s: place[s.explanation_id])
-    tokens: Tokens | None = vocabulary
-    if tokens is None:
-        shown = {i for x in unit.exemplars for i in x.token_ids.tolist()}
-        tokens = load_tokens(store, run.id, shown | {i for i, _ in (*unit.promoted, *unit.suppressed)})
+    place = {e.id: number for number, e in enumerate(explanations)}
+    predictions = sorted(list_predictions(store, ids), key=lambda p: place[p.explanation_id])
     return UnitPage(
         run=run,
         unit=unit,
         splits=assign_splits(unit.exemplars),
-        tokens=tokens,
+        tokens=_load_unit_tokens(store, run.id, unit) if vocabulary is None else vocabulary,
         explanations=tuple(explanations),
         predictions=tuple(predictions),
         scores=tuple(scores),
     )
+
+
+def _load_unit_tokens(store: Store, run_id: int, unit: Unit) -> Tokens:
+    """The tokens of a unit's records, and those that it promotes and suppresses."""
+    token_ids = {token_id for x in unit.exemplars for token_id in x.token_ids.tolist()}
+    token_ids.update(token_id for token_id, _ in (*unit.promoted, *unit.suppressed))
+    return load_tokens(store, run_id, token_ids)

@@ -1,6 +1,7 @@
-"""Kinds of units, scorers and formats by name: a file each in a folder of ours, or an entry point of another package.
+"""Plug-ins by name: kinds of units, scorers and formats.
 
-Nothing is imported before it is asked for by name, so a command pays only for what it uses.
+A plug-in is a file in one of our folders, or an entry point of another installed package. It is imported when
+its name is looked up, so a command loads only what it uses.
 """
 
 from __future__ import annotations
@@ -16,52 +17,64 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """What a folder offers by name: each module but `base` is named like what it offers, and holds it as `attribute`.
+    """The plug-ins of one folder. For example, the scorer `digits` is `SCORER` in scorers/digits.py.
 
-    An installed package adds to it by an entry point of the group `neuroexplain.FOLDER`; a test or a notebook by `register`.
+    Each file of the folder defines one plug-in, in a variable that is called the same in all of them. The
+    plug-in's name is the file's, with hyphens for underscores. `base.py` and files that begin with an
+    underscore define none.
+
+    Another package adds plug-ins by entry points in the group `neuroexplain.FOLDER`; a test or a notebook
+    does so by `register`. Of equal names, a registered plug-in comes first, then a file, then an entry point.
     """
 
-    def __init__(self, folder: str, attribute: str, what: str) -> None:
-        self.group, self._attribute, self._what = f"neuroexplain.{folder}", attribute, what
+    def __init__(self, folder: str, variable: str, noun: str) -> None:
+        """`noun` is the word for one plug-in in messages."""
+        self.group, self._variable, self._noun = f"neuroexplain.{folder}", variable, noun
         self._registered: dict[str, T] = {}
 
-    def register(self, name: str, offered: T) -> None:
-        """Offer it under this name from now on in this process, in place of any other of that name."""
-        self._registered[name] = offered
+    def register(self, name: str, plugin: T) -> None:
+        """Add a plug-in for the rest of this process."""
+        self._registered[name] = plugin
 
     def unregister(self, name: str) -> None:
-        """Take back what was registered."""
+        """Remove a plug-in that `register` added. Raises KeyError if there is none."""
         del self._registered[name]
 
     def names(self) -> tuple[str, ...]:
-        """All that there are, in alphabetical order; ours are named with hyphens where their files have underscores."""
+        """The names of all plug-ins, in alphabetical order."""
         installed = (point.name for point in entry_points(group=self.group))
-        return tuple(sorted({*self._registered, *self._files(), *installed}))
+        return tuple(sorted({*self._registered, *self._modules(), *installed}))
 
     def find(self, name: str) -> T | None:
-        """What is offered under this name, or None."""
+        """The plug-in of this name, or None."""
         if name in self._registered:
             return self._registered[name]
-        offered: T
-        if (file := self._files().get(name)) is not None:
-            offered = getattr(import_module(f"{self.group}.{file}"), self._attribute)
-            return offered
+        plugin: T
+        module = self._modules().get(name)
+        if module is not None:
+            plugin = getattr(import_module(f"{self.group}.{module}"), self._variable)
+            return plugin
         for point in entry_points(group=self.group, name=name):
-            offered = point.load()
-            return offered
+            plugin = point.load()
+            return plugin
         return None
 
     def load(self, name: str, option: str | None = None) -> T:
-        """What is offered under this name. Raises NeuroexplainError, naming what there is, where there is none."""
-        offered = self.find(name)
-        if offered is None:
-            asked = f"{option} {name!r}" if option else f"The {self._what} {name!r}"
-            raise NeuroexplainError(f"{asked} is not known. There is {', '.join(self.names())}.")
-        return offered
+        """The plug-in of this name. Raises NeuroexplainError, listing all names, if there is none.
 
-    def _files(self) -> dict[str, str]:
-        """The folder's modules by what they offer; `base` and those that begin with an underscore offer nothing."""
+        option is the command's option that gave the name, for the message.
+        """
+        plugin = self.find(name)
+        if plugin is None:
+            subject = f"{option} {name!r}" if option else f"The {self._noun} {name!r}"
+            raise NeuroexplainError(f"{subject} is not known. There is {', '.join(self.names())}.")
+        return plugin
+
+    def _modules(self) -> dict[str, str]:
+        """The folder's modules that define plug-ins, by the plug-in's name."""
         modules = (module.name for module in iter_modules(import_module(self.group).__path__))
         return {
-            name.replace("_", "-"): name for name in modules if name != "base" and not name.startswith("_")
+            module.replace("_", "-"): module
+            for module in modules
+            if module != "base" and not module.startswith("_")
         }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
-    pass
 from neuroexplain.evidence import Explanation, Headline, Prediction, Split, StoredScore, Tokens, Unit
 from neuroexplain.units import SEGMENT_LENGTH, STRONGEST, Kind, Side, Source, UnitId, ranges_text
 
@@ -22,7 +20,7 @@ class Run:
     subject: str
     subject_revision: str | None
     dtype: Literal["float32", "bfloat16", "float16"]
-    activation: str  # act or post of MLP neurons; what else is read bears the name of its kind
+    activation: str  # act or post for MLP neurons; for other kinds of units the name of the kind
     layers: tuple[int, ...]
     n_layers: int  # of the whole subject
     top_k: int
@@ -37,26 +35,28 @@ class Run:
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
     sources: tuple[Source, ...] = ()  # of the layers, in their order
-    rectified: bool = (
-        False  # truth is relu(a) and relu(-a) for the two sides; else a, or -a for the negative side
-    )
+    rectified: bool = False  # whether the truth is relu(a) and relu(-a) for the two sides, not a and -a
 
     def source(self, layer: int) -> Source | None:
-        """A layer's source; None where the run does not hold the layer."""
+        """A layer's source; None if the run does not hold the layer."""
         return next((source for source in self.sources if source.layer == layer), None)
 
     def width(self, layer: int) -> int:
-        """How many units a layer has; 0 where the run does not hold it."""
+        """A layer's number of units; 0 if the run does not hold it."""
         source = self.source(layer)
         return 0 if source is None else source.width
 
     def label(self, unit: UnitId) -> str:
-        """How a unit is shown: `15:16`, or `15:3.40` where its source has groups."""
+        """A unit's name: `15:16`, or `15:3.40` if its source has groups."""
         source = self.source(unit.layer)
         return str(unit) if source is None else f"{unit.layer}:{source.label(unit.index)}"
 
     def find_unit(self, text: str) -> UnitId:
-        """The unit that a person names: `15:16`, or `15:3.40` where its source has groups. Else raises ValueError."""
+        """The unit of a name: `15:16`, or `15:3.40` if its source has groups.
+
+        Raises ValueError if the text is no such name, or if its group or place is impossible. Whether the run
+        holds the unit is not checked.
+        """
         match = re.fullmatch(r"\s*(\d{1,9}):(\d{1,9})\.(\d{1,9})\s*", text, re.ASCII)
         if match is None:
             return UnitId.parse(text)
@@ -68,31 +68,30 @@ class Run:
                 f"run {self.id} holds {self.kind} units, which have no groups: write LAYER:UNIT, like 15:16"
             )
         if place >= size:
-            raise ValueError(f"{text.strip()} is not there: a group has {size} units, counted from 0")
+            raise ValueError(f"{text.strip()} does not exist: a group has {size} units, counted from 0")
         return UnitId(layer, group * size + place)
 
     @property
     def kind(self) -> str:
-        """What its units are."""
+        """The kind of its units: a name of sources.base.SOURCES."""
         return self.sources[0].kind if self.sources else "mlp"
 
     @property
     def noun(self) -> str:
-        """What its units are called in a sentence."""
+        """The word for its units in a sentence."""
         return "neurons" if self.kind == "mlp" else f"{self.kind} units"
 
     @property
     def size(self) -> str:
-        """How many layers and units it holds, for messages: `layers 0-31 of 32 with 14,336 units each`."""
+        """Its layers and units, for messages: `layers 0-31 of 32 with 14,336 units each`."""
         widths = sorted({source.width for source in self.sources})
-        each = (
-            " to ".join(f"{width:,}" for width in dict.fromkeys((widths[0], widths[-1]))) if widths else "no"
-        )
-        return f"layers {ranges_text(self.layers)} of {self.n_layers} with {each} units each"
+        ends = dict.fromkeys((widths[0], widths[-1])) if widths else {}
+        units = " to ".join(f"{width:,}" for width in ends) or "no"
+        return f"layers {ranges_text(self.layers)} of {self.n_layers} with {units} units each"
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """Which of its units' activations are explained: those above 0, those below, or each."""
+        """The sides of its units that are explained: activations above 0, below 0, or each by itself."""
         by_sign: Mapping[str, tuple[Side, ...]] = {
             "both": ("positive", "negative"),
             "negative": ("negative",),
@@ -101,18 +100,18 @@ class Run:
 
     @property
     def headline(self) -> Headline:
-        """Bills' score over top and random records; over top records alone where a run has no others (imported arrays).
+        """The score of Bills et al. (2023): the correlation over top and random records.
 
-        Of the negative side the bottom records are meant.
+        Imported arrays have no random records: the top records alone count. A negative side's top records are
+        the bottom records.
         """
         strongest = (STRONGEST[side] for side in self.sides)
-        return Headline(
-            "correlation", tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest)
-        )
+        subsets = tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest)
+        return Headline("correlation", subsets)
 
     @property
     def segment_stride(self) -> int:
-        """Tokens from one segment number to the next: 128 on the grid that collect reads, 1 where segments lie anywhere."""
+        """Tokens from one segment number to the next: 128 after `collect`; 1 if segments begin anywhere."""
         return int(self.config.get("segment_stride", SEGMENT_LENGTH))
 
 
@@ -124,15 +123,15 @@ class Session:
     seconds: float
     explainer: str | None  # None for `score`
     model: str | None
-    scorer: str | None  # None where nothing was simulated
+    scorer: str | None  # None if nothing was scored
     scorer_model: str | None
-    n_neurons: int
+    n_neurons: int  # units of any kind
     n_failed: int
-    prompt_tokens: int  # sent to explainer and simulator
-    cached_tokens: int | None  # of these, what a server's prefix cache held; None where nobody says
+    prompt_tokens: int  # sent to explainer and scorer
+    cached_tokens: int | None  # of these, held by a server's prefix cache; None if no server tells
     completion_tokens: int
-    scorer_prompt_tokens: int  # the simulator's share of prompt_tokens
-    scored_tokens: int  # simulated, whether their score could be had or not
+    scorer_prompt_tokens: int  # the scorer's share of prompt_tokens
+    scored_tokens: int  # predicted, whether or not they led to a score
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +139,19 @@ class QueryRow:
     """One line of `neuroexplain query`: an explanation with its headline score by one scorer and model."""
 
     unit: UnitId
-    label: str  # how the unit is shown
+    label: str  # the unit's name
     explanation: str
     explanation_id: int
     explainer: str
     model: str
     side: Side
-    source: str  # what the unit is: mlp, heads, ...
-    scorer: str | None  # None where the explanation has not been scored
+    source: str  # the kind of unit: mlp, heads, ...
+    scorer: str | None  # None if the explanation has not been scored
     scorer_model: str | None
-    metric: str  # of the score, like the subset
+    metric: str  # of `score`, like the subset
     subset: str | None
     score: float | None
-    correlation: float | None  # Bills': over top and random records, whatever the score is
+    correlation: float | None  # over top and random records, whatever `score` is
     ci_low: float | None
     ci_high: float | None
     max_activation: float | None
@@ -160,12 +159,12 @@ class QueryRow:
 
 @dataclass(frozen=True, slots=True)
 class UnitPage:
-    """Everything that is known about one neuron: what `show`, the viewer and the API present."""
+    """Everything that is known about one unit: what `show`, the viewer and the API present."""
 
     run: Run
     unit: Unit
     splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
-    tokens: Tokens  # every token id that the page shows
+    tokens: Tokens  # every token id of the page
     explanations: tuple[Explanation, ...]  # best first
     predictions: tuple[Prediction, ...]
     scores: tuple[StoredScore, ...]

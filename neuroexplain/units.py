@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:  # numpy is not imported to look at rows of text: `query` starts quickly
-    pass
+from typing import Literal
 
 SEGMENT_LENGTH = 128  # tokens that the subject reads at once
 RECORD_LENGTH = 64  # tokens of a record
@@ -20,10 +17,7 @@ Kind = Literal["top", "bottom", "random"]
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["positive", "negative"]
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
-STRONGEST: Mapping[Side, Kind] = {
-    "positive": "top",
-    "negative": "bottom",
-}  # the records where a side is strongest
+STRONGEST: Mapping[Side, Kind] = {"positive": "top", "negative": "bottom"}  # a side's strongest records
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -51,39 +45,33 @@ class Source:
 
     layer: int
     kind: str  # mlp, heads, residual: a name of sources.base.SOURCES
-    module: (
-        str | None
-    )  # path from the subject's base model; None where arrays were imported that do not say it
+    module: str | None  # path from the subject's base model; None if imported data does not tell
     side: Literal["input", "output"]  # of the module
-    width: int  # units
+    width: int  # number of units
     dtype: str  # of activations
-    group_size: int | None = (
-        None  # units that belong together, as the dimensions of a head; None: they do not
-    )
-    encoder: str | None = (
-        None  # the dictionary that makes units of what is read; None: what is read are the units
-    )
+    group_size: int | None = None  # units of a group, such as the dimensions of a head; None: no groups
+    encoder: str | None = None  # dictionary whose latents are the units; None: the values read are the units
 
     def is_like(self, other: Source) -> bool:
-        """Whether both read the same units, whatever the dtype; a module that is not known may be any."""
+        """Whether both read the same units, of any dtype. An unknown module is taken to be the same."""
         is_module_alike = None in (self.module, other.module) or self.module == other.module
-        return is_module_alike and replace(self, module=None, dtype="") == replace(
-            other, module=None, dtype=""
-        )
+        bare, bare_other = (replace(source, module=None, dtype="") for source in (self, other))
+        return is_module_alike and bare == bare_other
 
     def label(self, index: int) -> str:
-        """How a unit is called within its layer: `16`; of groups, group and place: `3.40`."""
-        return (
-            str(index) if self.group_size is None else f"{index // self.group_size}.{index % self.group_size}"
-        )
+        """A unit's name within its layer: `16`, or group and place `3.40` if the source has groups."""
+        if self.group_size is None:
+            return str(index)
+        group, place = divmod(index, self.group_size)
+        return f"{group}.{place}"
 
 
 def ranges_text(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 -> 0-2,5"""
-    parts: list[list[int]] = []
+    """The numbers as ranges in ascending order: 0, 1, 2, 5 -> `0-2,5`."""
+    ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
         else:
-            parts.append([number])
-    return ",".join("-".join(str(n) for n in part) for part in parts)
+            ranges.append([number])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)

@@ -1,4 +1,4 @@
-"""The words of the system: what a status means, and which score stands for a neuron."""
+"""The words of the system: what a status means, and which score stands for a unit."""
 
 from dataclasses import replace
 

@@ -131,7 +131,7 @@ def explain(
         run = load_run(store, run_id)
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
         unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
-        config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)  # type: ignore[arg-type]
+        config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
         if no_score and (candidates > 1 or revise):
             raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
         work = _estimate if dry_run else _explain

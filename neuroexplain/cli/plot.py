@@ -60,7 +60,7 @@ def plot(
                 unit = run.find_unit(what)
             except ValueError as error:
                 raise NeuroexplainError(f"{what!r} is none of {', '.join(charts)}; and {error}.") from error
-            chart = partial(plots.activation_histogram, neuron=load_unit(store, run, unit))
+            chart = partial(plots.activation_histogram, unit=load_unit(store, run, unit))
     target = out if out is not None else Path(what.replace(":", "-"))
     try:
         files = plots.save_figure(chart, target)

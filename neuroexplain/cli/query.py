@@ -127,8 +127,9 @@ def _print_failures(
 
 
 def _print_rows(rows: "Sequence[QueryRow]", db: str, as_json: bool, as_csv: bool) -> None:
+    from neuroexplain.as_json import query_csv, query_json
     from neuroexplain.cli.tables import query_table
-    from neuroexplain.formatting import printable, query_csv, query_json
+    from neuroexplain.formatting import printable
 
     if as_json:
         print_json(query_json(rows))

@@ -26,8 +26,8 @@ def runs(
     if drop is not None:
         _drop_run(db, drop)
         return
+    from neuroexplain.as_json import run_json
     from neuroexplain.cli.tables import runs_table, session_lines
-    from neuroexplain.formatting import run_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import list_runs, list_sessions
 

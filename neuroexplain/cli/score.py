@@ -75,10 +75,10 @@ def score(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
+    from neuroexplain.as_json import scores_json
     from neuroexplain.cli.tables import scores_text
     from neuroexplain.config import ScoreConfig
     from neuroexplain.explaining.engines import open_engines
-    from neuroexplain.formatting import scores_json
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 

@@ -37,8 +37,8 @@ def show(
 ) -> None:
     """Show one unit: explanations and scores, snippets, statistics, promoted tokens."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, which take time
+    from neuroexplain.as_json import unit_json
     from neuroexplain.cli.unit_text import show_text
-    from neuroexplain.formatting import show_json
     from neuroexplain.lookup import load_page
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
@@ -53,7 +53,7 @@ def show(
     if text is not None:
         _show_activations(page, text, model, as_json)
     elif as_json:
-        print_json(show_json(page))
+        print_json(unit_json(page))
     else:
         console = stdout_console()
         console.print(show_text(page, db, top=top, width=console.width))

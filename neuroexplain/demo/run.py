@@ -11,7 +11,7 @@ from importlib import resources
 import numpy as np
 
 from neuroexplain.collecting.run import find_finished_run, run_collect
-from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig, ExplainerName
+from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig
 from neuroexplain.evidence import Exemplar, Status
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.explaining.run import run_explain
@@ -31,7 +31,7 @@ from neuroexplain.units import PEAK_INDEX, UnitId
 
 SEGMENTS = 800  # read in some five minutes on two cores
 N_UNITS = 30
-EXPLAINERS: tuple[ExplainerName, ...] = ("excerpts", "tokens")
+EXPLAINERS: tuple[str, ...] = ("excerpts", "tokens")
 CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would take minutes
 N_BEST = 6  # explanations shown at the end
 
@@ -110,7 +110,7 @@ class Highlights:
     """What the demo prints at its end."""
 
     best: list[tuple[QueryRow, UnitPage]]  # the LLM's explanations with the highest scores
-    controls: list[tuple[ExplainerName, ControlComparison]]  # by explainer
+    controls: list[tuple[str, ControlComparison]]  # by explainer
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def find_highlights(store: Store, run: Run) -> Highlights:
     return Highlights(best, [(name, _compare_controls(store, run, name)) for name in EXPLAINERS])
 
 
-def _compare_controls(store: Store, run: Run, explainer: ExplainerName) -> ControlComparison:
+def _compare_controls(store: Store, run: Run, explainer: str) -> ControlComparison:
     explanations = list_explanations(store, run.id, explainer=explainer, status=Status.OK)
     pairs = [
         (stored.score.value, stored.score.control)

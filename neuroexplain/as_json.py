@@ -1,0 +1,175 @@
+"""Objects -> JSON values and CSV (pure): what commands print with --json, and the API and exports hold.
+
+Keys of earlier versions stay beside the new ones, such as `neuron` beside `unit`. web/answers.py describes
+these objects for the API.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from neuroexplain.evidence import (
+    Exemplar,
+    Explanation,
+    PredictedRecord,
+    Prediction,
+    Stats,
+    Status,
+    StoredScore,
+)
+from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.units import UnitId
+
+if TYPE_CHECKING:  # `query` starts sooner without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+ROW_COLUMNS = (  # fields of QueryRow
+    *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
+    *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
+)
+QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
+
+
+def unit_json(page: UnitPage) -> dict[str, Any]:
+    """`show --json`, and the API's answer for one unit."""
+    unit, run = page.unit, page.run
+    source = run.source(unit.id.layer)
+    return {
+        "run": run_json(run),
+        "source": None if source is None else asdict(source),
+        **unit_id_json(unit.id),
+        "status": unit.status,
+        "stats": dict.fromkeys(Stats.__dataclass_fields__) if unit.stats is None else asdict(unit.stats),
+        "promoted_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.promoted],
+        "suppressed_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.suppressed],
+        "exemplars": [exemplar_json(page, exemplar) for exemplar in unit.exemplars],
+        "explanations": [explanation_json(page, explanation) for explanation in page.explanations],
+    }
+
+
+def unit_id_json(unit: UnitId) -> dict[str, int]:
+    """The keys that name a unit; `neuron` is the old name of `unit`."""
+    return {"layer": unit.layer, "unit": unit.index, "neuron": unit.index}
+
+
+def exemplar_json(page: UnitPage, exemplar: Exemplar) -> dict[str, Any]:
+    """One record with its split, tokens and activations."""
+    token_ids = exemplar.token_ids.tolist()
+    return {
+        "kind": exemplar.kind,
+        "rank": exemplar.rank,
+        "split": page.splits[exemplar.kind, exemplar.rank],
+        "segment": exemplar.segment,
+        "start": exemplar.start,
+        "document": exemplar.document,
+        "token_offset": exemplar.token_offset,
+        "activation": exemplar.activation,
+        "token_ids": token_ids,
+        "tokens": [page.tokens[token_id].text for token_id in token_ids],
+        "activations": exemplar.activations.tolist(),
+    }
+
+
+def explanation_json(page: UnitPage, explanation: Explanation) -> dict[str, Any]:
+    """One explanation with its scores and predictions."""
+    e = explanation
+    predictions = [p for p in page.predictions if p.explanation_id == e.id]
+    return {
+        "id": e.id,
+        "text": e.text,
+        "explainer": e.explainer,
+        "model": e.provenance.model,
+        "prompt_sha256": e.provenance.prompt_sha256,
+        "status": e.status,
+        "reason": e.reason,
+        "candidate": e.candidate,
+        "chosen": e.chosen,
+        "side": e.side,
+        "covers": None if e.covers is None else list(e.covers),
+        "parts": None if e.parts is None else list(e.parts),
+        "scores": [score_json(stored) for stored in page.scores if stored.explanation_id == e.id],
+        "predictions": [prediction_json(page, p, record) for p in predictions for record in p.records],
+    }
+
+
+def score_json(stored: StoredScore) -> dict[str, Any]:
+    """One score. A missing interval or control has its reason, also if the metric never has one."""
+    score = asdict(stored.score)
+    if stored.score.status == Status.OK:
+        for value, reason in (("ci_low", "ci_reason"), ("control", "control_reason")):
+            if score[value] is None and score[reason] is None:
+                score[reason] = f"not computed for {stored.score.metric}"
+    return {"scorer": stored.scorer, "scorer_model": stored.scorer_model, **score}
+
+
+def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRecord) -> dict[str, Any]:
+    """The prediction of one record; the scorer's codec names its numbers. A missing number is null."""
+    from neuroexplain.scoring.codecs import CODECS
+
+    arrays = (record.values, record.detail, record.control)
+    numbers = {
+        name: None if values is None else _without_nan(values)
+        for name, values in zip(CODECS[prediction.codec].names, arrays, strict=True)
+    }
+    return {
+        "scorer": prediction.scorer,
+        "scorer_model": prediction.provenance.model,
+        "kind": record.kind,
+        "rank": record.rank,
+        "split": page.splits.get((record.kind, record.rank)),
+        "scored": [record.first, record.first + len(record.values)],
+        **numbers,
+    }
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """One run; its greatest width is also `d_mlp`, the key of earlier versions, if its units are neurons."""
+    widths = {source.width for source in run.sources}
+    old_width = {"d_mlp": max(widths)} if run.kind == "mlp" and widths else {}
+    sources = [asdict(source) for source in run.sources]
+    return {**asdict(run), "layers": list(run.layers), "sources": sources, **old_width}
+
+
+def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
+    """`query --json`: one object a row, with the keys QUERY_COLUMNS."""
+    return [{**unit_id_json(row.unit), **{name: getattr(row, name) for name in ROW_COLUMNS}} for row in rows]
+
+
+def query_csv(rows: Sequence[QueryRow]) -> str:
+    """`query --csv`: a header, and one line a row.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe.
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, QUERY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in query_json(rows):
+        writer.writerow(
+            {
+                name: _without_formula(value) if isinstance(value, str) else value
+                for name, value in row.items()
+            }
+        )
+    return out.getvalue()
+
+
+def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
+    """`score --json`: one object a score."""
+    return [
+        {**unit_id_json(stored.unit), "explanation_id": stored.explanation_id, **score_json(stored)}
+        for stored in scores
+    ]
+
+
+def _without_nan(values: NDArray[np.float32]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _without_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
