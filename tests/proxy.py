@@ -1,4 +1,4 @@
-"""A proxy between client and server that records answers, repeats them, and injects the faults that a server shows by chance.
+"""A proxy that records a server's answers, repeats them, and injects the faults that servers show by chance.
 
 python -m tests.proxy UPSTREAM [--port N] [--faults broken,nan,429 | all] [--every 5]
 """
@@ -21,7 +21,7 @@ Reply = tuple[int, bytes, dict[str, str]]  # status, body, headers
 
 
 def _edited(edit: Callable[[Any], None]) -> Callable[[Reply], Reply]:
-    """A fault that changes the answer's JSON; where there is nothing to change, the answer stays."""
+    """A fault that changes the answer's JSON. An answer in which there is nothing to change stays."""
 
     def fault(reply: Reply) -> Reply:
         status, body, headers = reply
@@ -36,30 +36,30 @@ def _edited(edit: Callable[[Any], None]) -> Callable[[Reply], Reply]:
 
 
 def _map_logprobs(answer: Any, change: Callable[[float], Any]) -> None:
-    """Change every log-probability of an answer to a completion, whichever way it was asked for."""
+    """Change every log-probability of an answer to a completion, whatever the method."""
     for choice in answer["choices"]:
         for entry in choice.get("prompt_logprobs") or ():
-            for one in (entry or {}).values():
-                one["logprob"] = change(one["logprob"])
+            for token in (entry or {}).values():
+                token["logprob"] = change(token["logprob"])
         for entry in (choice.get("logprobs") or {}).get("top_logprobs") or ():
             entry.update({key: change(value) for key, value in entry.items()})
 
 
 def _shift(answer: Any) -> None:
-    found = answer["choices"]
-    if found[0].get("prompt_logprobs"):
-        entries = found[0]["prompt_logprobs"]
-        found[0]["prompt_logprobs"] = [None, *entries[:1], *entries[1:-1]]
-    elif len(found) > 1:
-        answer["choices"] = [*found[1:], found[0]]
+    choices = answer["choices"]
+    if choices[0].get("prompt_logprobs"):
+        entries = choices[0]["prompt_logprobs"]
+        choices[0]["prompt_logprobs"] = [None, *entries[:1], *entries[1:-1]]
+    elif len(choices) > 1:
+        answer["choices"] = [*choices[1:], choices[0]]
 
 
 def _drop_entries(answer: Any) -> None:
-    found = answer["choices"]
-    if found[0].get("prompt_logprobs"):
-        found[0]["prompt_logprobs"].pop()
-    elif len(found) > 1:
-        found.pop()
+    choices = answer["choices"]
+    if choices[0].get("prompt_logprobs"):
+        choices[0]["prompt_logprobs"].pop()
+    elif len(choices) > 1:
+        choices.pop()
 
 
 def _miscount(answer: Any) -> None:
@@ -69,14 +69,14 @@ def _miscount(answer: Any) -> None:
 def _say(text: str) -> Callable[[Any], None]:
     def say(answer: Any) -> None:
         if any(choice.get("logprobs") or choice.get("prompt_logprobs") for choice in answer["choices"]):
-            raise KeyError("text is not what was asked for")
+            raise KeyError("no text was requested")
         for choice in answer["choices"]:
             choice["text"] = text
 
     return say
 
 
-# Faults that cost time alone: the same request answers afterwards.
+# Faults that only cost time: the same request is answered afterwards.
 PASSING: dict[str, Callable[[Reply], Reply]] = {
     "429": lambda reply: (429, b'{"error": {"message": "busy"}}', {"Retry-After": "1"}),
     "503": lambda reply: (503, b"starting", {}),
@@ -90,7 +90,7 @@ PASSING: dict[str, Callable[[Reply], Reply]] = {
     "silent": lambda reply: (0, b"", {}),
     "nan": _edited(lambda answer: _map_logprobs(answer, lambda value: float("nan"))),  # is no JSON
 }
-# Faults that look like an answer: the request is a failed attempt.
+# Faults in an answer that is not requested again: the request is a failed attempt.
 LASTING: dict[str, Callable[[Reply], Reply]] = {
     "400": lambda reply: (400, b'{"error": {"message": "no"}}', {}),
     "too long": lambda reply: (400, b'{"error": {"message": "the maximum context length is 5 tokens"}}', {}),
@@ -109,10 +109,10 @@ FAULTS = PASSING | LASTING
 
 
 class Proxy(ThreadingHTTPServer):
-    """Each `every`-th new request gets the next fault; a fault that changes nothing is kept for the next request.
+    """Every `every`-th new request gets the next fault; one that would change nothing waits.
 
-    The answer to a request is recorded when it is first fetched, and the same request always has the same answer, so two runs
-    through one proxy differ by the faults alone. `injected` counts them.
+    An answer is recorded when it is first fetched, and the same request always gets the same answer, so two
+    runs through one proxy differ by the faults alone. `injected` counts the faults.
     """
 
     daemon_threads = True
@@ -130,12 +130,12 @@ class Proxy(ThreadingHTTPServer):
         self._lock = threading.Lock()
 
     def inject(self, faults: Sequence[str], every: int = 1) -> None:
-        """Begin with the first of these faults; each is injected once."""
+        """Inject each of these faults once, in this order."""
         with self._lock:
             self._faults, self._every, self._seen = list(faults), every, set()
 
     def answer(self, path: str, body: bytes) -> Reply:
-        """The recorded answer, or a fault made of it."""
+        """The recorded answer, or a faulty one made of it."""
         key = hashlib.sha256(path.encode() + b"\0" + body).hexdigest()
         with self._lock:
             reply = self.recorded.get(key)
@@ -157,12 +157,12 @@ class Proxy(ThreadingHTTPServer):
 
     def fetch(self, method: str, path: str, body: bytes | None = None) -> Reply:
         try:
-            found = self.upstream.request(
+            response = self.upstream.request(
                 method, path, content=body, headers={"Content-Type": "application/json"}
             )
         except httpx.HTTPError as error:
             return 502, str(error).encode(), {}
-        return found.status_code, found.content, {}
+        return response.status_code, response.content, {}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -196,8 +196,8 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", default="all")
     parser.add_argument("--every", type=int, default=5)
-    typed = parser.parse_args()
-    proxy = Proxy(typed.upstream, typed.port)
-    proxy.inject(list(FAULTS) if typed.faults == "all" else typed.faults.split(","), typed.every)
+    options = parser.parse_args()
+    proxy = Proxy(options.upstream, options.port)
+    proxy.inject(list(FAULTS) if options.faults == "all" else options.faults.split(","), options.every)
     print(proxy.url, flush=True)
     proxy.serve_forever()

@@ -296,11 +296,8 @@ class PromptLogprobs:
 
 _ENTRY = msgspec.json.Decoder(dict[int, TokenLogprob])
 EXACT_METHODS: Sequence[LogprobMethod] = (PromptLogprobTokenIds(), LogprobTokenIds())  # the cheapest first
-MOST_LIKELY_COUNTS = (
-    100,
-    20,
-    5,
-)  # k of PromptLogprobs to try: vLLM allows 20 unless told more, and once allowed 5
+# k of PromptLogprobs to try. Servers allow different numbers: vLLM 20 by default, and once 5.
+MOST_LIKELY_COUNTS = (100, 20, 5)
 
 
 def sum_levels(

@@ -64,7 +64,7 @@ class Engine(Protocol):
     model: str
     revision: str | None
     in_flight: int  # most requests at a time; above 1 the methods are called from several threads
-    used: Usage
+    usage: Usage
 
     @property
     def version(self) -> str: ...

@@ -17,9 +17,7 @@ import time
 from collections.abc import Callable
 
 FIRST_LIMIT = 8  # requests at a time at first: enough to see a batching server's gain, too few to overrun it
-LEAST_GAIN = (
-    1.1  # answers a second after a doubling of the limit over those before it, for it to double again
-)
+LEAST_GAIN = 1.1  # answers/s after a doubling of the limit over those before, for it to double again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds after a failure until the next request
 
 

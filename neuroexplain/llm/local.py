@@ -19,7 +19,8 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
-from neuroexplain.subject.load import load_causal_lm, tokenizer_sha256
+from neuroexplain.subject.load import load_causal_lm
+from neuroexplain.subject.tokenizer import tokenizer_sha256
 
 # The argument that holds the keys and values; Transformers 5 renamed it.
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
@@ -37,10 +38,8 @@ class LocalEngine:
         self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
         self.version = f"transformers {transformers.__version__}"
         self.usage = Usage()
-        self._shared: tuple[tuple[int, ...], Any] = (
-            (),
-            None,
-        )  # the last shared tokens, their keys and values
+        # The shared tokens of the last prompt, and their keys and values.
+        self._shared: tuple[tuple[int, ...], Any] = ((), None)
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
     def generate(

@@ -78,9 +78,8 @@ class Transport:
         """
         self.root = root
         self._exit_report = exit_report or (lambda: None)
-        self.one_token_request: tuple[str, bytes] | None = (
-            None  # path and body; a server that works answers it
-        )
+        # Path and body of a request that any working server answers.
+        self.one_token_request: tuple[str, bytes] | None = None
         self.gate = Gate(in_flight)
         self._max_wait = max_wait
         self._timeout = max(max_wait, SHORTEST_TIMEOUT)

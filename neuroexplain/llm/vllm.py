@@ -36,9 +36,8 @@ class VllmServer:
     """A vLLM server that we started and that answers."""
 
     url: str
-    exit_report: Callable[
-        [], str | None
-    ]  # how its process ended, with the end of its log; None while it runs
+    # How its process ended, with the end of its log; None while it runs.
+    exit_report: Callable[[], str | None]
 
 
 @contextmanager

@@ -1,11 +1,24 @@
-"""Bills' simulator with yes and no: a capable model judges each token of a text, in its context."""
+"""Bills' simulator with yes and no: a capable model judges each token of a text in its context.
+
+Every token has a line of its own in the prompt: its text, a tab, and the level word "no" (or the digit 0).
+The level is read from the distribution after the tab, so one pass over the prompt gives all of them, and the
+word in the prompt never tells the answer. The records of up to TOKENS_PER_PROMPT tokens share a prompt, in
+the order of a hash, so that no kind of record comes first.
+
+A level alone says more of the token than of the explanation. So the same prompt is read a second time with a
+neutral explanation, and the prediction is how much the explanation raises the odds over it (`raised_level`).
+Neutral levels do not depend on the explanation, so they are computed once for all that share the records.
+
+Cost for the usual 16 crops of 32 tokens: 12 prompt tokens a scored token, of which 8.2 are computed where the
+fixed part of the prompt is cached, and 4.1 for each further explanation. Rejected: the mark "unknown" of
+Bills et al. (2023), from which small models learn to write it; ten digits where yes and no are tokens;
+shorter lines; anything cheaper in place of the neutral prompt. docs/decisions.md has the measurements.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,32 +27,32 @@ from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Status, Tokens, VocabularyEntry
+from neuroexplain.llm.distributions import LogprobRequest
 from neuroexplain.llm.engine import Engine, Message, chat_token_ids
-from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
+from neuroexplain.llm.prompts import Prompt, WorkedNeuron, displayed, level_lines, load_prompt
 from neuroexplain.runs import Run
-from neuroexplain.scorers._simulation import OpenSimulator, PredictedTrial, Predictions, Records, Simulator
-from neuroexplain.scorers.base import Request
+from neuroexplain.runtime.single_flight import SingleFlight
+from neuroexplain.scorers._simulation import OpenSimulator, Records, Simulator
+from neuroexplain.scorers.base import PredictedTrial, Predictions, Request
 from neuroexplain.scoring.levels import expected_level, raised_level
 from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import CROP_LENGTH
 
-LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))  # from least to most; the first that are all single tokens
-FITS = 5  # a worked token's level above which its line says yes
-TOGETHER = 256  # scored tokens in one prompt of `digits`, at most
-NEUTRAL_KEPT = 32_768  # prompts whose neutral levels are kept, 3.5 kB each: a layer of Llama-3-8B, until its nulls are simulated
+# Lowest level first. A tokenizer gets the first whose words are single tokens.
+LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))
+LEVEL_OF_YES = 5  # a worked neuron's level above which its line says yes
+TOKENS_PER_PROMPT = 256  # most scored tokens in one prompt: eight crops, to share its fixed part
+NEUTRAL_PROMPTS_KEPT = 32_768  # 3.5 kB each: a layer of Llama-3-8B's, until its controls are simulated
+
+# Expected levels in 0..1, and the mass on all levels.
+Levels = tuple[NDArray[np.float64], NDArray[np.float32]]
 
 
 class DigitsSimulator(OpenSimulator):
-    """All at once as Bills et al. (2023) do, but by yes and no where they are tokens, and over a neutral explanation.
+    """Predicts how much an explanation raises the odds of the highest level at each token.
 
-    Every token has a line of its own: its text, a tab, where the distribution over LEVEL_WORDS is read, and the least of them:
-    right for most tokens, and the mass on all stays. The records of up to TOGETHER tokens follow each other in one prompt, in
-    the order of a hash. What is predicted is not the expected level itself (with yes and no the share of yes), which says more
-    of a token than of the explanation, but how much its odds are raised over what the same prompt gives with a neutral
-    explanation: see `raised_level`. The neutral levels of records are asked for once, whatever explains them.
-
-    The prompt is built as token ids, piece by piece, so the rows are known by construction.
+    Prompts are built as token ids, piece by piece, so the rows to read are known by construction.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -47,104 +60,101 @@ class DigitsSimulator(OpenSimulator):
         self.engine = engine
         self.prompt: Prompt = load_prompt("simulate/digits")
         self.level_words, self.level_token_ids = find_level_words(engine.tokenizer)
-        self._piece = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
+        self._token_text = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
-        self._tab, self._mark, self._newline = (
-            self._encode(piece) for piece in ("\t", self.level_words[0], "\n")
+        self._tab, self._lowest, self._newline = (
+            self._encode(text) for text in ("\t", self.level_words[0], "\n")
         )
-        self._fixed = self._encode_head("")  # what all prompts begin with, and a little more
-        self._neutral = Once(NEUTRAL_KEPT)
+        self._empty_head = self._encode_head("")  # its first tokens are the shared ones of all prompts
+        self._neutral: SingleFlight[Levels] = SingleFlight(NEUTRAL_PROMPTS_KEPT)
 
     def build_prompt(
         self, explanation: str | None, records: Records, vocabulary: Tokens
     ) -> tuple[list[int], list[int]]:
-        """(token ids, rows): the level of each token is read at the distribution after its row, the end of its tab.
+        """Token ids, and the row of each of the records' tokens: its tab, after which its level is read.
 
-        Without an explanation it is the neutral one.
+        With None for the explanation it is the neutral prompt.
         """
         ids = list(self._head(None if explanation is None else displayed(explanation)))
         rows = []
-        for place, record in enumerate(records):
-            ids += self._newline if place else []
+        for i, record in enumerate(records):
+            ids += self._newline if i else []
             for token_id in record:
-                ids += self._piece(displayed(vocabulary[int(token_id)].text))
+                ids += self._token_text(displayed(vocabulary[int(token_id)].text))
                 ids += self._tab
                 rows.append(len(ids) - 1)
-                ids += self._mark
+                ids += self._lowest
                 ids += self._newline
         return ids, rows
 
     def _encode_head(self, explanation: str | None) -> list[int]:
-        """What is the same for all records of an explanation: the chat up to where the model would answer."""
-        least, *_, most = self.level_words
-        worked = [
-            turn
-            for neuron in self.prompt.examples
-            for turn in (
-                self._turns(neuron.explanation)[1],
-                Message(
-                    "assistant",
-                    level_lines((text, most if level > FITS else least) for text, level in neuron.records[0]),
-                ),
-            )
-        ]
-        before, asked, neutral = self._turns(explanation or "")
+        """The part of a prompt before its records: the chat up to where the model would answer."""
+        system, own, neutral = self._turns(explanation or "")
+        worked = [turn for neuron in self.prompt.examples for turn in self._worked_turns(neuron)]
         tokenizer = self.engine.tokenizer
-        ids = chat_token_ids(tokenizer, [before, *worked, neutral if explanation is None else asked])
+        ids = chat_token_ids(tokenizer, [system, *worked, neutral if explanation is None else own])
         return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
-    def _turns(self, explanation: str) -> list[Message]:
-        return self.prompt.fill(
-            {"no": self.level_words[0], "yes": self.level_words[-1], "explanation": explanation}
+    def _worked_turns(self, neuron: WorkedNeuron) -> tuple[Message, Message]:
+        """A worked neuron's explanation and its lines, each with the lowest or the highest level word."""
+        lowest, *_, highest = self.level_words
+        lines = level_lines(
+            (text, highest if level > LEVEL_OF_YES else lowest) for text, level in neuron.records[0]
         )
+        return self._turns(neuron.explanation)[1], Message("assistant", lines)
+
+    def _turns(self, explanation: str) -> list[Message]:
+        """The prompt file's turns: the task, the explanation, and the neutral explanation."""
+        lowest, *_, highest = self.level_words
+        return self.prompt.fill({"no": lowest, "yes": highest, "explanation": explanation})
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        found: dict[int, PredictedTrial] = {}
-        spent = 0
+        predicted: dict[int, PredictedTrial] = {}  # by the record's place
+        n_tokens = 0
         for places in group_records(records):
-            together = [records[place] for place in places]
-            ids, rows = self.build_prompt(explanation, together, vocabulary)
-            levels, mass = self._read(ids, rows)
-            plain = self.build_prompt(None, together, vocabulary)
-            key = hashlib.blake2b(np.asarray(plain[0], np.int64).tobytes(), digest_size=16).digest()
-            (neutral, _), is_new = self._neutral.ask(key, partial(self._read, *plain))
-            spent += len(ids) + is_new * len(plain[0])
+            group = [records[place] for place in places]
+            ids, rows = self.build_prompt(explanation, group, vocabulary)
+            levels, mass = self._read_levels(ids, rows)
+            neutral_ids, neutral_rows = self.build_prompt(None, group, vocabulary)
+            key = hashlib.blake2b(np.asarray(neutral_ids, np.int64).tobytes(), digest_size=16).digest()
+            read_neutral = partial(self._read_levels, neutral_ids, neutral_rows)
+            (neutral, _), is_new = self._neutral.get(key, read_neutral)
+            n_tokens += len(ids) + is_new * len(neutral_ids)
             raised = raised_level(levels, neutral).astype(np.float32)
-            ends = np.cumsum([len(record) for record in together])[:-1]
             mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
-            for place, *one in zip(places, np.split(raised, ends), np.split(mass, ends), strict=True):
-                found[place] = PredictedTrial(*one)
-        return Predictions([found[place] for place in range(len(records))], spent)
+            ends = np.cumsum([len(record) for record in group])[:-1]
+            by_record = zip(places, np.split(raised, ends), np.split(mass, ends), strict=True)
+            predicted |= {place: PredictedTrial(values, detail) for place, values, detail in by_record}
+        return Predictions([predicted[place] for place in range(len(records))], n_tokens)
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         records = [trial.token_ids for trial in trials]
         requests = []
         for places in group_records(records):
-            together = [records[place] for place in places]
-            requests.append(Request(len(self.build_prompt(explanation, together, tokens)[0])))
-            neutral = self.build_prompt(None, together, tokens)[0]
-            requests.append(Request(len(neutral), tuple(neutral)))
+            group = [records[place] for place in places]
+            requests.append(Request(len(self.build_prompt(explanation, group, tokens)[0])))
+            neutral_ids = self.build_prompt(None, group, tokens)[0]
+            requests.append(Request(len(neutral_ids), key=tuple(neutral_ids)))
         return requests
 
-    def example(self) -> tuple[Sequence[int], Sequence[int], Sequence[Sequence[int]]]:
-        records = [[0] * CROP_LENGTH] * (TOGETHER // CROP_LENGTH)
+    def example(self) -> LogprobRequest:
+        records = [[0] * CROP_LENGTH] * (TOKENS_PER_PROMPT // CROP_LENGTH)
         ids, rows = self.build_prompt(None, records, {0: VocabularyEntry(0, " word", False)})
-        return ids, rows, self.level_token_ids
+        return LogprobRequest(ids, rows, self.level_token_ids)
 
-    def _read(self, ids: list[int], rows: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """(expected levels in 0..1, masses on all of them) at the rows; NaN and 0 where none is among what the engine gave."""
-        shared = next((i for i, (a, b) in enumerate(zip(self._fixed, ids, strict=False)) if a != b), 0)
-        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, min(shared, rows[0]))
-        if (
-            probabilities.shape != (len(rows), len(self.level_token_ids))
-            or not np.isfinite(probabilities).all()
-        ):
-            raise LlmReplyError(
-                Status.LLM_ERROR, f"the engine answered distributions of shape {probabilities.shape}"
-            )
+    def _read_levels(self, ids: list[int], rows: list[int]) -> Levels:
+        """Expected levels and masses at the rows; NaN and 0 where the engine gave no level a probability."""
+        pairs = enumerate(zip(self._empty_head, ids, strict=False))
+        n_shared = next((i for i, (shared_id, own_id) in pairs if shared_id != own_id), 0)
+        n_shared = min(n_shared, rows[0])
+        probabilities = self.engine.level_distributions(ids, rows, self.level_token_ids, n_shared)
+        shape = len(rows), len(self.level_token_ids)
+        if probabilities.shape != shape or not np.isfinite(probabilities).all():
+            reason = f"the engine answered distributions of shape {probabilities.shape}"
+            raise LlmReplyError(Status.LLM_ERROR, reason)
         levels, mass = np.full(len(rows), np.nan), np.zeros(len(rows), np.float32)
-        said = probabilities.sum(axis=1) > 0
-        levels[said], mass[said] = expected_level(probabilities[said])
+        has_mass = probabilities.sum(axis=1) > 0
+        levels[has_mass], mass[has_mass] = expected_level(probabilities[has_mass])
         return levels / (len(self.level_words) - 1), mass
 
     def _encode(self, text: str) -> list[int]:
@@ -152,67 +162,39 @@ class DigitsSimulator(OpenSimulator):
 
 
 def group_records(records: Records) -> list[list[int]]:
-    """The places of records that share a prompt, up to TOGETHER tokens; in the order of a hash, so that no kind is first."""
+    """For each prompt the places of the records that share it, in the order of a hash."""
     order = sorted(range(len(records)), key=lambda place: (stable_hash(*map(int, records[place])), place))
     groups: list[list[int]] = []
-    n_tokens = TOGETHER
+    n_tokens = TOKENS_PER_PROMPT
     for place in order:
         n_tokens += len(records[place])
-        if n_tokens > TOGETHER:
+        if n_tokens > TOKENS_PER_PROMPT:
             groups.append([])
             n_tokens = len(records[place])
         groups[-1].append(place)
     return groups
 
 
-class Once:
-    """Answers that are asked for once, also by several threads at a time; the last `size` are kept, failures are not."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._known: dict[Hashable, Future[Any]] = {}
-        self._lock = threading.Lock()
-
-    def ask(self, key: Hashable, question: Callable[[], Any]) -> tuple[Any, bool]:
-        """(the answer, whether it was asked for now)."""
-        with self._lock:
-            known = self._known.get(key)
-            if known is None:
-                mine = self._known[key] = Future()
-                if len(self._known) > self._size:
-                    del self._known[next(iter(self._known))]
-        if known is not None:
-            return known.result(), False
-        try:
-            mine.set_result(question())
-        except BaseException as error:
-            with self._lock:
-                self._known.pop(key, None)
-            mine.set_exception(error)
-            raise
-        return mine.result(), True
-
-
 def find_level_words(tokenizer: Any) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The first of LEVEL_WORDS that are all single tokens, and the ids that spell each, with or without a space before it.
+    """The first of LEVEL_WORDS that are single tokens, and each word's ids, with and without a space before.
 
-    Raises NeuroexplainError where there are none.
+    Raises NeuroexplainError if the tokenizer has no single tokens for either.
     """
     for words in LEVEL_WORDS:
         encoded = [
             [tokenizer(text, add_special_tokens=False).input_ids for text in (word, f" {word}")]
             for word in words
         ]
-        spellings = [sorted({ids[0] for ids in each if len(ids) == 1}) for each in encoded]
+        spellings = [sorted({ids[0] for ids in spelled if len(ids) == 1}) for spelled in encoded]
         if all(spellings):
             return words, spellings
     raise NeuroexplainError(
-        "The simulator's tokenizer has no single tokens for no and yes, or for digits: use --simulator lexical."
+        "The tokenizer has single tokens neither for no and yes nor for the digits: use --simulator lexical."
     )
 
 
 class Digits(Simulator):
-    """A capable model judges each token; sees context."""
+    """A capable model judges each token in its context."""
 
     name = "digits"
 

@@ -1,4 +1,7 @@
-"""How a scorer's predictions are kept: half precision for levels, probabilities in 250ths (pure)."""
+"""How a prediction's numbers are stored: half precision for levels, 250ths for probabilities (pure).
+
+Scores are computed from the numbers as they are stored, so that `verify` computes the same scores again.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,57 @@ from numpy.typing import NDArray
 
 from neuroexplain.evidence import Prediction
 
-MASS_STEPS = 250  # the least mass that counts, 0.02, is 5 of them
+MASS_STEPS = 250  # a byte holds them, and the least mass that counts, 0.02, is exactly 5 of them
 
 
 def pack_mass(mass: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Masses in [0, 1] as 250ths, rounded down: one of 0.02 or more stays so. What unpack_mass gave is packed as it was."""
-    steps: NDArray[np.uint8] = np.floor(np.clip(mass, 0, 1).astype(np.float64) * MASS_STEPS + 1e-4).astype(
-        np.uint8
-    )
-    return steps
+    """Masses in [0, 1] as 250ths, rounded down, so that a mass stays on its side of 0.02.
+
+    Packing is exact for what unpack_mass gives.
+    """
+    steps = np.clip(mass, 0, 1).astype(np.float64) * MASS_STEPS
+    return np.floor(steps + 1e-4).astype(np.uint8)  # 1e-4 for the rounding error of an unpacked float32
 
 
 def unpack_mass(steps: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What pack_mass packed, to 0.004."""
+    """Masses from 250ths: up to 0.004 below the packed ones."""
     return (steps.astype(np.float64) / MASS_STEPS).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How a scorer's predictions are kept and named: each record has as many values as every other of its prediction."""
+    """How predictions are stored and named in JSON. All records of a prediction have equally many values."""
 
-    dtype: str  # of values
-    in_steps: bool  # whether the detail is a probability, kept in 250ths; else it is kept like values
-    names: tuple[str, str, str]  # of values, detail and the control's values in JSON
+    dtype: str  # of values, as NumPy names it
+    detail_is_mass: (
+        bool  # whether details are probabilities, stored as 250ths; else they are stored like values
+    )
+    names: tuple[str, str, str]  # JSON keys of values, details and the control's values
 
     def pack(self, values: NDArray[np.float32]) -> bytes:
+        """Values [n_records, n] as bytes."""
         return np.ascontiguousarray(values, self.dtype).tobytes()
 
     def unpack(self, data: bytes, n_records: int) -> NDArray[np.float32]:
-        """[n_records, n] float32. Raises ValueError where the records' lengths differ."""
+        """Values [n_records, n], float32. Raises ValueError if they do not divide into n_records records."""
         values = np.frombuffer(data, self.dtype).astype(np.float32)
         return values.reshape(n_records, -1) if n_records else values.reshape(0, 0)
 
     def pack_detail(self, detail: NDArray[np.float32]) -> bytes:
-        return pack_mass(detail).tobytes() if self.in_steps else self.pack(detail)
+        return pack_mass(detail).tobytes() if self.detail_is_mass else self.pack(detail)
 
     def unpack_detail(self, data: bytes, n_records: int) -> NDArray[np.float32]:
-        if not self.in_steps:
+        if not self.detail_is_mass:
             return self.unpack(data, n_records)
         return unpack_mass(np.frombuffer(data, np.uint8)).reshape(n_records, -1)
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The values as they come back from the store."""
+        """The values as the store returns them."""
         return values.astype(self.dtype).astype(np.float32)
 
     def rounded_detail(self, detail: NDArray[np.float32]) -> NDArray[np.float32]:
-        return unpack_mass(pack_mass(detail)) if self.in_steps else self.rounded(detail)
+        """The details as the store returns them."""
+        return unpack_mass(pack_mass(detail)) if self.detail_is_mass else self.rounded(detail)
 
 
 CODECS = {
@@ -64,7 +72,7 @@ CODECS = {
 
 
 def as_stored(prediction: Prediction) -> Prediction:
-    """The prediction with its numbers rounded as the store keeps them: what scores are computed from."""
+    """The prediction with its numbers rounded as the store returns them."""
     codec = CODECS[prediction.codec]
     rounded = (
         replace(

@@ -1,4 +1,4 @@
-"""What is known of one side of a unit: its records with their splits, and what is true of each token (pure)."""
+"""The evidence about one side of a unit: records with their splits, and the true value of each token."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from neuroexplain.evidence import Exemplar, Split, Unit, is_side_dead
 from neuroexplain.runs import Run
-from neuroexplain.scoring.splits import assign_splits, crop_first
+from neuroexplain.scoring.splits import RecordKey, assign_splits, crop_first
 from neuroexplain.units import CROP_LENGTH, STRONGEST, Kind, Side
 
-HELD_OUT: tuple[Split, ...] = ("select", "report")
-RecordKey = tuple[Kind, int]  # kind and rank of a record
+HELD_OUT: tuple[Split, ...] = ("select", "report")  # what explainers do not see, so that it can be scored
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The part of a held-out record that a scorer sees and is scored on."""
+    """The part of a held-out record that a scorer's model sees and is scored on."""
 
     kind: Kind
     rank: int
@@ -30,17 +29,18 @@ class Trial:
 
     @property
     def key(self) -> RecordKey:
+        """The record's."""
         return self.kind, self.rank
 
 
 @dataclass(frozen=True)
 class SideEvidence:
-    """One side of a unit."""
+    """One side of a unit, with all of the unit's records."""
 
     unit: Unit
     side: Side = "positive"
-    seed: int = 0  # the run's
-    rectified: bool = False  # whether truth leaves out the other side: the run's
+    seed: int = 0  # of the run; crops depend on it
+    rectified: bool = False  # whether true values below 0 count as 0, as the run says
 
     @classmethod
     def of(cls, run: Run, unit: Unit, side: Side) -> SideEvidence:
@@ -48,60 +48,61 @@ class SideEvidence:
 
     @property
     def strongest(self) -> Kind:
-        """The kind of records where this side is strongest."""
+        """The kind of records that hold this side's strongest activations."""
         return STRONGEST[self.side]
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of records that say something of this side."""
+        """The kinds of records that this side is explained and scored by."""
         return self.strongest, "random"
 
     @cached_property
     def splits(self) -> Mapping[RecordKey, Split | None]:
-        """Of all the unit's records, by kind and rank."""
+        """The split of each of the unit's records, of both sides; None for a record that would leak."""
         return assign_splits(self.unit.exemplars)
 
     @cached_property
     def by_key(self) -> Mapping[RecordKey, Exemplar]:
-        """This side's records."""
-        return {(x.kind, x.rank): x for x in self.unit.exemplars if x.kind in self.kinds}
+        """This side's records, in the order of kinds and ranks."""
+        records = (record for record in self.unit.exemplars if record.kind in self.kinds)
+        return {(record.kind, record.rank): record for record in records}
 
     @property
     def is_dead(self) -> bool:
-        """Whether the strongest record is not beyond 0."""
-        peak = next(
-            (x.activation for x in self.unit.exemplars if x.kind == self.strongest and x.rank == 0), None
-        )
-        return is_side_dead(self.side, peak)
+        """Whether the side never fires."""
+        strongest = self.by_key.get((self.strongest, 0))
+        return is_side_dead(self.side, None if strongest is None else strongest.activation)
 
     def explain_records(self, n: int) -> list[Exemplar]:
-        """The n strongest records that an explainer may be shown, strongest first: activations point up on either side."""
+        """The n strongest records of the split `explain`, strongest first, oriented to this side."""
         records = [
-            x
-            for x in self.unit.exemplars
-            if x.kind == self.strongest and self.splits[x.kind, x.rank] == "explain"
+            self.oriented(record)
+            for key, record in self.by_key.items()
+            if record.kind == self.strongest and self.splits[key] == "explain"
         ]
-        return [self.facing(x) for x in records[:n]]
+        return records[:n]
 
-    def facing(self, x: Exemplar) -> Exemplar:
-        """A record as this side sees it: on the negative side all activations negated."""
-        return (
-            x if self.side == "positive" else replace(x, activation=-x.activation, activations=-x.activations)
-        )
+    def oriented(self, record: Exemplar) -> Exemplar:
+        """The record as this side sees it: on the negative side all activations are negated."""
+        if self.side == "positive":
+            return record
+        return replace(record, activation=-record.activation, activations=-record.activations)
 
-    def truth(self, x: Exemplar) -> NDArray[np.float64]:
-        """What is true of each of a record's tokens, [64]: a, on the negative side -a; of rectified runs never below 0."""
-        values = self.facing(x).activations.astype(np.float64)
+    def truth(self, record: Exemplar) -> NDArray[np.float64]:
+        """The true value at each of a record's tokens, [64]: the activation, negated on the negative side.
+
+        In rectified runs a value below 0 is 0.
+        """
+        values = self.oriented(record).activations.astype(np.float64)
         return np.maximum(values, 0.0) if self.rectified else values
 
     def crops(self) -> list[Trial]:
-        """The crop of each held-out record, in the order of kinds and ranks: what simulators are scored on."""
+        """The crop of each held-out record, in the order of kinds and ranks."""
         trials = []
-        for (kind, rank), x in self.by_key.items():
+        for (kind, rank), record in self.by_key.items():
             split = self.splits[kind, rank]
             if split is not None and split in HELD_OUT:
                 first = crop_first(self.seed, self.unit.id, kind, rank)
-                trials.append(
-                    Trial(kind, rank, split, first, tuple(x.token_ids[first : first + CROP_LENGTH].tolist()))
-                )
+                token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
+                trials.append(Trial(kind, rank, split, first, token_ids))
         return trials

@@ -1,4 +1,11 @@
-"""Which exemplars explain, which select, which report; and which part of a record is scored (pure)."""
+"""Which records explain, which select and which report; and which part of a record is scored (pure).
+
+An explanation must not be scored on text that its explainer saw, nor a choice among candidates be judged on
+text that the choice was made by. So each record has one split, by its rank, and a record that shares text
+with one of an earlier split has none. To share text means to share a segment, or SHARED_TOKENS equal token
+ids in a row. A shared document counts too, as long as LEAST_KEPT records of a kind remain in the split: a
+unit that fires in one document alone must have records to be scored by.
+"""
 
 from __future__ import annotations
 
@@ -8,101 +15,123 @@ from neuroexplain.evidence import Exemplar, Split
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Kind, UnitId
 
-SHARED_TOKENS = 16  # consecutive token ids that two records on different sides may not share
-LEAST_KEPT = 5  # records of a kind that the document rule leaves in a split
+SHARED_TOKENS = 16  # equal token ids in a row that make two records the same text
+LEAST_KEPT = 5  # records of a kind that a split keeps though their document explains too
+
+RecordKey = tuple[Kind, int]  # a record's kind and rank, by which a unit's records are told apart
 
 _BY_RANK: tuple[Split, ...] = ("explain", "explain", "select", "report")
+_EARLIER: Mapping[Split | None, tuple[Split, ...]] = {"select": ("explain",), "report": ("explain", "select")}
 
 
 def split_by_rank(rank: int) -> Split:
-    """The split of a record that shares nothing with others: by rank modulo 4 explain, explain, select, report."""
+    """The split of a record that shares no text: by rank modulo 4 explain, explain, select, report."""
     return _BY_RANK[rank % 4]
 
 
-def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[tuple[Kind, int], Split | None]:
-    """Each exemplar's split by (kind, rank); None for a record that would leak.
+def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[RecordKey, Split | None]:
+    """Each record's split, or None for a record that would leak.
 
-    By rank modulo 4: explain, explain, select, report. A record that shares a segment or 16 consecutive token ids with an
-    `explain` record of any kind has none; likewise a `report` record with a `select` record. Then, per kind, from the last
-    rank up, a `report` or `select` record whose document holds an `explain` record is dropped while more than 5 remain.
+    The rank gives the split: modulo 4 explain, explain, select, report. A record of `select` or `report` that
+    shares a segment or 16 token ids in a row with an `explain` record of any kind gets None; likewise a
+    `report` record with a `select` record. Then, in `report` and in `select`, kind by kind and from the last
+    rank up, a record whose document holds an `explain` record gets None while more than 5 remain.
     """
-    splits: dict[tuple[Kind, int], Split | None] = {
-        (x.kind, x.rank): split_by_rank(x.rank) for x in exemplars
-    }
-
-    def members(split: Split) -> list[Exemplar]:
-        return [x for x in exemplars if splits[x.kind, x.rank] == split]
-
-    for before, afters in (("explain", ("select", "report")), ("select", ("report",))):
-        kept = members(before)  # type: ignore[arg-type]
-        runs = {run for x in kept for run in _token_runs(x)}
-        for after in afters:
-            for x in members(after):  # type: ignore[arg-type]
-                if any(x.shares_segment(y) for y in kept) or not runs.isdisjoint(_token_runs(x)):
-                    splits[x.kind, x.rank] = None
-    documents = {x.document for x in members("explain")} - {None}
+    splits: dict[RecordKey, Split | None] = {(x.kind, x.rank): split_by_rank(x.rank) for x in exemplars}
+    _drop_shared(exemplars, splits, "explain", ("select", "report"))
+    _drop_shared(exemplars, splits, "select", ("report",))
+    documents = {x.document for x in _members(exemplars, splits, "explain")} - {None}
     for split in ("report", "select"):
+        members = _members(exemplars, splits, split)
         for kind in KINDS:
-            left = [x for x in members(split) if x.kind == kind]
-            remain = len(left)
-            for x in sorted(left, key=lambda x: -x.rank):
-                if remain > LEAST_KEPT and x.document in documents:
+            of_kind = sorted((x for x in members if x.kind == kind), key=lambda x: -x.rank)
+            n_left = len(of_kind)
+            for x in of_kind:
+                if n_left > LEAST_KEPT and x.document in documents:
                     splits[x.kind, x.rank] = None
-                    remain -= 1
+                    n_left -= 1
     return splits
 
 
+def _members(
+    exemplars: Sequence[Exemplar], splits: Mapping[RecordKey, Split | None], split: str
+) -> list[Exemplar]:
+    return [x for x in exemplars if splits[x.kind, x.rank] == split]
+
+
+def _drop_shared(
+    exemplars: Sequence[Exemplar],
+    splits: dict[RecordKey, Split | None],
+    earlier: Split,
+    later: tuple[Split, ...],
+) -> None:
+    """Take records out of the later splits that share text with one of the earlier split."""
+    kept = _members(exemplars, splits, earlier)
+    kept_runs = {run for x in kept for run in _token_runs(x)}
+    for x in exemplars:
+        if splits[x.kind, x.rank] not in later:
+            continue
+        if any(x.shares_segment(y) for y in kept) or not kept_runs.isdisjoint(_token_runs(x)):
+            splits[x.kind, x.rank] = None
+
+
 def halve_select(
-    exemplars: Sequence[Exemplar], splits: Mapping[tuple[Kind, int], Split | None], kinds: Collection[Kind]
-) -> tuple[set[tuple[Kind, int]], set[tuple[Kind, int]]]:
-    """(shown, held) of the `select` records of these kinds: ranks 2 mod 8, which a revision is shown, and ranks 6 mod 8.
+    exemplars: Sequence[Exemplar], splits: Mapping[RecordKey, Split | None], kinds: Collection[Kind]
+) -> tuple[set[RecordKey], set[RecordKey]]:
+    """The `select` records of these kinds in halves: ranks 2 mod 8 to revise by, ranks 6 mod 8 to judge by.
 
-    A held record that shares a segment or 16 consecutive token ids with a shown one is in neither.
+    A record of the second half that shares a segment or 16 token ids in a row with one of the first is in
+    neither.
     """
-    chosen = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind in kinds]
-    shown = [x for x in chosen if x.rank % 8 == 2]
-    runs = {run for x in shown for run in _token_runs(x)}
-    held = {
-        (x.kind, x.rank)
-        for x in chosen
-        if x.rank % 8 == 6 and not any(x.shares_segment(y) for y in shown) and runs.isdisjoint(_token_runs(x))
-    }
-    return {(x.kind, x.rank) for x in shown}, held
+    select = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind in kinds]
+    first = [x for x in select if x.rank % 8 == 2]
+    first_runs = {run for x in first for run in _token_runs(x)}
+    second = [
+        x
+        for x in select
+        if x.rank % 8 == 6
+        and not any(x.shares_segment(y) for y in first)
+        and first_runs.isdisjoint(_token_runs(x))
+    ]
+    return {(x.kind, x.rank) for x in first}, {(x.kind, x.rank) for x in second}
 
 
-def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[tuple[Kind, int]]) -> list[str]:
-    """What a scored record shares with one that an explainer or a choice among candidates may see; empty if nothing leaks.
+def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[RecordKey]) -> list[str]:
+    """What scored records share with records that explainers, or choices among candidates, may see.
 
-    Written apart from assign_splits, from the definition, so that the one can find the other's faults.
+    Written from the definition and apart from assign_splits, so that each can find the other's faults.
     """
     splits = assign_splits(exemplars)
-    before = {"select": ("explain",), "report": ("explain", "select")}
     windows = {(x.kind, x.rank): set(_windows(x.token_ids.tolist())) for x in exemplars}
     leaks = []
     for x in exemplars:
         if (x.kind, x.rank) not in scored:
             continue
-        mine = splits[x.kind, x.rank]
-        if mine not in before:
-            leaks.append(f"{x.kind} {x.rank} was scored, though its split is {mine}")
+        split = splits[x.kind, x.rank]
+        if split not in _EARLIER:
+            leaks.append(f"{x.kind} {x.rank} was scored, though its split is {split}")
             continue
-        for seen in exemplars:
-            if splits[seen.kind, seen.rank] not in before[mine]:
+        for y in exemplars:
+            if splits[y.kind, y.rank] not in _EARLIER[split]:
                 continue
-            if abs(x.segment - seen.segment) * x.stride < SEGMENT_LENGTH:
+            if abs(x.segment - y.segment) * x.stride < SEGMENT_LENGTH:
                 leaks.append(
-                    f"{x.kind} {x.rank} and {seen.kind} {seen.rank}, which was seen, are of segment {x.segment}"
+                    f"{x.kind} {x.rank} and {y.kind} {y.rank}, which was seen, are of segment {x.segment}"
                 )
-            elif windows[x.kind, x.rank] & windows[seen.kind, seen.rank]:
+            elif windows[x.kind, x.rank] & windows[y.kind, y.rank]:
                 leaks.append(
-                    f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {seen.kind} {seen.rank}, which was seen"
+                    f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {y.kind} {y.rank}, which was seen"
                 )
     return leaks
 
 
-def crop_first(seed: int, neuron: UnitId, kind: Kind, rank: int) -> int:
-    """The first of the 32 tokens of a record that are simulated and scored, 1..32: the peak may lie anywhere in them."""
-    return 1 + stable_hash(seed, neuron.layer, neuron.index, kind, rank) % CROP_LENGTH
+def crop_first(seed: int, unit: UnitId, kind: Kind, rank: int) -> int:
+    """The first of a record's 32 tokens that are predicted and scored, 1..32.
+
+    It is drawn by a hash. The peak, always at the same token of a record, may so be anywhere in the crop, and
+    a prediction gains nothing by position.
+    """
+    return 1 + stable_hash(seed, unit.layer, unit.index, kind, rank) % CROP_LENGTH
 
 
 def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:
@@ -110,5 +139,6 @@ def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _token_runs(exemplar: Exemplar) -> set[bytes]:
+    """All runs of SHARED_TOKENS token ids, as bytes."""
     packed, width = exemplar.token_ids.astype("<u4").tobytes(), 4 * SHARED_TOKENS
-    return {packed[at : at + width] for at in range(0, len(packed) - width + 1, 4)}
+    return {packed[first : first + width] for first in range(0, len(packed) - width + 1, 4)}

@@ -9,10 +9,10 @@ import pytest
 
 from neuroexplain.llm.distributions import (
     NEUTRAL_SAMPLING,
-    LogprobTokenIds,
-    PromptLogprobTokenIds,
     LogprobRequest,
+    LogprobTokenIds,
     PromptLogprobs,
+    PromptLogprobTokenIds,
     sum_levels,
 )
 

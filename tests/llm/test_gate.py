@@ -44,7 +44,7 @@ def test_the_limit_doubles_while_that_brings_more_answers_a_second(clock):
     assert gate.limit == 64
 
 
-def test_the_limit_stays_where_nobody_has_to_wait(clock):
+def test_the_limit_stays_if_no_thread_has_to_wait(clock):
     gate = Gate(64, clock=clock)
     run_window(gate, clock, 1.0, crowded=False)
     assert gate.limit == 8
@@ -54,8 +54,8 @@ def test_failures_of_requests_that_were_under_way_together_count_once(clock):
     gate = Gate(64, clock=clock)
     began = [gate.enter() for _ in range(8)]
     clock.now += 1
-    for one in began:
-        gate.failed(one, away=False)
+    for time in began:
+        gate.failed(time, away=False)
     assert gate.limit == 4
 
 
@@ -87,18 +87,18 @@ def test_what_the_server_asks_to_wait_is_waited_by_all_though_others_are_answere
     assert gate._not_before == clock.now + 30
 
 
-def test_closing_lets_those_who_wait_go():
+def test_closing_releases_waiting_threads():
     gate = Gate(1)
     assert gate.enter() is not None
-    found = []
-    waiting = threading.Thread(target=lambda: found.append(gate.enter()))
+    results = []
+    waiting = threading.Thread(target=lambda: results.append(gate.enter()))
     waiting.start()
     gate.close()
     waiting.join(5)
-    assert found == [None]
+    assert results == [None]
 
 
-def test_never_more_than_the_limit_are_inside_and_nobody_is_forgotten():
+def test_never_more_than_the_limit_are_inside_and_no_thread_is_forgotten():
     gate, lock, inside, most = Gate(64), threading.Lock(), 0, []
 
     def work():

@@ -1,4 +1,4 @@
-"""Starting vLLM: what is typed, and an older one that does not know the newest option. The real one is in tests/vllm."""
+"""Starting vLLM, played by a script. The real one is in tests/vllm."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 """
 
 
-# Tells the server's process number, then waits as a run does.
+# What a run does with a server, for tests that end it.
 RUN = """
 import sys, time
 from neuroexplain.runtime.interrupt import Interrupted, stopping
@@ -104,8 +104,8 @@ def test_whatever_ends_the_run_stops_the_server(tmp_path, how, stubborn):
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" if stubborn else ""
     command = [sys.executable, "-c", RUN, str(make_fake(tmp_path, more=f"{tells_pid(tmp_path)}; {deaf}"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-        while run.stdout.readline() != "serving\n":
-            pass
+        while (line := run.stdout.readline()) != "serving\n":
+            assert line, "the run ended before it served"
         run.send_signal(how)
         assert run.stdout.readline() == "Stopping vLLM ...\n"
         if stubborn:

@@ -1,4 +1,4 @@
-"""A scorer as somebody else would add it: which share of the scored tokens an explanation's words name."""
+"""A scorer as another package would add it: the share of scored tokens that the explanation's words name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from neuroexplain.evidence import Prediction, Score, Status, Tokens
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import NoEngine, OpenScorer, PredictedTrial, Predictions, Request, Scorer
-from neuroexplain.scoring.side_evidence import SideEvidence, Trial
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
 
 
 class Share(Scorer):
@@ -22,40 +22,22 @@ class Share(Scorer):
         return OpenShare()
 
     def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
+        subset, control_id = f"{evidence.strongest}_and_random", prediction.control_explanation_id
         scores = []
-        for split in ("select", "report"):
+        for split in HELD_OUT:
             records = [r for r in prediction.records if evidence.splits[r.kind, r.rank] == split]
-            n = sum(len(r.values) for r in records), len(records)
-            subset = f"{evidence.strongest}_and_random"
+            row = {"split": split, "subset": subset, "n_tokens": 32 * len(records), "n_records": len(records)}
+            main = {"metric": self.main_metric, **row}
             if not records:
-                scores.append(
-                    Score(split, subset, self.main_metric, Status.NO_RECORDS, None, *n, "no records")
-                )
+                scores.append(Score(status=Status.NO_RECORDS, value=None, reason="no records", **main))
                 continue
             value = float(np.concatenate([r.values for r in records]).mean())
-            control = None
-            if prediction.control_explanation_id is not None:
-                control = float(np.concatenate([r.control for r in records]).mean())
-                scores.append(Score(split, subset, "named_gap", Status.OK, value - control, *n))
-            why = None if control is not None else "no control yet"
-            own = prediction.control_explanation_id
-            scores.append(
-                Score(
-                    split,
-                    subset,
-                    self.main_metric,
-                    Status.OK,
-                    value,
-                    *n,
-                    None,
-                    None,
-                    None,
-                    "none",
-                    control,
-                    own,
-                    why,
-                )
-            )
+            control = {"control_reason": "no control yet"}
+            if control_id is not None:
+                share = float(np.concatenate([r.control for r in records]).mean())
+                control = {"control": share, "control_explanation_id": control_id}
+                scores.append(Score(metric="named_gap", status=Status.OK, value=value - share, **row))
+            scores.append(Score(status=Status.OK, value=value, ci_reason="none", **control, **main))
         return scores
 
 
@@ -65,8 +47,8 @@ class OpenShare(OpenScorer):
 
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
         named = set(explanation.casefold().replace(",", " ").split())
-        values = ([tokens[i].text.strip().casefold() in named for i in trial.token_ids] for trial in trials)
-        return Predictions([PredictedTrial(np.array(own, np.float32)) for own in values])
+        is_named = ([tokens[i].text.strip().casefold() in named for i in trial.token_ids] for trial in trials)
+        return Predictions([PredictedTrial(np.array(values, np.float32)) for values in is_named])
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         return [Request(len(trials))]

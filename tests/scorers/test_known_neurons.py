@@ -1,4 +1,4 @@
-"""Neurons known by construction: the file that holds them, the script that judges by them, and promise 5 on a real model."""
+"""Neurons known by construction, the script that judges simulators by them, and a simulator judged so."""
 
 import importlib.util
 import json
@@ -13,13 +13,14 @@ from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
-from neuroexplain.scorers.digits import DigitsSimulator, PredictedTrial, Predictions
+from neuroexplain.scorers.base import PredictedTrial, Predictions
+from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.subject.load import embedded_model
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "tests" / "known" / "neurons.json"
-NEURONS = {one["name"]: one for one in json.loads(FILE.read_text("utf-8"))}
+NEURONS = {neuron["name"]: neuron for neuron in json.loads(FILE.read_text("utf-8"))}
 
 
 def load_script(name):
@@ -34,7 +35,7 @@ script = load_script("eval_simulators")
 
 
 class Listed:
-    """Answers what it is told to for each explanation: a list of levels, repeated, or an error."""
+    """Gives the listed answer to each explanation: levels, repeated over the record, or an error."""
 
     name, prompt = "listed", None
 
@@ -53,7 +54,7 @@ class Listed:
 
 def known(tmp_path, explanations, activations, n=1):
     record = {"tokens": [f" w{i}" for i in range(len(activations))], "activations": activations}
-    one = {
+    neuron = {
         "name": "one",
         "true": explanations[0],
         "false": explanations[1:],
@@ -61,27 +62,28 @@ def known(tmp_path, explanations, activations, n=1):
         "random": [record],
     }
     path = tmp_path / "known.json"
-    path.write_text(json.dumps([one] * n))
+    path.write_text(json.dumps([neuron] * n))
     return script.read_neurons(path, None)
 
 
 def test_every_neuron_has_a_true_and_five_false_explanations_and_whole_records():
     assert len(NEURONS) >= 40
-    for name, one in NEURONS.items():
-        assert len({one["true"], *one["false"]}) == 6, name
-        assert len(one["top"]) == len(one["random"]) >= 5, name
-        for record in one["top"] + one["random"]:
+    for name, neuron in NEURONS.items():
+        assert len({neuron["true"], *neuron["false"]}) == 6, name
+        assert len(neuron["top"]) == len(neuron["random"]) >= 5, name
+        for record in neuron["top"] + neuron["random"]:
             assert len(record["tokens"]) == len(record["activations"]) == 64, name
             assert min(record["activations"]) >= 0, name
-        assert min(max(r["activations"]) for r in one["top"]) > 0, name
+        assert min(max(r["activations"]) for r in neuron["top"]) > 0, name
 
 
 def test_position_alone_tells_little_and_activations_are_graded():
-    peaks = [int(np.argmax(r["activations"])) for one in NEURONS.values() for r in one["top"]]
+    peaks = [int(np.argmax(r["activations"])) for neuron in NEURONS.values() for r in neuron["top"]]
     assert np.mean(np.array(peaks) == 32) < 0.1
     assert len(set(peaks)) > 40
     graded = [
-        len({a for r in one["top"] + one["random"] for a in r["activations"]}) > 2 for one in NEURONS.values()
+        len({a for r in neuron["top"] + neuron["random"] for a in r["activations"]}) > 2
+        for neuron in NEURONS.values()
     ]
     assert np.mean(graded) > 0.9
 
@@ -152,8 +154,9 @@ def test_neurons_of_one_name_stay_apart_with_many_requests_at_once(tmp_path):
 
 @pytest.mark.model
 def test_digits_prompts_are_short():
-    """At most 14 prompt tokens a scored one, the neutral prompts' among them, for the usual eight and eight crops of 32 tokens;
-    and at most 6 of one prompt after what it shares with all.
+    """At most 14 prompt tokens a scored token, the neutral prompts included, for 16 crops of 32 tokens.
+
+    And at most 6 of one prompt, after the part that all prompts share.
     """
     path = Path(embedded_model())
     engine = type(
@@ -161,22 +164,22 @@ def test_digits_prompts_are_short():
     )
     scorer = DigitsSimulator(engine)
     fixed = len(scorer.build_prompt("", [], {})[0])
-    for one in NEURONS.values():
-        texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (one[kind] * 2)[:8]]
+    for neuron in NEURONS.values():
+        texts = [r["tokens"][16:48] for kind in ("top", "random") for r in (neuron[kind] * 2)[:8]]
         ids = {text: i for i, text in enumerate(sorted({text for record in texts for text in record}))}
         vocabulary = {i: VocabularyEntry(i, text, False) for text, i in ids.items()}
         trials = [
             Trial("top", n, "report", 0, tuple(ids[text] for text in record))
             for n, record in enumerate(texts)
         ]
-        lengths = [request.n_tokens for request in scorer.plan(one["true"], trials, vocabulary)]
-        assert sum(lengths) <= 14 * 16 * 32, one["name"]
+        lengths = [request.n_tokens for request in scorer.plan(neuron["true"], trials, vocabulary)]
+        assert sum(lengths) <= 14 * 16 * 32, neuron["name"]
         assert sum(lengths[::2]) - 2 * fixed <= 6 * 16 * 32
 
 
 @pytest.mark.model
 def test_a_true_explanation_outscores_false_ones(tmp_path):
-    """Promise 5, by the command that users have, on some neurons of each sort."""
+    """By the command that users have, on neurons of each sort."""
     sorts = [
         "colours",
         "family",
@@ -193,9 +196,9 @@ def test_a_true_explanation_outscores_false_ones(tmp_path):
     path.write_text(json.dumps([NEURONS[name] for name in sorts]))
     command = [sys.executable, str(ROOT / "scripts" / "eval_simulators.py"), "--scorer", "lexical", "--json"]
     done = subprocess.run([*command, "--neurons", str(path)], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["n"] == len(sorts)
-    assert found["wins"] >= 8
-    assert found["mean_margin"] > 0.1
-    assert found["undefined"] == 0
-    assert found["tokens"] > 0
+    summary = json.loads(done.stdout)
+    assert summary["n"] == len(sorts)
+    assert summary["wins"] >= 8
+    assert summary["mean_margin"] > 0.1
+    assert summary["undefined"] == 0
+    assert summary["tokens"] > 0

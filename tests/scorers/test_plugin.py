@@ -1,4 +1,4 @@
-"""A scorer that no file of ours names works everywhere: see share_scorer.py."""
+"""A scorer that none of our files names works everywhere: share_scorer.py."""
 
 import json
 
@@ -10,7 +10,7 @@ import neuroexplain as nx
 from neuroexplain.cli.main import app
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Headline
-from neuroexplain.explaining.score import verify_run
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.base import SCORERS, choose_headline
@@ -80,9 +80,9 @@ def test_it_stands_in_the_viewer_the_api_and_plots(scored, tmp_path):
         client = TestClient(make_app(store))
         assert "named share" in client.get("/0/1").text
         assert ">share<" in client.get("/search").text
-        found = client.get("/search", params={"scorer": "share"})
-        assert found.status_code == 200
-        assert "share, words" in found.text
+        page = client.get("/search", params={"scorer": "share"})
+        assert page.status_code == 200
+        assert "share, words" in page.text
         answer = client.get("/api/query", params={"scorer": "share"}).json()["results"]
         assert {row["metric"] for row in answer} == {"named_share"}
         assert client.get("/api/neurons/0/1").status_code == 200
@@ -126,11 +126,11 @@ def test_it_goes_through_parquet(scored, tmp_path):
         list(import_parquet(back, tmp_path / "out"))
         assert list(verify_run(back, load_run(back))) == []
         kept = []
-        for one in (store, back):
-            assert {p.codec for p in list_predictions(one, range(1, 100)) if p.scorer == "share"} == {
+        for database in (store, back):
+            assert {p.codec for p in list_predictions(database, range(1, 100)) if p.scorer == "share"} == {
                 "floats"
             }
-            scores = [s.score for s in list_scores(one, range(1, 100)) if s.scorer == "share"]
+            scores = [s.score for s in list_scores(database, range(1, 100)) if s.scorer == "share"]
             kept.append(sorted((score.metric, score.split, score.value) for score in scores))
     assert kept[0] == kept[1]
 
@@ -152,7 +152,7 @@ def test_a_dry_run_counts_the_requests_that_the_run_makes(scored, tmp_path, monk
     dry = CliRunner().invoke(app, [*command, "--dry-run"])
     assert dry.exit_code == 0, dry.output
     calls, run = [], OpenShare.run
-    monkeypatch.setattr(OpenShare, "run", lambda self, *asked: calls.append(asked) or run(self, *asked))
+    monkeypatch.setattr(OpenShare, "run", lambda self, *args: calls.append(args) or run(self, *args))
     typed(*command)
     assert len(calls) > 8  # own and control, select and report
     assert f"about {len(calls)} requests" in dry.stderr

@@ -38,8 +38,8 @@ def test_expected_values_equal_the_reference(case):
         level: np.exp(case["logprobs"][str(level)]) for level in range(11) if str(level) in case["logprobs"]
     }
     probabilities = np.array([[mass.get(level, 0.0) for level in range(11)]])
-    found, _ = expected_level(probabilities)
-    assert found[0] == pytest.approx(case["expected_value"], abs=1e-9)
+    levels, _ = expected_level(probabilities)
+    assert levels[0] == pytest.approx(case["expected_value"], abs=1e-9)
 
 
 @pytest.mark.parametrize("case", GOLDEN["score"])
@@ -53,8 +53,8 @@ def test_scores_equal_the_reference(case):
     )
 
 
-def test_the_nine_level_scale_ends_at_nine():
-    assert to_levels([0.0, -3.0, 0.89, 0.95, 1.0], 1.0, scale=9).tolist() == [0, 0, 8, 9, 9]
+def test_levels_are_floors_and_the_peak_is_ten():
+    assert to_levels([0.0, -3.0, 0.89, 0.95, 1.0], 1.0).tolist() == [0, 0, 8, 9, 10]
     assert to_levels([1.0, 2.0], 0.0).tolist() == [0, 0]
 
 
@@ -78,10 +78,10 @@ def test_the_jackknife_by_hand():
         record(kind, s := rng.normal(size=8), s + rng.normal(size=8)) for kind in ["top"] * 4 + ["random"] * 3
     ]
 
-    def z(some):
+    def z(kept):
         return np.arctanh(
             pearsonr(
-                np.concatenate([x.simulated for x in some]), np.concatenate([x.recorded for x in some])
+                np.concatenate([x.simulated for x in kept]), np.concatenate([x.recorded for x in kept])
             ).statistic
         )
 
@@ -105,24 +105,25 @@ def test_what_is_undefined_has_a_status_and_a_reason():
 
 
 def exemplars_strategy():
-    one = st.tuples(st.integers(0, 12), st.sampled_from([0, 1, 2, 50]), st.integers(0, 3))
-    return st.tuples(st.lists(one, max_size=32), st.lists(one, max_size=32))
+    places = st.lists(
+        st.tuples(st.integers(0, 12), st.sampled_from([0, 1, 2, 50]), st.integers(0, 3)), max_size=32
+    )  # (segment, shift of the shared tokens, document)
+    return st.tuples(places, places)
 
 
 def build(tops, randoms):
-    found = []
+    exemplars = []
     for kind, places in (("top", tops), ("random", randoms)):
         for rank, (segment, shared, document) in enumerate(places):
-            ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(found))
-            ids[shared : shared + 16] = np.arange(
-                min(16, 64 - shared)
-            )  # a run of 14 where it is cut off at the end
-            found.append(
+            ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(exemplars))
+            n_shared = min(16, 64 - shared)  # 14 at the end of a record
+            ids[shared : shared + 16] = np.arange(n_shared)
+            exemplars.append(
                 Exemplar(
                     UnitId(0, 0), kind, rank, segment, 0, document, 0, 1.0, ids, np.zeros(64, np.float32)
                 )
             )
-    return found
+    return exemplars
 
 
 def leaks(a, b):

@@ -1,8 +1,9 @@
-"""A real vLLM serving SmolLM2. `make test-vllm` sets both up; without them these tests are left out of `make test`.
+"""A real vLLM serving SmolLM2. `make test-vllm` sets it up; without it `make test` leaves these tests out.
 
 SmolLM2's tokenizer adds no BOS, so all of this is also without one.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
-from neuroexplain.explaining.explainers import parse_reply
+from neuroexplain.explaining.explainers import parse_single
 from neuroexplain.llm.distributions import (
     NEUTRAL_SAMPLING,
     LogprobRequest,
@@ -34,8 +35,8 @@ from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.scorers.digits import DigitsSimulator
 from tests.fakes import tiny_subject, words
-from tests.llm.test_llm import HOSTILE
 from tests.proxy import FAULTS, PASSING, Proxy
+from tests.tokens import HOSTILE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
@@ -86,10 +87,10 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served():
-    one = Served()
-    yield one
-    if one.process.poll() is None:
-        one.kill()
+    server = Served()
+    yield server
+    if server.process.poll() is None:
+        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +110,15 @@ def test_the_server_answers_as_the_local_engine_does(url, local):
     )
 
 
-def test_exact_ways_give_the_local_engine_s_distributions_on_hostile_tokens(url, local):
+def test_exact_methods_give_the_local_engine_s_distributions_on_hostile_tokens(url, local):
     server = ServerEngine(url)
     digits = DigitsSimulator(local)
     ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
     assert server.find_method(LogprobRequest(ids, rows, digits.level_token_ids)).name == "logprob_token_ids"
     assert server.version.endswith(", logprob_token_ids")
-    found = server.level_distributions(ids, rows, digits.level_token_ids)
-    np.testing.assert_allclose(found, true, atol=0.005)
+    levels = server.level_distributions(ids, rows, digits.level_token_ids)
+    np.testing.assert_allclose(levels, true, atol=0.005)
     assert server.usage.prompt_tokens > sum(rows)
 
 
@@ -127,14 +128,13 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     digits = DigitsSimulator(local)
     ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
-    found = server.level_distributions(ids, rows, digits.level_token_ids)
-    seen = found > 0
+    levels = server.level_distributions(ids, rows, digits.level_token_ids)
+    seen = levels > 0
     assert seen.any()
-    assert ((found < true + 0.005) & (seen | (true < 0.05))).all()
-    single = np.array(
-        [len(spelled) == 1 for spelled in digits.level_token_ids]
-    )  # of two spellings one may be cut
-    np.testing.assert_allclose(found[seen & single], true[seen & single], atol=0.005)
+    assert ((levels < true + 0.005) & (seen | (true < 0.05))).all()
+    # Of two spellings one may be cut.
+    single = np.array([len(spelled) == 1 for spelled in digits.level_token_ids])
+    np.testing.assert_allclose(levels[seen & single], true[seen & single], atol=0.005)
 
 
 def test_scored_rows_are_refused_without_a_gpu(url):
@@ -145,11 +145,11 @@ def test_scored_rows_are_refused_without_a_gpu(url):
 
 
 def test_sampling_options_do_not_reach_the_log_probabilities(url):
-    """Whether the server gives true log-probabilities or processed ones: what we send leaves both the same."""
+    """The server may give true log-probabilities or processed ones: our options leave both the same."""
     ids, chosen = list(range(100, 140)), [47, 198, 260]
 
     def ask(**options):
-        asked = {
+        body = {
             "model": MODEL,
             "prompt": ids,
             "max_tokens": 1,
@@ -158,7 +158,7 @@ def test_sampling_options_do_not_reach_the_log_probabilities(url):
             **options,
         }
         answer = httpx.post(
-            f"{url}/v1/completions", json={**asked, "return_tokens_as_token_ids": True}, timeout=60
+            f"{url}/v1/completions", json={**body, "return_tokens_as_token_ids": True}, timeout=60
         ).json()
         top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         return [top[f"token_id:{i}"] for i in chosen]
@@ -183,7 +183,10 @@ def test_what_does_not_fit_is_refused_by_the_server_too(url):
 
 @pytest.mark.parametrize("method", [LogprobTokenIds(), PromptLogprobs(20)], ids=lambda method: method.name)
 def test_no_fault_becomes_a_value(url, method, monkeypatch):
-    """Each fault once on a text and once on a distribution: after it the same answer, or a failed attempt with its reply."""
+    """Each fault once on a text and once on a distribution.
+
+    After it there is the same answer, or a failed attempt with its reply.
+    """
     monkeypatch.setattr("neuroexplain.llm.gate.FIRST_PAUSE", 0.01)
     proxy = start_proxy(url)
     server = ServerEngine(proxy.url)
@@ -193,7 +196,8 @@ def test_no_fault_becomes_a_value(url, method, monkeypatch):
 
     def ask(kind):
         if kind == "text":
-            return parse_reply(server.generate(ASKED, max_tokens=8, temperature=0.0, seed=0).text)
+            text = server.generate(ASKED, max_tokens=8, temperature=0.0, seed=0).text
+            return parse_single(text, [])[0].text
         return server.level_distributions(ids, rows, levels).tolist()
 
     clean = {kind: ask(kind) for kind in ("text", "levels")}
@@ -260,26 +264,26 @@ EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts")
 
 def read_results(db):
     """What each neuron's page says, without ids and times."""
-    found = {}
+    results = {}
     for neuron in NEURONS:
         page = json.loads(run(db, "show", neuron, "--json").stdout)
-        found[neuron] = [without_ids(one) for one in page["explanations"]]
-    return found
+        results[neuron] = [without_ids(explanation) for explanation in page["explanations"]]
+    return results
 
 
 def without_ids(value):
     if isinstance(value, dict):
         return {
-            key: without_ids(one)
-            for key, one in value.items()
+            key: without_ids(item)
+            for key, item in value.items()
             if key not in ("id", "seconds", "control_explanation_id")
         }
-    return [without_ids(one) for one in value] if isinstance(value, list) else value
+    return [without_ids(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture(scope="module")
 def clean(collected, url):
-    """The proxy that has recorded a run without faults, and what the run found."""
+    """The proxy that has recorded a run without faults, and the results of the run."""
     proxy = start_proxy(url)
     db = copy_of(collected, "clean.db")
     done = run(db, *EXPLAIN, "--server", proxy.url)
@@ -289,8 +293,8 @@ def clean(collected, url):
 
 
 def test_explain_and_score_end_to_end(clean):
-    _, found = clean
-    for explanation in (one for of_neuron in found.values() for one in of_neuron):
+    _, results = clean
+    for explanation in itertools.chain(*results.values()):
         assert (explanation["explainer"], explanation["status"]) == ("excerpts", "ok")
         assert {s["scorer"] for s in explanation["scores"]} == {"digits"}
         assert all(len(s["digit_mass"]) == 32 for s in explanation["predictions"])
@@ -308,21 +312,21 @@ def test_a_run_with_faults_finds_the_same_but_for_what_is_marked_failed(collecte
     proxy.injected.clear()
     lasting = len(faults) > len(PASSING)
     assert (done.returncode == 0) is not lasting, done.stderr
-    found, equal = read_results(db), 0
+    results, equal = read_results(db), 0
     for neuron in NEURONS:
-        for one, true in zip(found[neuron], expected[neuron], strict=True):
-            scored = one["status"] == "ok" and all(
-                s["status"] not in ("llm_error", "parse_error") for s in one["scores"]
+        for explanation, true in zip(results[neuron], expected[neuron], strict=True):
+            scored = explanation["status"] == "ok" and all(
+                s["status"] not in ("llm_error", "parse_error") for s in explanation["scores"]
             )
             assert scored or lasting
             if scored:
-                assert one == true
+                assert explanation == true
                 equal += 1
-            elif one["status"] == "ok":
-                assert one["text"] == true["text"]
-                assert all(s["value"] is None and s["reason"] for s in one["scores"])
+            elif explanation["status"] == "ok":
+                assert explanation["text"] == true["text"]
+                assert all(s["value"] is None and s["reason"] for s in explanation["scores"])
             else:
-                assert one["text"] is None
+                assert explanation["text"] is None
     assert equal or lasting
     assert run(db, "verify").returncode == 0
     proxy.inject([])
@@ -359,9 +363,9 @@ def test_a_server_killed_half_way_costs_time_and_nothing_else(collected, served,
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert run(db, "verify").returncode == 0
-    found = read_results(db)
-    assert [one["text"] for n in NEURONS for one in found[n]] == [
-        one["text"] for n in NEURONS for one in expected[n]
+    results = read_results(db)
+    assert [[explanation["text"] for explanation in results[n]] for n in NEURONS] == [
+        [explanation["text"] for explanation in expected[n]] for n in NEURONS
     ]
     served.kill()
     lost = run(copy_of(collected, "lost.db"), *EXPLAIN, "--server", served.url, "--max-wait", "5")

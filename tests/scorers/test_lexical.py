@@ -1,0 +1,72 @@
+"""The simulator `lexical`: likelihood ratios against sums by hand."""
+
+import numpy as np
+import pytest
+
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.llm.prompts import load_prompt
+from neuroexplain.scorers.lexical import LexicalSimulator, likelihood_ratio
+from tests.fakes import WORDS
+from tests.tokens import vocabulary_of
+
+
+def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
+    texts = [" ", "\n", "\ufffd", "</s>", *WORDS]
+    vocabulary = {i: VocabularyEntry(i, text, text == "</s>") for i, text in enumerate(texts)}
+    scorer = LexicalSimulator(engine, "another tokenizer")
+    predicted = [
+        scorer.simulate(text, [range(len(texts))], vocabulary).trials[0].values
+        for text in ("the old mill", "rivers", "a moon")
+    ]
+    assert not any(levels[:4].any() for levels in predicted)
+    assert any(levels[4:].any() for levels in predicted)
+
+
+def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine):
+    """Against sums by hand: `river` is one token with and without a space, and its capital is none."""
+    scorer = LexicalSimulator(engine, "another tokenizer")
+    prompt = load_prompt("simulate/lexical")
+    *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
+    assert all("the old mill" in phrasing for phrasing in phrasings)
+    assert "the old mill" not in others
+    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer._encode(text)) == 1}
+    assert spelled
+
+    def probability(text):
+        probabilities = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
+        return sum(probabilities[i] for i in spelled | {scorer._encode("river")[0]})
+
+    ratios = []
+    for phrasing in phrasings:
+        elsewhere = [probability(phrasing.replace("the old mill", other)) for other in others.splitlines()]
+        ratios.append(np.log(probability(phrasing) / np.mean(elsewhere)))
+    assert len(ratios) == 3
+    expected = max(0.0, np.mean(ratios)) ** 2
+    values = scorer.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).trials[0].values
+    assert values[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "value"),
+    [
+        ([0.2, 0.1], [0.1, 0.1], (np.log(2) / 2) ** 2),
+        ([0.4, 0.1], [0.1, 0.4], 0.0),
+        ([0.0], [0.0], 0.0),
+        ([0.1], [0.2], 0.0),
+    ],
+)
+def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
+    assert likelihood_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
+
+
+def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
+    scorer = LexicalSimulator(engine, "another tokenizer")
+    texts = [" mill", "Mill", "geese", "money", "\n"]
+    value_of = {
+        text: scorer.simulate("rivers", [[i]], vocabulary_of(texts)).trials[0].values[0]
+        for i, text in enumerate(texts)
+    }
+    order = [3, 0, 4, 2, 1, 0]
+    moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
+    values = scorer.simulate("rivers", [[90 + i for i in order]], moved).trials[0].values
+    assert values.tolist() == [value_of[texts[i]] for i in order]
