@@ -63,7 +63,7 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
             api_key=config.api_key,
             max_wait=config.max_wait,
             in_flight=config.in_flight,
-            fate=None if serving is None else serving.fate,
+            exit_report=None if serving is None else serving.exit_report,
         )
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
     stack.callback(engine.close)
