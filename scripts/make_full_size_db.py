@@ -1,8 +1,8 @@
-"""Write a synthetic database of Llama-3-8B's size through the real writer:  make_full_size_db.py full.db [--json]
+"""Write a synthetic database as large as Llama-3-8B's:  make_full_size_db.py full.db [--json]
 
-458,752 neurons with 32 top and 32 random records in bfloat16, 4 million segments, and an explanation with 16 simulated records
-and its scores for each neuron. Then some neurons are read and some queries asked, as a reader does. --layers 2 makes a
-small one.
+The real writer writes it. It has 458,752 neurons with 32 top and 32 random records in bfloat16, 4 million segments, and for each neuron
+an explanation with 16 predicted records and their scores. Then the times of 200 neuron pages and of queries
+are measured. --layers 2 makes a small database.
 """
 
 import argparse
@@ -40,8 +40,13 @@ from neuroexplain.store.save_explained import save_explanations, save_prediction
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import Source, UnitId
 
-K, AT_ONCE, VOCABULARY = 32, 2_000, 128_256
-WORDS = "relief river money travel anger verbs commas numbers names cities law music colour before after start end of".split()
+K = 32  # records of each kind
+AT_ONCE = 2_000  # explanations written at a time
+VOCABULARY = 128_256  # tokens, as Llama-3
+WORDS = (
+    "relief river money travel anger verbs commas numbers names cities "
+    "law music colour before after start end of"
+).split()
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("db")
@@ -53,19 +58,19 @@ options = parser.parse_args()
 random = np.random.default_rng(0)
 
 
-def records(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
-    """bfloat16 activations as float32."""
+def random_activations(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
+    """bfloat16 values as float32; peaked ones are strongest at token 32 and fall with the rank."""
     values = random.standard_normal(shape, dtype=np.float32)
     if peaked:
         values[..., 32] = np.sort(np.abs(values[..., 32]), axis=-1)[..., ::-1] + 4
     return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def collected() -> CollectedLayer:
+def random_layer() -> CollectedLayer:
     d = options.d_mlp
     exemplars = {}
     for kind in ("top", "random"):
-        activations = records((d, K, 64), kind == "top")
+        activations = random_activations((d, K, 64), kind == "top")
         segments = random.integers(0, options.segments, (d, K) if kind == "top" else (1, K), dtype=np.uint32)
         exemplars[kind] = ExemplarArrays(
             counts=np.full(d, K),
@@ -80,67 +85,51 @@ def collected() -> CollectedLayer:
             peak_token_ids=random.integers(0, VOCABULARY, (d, K), dtype=np.uint32),
         )
     stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
-    ids, logits = (
-        random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32),
-        random.standard_normal((d, 10)).astype(np.float32),
-    )
+    ids = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32)
+    logits = random.standard_normal((d, 10)).astype(np.float32)
     return CollectedLayer(0, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
 
 
-def elsewhere(found: CollectedLayer, layer: int) -> CollectedLayer:
-    """The same records as another layer's, of other segments."""
+def as_layer(collected: CollectedLayer, layer: int) -> CollectedLayer:
+    """The same records as another layer, of other segments."""
     exemplars = {
         kind: replace(x, segments=random.integers(0, options.segments, x.segments.shape, dtype=np.uint32))
-        for kind, x in found.exemplars.items()
+        for kind, x in collected.exemplars.items()
     }
-    return replace(found, layer=layer, exemplars=exemplars)
+    return replace(collected, layer=layer, exemplars=exemplars)
 
 
-def explained(layer: int, first: int, last: int) -> list[Explanation]:
-    nobody = Provenance(
-        "server",
-        "vllm 0",
-        "an-explainer",
-        None,
-        None,
-        {"temperature": 0.0, "max_tokens": 40, "seed": 0},
-        900,
-        12,
-        1.0,
-    )
+def random_explanations(layer: int, first: int, last: int) -> list[Explanation]:
+    sampling = {"temperature": 0.0, "max_tokens": 40, "seed": 0}
+    by = Provenance("server", "vllm 0", "an-explainer", None, None, sampling, 900, 12, 1.0)
     texts = random.choice(WORDS, (last - first, 8))
     return [
-        Explanation(UnitId(layer, n), "pairs", "ok", " ".join(words), nobody, reply=" ".join(words))
+        Explanation(UnitId(layer, n), "pairs", "ok", " ".join(words), by, reply=" ".join(words))
         for n, words in zip(range(first, last), texts, strict=True)
     ]
 
 
-def simulated(explanations: list[Explanation]) -> list[tuple[Prediction, list[Score]]]:
-    whom = Provenance("server", "vllm 0", "a-simulator", None, None, {}, 4_000, 16, 2.0)
-    levels = random.random((len(explanations), 16, 32), dtype=np.float32) * 10
-    made = []
-    for e, some in zip(explanations, levels, strict=True):
-        kinds = [("top", 4 * i + 3) for i in range(8)] + [("random", 4 * i + 3) for i in range(8)]
-        shown = tuple(
-            PredictedRecord(k, r, 9, level, level / 10) for (k, r), level in zip(kinds, some, strict=True)
+def random_predictions(explanations: list[Explanation]) -> list[tuple[Prediction, list[Score]]]:
+    by = Provenance("server", "vllm 0", "a-simulator", None, None, {}, 4_000, 16, 2.0)
+    places = [
+        (kind, 4 * i + 3) for kind in ("top", "random") for i in range(8)
+    ]  # ranks of the split `report`
+    levels = random.random((len(explanations), len(places), 32), dtype=np.float32) * 10
+    predictions = []
+    for explanation, own_levels in zip(explanations, levels, strict=True):
+        records = tuple(
+            PredictedRecord(kind, rank, 9, values, values / 10)
+            for (kind, rank), values in zip(places, own_levels, strict=True)
         )
-        correlation = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
+        value = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
+        interval = {"ci_low": value - 0.1, "ci_high": value + 0.1}
         scores = [
-            Score(
-                "report",
-                kind,
-                "correlation",
-                "ok",
-                correlation,
-                512,
-                16,
-                ci_low=correlation - 0.1,
-                ci_high=correlation + 0.1,
-            )
-            for kind in ("top_and_random", "top", "random")
+            Score("report", subset, "correlation", "ok", value, 512, 16, **interval)
+            for subset in ("top_and_random", "top", "random")
         ]
-        made.append((Prediction(e.id, e.unit, "digits", "ok", shown, whom), scores))
-    return made
+        prediction = Prediction(explanation.id, explanation.unit, "digits", "ok", records, by)
+        predictions.append((prediction, scores))
+    return predictions
 
 
 def peak_memory() -> int:
@@ -152,12 +141,13 @@ def say(text: str) -> None:
 
 
 def quantiles(work, n: int) -> dict[str, float]:
-    took = []
+    """The times of n calls of work(i), in milliseconds."""
+    times = []
     for i in range(n):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work(i)
-        took.append(1000 * (time.perf_counter() - began))
-    return {"median": round(statistics.median(took), 1), "p95": round(sorted(took)[int(0.95 * n)], 1)}
+        times.append(1000 * (time.perf_counter() - start))
+    return {"median": round(statistics.median(times), 1), "p95": round(sorted(times)[int(0.95 * n)], 1)}
 
 
 Path(options.db).unlink(missing_ok=True)
@@ -179,21 +169,18 @@ with open_store(options.db, create=True) as store:
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
         save_segments(store, run_id, (Segment(first + i, row) for i, row in enumerate(ids)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
-    found, started = (
-        collected(),
-        time.perf_counter(),
-    )  # made once: what is timed is writing alone, to its end on the disk
+    collected = random_layer()  # once, so that only writing is timed
+    started = time.perf_counter()
     with store.bulk_writing():
         for layer in range(options.layers):
-            save_collected_layer(store, run_id, elsewhere(found, layer))
-    writing = time.perf_counter() - started
+            save_collected_layer(store, run_id, as_layer(collected, layer))
+    writing = time.perf_counter() - started  # until all of it is in the file
     say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
     for layer in range(options.layers):
         for first in range(0, options.d_mlp, AT_ONCE):
-            written = save_explanations(
-                store, run_id, explained(layer, first, min(first + AT_ONCE, options.d_mlp))
-            )
-            save_predictions(store, run_id, simulated(written))
+            explanations = random_explanations(layer, first, min(first + AT_ONCE, options.d_mlp))
+            explanations = save_explanations(store, run_id, explanations)
+            save_predictions(store, run_id, random_predictions(explanations))
         say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
     finish_run(
         store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128
@@ -202,7 +189,7 @@ with open_store(options.db, read_only=True) as store:
     run = load_run(store)
     places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()
     shows = quantiles(lambda i: load_page(store, run, UnitId(*places[i])), 200)
-    asked = {
+    conditions = {
         "text": {"text": "relief"},
         "text and score": {"text": "relief river", "min_score": 0.5},
         "layer and score": {"layers": [options.layers // 2], "min_score": 0.5},
@@ -213,7 +200,7 @@ with open_store(options.db, read_only=True) as store:
     }
     queries = {
         name: quantiles(lambda _, more=more: query_explanations(store, run, **more), 20)
-        for name, more in asked.items()
+        for name, more in conditions.items()
     }
 n_units = options.layers * options.d_mlp
 report = {

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that neuroexplain.store.engine hands over."""
+"""The script that Alembic runs: it applies the migrations on the connection of neuroexplain.store.engine."""
 
 from alembic import context
 

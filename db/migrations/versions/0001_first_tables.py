@@ -1,4 +1,4 @@
-"""The first tables."""
+"""The first tables. `upgrade` is long because it is a list of tables."""
 
 import sqlalchemy as sa
 from alembic import op

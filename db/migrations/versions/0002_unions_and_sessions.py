@@ -1,4 +1,4 @@
-"""Hypotheses of several meanings and their union; what each command did and cost."""
+"""Explanations with several hypotheses and their union; sessions: what each command did and cost."""
 
 import sqlalchemy as sa
 from alembic import op

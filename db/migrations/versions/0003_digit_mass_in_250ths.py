@@ -1,4 +1,7 @@
-"""Digit masses in a byte each, 250ths rounded down, instead of float16: two simulations to a page of SQLite instead of one."""
+"""Digit masses as 250ths, rounded down, in a byte each instead of float16.
+
+A page of SQLite then holds two simulations instead of one.
+"""
 
 import numpy as np
 import sqlalchemy as sa
@@ -29,6 +32,6 @@ def upgrade() -> None:
         last = rows[-1].id
 
 
-def in_250ths(halves: bytes) -> bytes:
-    mass = np.clip(np.frombuffer(halves, "<f2").astype(np.float64), 0, 1)
+def in_250ths(float16s: bytes) -> bytes:
+    mass = np.clip(np.frombuffer(float16s, "<f2").astype(np.float64), 0, 1)
     return np.floor(mass * 250 + 1e-4).astype(np.uint8).tobytes()

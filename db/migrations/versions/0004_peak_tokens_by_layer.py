@@ -1,4 +1,4 @@
-"""Peak tokens in the order of layers, so that a layer's rows are appended instead of being spread over the whole table."""
+"""Peak tokens in the order of layers: a layer's rows are appended instead of spread over the whole table."""
 
 import sqlalchemy as sa
 from alembic import op

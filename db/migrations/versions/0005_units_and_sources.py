@@ -1,7 +1,8 @@
-"""Units in place of neurons, and a source a layer in place of one width a run.
+"""Units in place of neurons, and a source for each layer in place of one width for a run.
 
-Renaming changes names only: no row is written anew but those of runs. Constraints keep their old names, since SQLite renames
-none without writing their tables anew. The module that an earlier run read is not stored, so it stays unknown.
+Tables and columns are renamed in place; only the rows of runs are written again. Constraints keep their old
+names, since SQLite cannot rename a constraint without writing its table again. An earlier run does not tell
+which module it read, so the module of its sources is unknown.
 """
 
 import json
@@ -45,18 +46,19 @@ def upgrade() -> None:
         for layer in _json(run.layers):
             connection.execute(
                 sa.text(
-                    "INSERT INTO sources VALUES (:run, :layer, 'mlp', NULL, :side, :width, :dtype, NULL, NULL)"
+                    "INSERT INTO sources "
+                    "VALUES (:run, :layer, 'mlp', NULL, :side, :width, :dtype, NULL, NULL)"
                 ),
                 {"run": run.id, "layer": layer, "side": side, "width": run.d_mlp, "dtype": run.dtype},
             )
         config = _json(run.config)
-        if "model" in config:  # collected, not imported: the same command is known again
+        if "model" in config:  # collected, not imported: the same command then finds its run
             statement = sa.text("UPDATE runs SET config = :config WHERE id = :run").bindparams(
                 sa.bindparam("config", type_=sa.JSON)
             )
             connection.execute(statement, {"config": {**config, "source": "mlp"}, "run": run.id})
     op.drop_column("runs", "d_mlp")
-    # A longer name of what is read: SQLite changes no type in place.
+    # A wider column for longer names: SQLite cannot change the type of a column in place.
     op.add_column("runs", sa.Column("read", sa.String(length=32), nullable=False, server_default="act"))
     op.execute("UPDATE runs SET read = activation")
     op.drop_column("runs", "activation")

@@ -1,7 +1,8 @@
-"""A score is one metric, a prediction has its scorer's codec, and an explanation has a side; null becomes control.
+"""A score is one metric, a prediction has a codec, an explanation has a side, and the null is called control.
 
-The names of scores and simulations are changed in place where rows stay as they are. Scores get a row a metric, so their table
-is made anew: its indices are dropped first, and their pages are used again, so that the file hardly grows.
+Tables and columns are renamed in place if their rows stay the same. Scores get a row for each metric, so
+their table is created again. Its indices are dropped first and their pages are used again, so that the file
+hardly grows.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-KEPT = "run_id, layer, unit, explanation_id, simulator, simulator_model"  # of a score's row, like the next
+# Columns of a score that every metric of it keeps.
+KEPT = "run_id, layer, unit, explanation_id, simulator, simulator_model"
 COUNTS = "n_tokens, n_records"
 PREDICTIONS = {
     "simulator": "scorer",
@@ -87,13 +89,15 @@ def _split_scores() -> None:
     names = "run_id, layer, unit, explanation_id, scorer, scorer_model, split, subset, status, reason"
     names += f", {COUNTS}, metric, value"
     op.execute(
-        f"INSERT INTO scores ({names}, ci_low, ci_high, ci_reason, control, control_explanation_id, control_reason) "
-        f"SELECT {KEPT}, split, kind, status, reason, {COUNTS}, 'correlation', correlation, ci_low, ci_high, ci_reason, "
-        "other_correlation, other_explanation_id, other_reason FROM old_scores ORDER BY id"
+        f"INSERT INTO scores ({names}, ci_low, ci_high, ci_reason, control, control_explanation_id, "
+        f"control_reason) SELECT {KEPT}, split, kind, status, reason, {COUNTS}, 'correlation', correlation, "
+        "ci_low, ci_high, ci_reason, other_correlation, other_explanation_id, other_reason "
+        "FROM old_scores ORDER BY id"
     )
     for metric in ("r_squared", "absolute_deviation_explained"):
         op.execute(
-            f"INSERT INTO scores ({names}) SELECT {KEPT}, split, kind, 'ok', NULL, {COUNTS}, '{metric}', {metric} "
+            f"INSERT INTO scores ({names}) "
+            f"SELECT {KEPT}, split, kind, 'ok', NULL, {COUNTS}, '{metric}', {metric} "
             f"FROM old_scores WHERE {metric} IS NOT NULL ORDER BY id"
         )
     op.drop_table("old_scores")
@@ -104,10 +108,11 @@ def _split_scores() -> None:
 
 
 def _mark_negative_runs() -> None:
-    """Failed explanations of a `--sign negative` run are of its negative side, which is part of what was asked.
+    """Mark the failed explanations of `--sign negative` runs as of the negative side, also in their request
+    keys.
 
-    That version explained none of them; so marked, they are found again by --retry-failed. What a person wrote there was
-    scored as of the positive side, and stays so.
+    The version before could not explain these runs; with the mark, --retry-failed tries them again.
+    Explanations that people wrote for these runs were scored as of the positive side, and stay so.
     """
     connection = op.get_bind()
     for run_id, config in connection.execute(sa.text("SELECT id, config FROM runs")).all():
@@ -118,8 +123,8 @@ def _mark_negative_runs() -> None:
         rows = connection.execute(sa.text(f"SELECT {columns} {of_run}"), {"run": run_id}).all()
         for row in rows:
             sampling = json.loads(row.sampling) if isinstance(row.sampling, str) else row.sampling
-            asked = [row.explainer, row.model, row.model_revision, row.prompt_sha256, sampling, row.candidate]
-            asked += [row.text] if row.explainer == "human" else []
-            key = hashlib.sha256(json.dumps([*asked, "negative"], sort_keys=True).encode()).hexdigest()
+            request = [row.explainer, row.model, row.model_revision, row.prompt_sha256, sampling]
+            request += [row.candidate, *([row.text] if row.explainer == "human" else []), "negative"]
+            key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
             statement = "UPDATE explanations SET side = 'negative', request_key = :key WHERE id = :id"
             connection.execute(sa.text(statement), {"key": key, "id": row.id})
