@@ -35,12 +35,14 @@ def derived(
     """An answer with a dataclass's docstring and fields; all fields are required.
 
     `own` has the types of further fields, and of fields whose JSON differs from the dataclass. An optional
-    field is given as (type, default).
+    field is given as (type, default). Further required fields come first.
     """
     hints = get_type_hints(source, localns={"np": np, "NDArray": NDArray})
     inherited = {field.name: hints[field.name] for field in fields(source) if field.name not in omitted}
     own = own or {}
-    new = {field: kind for field, kind in own.items() if field not in inherited}
+    new = {
+        field: kind for field, kind in own.items() if field not in inherited and not isinstance(kind, tuple)
+    }
     definitions: dict[str, Any] = {
         field: kind if isinstance(kind, tuple) else (kind, ...)
         for field, kind in {**new, **inherited, **own}.items()

@@ -19,8 +19,8 @@ Schema = Mapping[str, Any]
 BOUNDS = {
     "minimum": "at least {}",
     "maximum": "at most {}",
-    "minLength": "characters: at least {}",
-    "maxLength": "characters: at most {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
     "pattern": "like {}",
 }
 
@@ -32,17 +32,16 @@ class FieldView:
     name: str
     type: Markup
     is_required: bool
-    description: str
+    description: Markup
     default: str  # as JSON; empty without one
     place: str = ""  # of a parameter: path or query
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerView:
-    """What a route answers with one status."""
+    """A type that a route answers with, and its statuses."""
 
-    status: str
-    meaning: str
+    statuses: tuple[str, ...]
     type: Markup
 
 
@@ -53,7 +52,7 @@ class RouteView:
     id: str
     method: str
     path: str
-    description: str
+    description: Markup
     parameters: tuple[FieldView, ...]
     body: Markup | None  # the type of the request's JSON; None: the request has none
     example: str  # of the body
@@ -65,7 +64,7 @@ class TypeView:
     """A named type: an object with fields, or a list of values."""
 
     name: str
-    description: str
+    description: Markup
     fields: tuple[FieldView, ...]
     values: str  # of an enumeration
     is_open: bool  # whether objects may have further fields
@@ -95,7 +94,9 @@ def type_text(schema: Schema) -> Markup:
     if "$ref" in schema:
         return Markup('<a href="#{0}">{0}</a>').format(schema["$ref"].rsplit("/", 1)[-1])
     if "anyOf" in schema:
-        return Markup(" or ").join(type_text(option) for option in schema["anyOf"])
+        options = [type_text(option) for option in schema["anyOf"]]
+        has_bounds = any("," in option for option in options)
+        return Markup(", or " if has_bounds else " or ").join(options)
     if "enum" in schema:
         return Markup(" or ").join(json.dumps(value) for value in schema["enum"])
     if "prefixItems" in schema:
@@ -109,6 +110,14 @@ def type_text(schema: Schema) -> Markup:
     return Markup(", ").join([schema.get("type", "anything"), *bounds])
 
 
+def prose(description: str) -> Markup:
+    """A description with `code` as code."""
+    parts = description.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
+    )
+
+
 def _route_view(schema: Schema, method: str, path: str, operation: Schema) -> RouteView:
     body = _json_schema(operation.get("requestBody"))
     example = ""
@@ -119,15 +128,20 @@ def _route_view(schema: Schema, method: str, path: str, operation: Schema) -> Ro
         id=operation["operationId"],
         method=method.upper(),
         path=path,
-        description=operation.get("description", ""),
+        description=prose(operation.get("description", "")),
         parameters=tuple(_parameter_view(parameter) for parameter in operation.get("parameters", ())),
         body=None if body is None else type_text(body),
         example=example,
-        answers=tuple(
-            AnswerView(status, answer["description"], type_text(_json_schema(answer) or {}))
-            for status, answer in sorted(operation["responses"].items())
-        ),
+        answers=_answer_views(operation["responses"]),
     )
+
+
+def _answer_views(responses: Schema) -> tuple[AnswerView, ...]:
+    """The types of a route's answers in the order of their first status."""
+    statuses: dict[Markup, list[str]] = {}
+    for status, answer in sorted(responses.items()):
+        statuses.setdefault(type_text(_json_schema(answer) or {}), []).append(status)
+    return tuple(AnswerView(tuple(own), kind) for kind, own in statuses.items())
 
 
 def _json_schema(message: Schema | None) -> Schema | None:
@@ -148,7 +162,7 @@ def _type_view(name: str, schema: Schema) -> TypeView:
     required = schema.get("required", ())
     return TypeView(
         name=name,
-        description=schema.get("description", ""),
+        description=prose(schema.get("description", "")),
         fields=tuple(
             _field_view(field, own, is_required=field in required)
             for field, own in schema.get("properties", {}).items()
@@ -163,7 +177,7 @@ def _field_view(name: str, schema: Schema, *, is_required: bool, place: str = ""
         name=name,
         type=type_text(schema),
         is_required=is_required,
-        description=schema.get("description", ""),
+        description=prose(schema.get("description", "")),
         default=json.dumps(schema["default"]) if schema.get("default") is not None else "",
         place=place,
     )

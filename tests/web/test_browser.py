@@ -190,7 +190,7 @@ def test_the_api_documents_itself_without_the_internet(page, live):
     expect(page.get_by_text("/api/neurons/{layer}/{neuron}")).to_be_visible()
     route = page.get_by_role("region", name="/api/neurons/{layer}/{neuron}")
     route.get_by_role("link", name="NeuronAnswer").click()
-    expect(page.locator("#NeuronAnswer tr", has_text="promoted_tokens")).to_be_visible()
+    expect(page.locator("#NeuronAnswer dt", has_text="promoted_tokens")).to_be_visible()
     route.get_by_text("Try it").click()
     route.get_by_label("layer").fill("0")
     route.get_by_label("neuron").fill("1")

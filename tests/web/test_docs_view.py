@@ -4,7 +4,7 @@ import pytest
 
 from neuroexplain.store.engine import open_store
 from neuroexplain.web.app import make_app
-from neuroexplain.web.docs_view import route_views, type_text, type_views
+from neuroexplain.web.docs_view import prose, route_views, type_text, type_views
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def test_every_route_parameter_and_answer_is_there(schema):
         operation = schema["paths"][path][method]
         names = {parameter["name"] for parameter in operation.get("parameters", ())}
         assert {parameter.name for parameter in route.parameters} == names
-        assert {answer.status for answer in route.answers} == set(operation["responses"])
+        assert {status for answer in route.answers for status in answer.statuses} == set(
+            operation["responses"]
+        )
         assert (route.body is not None) == ("requestBody" in operation)
 
 
@@ -38,7 +40,7 @@ def test_every_type_and_field_is_there(schema):
         ({"type": "integer", "minimum": 0, "maximum": 9}, "integer, at least 0, at most 9"),
         (
             {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
-            "string, characters: at most 5 or null",
+            "string, at most 5 characters, or null",
         ),
         ({"type": "array", "items": {"type": "number"}}, "list of number"),
         (
@@ -56,3 +58,7 @@ def test_every_type_and_field_is_there(schema):
 )
 def test_a_type_is_in_words_and_escaped(schema, text):
     assert str(type_text(schema)) == text
+
+
+def test_code_in_a_description_is_code_and_escaped():
+    assert str(prose("as `show <b>` prints <i>")) == "as <code>show &lt;b&gt;</code> prints &lt;i&gt;"

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_serve_ends_though_readers_wait_and_nobody_reads_its_log(hostile, told):
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_though_readers_wait_and_nobody_reads_its_log(hostile, stop_signal):
     command = [
         sys.executable,
         "-m",
@@ -30,7 +30,7 @@ def test_serve_ends_though_readers_wait_and_nobody_reads_its_log(hostile, told):
             readers.append(reader)
         for reader in readers[::2]:
             reader.close()
-        server.send_signal(told)
+        server.send_signal(stop_signal)
         try:
             assert server.wait(60) == 0
         finally:
