@@ -1,5 +1,4 @@
-"""The viewer as static files: pages by the live viewer's templates, data in files of JSON, search in the
-browser.
+"""The viewer as static files: pages from the live viewer's templates, JSON data, search in the browser.
 
 neuron.html takes ?at=15:16 and fetches data/neurons/LAYER-CHUNK.json, which holds the HTML that the live
 viewer would draw for some neighbouring units; their lazy sections are in data/fragments/. search.html finds
@@ -45,7 +44,7 @@ from neuroexplain.web.templates import CONTENT_POLICY, STATIC, printable_lines, 
 from neuroexplain.web.unit_view import LAZY_KINDS, unit_view
 from neuroexplain.web.urls import UNITS_PER_FILE, UrlBuilder, site_file
 
-ROWS_PER_FILE = 2_000  # half a megabyte: one file answers most searches
+ROWS_PER_FILE = 2_000  # about 0.8 MB; a search sorted by score reads one or two of these files
 INDEX_FILES = 256  # of words, and as many of tokens
 N_BEST = 12  # rows of the start page
 NO_LIMIT = 10**9  # more rows than any layer has

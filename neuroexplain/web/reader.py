@@ -1,17 +1,16 @@
-"""What routes read from the store. What every page needs is computed once and kept."""
+"""What routes read from the store. Vocabularies and summaries, which many pages need, are kept."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from neuroexplain.lookup import Vocabulary, find_explanations, load_page
 from neuroexplain.probe import Probe
 from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import count_explanations, count_units, load_run
@@ -21,10 +20,8 @@ from neuroexplain.web.charts import Chart, score_charts
 
 PAGE_SIZE = 50  # results of a search
 SUMMARY_SECONDS = 60.0  # after which the start page's summary is computed anew
-VOCABULARIES = 2  # runs whose vocabulary stays in memory, some 20 MB each
-
-P = ParamSpec("P")
-T = TypeVar("T")
+N_VOCABULARIES = 2  # runs whose vocabulary stays in memory: 24 MB for 128,000 tokens
+N_SUMMARIES = 8  # runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +38,14 @@ class StoreReader:
 
     def __init__(self, store: Store, probe: Probe | None) -> None:
         self.store, self.probe = store, probe
-        self._vocabulary = serialized(lru_cache(VOCABULARIES)(self._load_vocabulary))
-        self._summary = serialized(lru_cache(maxsize=8)(self._load_summary))
+        self._vocabularies = SingleFlight[Vocabulary](N_VOCABULARIES)
+        self._summaries = SingleFlight[Summary](N_SUMMARIES)
 
     def load_page(self, run_id: int | None, unit: UnitId) -> UnitPage:
         """All about one unit. Raises NotInStore."""
         run = load_run(self.store, run_id)
-        return load_page(self.store, run, unit, self._vocabulary(run.id))
+        vocabulary, _ = self._vocabularies.get(run.id, lambda: Vocabulary.load(self.store, run.id))
+        return load_page(self.store, run, unit, vocabulary)
 
     def search(
         self, run: Run, page: int, *, text: str | None, layers: str | None, **filters: Any
@@ -70,13 +68,9 @@ class StoreReader:
 
     def summary(self, run: Run) -> Summary:
         """At most SUMMARY_SECONDS old."""
-        return self._summary(run.id, int(time.monotonic() / SUMMARY_SECONDS))
-
-    def _load_vocabulary(self, run_id: int) -> Vocabulary:
-        return Vocabulary.load(self.store, run_id)
-
-    def _load_summary(self, run_id: int, _age: int) -> Summary:
-        return summarize(self.store, load_run(self.store, run_id))
+        period = int(time.monotonic() / SUMMARY_SECONDS)
+        summary, _ = self._summaries.get((run.id, period), lambda: summarize(self.store, run))
+        return summary
 
 
 def summarize(store: Store, run: Run) -> Summary:
@@ -86,19 +80,3 @@ def summarize(store: Store, run: Run) -> Summary:
         n_explanations=count_explanations(store, run.id),
         n_units=sum(count_units(store, run.id).values()),
     )
-
-
-def serialized(function: Callable[P, T]) -> Callable[P, T]:
-    """The function under a lock.
-
-    Requests that need the same cached value at once wait for one of them to compute it; without the lock each
-    would compute it.
-    """
-    lock = threading.Lock()
-
-    @wraps(function)
-    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
-        with lock:
-            return function(*args, **kwargs)
-
-    return locked

@@ -31,8 +31,7 @@ def draw_tokens(
     prediction: PredictedRecord | None = None,
     top_level: float = 0.0,
 ) -> Markup:
-    """One box a token: its text, coloured by its value relative to `strongest`. The largest value is
-    outlined.
+    """One box a token: its text, coloured by its value relative to `strongest`; the largest is outlined.
 
     `values` has one raw activation a token. `special` marks the tokenizer's special tokens. With a
     `prediction`, the simulated levels stand under the tokens that were scored, coloured relative to
