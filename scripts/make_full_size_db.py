@@ -1,8 +1,8 @@
 """Write a synthetic database as large as Llama-3-8B's:  make_full_size_db.py full.db [--json]
 
-The real writer writes it. It has 458,752 neurons with 32 top and 32 random records in bfloat16, 4 million segments, and for each neuron
-an explanation with 16 predicted records and their scores. Then the times of 200 neuron pages and of queries
-are measured. --layers 2 makes a small database.
+The real writer writes it. It has 458,752 neurons with 32 top and 32 random records in bfloat16, 4 million
+segments, and for each neuron an explanation with 16 predicted records and their scores. Then the times of
+200 neuron pages and of queries are measured. --layers 2 makes a small database.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The published arrays in, the same arrays out; overlapping windows never on both sides of a split."""
+"""The published arrays come in and go out again; overlapping segments are never on both sides of a split."""
 
 import json
 from dataclasses import replace
@@ -11,13 +11,13 @@ from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Provenance, VocabularyEntry
-from neuroexplain.explaining.score import verify_run
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.llama3_neurons import export_llama3_neurons, import_llama3_neurons
 from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.base import compute_scores
 from neuroexplain.scoring.codecs import as_stored
-from neuroexplain.scoring.sides import Evidence
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.scoring.splits import assign_splits
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
@@ -38,7 +38,7 @@ FACTS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Arrays like the published ones: bfloat16 values, windows of one stream from random places, so that many overlap."""
+    """Arrays like the published: bfloat16 values of overlapping segments at random places in a stream."""
     random = np.random.default_rng(0)
     stream = random.integers(0, 500, 20_000).astype(np.uint32)
     index = np.stack([random.choice(6_000, K, replace=False) for _ in range(L * N)]).reshape(L, N, K)
@@ -47,11 +47,11 @@ def folder(tmp_path):
     act = (act.view(np.uint32) & 0xFFFF0000).view(np.float32)
     index = np.take_along_axis(index, np.lexsort((index, -act[..., 32]), axis=-1), -1)  # ties in our order
     token = stream[index[..., None] + 64 + np.arange(64)]
-    made = tmp_path / "data"
-    made.mkdir()
+    data = tmp_path / "data"
+    data.mkdir()
     for name, array in (("index", index), ("act", act), ("token", token)):
-        np.save(made / f"{name}.npy", array)
-    return made
+        np.save(data / f"{name}.npy", array)
+    return data
 
 
 def imported(folder, db, layers=None):
@@ -87,10 +87,10 @@ def test_it_goes_through_parquet_as_well(folder, tmp_path):
 
 def test_one_layer_alone(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db", [1])
-    found = load_unit(store, run, UnitId(1, 7))
+    unit = load_unit(store, run, UnitId(1, 7))
     assert run.layers == (1,)
-    assert (found.stats, found.status, len(found.exemplars)) == (None, "ok", K)
-    np.testing.assert_array_equal(found.exemplars[4].activations, np.load(folder / "act.npy")[1, 7, 4])
+    assert (unit.stats, unit.status, len(unit.exemplars)) == (None, "ok", K)
+    np.testing.assert_array_equal(unit.exemplars[4].activations, np.load(folder / "act.npy")[1, 7, 4])
 
 
 def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path):
@@ -120,14 +120,15 @@ def test_without_random_records_only_top_has_a_score_and_the_others_say_why(fold
         for x in neuron.exemplars
         if splits[x.kind, x.rank] == "report"
     ]
-    made = as_stored(Prediction(e.id, neuron.id, "lexical", "ok", tuple(records), by))
-    save_prediction(store, run.id, made, compute_scores(Evidence(neuron), made))
-    found = {s.score.subset: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
+    prediction = as_stored(Prediction(e.id, neuron.id, "lexical", "ok", tuple(records), by))
+    scores = compute_scores(SideEvidence(neuron), prediction)
+    save_prediction(store, run.id, prediction, scores)
+    scores = {s.score.subset: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
     for kind in ("random", "top_and_random"):
-        assert (found[kind].status, found[kind].value) == ("no_records", None)
-        assert "no random records" in found[kind].reason
-    assert found["top"].status == "ok"
-    assert found["top"].value > 0.9
+        assert (scores[kind].status, scores[kind].value) == ("no_records", None)
+        assert "no random records" in scores[kind].reason
+    assert scores["top"].status == "ok"
+    assert scores["top"].value > 0.9
     assert list(verify_run(store, run)) == []
 
 
@@ -190,16 +191,13 @@ def test_arrays_that_do_not_fit_are_refused(folder, tmp_path):
         imported(folder, tmp_path / "x.db")
 
 
-def test_what_the_arrays_do_not_say_is_said_by_who_reads_them(folder, tmp_path):
+def test_who_imports_the_arrays_tells_their_activation(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db")
     list(import_llama3_neurons(store, folder, None, **FACTS, activation="post"))
     assert [run.activation for run in list_runs(store)] == ["act", "post"]
-    told = [
-        event.note
-        for event in export_llama3_neurons(store, load_run(store, 2), tmp_path / "out")
-        if event.note
-    ]
-    assert "--activation post" in told[0]
+    events = export_llama3_neurons(store, load_run(store, 2), tmp_path / "out")
+    notes = [event.note for event in events if event.note]
+    assert "--activation post" in notes[0]
     assert not any(event.note for event in export_llama3_neurons(store, run, tmp_path / "other"))
     with pytest.raises(NeuroexplainError, match="no activation 'pre'"):
         list(import_llama3_neurons(store, folder, None, **FACTS, activation="pre"))
@@ -207,8 +205,8 @@ def test_what_the_arrays_do_not_say_is_said_by_who_reads_them(folder, tmp_path):
 
 def test_an_import_again_does_nothing(folder, tmp_path):
     store, _ = imported(folder, tmp_path / "x.db")
-    (told,) = import_llama3_neurons(store, folder, None, **FACTS)
-    assert "nothing to do" in told.note
+    (event,) = import_llama3_neurons(store, folder, None, **FACTS)
+    assert "nothing to do" in event.note
     assert len(list_runs(store)) == 1
 
 

@@ -1,4 +1,4 @@
-"""Neuronpedia's folders hold what its importer asks for: its schema and importer were read in August 2026."""
+"""The folders for Neuronpedia fit its schema and importer of August 2026."""
 
 import gzip
 import json
@@ -11,12 +11,12 @@ from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.units import list_explained_ids
 
-# The columns of its tables that these rows fill. Those in NOT_NULL reject a null even where they have a default.
+# The columns of its tables that these rows fill. Those in NOT_NULL reject a null even if they have a default.
 COLUMNS = {
-    "features": "modelId layer index creatorId maxActApprox frac_nonzero pos_str pos_values neg_str neg_values "
-    "freq_hist_data_bar_heights freq_hist_data_bar_values",
-    "activations": "id modelId layer index creatorId tokens values maxValue maxValueTokenIndex minValue dataSource "
-    "binMin binMax binContains",
+    "features": "modelId layer index creatorId maxActApprox frac_nonzero pos_str pos_values neg_str "
+    "neg_values freq_hist_data_bar_heights freq_hist_data_bar_values",
+    "activations": "id modelId layer index creatorId tokens values maxValue maxValueTokenIndex minValue "
+    "dataSource binMin binMax binContains",
     "explanations": "id modelId layer index authorId description typeName explanationModelName",
 }
 NOT_NULL = {
@@ -43,9 +43,9 @@ def rows(folder, table):
 
 @pytest.mark.parametrize("table", COLUMNS)
 def test_every_line_has_exactly_the_columns_of_its_table(exported, table):
-    found = rows(exported[0], table)
-    assert found
-    for row in found:
+    table_rows = rows(exported[0], table)
+    assert table_rows
+    for row in table_rows:
         assert " ".join(row) == COLUMNS[table]
         assert all(row[name] is not None for name in NOT_NULL[table].split())
         assert isinstance(row["index"], str)
@@ -56,16 +56,21 @@ def test_each_layer_is_a_source_with_what_its_rows_refer_to(exported):
     sources = sorted(path.name for path in (folder / "model").iterdir())
     assert sources == ["0-mlp-act", "1-mlp-act"]
     for name in sources:
-        told = {
+        descriptions = {
             kind: json.loads((folder / "model" / name / f"{kind}.jsonl").read_text())
             for kind in ("release", "model", "sourceset", "source")
         }
-        assert told["model"]["id"] == told["source"]["modelId"] == told["sourceset"]["modelId"] == "model"
-        assert told["source"]["id"] == name
-        assert told["source"]["setName"] == told["sourceset"]["name"] == "mlp-act"
-        assert told["sourceset"]["releaseName"] == told["release"]["name"]
-        assert {one["creatorId"] for one in told.values()} == {CREATOR}
-        assert told["model"]["neuronsPerLayer"] == 24
+        assert (
+            descriptions["model"]["id"]
+            == descriptions["source"]["modelId"]
+            == descriptions["sourceset"]["modelId"]
+            == "model"
+        )
+        assert descriptions["source"]["id"] == name
+        assert descriptions["source"]["setName"] == descriptions["sourceset"]["name"] == "mlp-act"
+        assert descriptions["sourceset"]["releaseName"] == descriptions["release"]["name"]
+        assert {row["creatorId"] for row in descriptions.values()} == {CREATOR}
+        assert descriptions["model"]["neuronsPerLayer"] == 24
     for table in COLUMNS:
         assert {row["layer"] for row in rows(folder, table)} <= set(sources)
     config = {
@@ -80,10 +85,10 @@ def test_each_layer_is_a_source_with_what_its_rows_refer_to(exported):
 
 def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported):
     folder, pages = exported
-    found = rows(folder, "activations")
+    activations = rows(folder, "activations")
     expected = [(page, x) for page in pages for x in page.unit.exemplars if x.kind != "random"]
-    assert len(found) == len(expected) == len({row["id"] for row in found})
-    for row, (page, x) in zip(found, expected, strict=True):
+    assert len(activations) == len(expected) == len({row["id"] for row in activations})
+    for row, (page, x) in zip(activations, expected, strict=True):
         assert row["values"] == x.activations.tolist()
         assert row["tokens"] == [page.tokens[i].text for i in x.token_ids.tolist()]
         assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])

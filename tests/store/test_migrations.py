@@ -76,7 +76,7 @@ def test_0003_keeps_digit_masses_on_their_side_of_the_threshold(database):
     with engine.begin() as connection:
         insert_run(connection)
         for n, (simulator, stored) in enumerate((("digits", mass.tobytes()), ("lexical", None)), 1):
-            asked = {
+            request = {
                 "run_id": 1,
                 "layer": 0,
                 "neuron": n,
@@ -85,27 +85,27 @@ def test_0003_keeps_digit_masses_on_their_side_of_the_threshold(database):
                 "request_key": f"k{n}",
             }
             insert_row(
-                connection, "explanations", id=n, **asked, chosen=True, status="ok", text="rivers", **by
+                connection, "explanations", id=n, **request, chosen=True, status="ok", text="rivers", **by
             )
-            told = {
+            simulation = {
                 "run_id": 1,
                 "explanation_id": n,
                 "simulator": simulator,
                 "status": "ok",
                 "digit_mass": stored,
             }
-            insert_row(connection, "simulations", id=n, **told, **crops, **by)
+            insert_row(connection, "simulations", id=n, **simulation, **crops, **by)
     engine.dispose()
     with pytest.raises(NeuroexplainError, match="neuroexplain upgrade"):
         open_store(database)
     assert upgrade_store(database) == ("0002", REVISION)
     with open_store(database) as store:
         digits, lexical = list_predictions(store, [1, 2])
-    found = digits.records[0].detail
+    masses = digits.records[0].detail
     before = mass.astype(np.float32)
-    assert (found <= before + 1e-6).all()
-    assert (found > before - 0.004).all()
-    np.testing.assert_array_equal(found >= 0.02, before >= 0.02)
+    assert (masses <= before + 1e-6).all()
+    assert (masses > before - 0.004).all()
+    np.testing.assert_array_equal(masses >= 0.02, before >= 0.02)
     assert lexical.records[0].detail is None
     assert digits.records[0].values.tolist() == list(range(32))
 

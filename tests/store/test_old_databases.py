@@ -1,4 +1,4 @@
-"""Databases and exports of commit 52e8913 come out of upgrade and import with the same floats: see tests/old/README.md."""
+"""Upgrading databases, and importing exports, of commit 52e8913 keeps all floats: see tests/old/README.md."""
 
 # ruff: noqa: S608  (our own names of tables and columns)
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from neuroexplain.explaining.score import verify_run
+from neuroexplain.as_json import unit_json
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formatting import show_json
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
 from neuroexplain.store.integrity import count_orphans
@@ -79,23 +79,16 @@ def test_every_score_and_predicted_level_is_the_same_float(both):
             f"SELECT {whose}, {column}{f', status, reason, {before}' if more else ''} FROM scores"
             + ("" if more else f" WHERE {column} IS NOT NULL"),
         )
-        found = rows(
-            new,
-            f"SELECT {now}, value{f', status, reason, {after}' if more else ''} FROM scores WHERE metric = '{metric}'",
-        )
+        more_columns = f", status, reason, {after}" if more else ""
+        upgraded = rows(new, f"SELECT {now}, value{more_columns} FROM scores WHERE metric = '{metric}'")
         assert expected
-        assert found == expected
+        assert upgraded == expected
     assert rows(new, "SELECT count(*) FROM scores") != rows(old, "SELECT count(*) FROM scores")
     packed = "id, explanation_id, kinds, ranks, firsts, {}, {}, {}, {}, model, status, reason, reply"
     names = ("expected_levels", "digit_mass", "other_levels", "other_explanation_id")
+    new_names = ("predicted", "detail", "control", "control_explanation_id")
     expected = rows(old, f"SELECT {packed.format(*names)} FROM simulations")
-    assert (
-        rows(
-            new,
-            f"SELECT {packed.format('predicted', 'detail', 'control', 'control_explanation_id')} FROM predictions",
-        )
-        == expected
-    )
+    assert rows(new, f"SELECT {packed.format(*new_names)} FROM predictions") == expected
 
 
 def test_exemplars_statistics_and_explanations_stay_as_they_were(both):
@@ -112,7 +105,8 @@ def test_exemplars_statistics_and_explanations_stay_as_they_were(both):
         ("peak_tokens", "run_id, layer, token_id, {}, count"),
         (
             "explanations",
-            "id, layer, {}, explainer, candidate, request_key, chosen, status, text, reason, reply, covers, parts",
+            "id, layer, {}, explainer, candidate, request_key, chosen, status, text, reason, reply, "
+            "covers, parts",
         ),
     ):
         expected = rows(old, f"SELECT {columns.format('neuron')} FROM {table}")
@@ -149,9 +143,11 @@ def pages(store):
         return [without_ids(v) for v in value] if isinstance(value, list) else value
 
     run = load_run(store)
-    made = [without_ids(show_json(load_page(store, run, unit))) for unit in list_unit_ids(store, run.id)]
+    units = list_unit_ids(store, run.id)
+    all_pages = [without_ids(unit_json(load_page(store, run, unit))) for unit in units]
     return [
-        json.dumps(page | {"explanations": sorted(map(json.dumps, page["explanations"]))}) for page in made
+        json.dumps(page | {"explanations": sorted(map(json.dumps, page["explanations"]))})
+        for page in all_pages
     ]
 
 

@@ -1,4 +1,4 @@
-"""Reading: the same answers from both libraries, many readers at a time, and what a broken file says."""
+"""Reading: the same rows by both libraries, many readers at a time, and the message for a broken file."""
 
 import os
 import sqlite3
@@ -15,21 +15,24 @@ from neuroexplain.store.save_explained import save_prompt
 HOSTILE = '\'; DROP TABLE prompts; -- :name %s ? "x"'
 
 
-def test_a_file_and_sqlalchemy_answer_alike(database):
+def test_a_file_and_sqlalchemy_give_the_same_rows(database):
     with open_store(database, create=True) as store:
         sha256 = save_prompt(store, HOSTILE, "two\nlines")
-        ask = "SELECT sha256, name, text, 2 * :two AS four, CAST(:none AS INTEGER) AS unknown FROM prompts WHERE name = :name"
+        sql = (
+            "SELECT sha256, name, text, 2 * :two AS four, CAST(:none AS INTEGER) AS unknown "
+            "FROM prompts WHERE name = :name"
+        )
         values = {"two": 2, "none": None, "name": HOSTILE}
-        with store.read() as reader, store.engine.connect() as connection:
-            for one in (reader, reader_of(connection)):
-                assert one.dialect == store.dialect
-                row = one.row(ask, **values)
+        with store.read() as file_reader, store.engine.connect() as connection:
+            for reader in (file_reader, reader_of(connection)):
+                assert reader.dialect == store.dialect
+                row = reader.row(sql, **values)
                 assert tuple(row) == (sha256, HOSTILE, "two\nlines", 4, None)
                 assert (row.name, row.four, row.unknown) == (HOSTILE, 4, None)
-                assert one.rows(ask, **values) == [row]
-                assert one.row(ask, **values | {"name": "another"}) is None
-                assert one.column("SELECT name FROM prompts") == [HOSTILE]
-                assert one.value("SELECT count(*) FROM prompts") == 1
+                assert reader.rows(sql, **values) == [row]
+                assert reader.row(sql, **values | {"name": "another"}) is None
+                assert reader.column("SELECT name FROM prompts") == [HOSTILE]
+                assert reader.value("SELECT count(*) FROM prompts") == 1
 
 
 def test_a_reader_cannot_write(tmp_path):
@@ -81,7 +84,7 @@ def test_closing_closes_the_connections_of_those_who_still_read(tmp_path):
         reader.value("SELECT count(*) FROM prompts")
 
 
-def test_a_broken_file_is_said_to_be_so(tmp_path):
+def test_a_broken_file_is_named(tmp_path):
     file = tmp_path / "x.db"
     with open_store(str(file), create=True) as store:
         for n in range(100):
@@ -100,14 +103,14 @@ def test_a_broken_file_is_said_to_be_so(tmp_path):
         reader.rows("SELECT * FROM prompts")
 
 
-def test_where_nobody_can_write_a_file_is_read_as_it_lies(tmp_path, monkeypatch):
-    """SQLite wants to make two files beside it; in a folder of somebody else's it cannot."""
+def test_a_file_in_a_read_only_folder_is_opened_as_immutable(tmp_path, monkeypatch):
+    """SQLite creates two files beside a database to read it, which it cannot do there."""
     open_store(str(tmp_path / "x.db"), create=True).close()
     monkeypatch.setattr("os.access", lambda _, how: how != os.W_OK)
     with open_store(str(tmp_path / "x.db"), read_only=True) as store, store.read() as reader:
         assert reader.value("SELECT count(*) FROM runs") == 0
         assert [file.name for file in tmp_path.iterdir()] == ["x.db"]
-    (tmp_path / "x.db-wal").touch()  # somebody writes
+    (tmp_path / "x.db-wal").touch()  # another process writes
     with open_store(str(tmp_path / "x.db"), read_only=True) as store, store.read() as reader:
         assert reader.value("SELECT count(*) FROM runs") == 0
         assert (tmp_path / "x.db-shm").exists()

@@ -91,7 +91,7 @@ def test_digit_masses_stay_on_their_side_of_the_threshold_and_change_once():
 
 
 def a_layer(d_mlp, dtype, seed, with_peaks):
-    """A collected layer of which neurons have from 0 to 4 top records, and the 9 segments that they come from."""
+    """A collected layer whose neurons have 0 to 4 top records, and the 9 segments that they come from."""
     draw = np.random.default_rng(seed)
     segments = [Segment(3 * i, draw.integers(0, 50, 128).astype(np.uint32)) for i in range(9)]
     exemplars = {}
@@ -130,25 +130,25 @@ def a_layer(d_mlp, dtype, seed, with_peaks):
 def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_peaks):
     layers = [a_layer(9, dtype, seed, with_peaks) for seed in (0, 1)]
     run_id = new_run(store, dtype)
-    for found, segments in layers:  # the second in place of the first
+    for collected, segments in layers:  # the second in place of the first
         with store.write() as connection:
             connection.execute(delete(tables.segments))
         save_segments(store, run_id, [*segments, Segment(1_000, segments[0].token_ids)])
-        save_segments(store, run_id, segments[:2])  # there already
-        save_collected_layer(store, run_id, found)
+        save_segments(store, run_id, segments[:2])  # stored already
+        save_collected_layer(store, run_id, collected)
     finish_run(store, run_id, n_segments=9, n_documents=1, n_tokens=9 * 128)
     again = load_collected_layer(store, load_run(store, run_id), 1)
-    for kind, arrays in found.exemplars.items():
+    for kind, arrays in collected.exemplars.items():
         for name in ("counts", "segments", "starts", "documents", "token_offsets", "peaks", "activations"):
             np.testing.assert_array_equal(
                 getattr(again.exemplars[kind], name), getattr(arrays, name), err_msg=name
             )
     for part in ("stats", "vocabulary"):
-        for name in getattr(found, part).__dataclass_fields__:
+        for name in getattr(collected, part).__dataclass_fields__:
             np.testing.assert_array_equal(
-                getattr(getattr(again, part), name), getattr(getattr(found, part), name)
+                getattr(getattr(again, part), name), getattr(getattr(collected, part), name)
             )
-    top, ids = found.exemplars["top"], {s.segment: s.token_ids for s in segments}
+    top, ids = collected.exemplars["top"], {s.segment: s.token_ids for s in segments}
     peaks = Counter(
         (int(ids[int(top.segments[n, r])][top.starts[n, r] + 32]), n)
         for n in range(9)
@@ -165,8 +165,8 @@ def test_a_layer_comes_back_as_it_was_saved_however_often(store, dtype, with_pea
         strongest = float(top.peaks[row.unit, 0]) if top.counts[row.unit] else None
         assert row.max_activation == strongest
         assert row.status == ("ok" if strongest is not None and strongest > 0 else "dead")
-    used = {int(s) for x in found.exemplars.values() for s in x.segments[x.counts_mask()]}
-    assert [s.segment for some in list_segments(store, run_id) for s in some] == sorted(used)
+    used = {int(s) for x in collected.exemplars.values() for s in x.segments[x.counts_mask()]}
+    assert [s.segment for batch in list_segments(store, run_id) for s in batch] == sorted(used)
 
 
 def run_of(store, run_id):
@@ -198,15 +198,15 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
     e = explain(store, run_id, 1, "rivers")
     scores = [Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10)]
     save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), NOWHERE), scores)
-    asked, run = [], run_of(store, run_id)
+    queries, run = [], run_of(store, run_id)
     rows = Reader.rows
     monkeypatch.setattr(
-        Reader, "rows", lambda self, sql, **values: asked.append((sql, values)) or rows(self, sql, **values)
+        Reader, "rows", lambda self, sql, **values: queries.append((sql, values)) or rows(self, sql, **values)
     )
     assert query_explanations(store, run, min_score=0.4, layers=[0])[0].correlation == 0.5
     assert query_explanations(store, run, max_score=0.4) == []
-    assert len(asked) == 2
-    for sql, values in asked:
+    assert len(queries) == 2
+    for sql, values in queries:
         with store.engine.connect() as connection:
             if store.dialect == "postgresql":
                 connection.exec_driver_sql("SET enable_seqscan = off")  # a table of one row needs no index
@@ -215,7 +215,7 @@ def test_a_filter_by_score_uses_an_index(store, run_id, monkeypatch):
         assert any("ix_scores_headline" in row[-1] for row in plan), plan
 
 
-def test_scores_in_the_wrong_place_and_what_is_chosen_twice_are_told(store, run_id):
+def test_misplaced_scores_and_explanations_chosen_twice_are_listed(store, run_id):
     e, other = explain(store, run_id, 3, "rivers"), explain(store, run_id, 4, "mills")
     scores = [
         Score("report", "top_and_random", "correlation", "ok", 0.5, 320, 10, control_explanation_id=other.id)
@@ -247,13 +247,13 @@ def test_the_migrations_add_up_to_the_tables(tmp_path):
     from neuroexplain.store.engine import migrations_folder
 
     with open_store(str(tmp_path / "x.db"), create=True) as store, store.engine.connect() as connection:
-        found = compare_metadata(MigrationContext.configure(connection), tables.metadata)
-        assert [x for x in found if "explanations_fts" not in repr(x)] == []
+        differences = compare_metadata(MigrationContext.configure(connection), tables.metadata)
+        assert [x for x in differences if "explanations_fts" not in repr(x)] == []
     assert sorted(migrations_folder().glob("versions/*.py"))[-1].name.startswith(REVISION)
 
 
 def test_a_file_with_other_tables_is_left_alone(tmp_path):
-    """Not even to collect into: what failed would be removed with it."""
+    """Also by collect, which would remove the file if it failed."""
     file = tmp_path / "theirs.db"
     with sqlite3.connect(file) as theirs:
         theirs.execute("CREATE TABLE recipes (name TEXT)")
