@@ -1,7 +1,8 @@
-"""Simulations a second of the client alone:  python scripts/bench_client.py [--seconds 10] [--in-flight 8]
+"""Measure the client's simulations a second:  python scripts/bench_client.py [--seconds 10] [--in-flight 8]
 
-A server in another process answers at once with recorded bytes of real size: probabilities of chosen ids, and the 20 most
-likely tokens at 460 prompt tokens (765 kB). Prompts are really built, answers really read; only the LLM is missing.
+A server in another process plays vLLM and answers at once, for each log-probability method with bytes of real
+size: 765 kB for the 20 most likely tokens at 460 prompt tokens. Prompts are built and answers are read as in
+a run; only the LLM is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pstats
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -27,16 +28,19 @@ import numpy as np
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.runtime.in_flight import map_in_flight
-from neuroexplain.scorers.digits import TOGETHER, DigitsSimulator, find_level_words
+from neuroexplain.scorers.digits import TOKENS_PER_PROMPT, DigitsSimulator, find_level_words
 from neuroexplain.subject.load import embedded_model, load_causal_lm
 from neuroexplain.units import CROP_LENGTH
 
-CROPS = TOGETHER // CROP_LENGTH  # records in two prompts: with the explanation, and with the neutral one
-WORDS = "the river ran past old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
+# Records in two prompts: one with the explanation, and one with the neutral explanation.
+CROPS = TOKENS_PER_PROMPT // CROP_LENGTH
+WORDS = (
+    "the river ran past old mill while seven grey geese slept under a low red moon and nobody spoke of money"
+).split()
 
 
-class Asked(msgspec.Struct):
-    """As much of a request as decides the shape of its answer."""
+class Body(msgspec.Struct):
+    """The parts of a request's body that decide the shape of its answer."""
 
     prompt: list[msgspec.Raw] = []
     token_ids: list[int] = []
@@ -45,59 +49,64 @@ class Asked(msgspec.Struct):
     logprob_token_ids: list[int] | None = None
 
 
-def serve(folder: str, way: str, mark: int, port: Any) -> None:
-    """Answer in this one way, refuse the others. Bytes are made once for each shape of answer."""
+class Answers:
+    """A server's answers to one log-probability method, made once for each shape; others are refused."""
 
-    @cache
-    def next_answer(n: int, ids: tuple[int, ...]) -> bytes:
-        entry = {f"token_id:{i}": -3.0 - 0.001 * i for i in (mark, *ids)}
-        logprobs = {"tokens": ["x"], "token_logprobs": [-3.0], "text_offset": [0], "top_logprobs": [entry]}
-        return msgspec.json.encode(
-            {"choices": [{"index": i, "text": "x", "logprobs": logprobs} for i in range(n)]}
-        )
+    def __init__(self, method: str, mark: int) -> None:
+        self.method, self.mark = method, mark  # mark: the id of the prompt's own token at each row
+        self.by_shape = cache(self.encode)
 
-    @cache
-    def rows_answer(n: int, n_ids: int) -> bytes:
-        file = io.BytesIO()
-        np.save(file, np.full((n, n_ids), -5.0, np.float32), allow_pickle=False)
-        return msgspec.json.encode(
-            {"choices": [], "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()}
-        )
+    def answer(self, content: bytes) -> bytes | None:
+        body = msgspec.json.decode(content, type=Body)
+        if body.token_ids and self.method == "prompt_logprob_token_ids":
+            rows = body.sampling_params["prompt_logprob_token_ids"]
+            return self.by_shape(prompt_rows, len(rows), max(map(len, rows)))
+        if body.logprob_token_ids and self.method == "logprob_token_ids":
+            return self.by_shape(next_tokens, len(body.prompt), (self.mark, *body.logprob_token_ids))
+        if body.prompt_logprobs == 20 and self.method == "prompt_logprobs=20":
+            return self.by_shape(most_likely, len(body.prompt), self.mark)
+        return None
 
-    @cache
-    def top_answer(n: int) -> bytes:
-        draw = random.Random(0)
+    def encode(self, make: Callable[..., dict[str, Any]], *shape: Any) -> bytes:
+        return msgspec.json.encode(make(*shape))
 
-        def entry() -> dict[str, Any]:
-            ids = [mark, *(draw.randrange(49152) for _ in range(20))]
-            shown = {"rank": 12, "decoded_token": " another"}
-            return {str(i): {"logprob": -4.123456789012345 - draw.random(), **shown} for i in ids}
 
-        entries = [None, *(entry() for _ in range(n - 1))]
-        return msgspec.json.encode({"choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]})
+def prompt_rows(n_rows: int, n_ids: int) -> dict[str, Any]:
+    file = io.BytesIO()
+    np.save(file, np.full((n_rows, n_ids), -5.0, np.float32), allow_pickle=False)
+    return {"choices": [], "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()}
 
-    def answer(body: bytes) -> bytes | None:
-        asked = msgspec.json.decode(body, type=Asked)
-        if asked.token_ids and way == "prompt_logprob_token_ids":
-            rows = asked.sampling_params["prompt_logprob_token_ids"]
-            return rows_answer(len(rows), max(map(len, rows)))
-        if asked.logprob_token_ids and way == "logprob_token_ids":
-            return next_answer(len(asked.prompt), tuple(asked.logprob_token_ids))
-        return (
-            top_answer(len(asked.prompt))
-            if asked.prompt_logprobs == 20 and way == "prompt_logprobs=20"
-            else None
-        )
+
+def next_tokens(n_prompts: int, ids: tuple[int, ...]) -> dict[str, Any]:
+    entry = {f"token_id:{i}": -3.0 - 0.001 * i for i in ids}
+    logprobs = {"tokens": ["x"], "token_logprobs": [-3.0], "text_offset": [0], "top_logprobs": [entry]}
+    return {"choices": [{"index": i, "text": "x", "logprobs": logprobs} for i in range(n_prompts)]}
+
+
+def most_likely(n_tokens: int, mark: int) -> dict[str, Any]:
+    draw = random.Random(0)
+    entries: list[dict[str, Any] | None] = [None]
+    for _ in range(n_tokens - 1):
+        ids = [mark, *(draw.randrange(49152) for _ in range(20))]
+        rest = {"rank": 12, "decoded_token": " another"}
+        entries.append({str(i): {"logprob": -4.123456789012345 - draw.random(), **rest} for i in ids})
+    return {"choices": [{"index": 0, "text": "x", "prompt_logprobs": entries}]}
+
+
+def serve(folder: str, method: str, mark: int, port: Any) -> None:
+    """Serve a model whose tokenizer is in the folder. The port is put into `port`."""
+    answers = Answers(method, mark)
+    card = {"id": "bench", "root": folder, "max_model_len": 4096}
+    models = msgspec.json.encode({"data": [card]})
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             while head := (await reader.readuntil(b"\r\n\r\n")).lower():
-                sent = [line for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
-                body = await reader.readexactly(int(sent[0].split(b":")[1])) if sent else b""
-                card = {"id": "bench", "root": folder, "max_model_len": 4096}
-                said = answer(body) if body else msgspec.json.encode({"data": [card]})
-                status, said = (200, said) if said is not None else (400, b"{}")
-                writer.write(b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n" % (status, len(said)) + said)
+                lengths = [line for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
+                content = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
+                answer = answers.answer(content) if content else models
+                status, answer = (400, b"{}") if answer is None else (200, answer)
+                writer.write(b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n" % (status, len(answer)) + answer)
                 await writer.drain()
 
     async def run() -> None:
@@ -113,21 +122,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--profile", action="store_true", help="print where one thread spends its time")
-    typed = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_causal_lm(embedded_model(), "float32", "cpu")[1]
         tokenizer.save_pretrained(folder)
-        mark = find_level_words(tokenizer)[1][0][0]
-        for way in ("prompt_logprob_token_ids", "logprob_token_ids", "prompt_logprobs=20"):
+        lowest_word = find_level_words(tokenizer)[0][0]
+        mark = tokenizer(lowest_word, add_special_tokens=False).input_ids[0]
+        for method in ("prompt_logprob_token_ids", "logprob_token_ids", "prompt_logprobs=20"):
             port = multiprocessing.Value("i", 0)
-            server = multiprocessing.Process(target=serve, args=(folder, way, mark, port), daemon=True)
+            server = multiprocessing.Process(target=serve, args=(folder, method, mark, port), daemon=True)
             server.start()
             while not port.value:
                 time.sleep(0.01)
             measure(
-                ServerEngine(f"http://127.0.0.1:{port.value}", in_flight=typed.in_flight),
-                typed.seconds,
-                typed.profile,
+                ServerEngine(f"http://127.0.0.1:{port.value}", in_flight=options.in_flight),
+                options.seconds,
+                options.profile,
             )
             server.terminate()
 
@@ -152,12 +162,12 @@ def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
         profiler = cProfile.Profile()
         profiler.runcall(lambda: [simulate(number) for number in range(100)])
         pstats.Stats(profiler).sort_stats("tottime").print_stats(18)
-    began, spent = time.monotonic(), time.process_time()
+    began, began_process = time.monotonic(), time.process_time()
     n = sum(1 for _ in map_in_flight(simulate, until(began + seconds), engine.in_flight))
-    took, spent = time.monotonic() - began, time.process_time() - spent
-    each = f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * spent / n / CROPS:.1f} ms of processor each"
+    elapsed, process = time.monotonic() - began, time.process_time() - began_process
     print(
-        f"{engine.version}: {CROPS * n / took:.0f} simulated records/s ({2 * n / took:.0f} requests/s), {each}"
+        f"{engine.version}: {CROPS * n / elapsed:.0f} simulated records/s ({2 * n / elapsed:.0f} requests/s), "
+        f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * process / n / CROPS:.1f} ms of processor each"
     )
     engine.close()
 

@@ -1,12 +1,14 @@
-"""How often a true explanation outscores false ones, by a simulator on neurons whose behaviour is known:
+"""Measure how often a true explanation scores above false ones, on neurons of known behaviour:
 
-    python scripts/eval_simulators.py --neurons tests/known/neurons.json --simulator lexical
-    python scripts/eval_simulators.py --neurons FILE.json --simulator digits --local MODEL|--server URL [--json] [--records 2]
+    python scripts/eval_simulators.py --neurons tests/known/neurons.json --simulator lexical python
+    scripts/eval_simulators.py --neurons FILE.json --simulator digits --local MODEL|--server URL [--json]
+    [--records 2]
 
-FILE is a list of {"name", "true", "false": [5], "top": [{"tokens": [64 strings], "activations": [64]}], "random": [...]};
-.json.gz too. Whole records are scored, without crops. A neuron is won where the true explanation has a higher correlation than
-every false one. A correlation that is undefined, or whose simulation failed, is counted apart and in no mean; a true one that
-has none wins nothing. `tokens` are those that the model was given.
+FILE holds a list of {"name", "true", "false": [5], "top": [{"tokens": [64 strings], "activations": [64]}],
+"random": [...]}, and may be a .json.gz. Whole records are scored, without crops. A neuron is won if its true
+explanation has a higher correlation than every false one. An undefined correlation or a failed simulation is
+counted apart and is in no mean; a neuron whose true explanation has no correlation is not won. `tokens` are
+the prompt tokens that were sent to the model.
 """
 
 from __future__ import annotations
@@ -39,27 +41,27 @@ from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.subject.load import embedded_model
 
-NO_SHARED_TOKENIZER = "strings without ids"
+NO_TOKENIZER = "strings without ids"  # in place of the subject's tokenizer: the token ids are made up here
 
 
 @dataclass(frozen=True)
 class KnownNeuron:
-    """A neuron of which the true explanation is known, with its records joined end to end."""
+    """A neuron whose true explanation is known, with its records."""
 
     name: str
     explanations: tuple[str, ...]  # the true one first
-    records: tuple[tuple[int, ...], ...]  # token ids, made up for this neuron
+    records: tuple[tuple[int, ...], ...]  # token ids, which number this neuron's token texts
     vocabulary: dict[int, VocabularyEntry]
-    activations: np.ndarray  # [n_records * 64]
+    activations: np.ndarray  # [n_records * 64], of all records end to end
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A neuron's correlations, in the order of its explanations; None where undefined or failed."""
+    """A neuron's correlations, in the order of its explanations; None if undefined or failed."""
 
     name: str
     correlations: tuple[float | None, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # of those that are None
 
     @property
     def true(self) -> float | None:
@@ -79,16 +81,17 @@ class Outcome:
 
 
 def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
-    """The file's neurons, with the first n records of each kind."""
-    found = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    """The file's neurons, with the first n records of each kind, or with all."""
+    data = path.read_bytes()
+    rows = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
     neurons = []
-    for one in found:
-        records = [r for kind in ("top", "random") for r in one[kind][:n_records]]
+    for row in rows:
+        records = [r for kind in ("top", "random") for r in row[kind][:n_records]]
         ids = {text: i for i, text in enumerate(sorted({t for r in records for t in r["tokens"]}))}
         neurons.append(
             KnownNeuron(
-                one["name"],
-                (one["true"], *one["false"]),
+                row["name"],
+                (row["true"], *row["false"]),
                 tuple(tuple(ids[t] for t in r["tokens"]) for r in records),
                 {i: VocabularyEntry(i, text, False) for text, i in ids.items()},
                 np.concatenate([r["activations"] for r in records]).astype(np.float64),
@@ -98,39 +101,34 @@ def read_neurons(path: Path, n_records: int | None) -> list[KnownNeuron]:
 
 
 def correlate(task: tuple[int, KnownNeuron, int], scorer: OpenSimulator) -> tuple[float | None, str]:
-    """The correlation of one explanation over all records joined, or why there is none."""
+    """The correlation of one explanation over all records joined, or None and the reason."""
     _, neuron, which = task
     try:
-        made = [
-            one.values
-            for one in scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary).trials
-        ]
+        predictions = scorer.simulate(neuron.explanations[which], neuron.records, neuron.vocabulary)
     except LlmReplyError as error:
         return None, f"{error.status}: {error.reason}"
-    levels = np.concatenate(made).astype(np.float64)
-    there = ~np.isnan(levels)
-    r = correlation_score(levels[there], neuron.activations[there])
+    levels = np.concatenate([trial.values for trial in predictions.trials]).astype(np.float64)
+    is_scored = ~np.isnan(levels)
+    r = correlation_score(levels[is_scored], neuron.activations[is_scored])
     return (None, "a constant side") if r is None else (r, "")
 
 
 def evaluate(neurons: Sequence[KnownNeuron], scorer: OpenSimulator) -> Iterator[Outcome]:
-    """Each neuron's outcome as soon as its explanations are simulated; as many requests at once as the engine takes."""
+    """Yield each neuron's outcome as soon as all of its explanations are simulated, in any order."""
     tasks = (
         (place, neuron, i) for place, neuron in enumerate(neurons) for i in range(len(neuron.explanations))
     )
-    waiting: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
+    results: list[dict[int, tuple[float | None, str]]] = [{} for _ in neurons]
     work = partial(correlate, scorer=scorer)
-    for (place, neuron, which), found in map_in_flight(work, tasks, scorer.engine.in_flight):
-        waiting[place][which] = found
-        if len(waiting[place]) == len(neuron.explanations):
-            ordered = [waiting[place][i] for i in range(len(neuron.explanations))]
-            yield Outcome(
-                neuron.name, tuple(r for r, _ in ordered), tuple(sorted({why for _, why in ordered if why}))
-            )
+    for (place, neuron, which), result in map_in_flight(work, tasks, scorer.engine.in_flight):
+        results[place][which] = result
+        if len(results[place]) == len(neuron.explanations):
+            correlations, reasons = zip(*(results[place][i] for i in sorted(results[place])), strict=True)
+            yield Outcome(neuron.name, correlations, tuple(sorted(set(reasons) - {""})))
 
 
 def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[str, float | int | None]:
-    """What --json prints; a mean of nothing is null."""
+    """The figures that --json prints. A mean over nothing is null."""
 
     def mean(values: Sequence[float]) -> float | None:
         return round(fmean(values), 4) if values else None
@@ -155,15 +153,15 @@ def open_simulator(options: argparse.Namespace, stack: ExitStack) -> OpenSimulat
     engine = open_engine(config, stack, lambda line: print(line, file=sys.stderr))
     if options.scorer == "digits":
         return DigitsSimulator(engine)
-    return LexicalSimulator(engine, NO_SHARED_TOKENIZER)
+    return LexicalSimulator(engine, NO_TOKENIZER)
 
 
 def table_of(outcomes: Sequence[Outcome]) -> Table:
     table = Table("neuron", "true", "best false", "margin", "", box=None)
     for x in sorted(outcomes, key=lambda x: (x.margin is None, x.margin)):
         figures = (x.true, max(x.false, default=None), x.margin)
-        shown = ["-" if value is None else f"{value:.2f}" for value in figures]
-        table.add_row(x.name, *shown, "; ".join([*(["won"] if x.won else []), *x.reasons]))
+        cells = ["-" if value is None else f"{value:.2f}" for value in figures]
+        table.add_row(x.name, *cells, "; ".join([*(["won"] if x.won else []), *x.reasons]))
     return table
 
 
@@ -175,14 +173,16 @@ def main() -> int:
     parser.add_argument(
         "--scorer", "--simulator", dest="scorer", choices=("digits", "lexical"), required=True
     )
-    parser.add_argument("--local", help="a model of this process; without --server too, the embedded one")
+    parser.add_argument("--local", help="a model to run in this process (default: the embedded one)")
     parser.add_argument("--server", help="the URL of a vLLM server")
     parser.add_argument("--model", help="which of the server's models")
     parser.add_argument("--api-key", help="of the server")
     parser.add_argument(
-        "--records", type=int, help="read only so many top and so many random records of each neuron"
+        "--records",
+        type=int,
+        help="use this many top and this many random records of each neuron (default: all)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     console = Console(stderr=True)
     try:
