@@ -21,11 +21,10 @@ MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
 
 
 def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
-    """The run, and the SHA-256 of each file by its path in the folder; None if the export is older than
-    hashes.
+    """The run, and the SHA-256 of each file by its path in the folder.
 
-    Raises NeuroexplainError if the folder is not an export of this format, and DamagedFolder if a value of
-    the run is missing or impossible.
+    The hashes are None if the export is older than they are. Raises NeuroexplainError if the folder is not
+    an export of this format, and DamagedFolder if a value of the run is missing or impossible.
     """
     file = folder / "run.json"
     contents = _read_json(folder, file)

@@ -109,6 +109,11 @@ def _columns(kind: type) -> list[pa.Field]:
     return columns
 
 
+def layer_name(layer: int) -> str:
+    """The name of a layer's files, without their ending."""
+    return f"layer-{layer:03}"
+
+
 def write_rows(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any]]) -> None:
     """Write a file, AT_ONCE rows at a time; no file if there are no rows."""
     schema, batches = table_schema(table), chunks(rows, AT_ONCE)
@@ -121,11 +126,10 @@ def write_rows(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any
 
 
 def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Table:
-    """The rows with their table's columns. Raises KeyError or ValueError for a missing column or impossible
-    values.
+    """The rows with their table's columns. `limits` gives the ranges of whole numbers, by column.
 
     Neurons may lack all columns of their statistics, and all of their vocabulary readings. A file without
-    rows may lack any column. `limits` gives the range of whole numbers in columns, by name.
+    rows may lack any column. Raises KeyError or ValueError for another missing column or impossible values.
     """
     schema = table_schema(table)
     if not rows.num_rows:
@@ -157,7 +161,7 @@ def reading(file: Path) -> Iterator[None]:
 
 def read_table(folder: Path, table: str, limits: Mapping[str, range], layer: int) -> tuple[Path, pa.Table]:
     """One layer's file, and its rows. Raises DamagedFolder."""
-    file = folder / table / f"layer-{layer:03}.parquet"
+    file = folder / table / f"{layer_name(layer)}.parquet"
     names = table_schema(table).names
     with reading(file), pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name in names]
@@ -171,15 +175,14 @@ def read_batches(
     limits: Mapping[str, range],
     layer: int | None = None,
 ) -> Iterator[list[T]]:
-    """The decoded rows of a table, or of one layer of it, in lists of at most AT_ONCE, in the order of
-    writing.
+    """The decoded rows of a table, or of one layer of it, in lists of at most AT_ONCE.
 
-    Raises DamagedFolder if a row cannot be decoded.
+    They come in the order in which they were written. Raises DamagedFolder if a row cannot be decoded.
     """
     if layer is not None:
         limits = {**limits, "layer": range(layer, layer + 1)}
     files = _folder_of(folder, table)
-    for file in sorted(files.glob("*.parquet" if layer is None else f"layer-{layer:03}.parquet")):
+    for file in sorted(files.glob("*.parquet" if layer is None else f"{layer_name(layer)}.parquet")):
         with reading(file), pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(AT_ONCE):
                 rows = version_1.rows_as_now(pa.Table.from_batches([batch]), table)

@@ -75,8 +75,7 @@ def import_llama3_neurons(
     activation: str = "act",
     n_tokens: int = 0,
 ) -> Generator[Progress]:
-    """Store the arrays of a folder as a finished run. An import that was cut off goes on with the missing
-    layers.
+    """Store the arrays of a folder as a finished run. An import that was cut off goes on.
 
     The arrays do not tell whether they are of `act` or `post`, so the caller does. `layers` None means all.
     Raises NeuroexplainError if an array is missing, the arrays do not fit together, or they lack a layer.

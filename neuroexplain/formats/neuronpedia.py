@@ -1,5 +1,4 @@
-"""Folders for Neuronpedia's importer: MODEL/SOURCE/, one for each layer, with four descriptions and three
-tables.
+"""Folders for Neuronpedia's importer: MODEL/SOURCE/ for each layer, with four descriptions and three tables.
 
 What Neuronpedia's importer and schema (apps/webapp/prisma/schema.prisma) asked for in August 2026:
 

@@ -1,9 +1,8 @@
-"""A run as a folder of a Hugging Face data set: Parquet files by table and layer, and a card. Import
-restores it.
+"""A run as a Hugging Face data set: a folder of Parquet files by table and layer, and a card.
 
-A table is a configuration of the data set (`load_dataset(FOLDER, "exemplars")`). run.json holds the run, and
-the SHA-256 of each file. The ids that join tables are those of the exported database; importing gives new
-ones.
+Import restores the run. A table is a configuration of the data set (`load_dataset(FOLDER, "exemplars")`).
+run.json holds the run, and the SHA-256 of each file. The ids that join tables are those of the exported
+database; importing gives new ones.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import exemplars_table, neurons_table, vocabulary_texts
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
-from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, write_rows
+from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer_name, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.formatting import short_name
@@ -60,10 +59,6 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
         _finish(run, partial)
 
 
-def _layer_name(layer: int) -> str:
-    return f"layer-{layer:03}"
-
-
 def _write_collected(store: Store, run: Run, layer: int, folder: Path, texts: pa.Array) -> None:
     collected = load_collected_layer(store, run, layer)
     tables = {
@@ -71,7 +66,7 @@ def _write_collected(store: Store, run: Run, layer: int, folder: Path, texts: pa
         "exemplars": exemplars_table(store, run, collected, texts),
     }
     for name, table in tables.items():
-        pq.write_table(table, folder / name / f"{_layer_name(layer)}.parquet", compression="zstd")
+        pq.write_table(table, folder / name / f"{layer_name(layer)}.parquet", compression="zstd")
 
 
 def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[str]:
@@ -79,7 +74,7 @@ def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[st
 
     Returns the hashes of their prompts.
     """
-    name, prompts = _layer_name(layer), set()
+    name, prompts = layer_name(layer), set()
 
     def prediction_rows() -> Iterator[dict[str, Any]]:
         for batch in chunks(ids, AT_ONCE):

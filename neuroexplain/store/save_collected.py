@@ -1,6 +1,6 @@
 """Save runs, their vocabulary, segments and collected layers.
 
-Each function is one transaction. Saving the same values again changes nothing.
+Each function is one transaction. Saving a vocabulary, segments or a layer again leaves the same rows.
 """
 
 from __future__ import annotations

@@ -50,8 +50,7 @@ def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanat
 def save_explained(
     store: Store, run_id: int, results: Sequence[ExplanationResult]
 ) -> list[ExplanationResult]:
-    """Store explanations with their predictions and scores, all or none; return them with the explanations'
-    ids.
+    """Store explanations with their predictions and scores, all or none. Returns them with ids.
 
     Of an explanation that has an id, only `chosen` is written. What earlier commands chose for the same
     units is no longer chosen: see _unchoose.

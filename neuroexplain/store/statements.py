@@ -39,8 +39,7 @@ def upsert_many(
 def insert_tuples(
     connection: Connection, table: Table, rows: Iterable[Row], *, skip_existing: bool = False
 ) -> None:
-    """Insert rows through the driver: the values of all columns in their order, but for an id that counts
-    itself.
+    """Insert rows through the driver: the values of all columns in order, without an id that counts itself.
 
     SQLAlchemy's work on every value took over half of the time of a collected layer (docs/decisions.md).
     """

@@ -108,7 +108,7 @@ def _split_scores() -> None:
 
 
 def _mark_negative_runs() -> None:
-    """Mark the failed explanations of `--sign negative` runs as of the negative side, also in their request
+    """Mark the failed explanations of `--sign negative` runs as of the negative side; adapt their request
     keys.
 
     The version before could not explain these runs; with the mark, --retry-failed tries them again.
