@@ -1,4 +1,7 @@
-"""Many requests at once, in threads that never keep the process alive."""
+"""Many requests at once, in threads that never keep the process alive.
+
+Daemon threads and not a pool: Python joins a pool's threads at exit, so Ctrl-C would wait for the server.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +20,42 @@ def map_in_flight(
 ) -> Iterator[tuple[Item, Result]]:
     """Apply `work` to the items, at most n at a time; yields (item, result) as they finish.
 
-    `items` is read in the caller's thread, 2 n ahead, so it may read a database. With n = 1 everything happens there, in
-    order. An exception of `work` is raised here. Left early, it starts nothing more and waits for nothing.
+    `items` is read in the caller's thread, at most 2 n items ahead, so it may read a database. With n = 1
+    everything happens in the caller's thread, in order. An exception of `work` is raised in the caller. A
+    caller that leaves the iteration early waits for nothing, and no further item is started.
     """
     if n == 1:
         yield from ((item, work(item)) for item in items)
         return
-    asked: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-    answered: queue.SimpleQueue[tuple[Item, Result | None, BaseException | None]] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[tuple[Item, Result | None, BaseException | None]] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def run() -> None:
-        while (item := asked.get()) is not None and not stopping.is_set():
+        while (item := todo.get()) is not None and not stopping.is_set():
             try:
-                answered.put((item, work(item), None))
+                finished.put((item, work(item), None))
             except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
-                answered.put((item, None, error))
+                finished.put((item, None, error))
 
     source = iter(items)
-    waiting = started = 0
+    n_waiting = n_threads = 0
     try:
         while True:
-            for item in islice(source, 2 * n - waiting):
-                asked.put(item)
-                waiting += 1
-                if started < min(n, waiting):
+            for item in islice(source, 2 * n - n_waiting):
+                todo.put(item)
+                n_waiting += 1
+                if n_threads < min(n, n_waiting):
                     threading.Thread(target=run, daemon=True).start()
-                    started += 1
-            if not waiting:
+                    n_threads += 1
+            if not n_waiting:
                 return
-            item, result, error = answered.get()
-            waiting -= 1
+            item, result, error = finished.get()
+            n_waiting -= 1
             if error is not None:
                 raise error
             yield item, result  # type: ignore[misc]
     finally:
         stopping.set()
-        for _ in range(started):
-            asked.put(None)
+        for _ in range(n_threads):
+            todo.put(None)

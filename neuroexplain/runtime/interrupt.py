@@ -1,47 +1,53 @@
-"""Ctrl-C, and being told to end: at once, or, where work in progress would be lost, at the next step."""
+"""Ctrl-C and other signals to stop: at once, or after the current step if that saves its work."""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a terminal that was closed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill, a closed terminal
 
 
 class Interrupted(BaseException):
-    """Ctrl-C. Not KeyboardInterrupt, which typer would answer without a word."""
+    """A signal stopped the command. Not KeyboardInterrupt, on which typer would exit without a message."""
 
 
 class Stopping:
-    """What SIGNALS do. The first one waits for the next step where `gently` is set; a second one never waits."""
+    """The handler of SIGNALS, and whether one has arrived.
+
+    While `gently` is set, the first signal takes effect at the next `check`, between two steps. A second
+    signal takes effect at once.
+    """
 
     def __init__(self) -> None:
         self.gently = False
-        self.asked: int | None = None  # the signal
+        self.signal_number: int | None = None  # the signal that arrived last
 
     @property
     def status(self) -> int:
-        """The exit status of a command that was stopped: 130 after Ctrl-C."""
-        return 128 + (self.asked or signal.SIGINT)
+        """The exit status of a stopped command: 130 after Ctrl-C."""
+        return 128 + (self.signal_number or signal.SIGINT)
 
     def install(self) -> None:
-        self.asked = None
-        for one in SIGNALS:
-            if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN:  # ignored: by nohup
-                signal.signal(one, self.answer)
+        """Become the handler of SIGNALS. SIGHUP stays ignored under nohup."""
+        self.signal_number = None
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.receive)
 
     def check(self) -> None:
-        """Called between two steps. Raises Interrupted where a stop was asked for."""
-        if self.asked:
+        """Raise Interrupted if a signal has arrived. Called between two steps.
+
+        It is needed after every signal: Python drops an exception that a handler raises inside a `__del__`.
+        """
+        if self.signal_number:
             raise Interrupted
 
-    def answer(self, signal_number: int, frame: object) -> None:
-        """A signal's handler."""
-        again, self.asked = (
-            self.asked,
-            signal_number,
-        )  # before anything is raised: Python drops what is raised in a __del__
-        if again or not self.gently:
+    def receive(self, signal_number: int, frame: object) -> None:
+        """The handler itself."""
+        is_second = self.signal_number is not None
+        self.signal_number = signal_number  # before anything is raised, so that `check` sees it
+        if is_second or not self.gently:
             raise Interrupted
         print("Stopping after this step ... (Ctrl-C again: at once)", file=sys.stderr, flush=True)
 

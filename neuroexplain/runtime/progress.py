@@ -1,4 +1,4 @@
-"""What a pipeline tells while it works; the command line draws it."""
+"""What a run yields while it works; the command line draws it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one stage is: `done` of `total` units. `note` is a line that a person should read, said once."""
+    """How far a stage is: `done` of `total`. A `note` is a line for the reader, printed once."""
 
-    stage: str  # what is being done: "collecting", "explaining", ...
+    stage: str  # "collecting", "explaining", ...
     done: int = 0
     total: int | None = None  # None: not known
-    unit: str = ""  # segments, neurons, ...
+    unit: str = ""  # what is counted: segments, neurons, ...
     failed: int = 0
     note: str | None = None
     tokens: int = 0  # prompt tokens that LLMs have read so far

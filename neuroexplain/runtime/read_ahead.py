@@ -1,4 +1,4 @@
-"""Make what comes next while the caller works on what came last."""
+"""The next items, prepared in a thread while the caller works on the current one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Iterate over `items` in a thread, at most `ahead` items before the caller. Its exceptions are raised in the caller.
+    """Iterates over `items` in a thread, at most `ahead` items before the caller.
 
-    The thread ends with the iteration, however that ends, and never keeps the process alive.
+    An exception of `items` is raised in the caller. The thread ends when the iteration ends, for whatever
+    reason, and never keeps the process alive.
     """
 
     def __init__(self, items: Iterable[Item], ahead: int = 2) -> None:
-        self.waited = 0.0  # seconds that the caller stood still
+        self.waited = 0.0  # seconds that the caller has waited for items
         self._items, self._ahead = items, ahead
 
     def __iter__(self) -> Iterator[Item]:
-        made: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
         room = threading.Semaphore(self._ahead)
         stopping = threading.Event()
 
@@ -30,15 +31,15 @@ class ReadAhead(Generic[Item]):
             try:
                 source = iter(self._items)
                 while room.acquire() and not stopping.is_set():
-                    made.put((next(source), None))
-            except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread; StopIteration ends it)
-                made.put((None, error))
+                    ready.put((next(source), None))
+            except BaseException as error:  # noqa: BLE001  (raised again in the caller; StopIteration ends it)
+                ready.put((None, error))
 
         threading.Thread(target=run, daemon=True).start()
         try:
             while True:
                 began = time.monotonic()
-                item, error = made.get()
+                item, error = ready.get()
                 self.waited += time.monotonic() - began
                 if isinstance(error, StopIteration):
                     return

@@ -17,12 +17,12 @@ def wait_until(holds):
 
 
 def test_items_come_in_order_and_only_so_many_are_made_ahead():
-    made = []
-    items = iter(ReadAhead((made.append(n) or n for n in range(20)), ahead=3))
+    taken = []
+    items = iter(ReadAhead((taken.append(n) or n for n in range(20)), ahead=3))
     assert next(items) == 0
-    wait_until(lambda: len(made) == 4)
+    wait_until(lambda: len(taken) == 4)
     time.sleep(0.02)
-    assert made == [0, 1, 2, 3]
+    assert taken == [0, 1, 2, 3]
     assert list(items) == list(range(1, 20))
 
 
@@ -31,10 +31,10 @@ def test_an_error_is_raised_where_the_items_are_used():
         yield 1
         raise OSError("gone")
 
-    found = []
+    received = []
     with pytest.raises(OSError, match="gone"):
-        found.extend(ReadAhead(items()))
-    assert found == [1]
+        received.extend(ReadAhead(items()))
+    assert received == [1]
 
 
 def test_left_early_the_thread_ends():
