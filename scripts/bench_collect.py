@@ -1,17 +1,23 @@
-"""How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json] [--shape llama3-8b]
+"""How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json]
 
-Three works take turns in one process on the same segments, model, batch shape and dtype. `forward` is Transformers' base
-model, all layers, without the head and without any hook of ours: the floor. On a GPU attention and norms are compiled for all
-three, unless `--no-compile`; `plain_forward` is the forward pass before that. `collect` is what `neuroexplain collect` does
-with a batch. `published` is the same pass with the published method's rule in place of ours. Printed: the median of the
-rounds' ratios, and quartiles; the share of the device's matrix peak, measured here by one large product in the model's dtype;
-and peak memory.
+Three works take turns in one process on the same segments, model, batch shape and dtype:
 
-New candidates get rarer as one over the segments read: after n, a segment is among a neuron's best k with probability k/n. So
-what collecting costs depends on how many were read before, `--warm-up`; a run reads thousands to millions. Unless told, a CPU
-reads 1,000 before, a GPU 16 batches: until then single neurons have more candidates in a batch than they have room for.
+- `forward` is Transformers' base model, all layers, without the head and without any hook of ours: the
+  floor. On a GPU attention and norms are compiled for all three works, unless `--no-compile`; `plain_forward`
+  is the forward pass before that.
+- `collect` is what `neuroexplain collect` does with a batch.
+- `published` is the same pass with the published method's rule in place of ours.
 
-`--shape` builds a model of that shape with random weights and reads random tokens: it needs torch and Transformers alone.
+Printed are the median of the rounds' ratios, and their quartiles; the share of the device's matrix peak,
+measured here by one large product in the model's dtype; and the peak of memory.
+
+New candidates get rarer as one over the segments read: after n segments, a segment is among a neuron's best k
+with probability k/n. So the cost of collecting depends on how many segments were read before, `--warm-up`; a
+run reads thousands to millions. By default a CPU reads 1,000 before and a GPU 16 batches: until then some
+neurons have more candidates in a batch than spare slots.
+
+`--shape llama3-8b` builds a model of that shape with random weights and reads random tokens. It needs torch
+and Transformers alone.
 """
 
 import argparse
@@ -21,18 +27,22 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from neuroexplain.collecting.batch_size import CPU_BATCH_SIZE, find_batch_size
+from neuroexplain.collecting.batch_size import find_batch_size
 from neuroexplain.collecting.collector import Collector, send
 from neuroexplain.collecting.kernels import can_compile
 from neuroexplain.collecting.published import PublishedTopK
+from neuroexplain.runtime.tuning import CPU_BATCH_SIZE, keep_freed_memory
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.load import FAMILIES, Subject, choose_device, choose_dtype, keep_freed_memory
+from neuroexplain.subject.device import choose_device, choose_dtype
+from neuroexplain.subject.families import FAMILIES
+from neuroexplain.subject.model import Subject
 
 LLAMA3 = {
     "vocab_size": 128_256,
@@ -49,119 +59,168 @@ SHAPES = {
     | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128},
 }
 WORKS = ("forward", "collect", "published")
+TOP_K = 32
 Batch = tuple[Tensor, Tensor]  # token ids [batch, 128] on the device, segment numbers [batch] on the CPU
+Work = Callable[[Tensor, Tensor], object]
 
 
 def main() -> None:
     options = parse_options()
+    subject, read = load(options)
+    on_gpu = subject.device.type == "cuda"
+    collector = new_collector(subject, options)
+    batch_size = options.batch_size or find_batch_size(collector, 1024)
+    batches = (read(number, batch_size) for number in count())
+    forward = forward_pass(subject)
+    plain_seconds = None
+    if options.compile and can_compile(subject.device):
+        forward(*next(batches))
+        turns = (take(batches, options.batches) for _ in range(5))
+        plain_seconds = statistics.median(seconds(forward, turn, on_gpu) for turn in turns)
+        collector.compile(batch_size)
+    n_warm_up = options.warm_up or (16 * batch_size if on_gpu else 1000)
+    peak_memory = warm_up(collector, take(batches, -(-n_warm_up // batch_size)), on_gpu)
+    published = published_pass(subject, collector)
+    works = dict(zip(WORKS, (forward, collector.read, published), strict=True))
+    for work in works.values():
+        work(*next(batches))
+    rounds = measure_rounds(works, batches, options, on_gpu)
+    n_tokens = options.batches * batch_size * 128
+    result = {
+        **speeds(subject, rounds, n_tokens, plain_seconds),
+        "peak_memory_bytes": peak_memory,
+        "pairs": len(rounds),
+        "model": options.shape or Path(subject.name).name,
+        "neurons": len(subject.layers) * subject.d_mlp,
+        "batch": [batch_size, 128],
+        "segments_before": n_warm_up,
+        "dtype": subject.dtype_name,
+        "kernels": "compiled" if collector.compiled else "plain",
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+    lines = (f"{name:34} {value}" for name, value in result.items())
+    print(json.dumps(result) if options.json else "\n".join(lines))
+
+
+def load(options: argparse.Namespace) -> tuple[Subject, Callable[[int, int], Batch]]:
+    """The subject, and a function from (number, batch size) to a batch."""
     if options.shape is not None:
         subject = build(options.shape, options.dtype, options.device)
-        read = random_batches(subject)
-    else:
-        from neuroexplain.subject.load import embedded_model, load_subject
+        return subject, random_batches(subject)
+    from neuroexplain.subject.load import embedded_model, load_subject
 
-        subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
-        read = corpus_batches(subject, options.dataset)
-    collector = Collector(
+    subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
+    return subject, corpus_batches(subject, options.dataset)
+
+
+def new_collector(subject: Subject, options: argparse.Namespace) -> Collector:
+    return Collector(
         subject,
         range(len(subject.layers)),
         activation="act",
         sign=options.sign,
-        top_k=32,
+        top_k=TOP_K,
         positions=range(64, 97),
         special_peaks=True,
         n_random=32,
         seed=0,
         windows_on_host=options.windows == "host",
     )
-    gpu = subject.device.type == "cuda"
-    batch_size = options.batch_size or find_batch_size(collector, 1024)
-    numbers = iter(range(10**9))
-    batches = lambda n: [read(next(numbers), batch_size) for _ in range(n)]  # noqa: E731
 
+
+def forward_pass(subject: Subject) -> Work:
     def forward(token_ids: Tensor, segments: Tensor) -> None:
         with torch.inference_mode():
             subject.model(token_ids, use_cache=False)
 
-    plain = None
-    if options.compile and can_compile(subject.device):
-        forward(*batches(1)[0])
-        plain = statistics.median(seconds(forward, batches(options.batches), gpu) for _ in range(5))
-        collector.compile(batch_size)
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    warm_up = options.warm_up or (16 * batch_size if gpu else 1000)
-    for one in batches(-(-warm_up // batch_size)):  # so that the top k have filled up
-        collector.read(*one)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if gpu
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    published = {n: PublishedTopK(subject.d_mlp, 32, subject.dtype, subject.device) for n in collector.layers}
+    return forward
 
-    def published_rule(token_ids: Tensor, segments: Tensor) -> None:
-        places = send(segments, subject.device)
-        fold = lambda layer, acts: published[layer].fold(acts, places)  # noqa: E731
+
+def published_pass(subject: Subject, collector: Collector) -> Work:
+    """The forward pass with the published rule folded in."""
+    tops = {
+        layer: PublishedTopK(subject.d_mlp, TOP_K, subject.dtype, subject.device)
+        for layer in collector.layers
+    }
+
+    def published(token_ids: Tensor, segments: Tensor) -> None:
+        numbers = send(segments, subject.device)
+        fold = lambda layer, acts: tops[layer].fold(acts, numbers)  # noqa: E731
         capture_activations(subject, token_ids, collector.sources, fold)
 
-    works = dict(zip(WORKS, (forward, collector.read, published_rule), strict=True))
-    for work in works.values():
-        work(*batches(1)[0])
-    rounds: list[dict[str, float]] = []
+    return published
+
+
+def take(batches: Iterator[Batch], n: int) -> list[Batch]:
+    return list(islice(batches, n))
+
+
+def warm_up(collector: Collector, batches: list[Batch], on_gpu: bool) -> int:
+    """Fill the top k. Returns the peak of memory, in bytes."""
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    for token_ids, segments in batches:
+        collector.read(token_ids, segments)
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure_rounds(
+    works: dict[str, Work], batches: Iterator[Batch], options: argparse.Namespace, on_gpu: bool
+) -> list[dict[str, float]]:
+    """Each round's seconds by work. All works of a round read the same batches, in an order that rotates."""
+    rounds = []
     for number in range(options.pairs):
         turn = WORKS[number % 3 :] + WORKS[: number % 3]
-        some = batches(options.batches)
-        took = {name: seconds(works[name], some, gpu) for name in turn}
+        round_batches = take(batches, options.batches)
+        took = {name: seconds(works[name], round_batches, on_gpu) for name in turn}
         rounds.append(took)
         print(f"{number + 1} of {options.pairs}: {took['forward'] / took['collect']:.3f}", file=sys.stderr)
-    tokens = options.batches * batch_size * 128
-    speed = {name: tokens / statistics.median(took[name] for took in rounds) for name in WORKS}
+    return rounds
+
+
+def speeds(
+    subject: Subject, rounds: list[dict[str, float]], n_tokens: int, plain_seconds: float | None
+) -> dict[str, float | list[float]]:
+    """Tokens per second of each work, ratios to the forward pass, and the share of the matrix peak."""
+    speed = {name: n_tokens / statistics.median(took[name] for took in rounds) for name in WORKS}
+    plain = (
+        {} if plain_seconds is None else {"plain_forward_tokens_per_s": round(n_tokens / plain_seconds, 1)}
+    )
     matrix_peak = measure_matrix_peak(subject)
     flops = 2 * n_matrix_weights(subject)  # a token; attention's own products are left out
-    found = {
+    return {
         **{f"{name}_tokens_per_s": round(speed[name], 1) for name in WORKS},
-        **({} if plain is None else {"plain_forward_tokens_per_s": round(tokens / plain, 1)}),
+        **plain,
         "collect_over_forward": ratio(rounds, "collect")[1],
         "collect_over_forward_quartiles": ratio(rounds, "collect")[::2],
         "published_over_forward": ratio(rounds, "published")[1],
         "published_over_forward_quartiles": ratio(rounds, "published")[::2],
         "matrix_peak_share": round(speed["collect"] * flops / matrix_peak, 4),
         "matrix_peak_tflops": round(matrix_peak / 1e12, 3),
-        "peak_memory_bytes": peak,
-        "pairs": len(rounds),
-        "model": options.shape or Path(subject.name).name,
-        "neurons": len(subject.layers) * subject.d_mlp,
-        "batch": [batch_size, 128],
-        "segments_before": warm_up,
-        "dtype": str(subject.dtype).removeprefix("torch."),
-        "kernels": "compiled" if collector.compiled else "plain",
-        "device": torch.cuda.get_device_name()
-        if gpu
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
     }
-    print(
-        json.dumps(found)
-        if options.json
-        else "\n".join(f"{name:34} {value}" for name, value in found.items())
-    )
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, help="a model with random weights instead of --model")
-    parser.add_argument("--model", help="hub name, folder or .gguf file; SmolLM2 unless told")
-    parser.add_argument("--dataset", help="text file; the demo's corpus unless told")
-    parser.add_argument("--pairs", type=int, default=9, help="rounds in which each work has its turn")
-    parser.add_argument("--batches", type=int, default=2, help="batches in each turn")
-    parser.add_argument("--warm-up", type=int, help="segments collected before: of a run, the first moment")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="build a model with random weights instead of loading --model"
+    )
+    parser.add_argument("--model", help="hub name, folder or .gguf file; SmolLM2 by default")
+    parser.add_argument("--dataset", help="text file; the demo's corpus by default")
+    parser.add_argument("--pairs", type=int, default=9, help="rounds, in each of which every work has a turn")
+    parser.add_argument("--batches", type=int, default=2, help="batches of a turn")
+    parser.add_argument("--warm-up", type=int, help="segments collected before measuring")
     parser.add_argument(
         "--batch-size",
         type=int,
-        help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU unless told",
+        help=f"{CPU_BATCH_SIZE} on a CPU, the largest that fits on a GPU",
     )
     parser.add_argument(
         "--no-compile", dest="compile", action="store_false", help="as `collect --no-compile`"
@@ -175,13 +234,13 @@ def parse_options() -> argparse.Namespace:
 
 
 def build(shape: str, dtype: str, device: str) -> Subject:
-    """A Llama of the shape with random weights, made on the device."""
+    """A Llama of the shape with random weights, created on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    where = choose_device(device)
+    torch_device = choose_device(device)
     keep_freed_memory()
-    torch.set_default_dtype(choose_dtype(dtype, where))
-    with where:
+    torch.set_default_dtype(choose_dtype(dtype, torch_device))
+    with torch_device:
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
     body = model.base_model
@@ -209,31 +268,33 @@ def random_batches(subject: Subject) -> Callable[[int, int], Batch]:
 
 
 def corpus_batches(subject: Subject, dataset: str | None) -> Callable[[int, int], Batch]:
-    """Batches in a random order of visit; it starts again at the end, under new segment numbers."""
+    """Batches in a random order; at the end of the corpus it starts again, with new segment numbers."""
     from importlib import resources
 
     from neuroexplain.corpus.documents import read_documents
-    from neuroexplain.corpus.token_stream import TokenStream, tokenize, visiting_order
+    from neuroexplain.corpus.token_stream import TokenStream
+    from neuroexplain.corpus.tokenizing import tokenize
+    from neuroexplain.corpus.visiting_order import visiting_order
 
     text = dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
     stream = TokenStream.of(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))
     order = visiting_order(stream.n_segments, "random", 0, None)
 
     def batch(number: int, size: int) -> Batch:
-        places = torch.arange(number * size, (number + 1) * size)
-        ids = torch.from_numpy(stream.rows(order[places.numpy() % len(order)]).astype("int64"))
-        return send(ids, subject.device), places
+        numbers = torch.arange(number * size, (number + 1) * size)
+        ids = torch.from_numpy(stream.rows(order[numbers.numpy() % len(order)]).astype("int64"))
+        return send(ids, subject.device), numbers
 
     return batch
 
 
-def seconds(work: Callable[[Tensor, Tensor], object], batches: list[Batch], gpu: bool) -> float:
-    if gpu:
+def seconds(work: Work, batches: list[Batch], on_gpu: bool) -> float:
+    if on_gpu:
         torch.cuda.synchronize()
     began = time.perf_counter()
     for token_ids, segments in batches:
         work(token_ids, segments)
-    if gpu:
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
@@ -248,15 +309,15 @@ def ratio(rounds: list[dict[str, float]], work: str) -> list[float]:
 
 def measure_matrix_peak(subject: Subject) -> float:
     """FLOP/s of the best of ten square products in the subject's dtype, on its device."""
-    gpu = subject.device.type == "cuda"
-    n = 8192 if gpu else 2048
-    one, other = (torch.randn(n, n, device=subject.device).to(subject.dtype) for _ in range(2))
-    best = min(seconds(torch.mm, [(one, other)] * (10 if gpu else 1), gpu) for _ in range(10))
-    return (10 if gpu else 1) * 2 * n**3 / best
+    on_gpu = subject.device.type == "cuda"
+    n, n_products = (8192, 10) if on_gpu else (2048, 1)
+    a, b = (torch.randn(n, n, device=subject.device).to(subject.dtype) for _ in range(2))
+    best = min(seconds(torch.mm, [(a, b)] * n_products, on_gpu) for _ in range(10))
+    return n_products * 2 * n**3 / best
 
 
 def n_matrix_weights(subject: Subject) -> int:
-    """Weights that every token is multiplied with: all matrices but the embeddings."""
+    """The number of weights that every token is multiplied with: all matrices but the embeddings."""
     modules = (module for module in subject.model.modules() if not isinstance(module, torch.nn.Embedding))
     return sum(p.numel() for module in modules for p in module.parameters(recurse=False) if p.dim() == 2)
 

@@ -29,16 +29,16 @@ def command(made, db, *more):
     return [sys.executable, "-m", "neuroexplain.cli.main", "collect", *map(str, (*names, *options, *more))]
 
 
-def merge(one: Path, other: Path, into: Path, **options):
-    with open_store(str(one)) as a, open_store(str(other)) as b, open_store(str(into), create=True) as c:
+def merge(first: Path, second: Path, into: Path, **options):
+    with open_store(str(first)) as a, open_store(str(second)) as b, open_store(str(into), create=True) as c:
         list(run_merge([(a, load_run(a)), (b, load_run(b))], c, **options))
 
 
 def content(db: Path):
-    """All that a finished run holds, without ids and times."""
+    """(rows by table, run): everything that a finished run holds, without ids and times."""
     store = open_store(str(db))
     run = load_run(store)
-    found = {}
+    tables = {}
     with store.engine.connect() as connection:
         for table in CONTENT:
             rows = connection.exec_driver_sql(f"SELECT * FROM {table}").mappings()  # noqa: S608  (our own names)
@@ -47,18 +47,18 @@ def content(db: Path):
                 for row in rows
                 if row["run_id"] == run.id
             ]
-            found[table] = sorted((tuple(row.values()) for row in kept), key=repr)
+            tables[table] = sorted((tuple(row.values()) for row in kept), key=repr)
     store.close()
-    return found, run
+    return tables, run
 
 
 def assert_whole(db, undisturbed):
     """Exemplars exactly, statistics to rounding."""
-    found, run = content(db)
+    tables, run = content(db)
     assert run.config["shard"] is None
     for table in CONTENT:
         if table != "units":
-            assert found[table] == undisturbed[table], table
-    for mine, whole in zip(found["units"], undisturbed["units"], strict=True):
-        assert mine[:3] == whole[:3]
-        assert mine[3:] == pytest.approx(whole[3:], rel=1e-6, abs=1e-7)
+            assert tables[table] == undisturbed[table], table
+    for row, expected in zip(tables["units"], undisturbed["units"], strict=True):
+        assert row[:3] == expected[:3]
+        assert row[3:] == pytest.approx(expected[3:], rel=1e-6, abs=1e-7)

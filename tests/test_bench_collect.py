@@ -20,7 +20,7 @@ def test_a_shape_needs_tensor_code_alone():
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     numbers = (
         "forward_tokens_per_s",
         "collect_tokens_per_s",
@@ -28,5 +28,5 @@ def test_a_shape_needs_tensor_code_alone():
         "published_tokens_per_s",
     )
     numbers += ("published_over_forward", "matrix_peak_share", "peak_memory_bytes")
-    assert all(found[name] > 0 for name in numbers)
-    assert (found["neurons"], found["batch"], found["pairs"]) == (128, [2, 128], 3)
+    assert all(result[name] > 0 for name in numbers)
+    assert (result["neurons"], result["batch"], result["pairs"]) == (128, [2, 128], 3)

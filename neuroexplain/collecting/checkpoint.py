@@ -1,4 +1,4 @@
-"""What a collection has kept so far, in one file that is always whole: the old one or the new one."""
+"""A checkpoint file: the state of a collection, always whole, either the one before or the new one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from neuroexplain.errors import NeuroexplainError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the state (tensors, numbers, strings) beside the file, then put it in its place.
+    """Write the state (tensors, numbers, strings) to a new file, then move that to the path.
 
-    Raises NeuroexplainError where it cannot be written; the checkpoint before stays as it was.
+    Raises NeuroexplainError if it cannot be written; the checkpoint before stays.
     """
     new = path.with_name(path.name + ".new")
     try:
@@ -31,22 +31,23 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:
         new.unlink(missing_ok=True)
-        kept = (
-            "The one before is intact: make room and run the same command again."
-            if path.exists()
-            else "Make room first."
-        )
-        raise NeuroexplainError(f"Could not write the checkpoint {path}: {error}. {kept}") from error
+        advice = "Make room first."
+        if path.exists():
+            advice = "The one before is intact: make room and run the same command again."
+        raise NeuroexplainError(f"Could not write the checkpoint {path}: {error}. {advice}") from error
 
 
 def find_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The saved state with its tensors on the CPU; None where there is none. Raises NeuroexplainError where it is broken."""
+    """The saved state with its tensors on the CPU; None if there is no file.
+
+    Raises NeuroexplainError if the file cannot be read.
+    """
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         raise NeuroexplainError(
             f"Cannot read the checkpoint {path}: {error}. Delete it to start over."
         ) from error
-    return found
+    return state

@@ -1,4 +1,4 @@
-"""Collect on several devices of one machine: a process and a part for each, merged when all have ended."""
+"""Collect on several devices of one machine: a process and a part for each device, merged at the end."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ from pathlib import Path
 from neuroexplain.collecting.merge import run_merge
 from neuroexplain.collecting.run import find_finished_run, run_collect
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus.reading import BROKEN_OFF, WHOLE, Tally, tokenize_for_parts
+from neuroexplain.corpus.shared_progress import FAILED, FINISHED, SharedProgress
+from neuroexplain.corpus.tokenizing import tokenize_for_parts
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.worker import Worker
 from neuroexplain.store.engine import Store, open_store, remove_if_unused
 from neuroexplain.store.runs import load_run
-from neuroexplain.subject.load import choose_device, device_name
+from neuroexplain.subject.device import choose_device, device_name
 
-STAGES = ("loading the model", "tokenizing", "collecting", "saving")
-READING = {"collecting", "saving"}
+STAGES = ("loading the model", "tokenizing", "collecting", "saving")  # of a part, in order
+READING = {"collecting", "saving"}  # the stages in which a part counts segments or layers
+
+Stages = Mapping[str, Progress]  # a part's last progress in each of its stages
 
 
 def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Progress]:
-    """run_collect, shared among `config.devices`; equal to it exactly, statistics to rounding.
+    """`run_collect`, shared among `config.devices`: equal to it exactly, and statistics to rounding.
 
-    The parts lie in a folder beside the database until they are merged. Interrupted or killed, the processes leave their
-    checkpoints there, and the same call goes on. Raises NeuroexplainError where devices differ or a process fails.
+    The parts lie in a folder beside the database until they are merged. When interrupted or killed, the
+    processes leave their checkpoints there, and the same call continues. Raises NeuroexplainError if the
+    devices differ or a process fails.
     """
-    names = {device: device_name(choose_device(device)) for device in config.devices}
-    if len(set(names.values())) > 1:
-        shown = ", ".join(f"{device} is {name}" for device, name in names.items())
-        raise NeuroexplainError(
-            f"The devices differ, and so may the last bits of activations: {shown}.\n"
-            "Collect on each with --device and --shard; neuroexplain merge joins such parts with --allow-mixed."
-        )
+    _check_alike(config.devices)
     n, folder = len(config.devices), store.beside("parts")
     folder.mkdir(exist_ok=True)
     parts = {
@@ -47,85 +45,104 @@ def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Pro
         yield from _collect_parts(config, folder, parts)
     except NeuroexplainError:
         with suppress(OSError):
-            folder.rmdir()  # where no part has begun
+            folder.rmdir()  # works if no part has begun
         raise
-    with ExitStack() as opened:
-        stores = [opened.enter_context(open_store(where, read_only=True)) for where in parts]
+    with ExitStack() as stack:
+        stores = [stack.enter_context(open_store(file, read_only=True)) for file in parts]
         yield from run_merge([(part, load_run(part)) for part in stores], store, config=config.as_json())
     shutil.rmtree(folder)
 
 
+def _check_alike(devices: Collection[str]) -> None:
+    """Raise NeuroexplainError if the devices are of different kinds."""
+    names = {device: device_name(choose_device(device)) for device in devices}
+    if len(set(names.values())) > 1:
+        kinds = ", ".join(f"{device} is {name}" for device, name in names.items())
+        raise NeuroexplainError(
+            f"The devices differ, and so may the last bits of activations: {kinds}.\n"
+            "Collect on each with --device and --shard, and join the parts:  neuroexplain merge --allow-mixed"
+        )
+
+
 def _collect_parts(
-    config: CollectConfig, folder: Path, parts: dict[str, CollectConfig]
+    config: CollectConfig, folder: Path, parts: Mapping[str, CollectConfig]
 ) -> Generator[Progress]:
-    """Run all parts to their end, a process for each, and one that tokenizes for all of them."""
+    """Run all parts to their end, a process for each, and one that tokenizes for all of them.
+
+    parts: each part's options, by its database.
+    """
     workers: dict[str, Worker] = {}
-    heard: dict[str, dict[str, Progress]] = {where: {} for where in parts}  # the last of each stage
-    text: Progress | None = None  # the last of tokenizing
-    tally = Tally()
-    tokenizing = Worker("tokenizing", tokenize_for_parts, config, folder, tally)
+    stages: dict[str, dict[str, Progress]] = {file: {} for file in parts}
+    tokenized: Progress | None = None  # the last progress of tokenizing
+    shared = SharedProgress()
+    tokenizing = Worker("tokenizing", tokenize_for_parts, config, folder, shared)
     try:
-        for where, part in parts.items():
-            workers[where] = Worker(part.device, _collect_part, where, part, tally)
-        busy = {worker.pipe: where for where, worker in workers.items()}
-        open_pipes = [*busy, tokenizing.pipe]
+        for file, part in parts.items():
+            workers[file] = Worker(part.device, _collect_part, file, part, shared)
+        busy = {worker.connection: file for file, worker in workers.items()}
+        connections = [*busy, tokenizing.connection]
         while busy:
-            for pipe in wait(open_pipes, timeout=1.0):
-                assert isinstance(pipe, Connection)
-                part_of = busy.get(pipe)
-                told = (tokenizing if part_of is None else workers[part_of]).hear()
-                if told is None:
-                    open_pipes.remove(pipe)
-                    busy.pop(pipe, None)
+            for connection in wait(connections, timeout=1.0):
+                assert isinstance(connection, Connection)
+                file_of = busy.get(connection)
+                progress = (tokenizing if file_of is None else workers[file_of]).receive()
+                if progress is None:
+                    connections.remove(connection)
+                    busy.pop(connection, None)
                     continue
-                note = told.note
-                if part_of is None:
-                    text = told if note is None else text
+                note = progress.note
+                if file_of is None:
+                    tokenized = progress if note is None else tokenized
                 else:
-                    heard[part_of][told.stage] = told
-                    note = None if note is None else f"{parts[part_of].device}: {note}"
-                yield _together(heard.values(), text, note)
-            yield _together(heard.values(), text)  # so that the caller can stop while nobody says anything
+                    stages[file_of][progress.stage] = progress
+                    note = None if note is None else f"{parts[file_of].device}: {note}"
+                yield _combined(stages.values(), tokenized, note)
+            yield _combined(stages.values(), tokenized)  # lets the caller stop while no process reports
     finally:
         tokenizing.stop()
-        if tally.get()[1] != WHOLE:
-            tally.set(state=BROKEN_OFF)  # for whoever waits
+        if shared.get()[1] != FINISHED:
+            shared.set(state=FAILED)  # for parts that wait for tokens
         for worker in workers.values():
-            worker.hang_up()  # whoever still works notices, leaves a checkpoint and ends
+            worker.disconnect()  # a process that still works notices, saves a checkpoint and ends
         for worker in workers.values():
             worker.join()
 
 
-def _together(
-    heard: Collection[Mapping[str, Progress]], text: Progress | None = None, note: str | None = None
+def _combined(
+    parts: Collection[Stages], tokenized: Progress | None = None, note: str | None = None
 ) -> Progress:
-    """How far all parts are in the stage of the slowest one that reads already; before, how far tokenizing is.
+    """The progress of all parts, in the stage of the slowest part that reads already.
 
-    heard: each part's last word of each stage.
+    While no part reads, that of tokenizing. The total is known when every part has one.
     """
-    begun = [max(told, key=STAGES.index) for told in heard if told]
-    reading = [stage for stage in begun if stage in READING]
-    if text is not None and not reading:
-        return replace(text, note=note)
-    stage = min(reading or begun or STAGES[:1], key=STAGES.index)
-    if reading and len(reading) < len(heard):
-        stage = "collecting"  # those who have not begun will
-    said = [told[stage] for told in heard if stage in told]
-    totals = [one.total for one in said if one.total is not None]
-    is_known = len(reading) == len(heard) and len(totals) == len(said)
-    unit = said[0].unit if said else ""
-    return Progress(stage, sum(one.done for one in said), sum(totals) if is_known else None, unit, note=note)
+    current = [max(stages, key=STAGES.index) for stages in parts if stages]
+    reading = [stage for stage in current if stage in READING]
+    if tokenized is not None and not reading:
+        return replace(tokenized, note=note)
+    stage = min(reading or current or STAGES[:1], key=STAGES.index)
+    if reading and len(reading) < len(parts):
+        stage = "collecting"  # the parts that do not read yet will collect first
+    in_stage = [stages[stage] for stages in parts if stage in stages]
+    totals = [progress.total for progress in in_stage if progress.total is not None]
+    is_known = len(reading) == len(parts) and len(totals) == len(in_stage)
+    return Progress(
+        stage,
+        sum(progress.done for progress in in_stage),
+        sum(totals) if is_known else None,
+        in_stage[0].unit if in_stage else "",
+        note=note,
+    )
 
 
-def _collect_part(where: str, config: CollectConfig, tally: Tally) -> Generator[Progress]:
-    """One part, for a process of its own."""
-    with open_store(where, create=True) as store:
+def _collect_part(file: str, config: CollectConfig, shared: SharedProgress) -> Generator[Progress]:
+    """Collect one part into its database, in a process of its own."""
+    with open_store(file, create=True) as store:
         try:
             finished = find_finished_run(store, config)
             if finished is not None:
                 yield Progress("saving", len(finished.layers), len(finished.layers), "layers")
             else:
-                yield from run_collect(store, config, tally=tally)
+                yield from run_collect(store, config, shared=shared)
         except GeneratorExit:
             remove_if_unused(store)
             raise

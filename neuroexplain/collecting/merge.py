@@ -1,4 +1,4 @@
-"""Merge: the finished parts of one collection, each in a database of its own -> one run."""
+"""Merge the finished parts of one collection, each in a database of its own, into one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from neuroexplain.store.units import list_segments, load_collected_layer, load_s
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH
 
-SAME = (
+Part = tuple[Store, Run]
+
+# Fields of a run that must be equal in all parts.
+SAME_FIELDS = (
     "subject",
     "subject_revision",
     "activation",
@@ -35,42 +38,38 @@ SAME = (
     "seed",
     "tokenizer_sha256",
 )
+PART_OPTIONS = ("shard", "batch_size", "device", "dtype")  # options that may differ between parts
 SHAPES = ("dtype", "batch_size", "device", "kernels")  # what may change the last bits of activations
 
 
 def run_merge(
-    parts: Sequence[tuple[Store, Run]],
+    parts: Sequence[Part],
     into: Store,
     *,
     allow_mixed: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Generator[Progress]:
-    """Join parts into a new run of `into`: exemplars exactly, statistics to rounding. Explanations stay where they are.
+    """Join parts into a new run of `into`: records exactly, statistics to rounding, no explanations.
 
-    config: the new run's, where it is not that of the parts. Raises NeuroexplainError, before anything is written, for parts of
-    different collections, parts that overlap, and parts read in different shapes, dtypes or devices unless `allow_mixed`.
+    config: the new run's, by default that of the parts with their numbers as its shard. Raises
+    NeuroexplainError, before anything is written, for parts of different collections, parts that overlap, and
+    parts read in different shapes, dtypes or devices unless `allow_mixed`.
     """
-    numbers = _check(parts, allow_mixed)
-    first = parts[0][1]
-    fields = {name: getattr(first, name) for name in (*SAME, "n_layers")} | {"layers": list(first.layers)}
-    dtypes = {run.dtype for _, run in parts}
-    fields["dtype"] = first.dtype if len(dtypes) == 1 else "float32"  # which holds the values of all
-    fields["sources"] = [replace(source, dtype=fields["dtype"]) for source in first.sources]
-    of = first.config["shard"]["of"]
-    fields["rectified"] = first.config.get("sign") == "both"
-    shard = None if numbers == list(range(1, of + 1)) else {"parts": numbers, "of": of}
-    asked = {**first.config, "shard": shard} if config is None else dict(config)
-    versions = {name: value for _, run in reversed(parts) for name, value in run.versions.items()}
+    numbers = check_parts(parts, allow_mixed)
+    fields = _merged_fields(parts, numbers)
+    if config is not None:
+        fields["config"] = dict(config)
     for run in list_runs(into):
-        if run.status == "finished" and run.config == asked:
+        if run.status == "finished" and run.config == fields["config"]:
             yield Progress(
                 "merging", note=f"Run {run.id} of {into.name} holds these parts already: nothing to do."
             )
             return
-        if run.status == "running" and run.config == asked:
-            delete_run(into, run.id)  # an earlier attempt that was cut off
-    run_id = create_run(into, {**fields, "config": asked, "versions": versions})
-    save_vocabulary(into, run_id, load_vocabulary(parts[0][0], first.id))
+        if run.status == "running" and run.config == fields["config"]:
+            delete_run(into, run.id)  # a merge that was cut off
+    run_id = create_run(into, fields)
+    first_store, first = parts[0]
+    save_vocabulary(into, run_id, load_vocabulary(first_store, first.id))
     with into.bulk_writing():
         for store, run in parts:
             for segments in list_segments(store, run.id):
@@ -79,95 +78,135 @@ def run_merge(
             save_collected_layer(into, run_id, _merged_layer(parts, into, run_id, layer))
             yield Progress("merging", done, len(first.layers), "layers")
     n_segments = sum(run.n_segments for _, run in parts)
-    documents = max(run.n_documents for _, run in parts)
     finish_run(
-        into, run_id, n_segments=n_segments, n_documents=documents, n_tokens=n_segments * SEGMENT_LENGTH
+        into,
+        run_id,
+        n_segments=n_segments,
+        n_documents=max(run.n_documents for _, run in parts),
+        n_tokens=n_segments * SEGMENT_LENGTH,
     )
 
 
-def _merged_layer(parts: Sequence[tuple[Store, Run]], into: Store, run_id: int, layer: int) -> CollectedLayer:
+def _merged_fields(parts: Sequence[Part], numbers: list[int]) -> dict[str, Any]:
+    """The fields of the new run. Parts of two dtypes give float32, which holds the values of both."""
+    runs = [run for _, run in parts]
+    first = runs[0]
+    dtype = first.dtype if len({run.dtype for run in runs}) == 1 else "float32"
+    n_parts = first.config["shard"]["of"]
+    is_whole = numbers == list(range(1, n_parts + 1))
+    shard = None if is_whole else {"parts": numbers, "of": n_parts}
+    versions = {name: value for run in reversed(runs) for name, value in run.versions.items()}
+    return {name: getattr(first, name) for name in (*SAME_FIELDS, "n_layers")} | {
+        "layers": list(first.layers),
+        "dtype": dtype,
+        "sources": [replace(source, dtype=dtype) for source in first.sources],
+        "rectified": first.config.get("sign") == "both",
+        "config": {**first.config, "shard": shard},
+        "versions": versions,
+    }
+
+
+def _merged_layer(parts: Sequence[Part], into: Store, run_id: int, layer: int) -> CollectedLayer:
+    """One layer of all parts, joined two at a time. The parts' segments are in the new run already."""
     merged, n_tokens = None, 0
     for store, run in parts:
-        found, n_found = (
-            load_collected_layer(store, run, layer),
-            run.n_segments * (SEGMENT_LENGTH - RANDOM_START),
-        )
+        part = load_collected_layer(store, run, layer)
+        n_part_tokens = run.n_segments * (SEGMENT_LENGTH - RANDOM_START)
         if merged is None:
-            merged, n_tokens = found, n_found
+            merged, n_tokens = part, n_part_tokens
             continue
-        kinds = (*merged.exemplars.values(), *found.exemplars.values())
-        wanted = {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
-        ids, both = load_segment_ids(into, run_id, wanted), (n_tokens, n_found)
+        kinds = (*merged.exemplars.values(), *part.exemplars.values())
+        segments = {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
         merged = merge_layers(
-            merged, found, ids, top_k=run.top_k, n_random=run.n_random, seed=run.seed, n_tokens=both
+            merged,
+            part,
+            load_segment_ids(into, run_id, segments),
+            top_k=run.top_k,
+            n_random=run.n_random,
+            seed=run.seed,
+            n_tokens=(n_tokens, n_part_tokens),
         )
-        n_tokens += n_found
+        n_tokens += n_part_tokens
     assert merged is not None
     return merged
 
 
-def _check(parts: Sequence[tuple[Store, Run]], allow_mixed: bool) -> list[int]:
-    """The parts' numbers in ascending order. Each part is compared with the first."""
+def check_parts(parts: Sequence[Part], allow_mixed: bool) -> list[int]:
+    """The parts' numbers in ascending order.
+
+    Each part is compared with the first. Raises NeuroexplainError as `run_merge` says.
+    """
     if len(parts) < 2:
         raise NeuroexplainError("There is nothing to merge: name two parts or more.")
     for store, run in parts:
         if not run.config.get("shard"):
             raise NeuroexplainError(
-                f"Run {run.id} of {store.name} is no part of a collection: it was not collected with --shard, or is whole."
+                f"Run {run.id} of {store.name} is no part of a collection: it was not collected with "
+                "--shard, or is whole."
             )
-    found_in: dict[int, str] = {}  # the database of each part
-    (store_a, a), shard_a = parts[0], parts[0][1].config["shard"]
-    for store_b, b in parts:
-        different = [name for name in SAME if getattr(a, name) != getattr(b, name)]
-        if not different and not all(
-            one.is_like(other) for one, other in zip(a.sources, b.sources, strict=True)
-        ):
-            different.append("sources")
-        same = {
-            key: value
-            for key, value in a.config.items()
-            if key not in ("shard", "batch_size", "device", "dtype")
-        }
-        different += [
-            key for key, value in same.items() if b.config.get(key) != value and key not in different
-        ]
-        if different:
-            shown = "; ".join(
-                f"{name}: {_value(a, name)} in {store_a.name}, {_value(b, name)} in {store_b.name}"
-                for name in different
-            )
-            raise NeuroexplainError(f"These are parts of different collections. {shown}")
-        if a.dtype == b.dtype and a.versions.get("weights") != b.versions.get("weights"):
-            raise NeuroexplainError(
-                f"{store_a.name} and {store_b.name} were read by models of the same name with other weights: they are parts of "
-                "different collections."
-            )
-        shard_b = b.config["shard"]
-        if shard_a["of"] != shard_b["of"]:
-            raise NeuroexplainError(
-                f"One is a part of {shard_a['of']}, the other of {shard_b['of']}: they do not fit together."
-            )
-        for number in shard_b["parts"]:
-            if number in found_in:
+    database_of: dict[int, str] = {}  # by the number of a part
+    for part in parts:
+        _check_same_collection(parts[0], part)
+        store, run = part
+        shard = run.config["shard"]
+        for number in shard["parts"]:
+            if number in database_of:
                 raise NeuroexplainError(
-                    f"Part {number} of {shard_a['of']} is in both {found_in[number]} and {store_b.name}."
+                    f"Part {number} of {shard['of']} is in both {database_of[number]} and {store.name}."
                 )
-            found_in[number] = store_b.name
-        mixed = [name for name in SHAPES if _shape(a, name) != _shape(b, name)]
-        if mixed and not allow_mixed:
-            shown = "; ".join(f"{name}: {_shape(a, name)} and {_shape(b, name)}" for name in mixed)
-            raise NeuroexplainError(
-                f"The parts were read differently, so their last bits may differ. {shown}.\n"
-                "Join them all the same:  --allow-mixed"
-            )
-    return sorted(found_in)
+            database_of[number] = store.name
+        if not allow_mixed:
+            _check_same_shapes(parts[0][1], run)
+    return sorted(database_of)
+
+
+def _check_same_collection(first: Part, part: Part) -> None:
+    """Raise NeuroexplainError if subject, options, weights or the number of parts differ."""
+    (store_a, a), (store_b, b) = first, part
+    different = _different_fields(a, b)
+    if different:
+        differences = "; ".join(
+            f"{name}: {_value(a, name)} in {store_a.name}, {_value(b, name)} in {store_b.name}"
+            for name in different
+        )
+        raise NeuroexplainError(f"These are parts of different collections. {differences}")
+    if a.dtype == b.dtype and a.versions.get("weights") != b.versions.get("weights"):
+        raise NeuroexplainError(
+            f"{store_a.name} and {store_b.name} were read by models of the same name with other weights: "
+            "they are parts of different collections."
+        )
+    n_a, n_b = a.config["shard"]["of"], b.config["shard"]["of"]
+    if n_a != n_b:
+        raise NeuroexplainError(f"One is a part of {n_a}, the other of {n_b}: they do not fit together.")
+
+
+def _different_fields(a: Run, b: Run) -> list[str]:
+    """The names of the fields, then of the options, in which two runs differ."""
+    different = [name for name in SAME_FIELDS if getattr(a, name) != getattr(b, name)]
+    if not different and not all(x.is_like(y) for x, y in zip(a.sources, b.sources, strict=True)):
+        different.append("sources")
+    options = {name: value for name, value in a.config.items() if name not in PART_OPTIONS}
+    return different + [
+        name for name, value in options.items() if b.config.get(name) != value and name not in different
+    ]
+
+
+def _check_same_shapes(a: Run, b: Run) -> None:
+    mixed = [name for name in SHAPES if _shape(a, name) != _shape(b, name)]
+    if mixed:
+        differences = "; ".join(f"{name}: {_shape(a, name)} and {_shape(b, name)}" for name in mixed)
+        raise NeuroexplainError(
+            f"The parts were read differently, so their last bits may differ. {differences}.\n"
+            "Join them all the same:  --allow-mixed"
+        )
 
 
 def _value(run: Run, name: str) -> Any:
+    """A field of a run, or one of its options."""
     return asdict(run).get(name, run.config.get(name))
 
 
 def _shape(run: Run, name: str) -> Any:
     if name == "kernels":
-        return run.versions.get(name, "plain")  # all were, before there was a choice
+        return run.versions.get(name, "plain")  # older runs do not tell, and all were plain
     return run.dtype if name == "dtype" else run.versions.get(name)

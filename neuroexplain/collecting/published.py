@@ -1,4 +1,4 @@
-"""The published method's rule (concatenate, topk, gather), to compare with: the records with the highest value at token 96."""
+"""The rule of the published Llama-3 neuron data, to compare with: the highest activations at token 96."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ POSITION = 96
 
 
 class PublishedTopK:
-    """The k highest values of each neuron of a layer. Ties go where topk sends them; records with the same tokens all count."""
+    """The k highest values of each neuron of a layer: concatenate, topk, gather.
+
+    Ties go where topk sends them, and records with the same tokens all count.
+    """
 
     def __init__(self, width: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         self.values = torch.full((k, width), -torch.inf, dtype=dtype, device=device)

@@ -1,4 +1,9 @@
-"""Mean, standard deviation, minimum, maximum and share above 0 of every unit, streamed (pure)."""
+"""Mean, standard deviation, minimum, maximum and share above 0 of every unit, streamed (pure).
+
+Each batch is summed up around the mean so far, which is known before the batch is read, so one pass over it
+is enough and a compiler can make one kernel of it. Three functions give the same sums: `sum_segments` in fast
+eager steps, `sum_segments_in_cache` for a CPU, and `plain_sum_segments` for the compiler.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neuroexplain.arrays import StatsArrays
+from neuroexplain.runtime.tuning import CACHED_ACTIVATIONS
 
-CACHED = 400_000  # activations in float32, with as many distances: 3.2 MB
-
+# Of each segment's tokens: the sums of distances from the center and of their squares, the least, the
+# greatest, and the number above 0.
 Sums = tuple[
     Float[Tensor, "batch width"],
     Float[Tensor, "batch width"],
@@ -19,21 +25,20 @@ Sums = tuple[
     Float[Tensor, "batch width"],
     Int[Tensor, "batch width"],
 ]
-SumUp = Callable[[Tensor, Tensor], Sums]  # of acts and a center
+SumUp = Callable[[Tensor, Tensor], Sums]  # of activations [batch, seq, width] and a center [width]
 
 
 class RunningStats:
-    """Statistics of one layer's neurons over all tokens seen; float64, merged batch by batch (Chan et al. 1979)."""
+    """Statistics of one layer's units over all tokens, float64, merged by batch (Chan et al. 1979)."""
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.n = 0
+        self.n = 0  # tokens
         self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(
-            width, dtype=torch.float64, device=device
-        )  # sum of squared distances from the mean
+        # The sum of squared distances from the mean.
+        self.squares = torch.zeros(width, dtype=torch.float64, device=device)
         self.min = torch.full((width,), torch.inf, device=device)
         self.max = torch.full((width,), -torch.inf, device=device)
-        self.positive = torch.zeros(width, dtype=torch.int64, device=device)
+        self.positive = torch.zeros(width, dtype=torch.int64, device=device)  # tokens above 0
 
     def fold(self, acts: Float[Tensor, "batch seq width"], sum_up: SumUp | None = None) -> None:
         """Add tokens' activations of all units."""
@@ -41,20 +46,19 @@ class RunningStats:
         self.count(acts.shape[0] * acts.shape[1])
 
     def count(self, n: int) -> None:
-        """Count tokens whose activations all slices of units have been given."""
+        """Count n tokens, after all slices of units were folded."""
         self.n += n
 
     def fold_slice(
         self, units: slice, acts: Float[Tensor, "batch seq slice"], sum_up: SumUp | None = None
     ) -> None:
-        """Add tokens' activations of some units; `count` follows when all units have them.
+        """Add tokens' activations of some units; `count` follows when all units have theirs.
 
-        Values that are not finite show in `min` and `max`. `sum_up` is `sum_segments` or its like.
-
-        Distances are taken from the mean so far, which is known before the batch is read: one pass over it is enough.
+        `sum_up` is `sum_segments` (the default) or one of its equals. Values that are not finite show in
+        `min` and `max`.
         """
         n = acts.shape[0] * acts.shape[1]
-        mean, squared, least, greatest = (
+        mean, squares, least, greatest = (
             self.mean[units],
             self.squares[units],
             self.min[units],
@@ -63,13 +67,13 @@ class RunningStats:
         if not self.n:
             mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
         center = mean.float()
-        sums, squares, low, high, positive = (sum_up or sum_segments)(acts, center)
-        off = sums.sum(dim=0, dtype=torch.float64) / n  # of this batch's mean from the center
-        own = squares.sum(dim=0, dtype=torch.float64) - n * off.square()
+        distances, squared, low, high, positive = (sum_up or sum_segments)(acts, center)
+        offset = distances.sum(dim=0, dtype=torch.float64) / n  # of the batch's mean from the center
+        batch_squares = squared.sum(dim=0, dtype=torch.float64) - n * offset.square()
         total = self.n + n
-        away = center + off - mean
-        squared += own + away.square() * (self.n * n / total)
-        mean += away * (n / total)
+        shift = center + offset - mean  # of the batch's mean from the mean so far
+        squares += batch_squares + shift.square() * (self.n * n / total)
+        mean += shift * (n / total)
         torch.minimum(least, low.amin(dim=0).float(), out=least)
         torch.maximum(greatest, high.amax(dim=0).float(), out=greatest)
         self.positive[units] += positive.sum(dim=0)
@@ -82,28 +86,29 @@ class RunningStats:
 
 
 def sum_segments(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
-    """Of each segment's tokens: the sums of distances from the center and of their squares, least, greatest, how many above 0.
+    """The sums of each segment, in eager steps.
 
-    Tokens are reduced first, contiguous neurons last: on a CPU that is ten times faster than var_mean.
+    Tokens are reduced first, and neurons, which are contiguous, last: on a CPU that is ten times as fast as
+    var_mean.
     """
     acts = acts.float()
     low, high = acts.amin(dim=1), acts.amax(dim=1)
     away = acts - center
-    sums = away.sum(dim=1)
-    squares = away.square_().sum(dim=1)
+    distances = away.sum(dim=1)
+    squared = away.square_().sum(dim=1)
     positive = torch.gt(acts, 0, out=away).sum(dim=1).to(torch.int32)
-    return sums, squares, low, high, positive
+    return distances, squared, low, high, positive
 
 
 def sum_segments_in_cache(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
-    """The same, as many segments at a time as stay in a processor's cache: 2.5 times as fast on two cores."""
-    at_once = max(1, CACHED // acts[0].numel())
-    parts = [sum_segments(some, center) for some in torch.split(acts, at_once)]
-    sums, squares, low, high, positive = (torch.cat(found) for found in zip(*parts, strict=True))
-    return sums, squares, low, high, positive
+    """The same, as many segments at a time as stay in a processor's cache."""
+    at_once = max(1, CACHED_ACTIVATIONS // acts[0].numel())
+    parts = [sum_segments(segments, center) for segments in torch.split(acts, at_once)]
+    distances, squared, low, high, positive = (torch.cat(part) for part in zip(*parts, strict=True))
+    return distances, squared, low, high, positive
 
 
 def plain_sum_segments(acts: Float[Tensor, "batch seq width"], center: Float[Tensor, "width"]) -> Sums:
-    """The same without scratch memory, which a compiler turns into one pass; slow as it stands."""
+    """The same in expressions that a compiler turns into one pass; slow if it is not compiled."""
     away = acts.float() - center
     return away.sum(1), away.square().sum(1), acts.amin(1), acts.amax(1), (acts > 0).sum(1, dtype=torch.int32)

@@ -1,11 +1,27 @@
-"""The running top k, or bottom k, of every neuron of a layer: exact, ties and duplicates included (pure).
+"""The running top k, or bottom k, of every unit of a layer: exact, with ties and duplicates (pure).
 
-Candidates are ranked by (activation, descending; segment, ascending). Both go into one integer key, so the order is total and
-`torch.topk` meets no ties. A segment offers its best position only, so the position never decides between candidates.
+Order. Candidates are ranked by (activation, descending; segment, ascending). Both go into one int64 key, so
+no two candidates are equal, and sorting has no ties to break on any device. A segment offers its best
+position only, so positions are never compared between candidates.
 
-A candidate that beats a neuron's k-th is written into a free place and stays there. Only when a neuron has no free place left
-are its keys sorted, duplicates and all beyond the k best dropped, and their places freed; windows are never moved. So they can
-lie in the host's memory while all else is on a GPU: they are written once and read at the end.
+Algorithm. Each unit has k + SPARE slots. A candidate above the unit's k-th key is written into a free slot
+and stays there. When a unit has no free slot left, its keys are sorted, duplicates and everything beyond the
+k best are dropped, and their slots are free again. Windows, the records' 64 activations, are nine tenths of
+the memory. They never move: they are written once and read at the end, so they can lie in the host's memory
+while all else is on a GPU.
+
+Duplicates. Records with the same 64 token ids are known by a 64-bit hash of them; the ids are not kept.
+
+Cost. For every activation at an allowed position one comparison, for every segment and unit one more, and for
+candidates above the k-th key a write. Those get rarer: after n segments, a segment is among a unit's k best
+with probability k / n. SmolLM2 on two cores, 32 segments a batch, after 1,000 segments: 0.08 of 3.0 s a
+batch.
+
+Rejected (measurements in docs/decisions.md and docs/benchmarks.md). Sorting and moving windows at every
+batch: 18% of the forward pass, when this took 9%. One index for each of a window's 64 values in place of a
+view (`unfold`): 15% slower, 30% at the beginning. Negating all activations for the bottom k: it reads and
+writes all of them once more. Comparing activations first and computing keys of those that pass only, and
+freeing slots of half-full units too: no faster.
 """
 
 from __future__ import annotations
@@ -18,23 +34,21 @@ from torch import Tensor
 
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH
 
-EMPTY = torch.iinfo(torch.int64).min  # the key of an unused place: below every candidate's
-SPARE = 16  # places of each neuron beyond k
+EMPTY = torch.iinfo(torch.int64).min  # the key of an unused slot: below every candidate's
+SPARE = 16  # slots of each unit beyond k; checkpoints have this shape
 _SEGMENT_BITS = 32
 
 
 @dataclass
 class TopK:
-    """Each neuron's records so far, in no order: the k best are among them."""
+    """Each unit's records so far, in no order: the k best are among them."""
 
     k: int
-    keys: Int[Tensor, "width places"]  # int64, see order_keys; EMPTY where unused
-    starts: UInt[Tensor, "width places"]  # uint8, the record's first token in its segment
-    hashes: Int[Tensor, "width places"]  # int64, of the record's 64 token ids
-    windows: Float[
-        Tensor, "width places record"
-    ]  # the record's activations; 9 of 10 bytes, and on a device of its own
-    free: Int[Tensor, "width spare"]  # int16, places that the next candidates take, the last one first
+    keys: Int[Tensor, "width slots"]  # int64, see order_keys; EMPTY if unused
+    starts: UInt[Tensor, "width slots"]  # uint8, the record's first token in its segment
+    hashes: Int[Tensor, "width slots"]  # int64, of the record's 64 token ids
+    windows: Float[Tensor, "width slots record"]  # the records' activations, on a device of their own
+    free: Int[Tensor, "width spare"]  # int16, free slots; candidates take the last of the first n_free
     n_free: Int[Tensor, "width"]
     least: Int[Tensor, "width"]  # the k-th key when last sorted: a candidate must be above it
 
@@ -47,50 +61,50 @@ class TopK:
         device: torch.device,
         windows_device: torch.device | None = None,
     ) -> TopK:
-        """A state without records. The windows lie on `windows_device`, on `device` unless told."""
-        places = k + SPARE
+        """A state without records. The windows lie on `windows_device`, by default on `device`."""
+        slots = k + SPARE
         return cls(
             k,
-            torch.full((width, places), EMPTY, dtype=torch.int64, device=device),
-            torch.zeros((width, places), dtype=torch.uint8, device=device),
-            torch.zeros((width, places), dtype=torch.int64, device=device),
-            torch.zeros((width, places, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
-            torch.arange(k, places, dtype=torch.int16, device=device).expand(width, SPARE).contiguous(),
+            torch.full((width, slots), EMPTY, dtype=torch.int64, device=device),
+            torch.zeros((width, slots), dtype=torch.uint8, device=device),
+            torch.zeros((width, slots), dtype=torch.int64, device=device),
+            torch.zeros((width, slots, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
+            torch.arange(k, slots, dtype=torch.int16, device=device).expand(width, SPARE).contiguous(),
             torch.full((width,), SPARE, dtype=torch.int64, device=device),
             torch.full((width,), EMPTY, dtype=torch.int64, device=device),
         )
 
     def narrow(self, units: slice) -> TopK:
-        """The state of some units. It shares memory with this one, so what is folded into it is folded into this one."""
+        """The state of some units. It shares memory with this one: folding into it folds into this one."""
         if (units.start, units.stop) == (0, len(self.keys)):
             return self
         tensors = ("keys", "starts", "hashes", "windows", "free", "n_free", "least")
         return TopK(self.k, *(getattr(self, name)[units] for name in tensors))
 
-    def make_room(self, neurons: Int[Tensor, "n"]) -> None:
-        """Keep the k best distinct records of these neurons and free all other places."""
-        ranked, order = rank_distinct(self.keys[neurons], self.hashes[neurons])
+    def make_room(self, units: Int[Tensor, "n"]) -> None:
+        """Keep the k best distinct records of these units and free all other slots."""
+        ranked, order = rank_distinct(self.keys[units], self.hashes[units])
         ranked[:, self.k :] = EMPTY
-        self.keys[neurons] = torch.empty_like(ranked).scatter_(1, order, ranked)
-        self.free[neurons] = order[:, self.k :].to(self.free.dtype)
-        self.n_free[neurons] = SPARE
-        self.least[neurons] = ranked[:, self.k - 1]
+        self.keys[units] = torch.empty_like(ranked).scatter_(1, order, ranked)
+        self.free[units] = order[:, self.k :].to(self.free.dtype)
+        self.n_free[units] = SPARE
+        self.least[units] = ranked[:, self.k - 1]
 
     def best(self) -> tuple[Int[Tensor, "width k"], Int[Tensor, "width k"]]:
-        """(keys, places) of each neuron's k best distinct records, best first; the key is EMPTY where there are fewer."""
+        """(keys, slots) of each unit's k best distinct records, best first; EMPTY keys come last."""
         ranked, order = rank_distinct(self.keys, self.hashes)
         return ranked[:, : self.k], order[:, : self.k]
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a batch of segments offers to the neurons of every layer alike."""
+    """What a batch of segments offers to the units of every layer alike."""
 
     segments: Int[Tensor, "batch"]
     hashes: Int[Tensor, "batch starts"]  # of the 64 token ids from every start
     positions: range  # which tokens may be peaks
     allowed: Bool[Tensor, "batch n_positions"] | None  # which of them; None: all
-    barred: Int[Tensor, "n"] | None  # the rows where some are not allowed
+    barred: Int[Tensor, "n"] | None  # the rows in which a position is not allowed
 
     @classmethod
     def of(
@@ -112,9 +126,10 @@ def segments_of(keys: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 
 
 def order_keys(activations: Float[Tensor, "*n"], segments: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-    """int64 keys that sort as (activation, then segment descending), so the largest key is the first in the order.
+    """int64 keys: the higher activation has the larger key, and of equal ones the smaller segment.
 
-    The high half is the float32's bits made monotone (-0.0 counts as 0.0); the low half counts segments down from 2^32 - 1.
+    The high half is the float32's bits made monotone (-0.0 counts as 0.0); the low half counts segments down
+    from 2^32 - 1.
     """
     bits = (activations.float() + 0.0).view(torch.int32)
     monotone = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -122,7 +137,10 @@ def order_keys(activations: Float[Tensor, "*n"], segments: Int[Tensor, "*n"]) ->
 
 
 def hash_records(token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch starts"]:
-    """A 64-bit multilinear hash of the 64 token ids from every start: equal for equal ids; else equal once in 2^64."""
+    """A 64-bit multilinear hash of the 64 token ids from every start.
+
+    Equal ids have equal hashes; others have the same hash with a probability of about 2^-64.
+    """
     generator = torch.Generator().manual_seed(2023)
     factors = torch.randint(-(1 << 63), (1 << 63) - 1, (RECORD_LENGTH,), generator=generator) | 1
     return ((token_ids.long() + 1).unfold(1, RECORD_LENGTH, 1) * factors.to(token_ids.device)).sum(-1)
@@ -133,49 +151,49 @@ def fold_top_k(
 ) -> None:
     """Fold one batch of segments into the state, in place: the highest activations, or the lowest.
 
-    A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of equals; a segment
-    without an allowed one offers nothing. Of records with the same hash only the first in the order is kept. A neuron's
-    candidates that are not above its k-th key are never looked at.
+    A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of
+    equals. A segment without an allowed position offers none. Of records with the same hash only the first in
+    the order is kept.
     """
     peaks = _peaks(acts, offer, lowest)  # [batch, width]
     keys = order_keys(-peaks if lowest else peaks, offer.segments[:, None].expand_as(peaks))
     if offer.allowed is not None:
         keys = keys.masked_fill(~offer.allowed.any(dim=1)[:, None], EMPTY)
-    most = int((keys > state.least).sum(dim=0).max())  # candidates of one neuron: here a GPU is waited for
+    most = int((keys > state.least).sum(dim=0).max())  # candidates of a unit; waits for a GPU
     if most == 0:
         return
     offered = acts[:, offer.positions.start : offer.positions.stop].transpose(1, 2)
     records = acts.unfold(1, RECORD_LENGTH, 1)  # [batch, starts, width, record], a view
     home = state.windows.device
-    # A chunk of SPARE segments always finds room; later on whole batches do.
+    # SPARE segments at a time always find room. Later in a run whole batches do.
     step = len(acts) if most <= SPARE else SPARE
     for first in range(0, len(acts), step):
-        some = slice(first, first + step)
-        above = keys[some] > state.least
+        rows = slice(first, first + step)
+        above = keys[rows] > state.least
         crowded = (above.sum(dim=0) > state.n_free).nonzero()[:, 0]
         if len(crowded):
             state.make_room(crowded)
-            above &= keys[some] > state.least
-        row, neuron = above.nonzero(as_tuple=True)
+            above &= keys[rows] > state.least
+        row, unit = above.nonzero(as_tuple=True)  # [n_above] each
         if not len(row):
             continue
-        place = state.free[neuron, state.n_free[neuron] - above.cumsum(dim=0)[row, neuron]].long()
+        slot = state.free[unit, state.n_free[unit] - above.cumsum(dim=0)[row, unit]].long()
         state.n_free -= above.sum(dim=0)
         row = row + first
-        at_peak = offered[row, neuron] == peaks[row, neuron][:, None]  # [n_above, n_positions]
+        at_peak = offered[row, unit] == peaks[row, unit][:, None]  # [n_above, n_positions]
         if offer.allowed is not None:
             at_peak &= offer.allowed[row]
         starts = at_peak.to(torch.uint8).argmax(dim=1) + (offer.positions.start - PEAK_INDEX)
-        state.keys[neuron, place] = keys[row, neuron]
-        state.starts[neuron, place] = starts.to(torch.uint8)
-        state.hashes[neuron, place] = offer.hashes[row, starts]
-        state.windows[neuron.to(home), place.to(home)] = records[row, starts, neuron].to(home)
+        state.keys[unit, slot] = keys[row, unit]
+        state.starts[unit, slot] = starts.to(torch.uint8)
+        state.hashes[unit, slot] = offer.hashes[row, starts]
+        state.windows[unit.to(home), slot.to(home)] = records[row, starts, unit].to(home)
 
 
 def _peaks(
     acts: Float[Tensor, "batch seq width"], offer: Offer, lowest: bool
 ) -> Float[Tensor, "batch width"]:
-    """Each segment's largest (smallest) activation at the allowed positions; infinite where there is none."""
+    """Each segment's largest (lowest: smallest) activation at allowed positions; infinite without one."""
     best, worst = (torch.amin, torch.inf) if lowest else (torch.amax, -torch.inf)
     offered = acts[:, offer.positions.start : offer.positions.stop]
     peaks = best(offered, dim=1)
@@ -186,9 +204,9 @@ def _peaks(
 
 
 def rank_distinct(
-    keys: Int[Tensor, "n places"], hashes: Int[Tensor, "n places"]
-) -> tuple[Int[Tensor, "n places"], Int[Tensor, "n places"]]:
-    """Each row's keys, best first, and their places; of keys with equal hashes all but the largest count as EMPTY."""
+    keys: Int[Tensor, "n slots"], hashes: Int[Tensor, "n slots"]
+) -> tuple[Int[Tensor, "n slots"], Int[Tensor, "n slots"]]:
+    """Each row's keys, best first, and their slots; of equal hashes all keys but the largest become EMPTY."""
     ranked, order = keys.sort(dim=1, descending=True)
     used = ranked > EMPTY
     ranked_hashes = hashes.gather(1, order)

@@ -1,4 +1,4 @@
-"""Stream texts from files or a hub data set, through `datasets`."""
+"""The texts of a corpus, streamed from files or a hub data set."""
 
 from __future__ import annotations
 
@@ -11,58 +11,62 @@ from typing import Any
 from neuroexplain.errors import NeuroexplainError
 
 BUILDERS = {".txt": "text", ".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".parquet": "parquet"}
-SHUFFLE_BUFFER = 10_000  # documents of a streamed data set that are shuffled at a time
+SHUFFLE_BUFFER = 10_000  # documents from which the next is drawn while a data set is streamed
 
 
 def find_files(names: Sequence[str]) -> list[Path] | None:
-    """The local files that names and globs stand for, sorted within each; None where the one name can only be a hub data set.
+    """The local files of names, globs and folders, in the order given and sorted within each.
 
-    Raises NeuroexplainError for a file that is not there, cannot be read, is empty or is of a kind that is not read.
+    None for a single name that can only be a hub data set. Raises NeuroexplainError for a file that does not
+    exist, cannot be read, is empty or is of a kind that is not read.
     """
-    looks_local = [
-        name
-        for name in names
-        if glob.has_magic(name) or Path(name).exists() or _builder(Path(name)) is not None
-    ]
+    looks_local = any(
+        glob.has_magic(name) or Path(name).exists() or _builder(Path(name)) is not None for name in names
+    )
     if not looks_local and len(names) == 1 and not names[0].startswith((".", "/", "~")):
         return None
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        matches = (
-            sorted(Path(match) for match in glob.glob(name, recursive=True))
-            if glob.has_magic(name)
-            else [path]
+    files = [file for name in names for file in _matching_files(name)]
+    for file in files:
+        _check_readable(file)
+    return files
+
+
+def _matching_files(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _builder(file) is not None)
+    elif glob.has_magic(name):
+        files = sorted(Path(match) for match in glob.glob(name, recursive=True))
+    else:
+        files = [path]
+    if not files or not files[0].exists():
+        raise NeuroexplainError(
+            f"There is no file {name}. Give .txt, .jsonl, .jsonl.gz or .parquet files, a glob or a folder."
         )
-        if path.is_dir():
-            matches = sorted(
-                file for file in path.rglob("*") if file.is_file() and _builder(file) is not None
-            )
-        if not matches or not matches[0].exists():
-            raise NeuroexplainError(
-                f"There is no file {name}. Give .txt, .jsonl, .jsonl.gz or .parquet files, a glob or a folder."
-            )
-        found += matches
-    for file in found:
-        if file.is_dir() or _builder(file) is None:
-            raise NeuroexplainError(
-                f"Cannot read {file}: a text is a .txt, .jsonl, .jsonl.gz or .parquet file."
-            )
-        try:
-            with file.open("rb") as opened:
-                if not opened.read(1):
-                    raise NeuroexplainError(f"{file} is empty.")
-        except OSError as error:
-            raise NeuroexplainError(f"Cannot read {file}: {error.strerror}.") from error
-    return found
+    return files
+
+
+def _check_readable(file: Path) -> None:
+    if file.is_dir() or _builder(file) is None:
+        raise NeuroexplainError(
+            f"Cannot read {file}: texts are read from .txt, .jsonl, .jsonl.gz and .parquet files."
+        )
+    try:
+        with file.open("rb") as opened:
+            is_empty = not opened.read(1)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot read {file}: {error.strerror}.") from error
+    if is_empty:
+        raise NeuroexplainError(f"{file} is empty.")
 
 
 def read_documents(
     names: Sequence[str], config: str | None, split: str, text_column: str, shuffle_seed: int | None
 ) -> Iterator[str]:
-    """The corpus's texts in order; a .txt file is one document. Hub data sets are streamed, and shuffled with a seed.
+    """The texts in order; a .txt file is one document.
 
-    Raises NeuroexplainError for what cannot be read, and for a missing text column, naming the columns that are there.
+    A hub data set is streamed, and shuffled if there is a seed. Raises NeuroexplainError for a file or data
+    set that cannot be read, and for a missing text column, naming the existing columns.
     """
     files = find_files(names)
     if files is None:
@@ -76,6 +80,7 @@ def read_documents(
 
 
 def _builder(path: Path) -> str | None:
+    """What `datasets` calls the kind of file; None for a kind that is not read."""
     return BUILDERS.get("".join(path.suffixes[-2:]).lower()) or BUILDERS.get(path.suffix.lower())
 
 
@@ -89,29 +94,33 @@ def _open_hub(name: str, config: str | None, split: str, shuffle_seed: int | Non
     from datasets import load_dataset
 
     try:
-        found = load_dataset(name, config, split=split, streaming=True)
+        data_set = load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise NeuroexplainError(
             f"Cannot load the data set {name!r} (configuration {config}, split {split}): {error}\n"
-            "A local corpus is named by its files:  --dataset 'texts/*.jsonl'"
+            "For a local corpus give its files:  --dataset 'texts/*.jsonl'"
         ) from error
-    return found if shuffle_seed is None else found.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
+    if shuffle_seed is None:
+        return data_set
+    return data_set.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
 
 
 def _texts(open_rows: Callable[[], Any], name: str, text_column: str) -> Iterator[str]:
+    """The text column of all rows; `name` is for error messages."""
     import zlib
 
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
 
-    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # what is wrong is said once, by us
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)  # our error message is enough
     try:
         for number, row in enumerate(open_rows()):
             if text_column not in row:
+                columns = ", ".join(map(str, row)) or "no column"
                 raise NeuroexplainError(
-                    f"{name} has no column {text_column!r}; it has {', '.join(map(str, row)) or 'none'}. "
-                    "Name the one that holds the text:  --text-column NAME"
+                    f"{name} has no column {text_column!r}; it has {columns}. "
+                    "Give the column that holds the text:  --text-column NAME"
                 )
             text = row[text_column]
             if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""Work in a process of its own, which tells its progress and ends when nobody listens any more."""
+"""A generator of progress that runs in a process of its own and stops when its caller stops listening."""
 
 from __future__ import annotations
 
@@ -18,59 +18,67 @@ Work = Callable[..., Generator[Progress, None, Any]]
 
 
 class Worker:
-    """`work(*args)`, begun at once in a spawned process: both must be picklable.
+    """`work(*args)` in a spawned process, started at once. Both `work` and its arguments must be picklable.
 
-    Where the one who listens hangs up, is interrupted or killed, the work is closed as a generator is, between two steps.
+    When the caller disconnects, is interrupted or is killed, the generator is closed between two of its
+    steps.
     """
 
     def __init__(self, name: str, work: Work, *args: Any) -> None:
-        self.name = name
-        self.pipe, tell = multiprocessing.Pipe(duplex=False)
+        self.name = name  # for error messages
+        self.connection, sender = multiprocessing.Pipe(duplex=False)
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_run, args=(work, args, tell), daemon=True
+            target=_run, args=(work, args, sender), daemon=True
         )
-        with _without_interrupts():
+        with _blocked_interrupts():
             self._process.start()
-        tell.close()
+        sender.close()
 
-    def hear(self) -> Progress | None:
-        """Wait for what it says next; None when it has finished. Raises NeuroexplainError where it failed."""
+    def receive(self) -> Progress | None:
+        """Wait for the next progress; None when the work has finished.
+
+        Raises NeuroexplainError with the work's own message, or if the process ended without one.
+        """
         try:
-            told = self.pipe.recv()
+            message = self.connection.recv()
         except EOFError:
             self._process.join()
             raise NeuroexplainError(
-                f"The process of {self.name} ended with status {self._process.exitcode}. The last checkpoint is intact: run "
-                "the same command again."
+                f"The process of {self.name} ended with status {self._process.exitcode}. "
+                "The last checkpoint is intact: run the same command again."
             ) from None
-        if isinstance(told, Progress):
-            return told
-        self._process.join()  # that was its last word
-        if told is not None:
-            raise NeuroexplainError(str(told))
+        if isinstance(message, Progress):
+            return message
+        self._process.join()  # nothing follows the end or an error
+        if message is not None:
+            raise NeuroexplainError(str(message))
         return None
 
-    def hang_up(self) -> None:
-        """Listen no more; it notices when it next tells something."""
-        self.pipe.close()
+    def disconnect(self) -> None:
+        """Stop listening. The process notices when it next reports progress, and ends."""
+        self.connection.close()
 
     def stop(self) -> None:
-        """End it at once, wherever it is, and clean up after it."""
+        """End the process at once, wherever it is, and wait for its end."""
         self._process.terminate()
         self._process.join(timeout=5.0)
-        self._process.kill()  # where it did not listen; else nothing
+        self._process.kill()  # does nothing to a process that has ended
         self._process.join()
-        self.pipe.close()
+        self.connection.close()
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         self._process.join()
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """A process that begins meanwhile never hears what a terminal sends to all: whoever began it stops it. Ours waits."""
-    resource_tracker.ensure_running()  # which would let signals through again when it begins
+def _blocked_interrupts() -> Iterator[None]:
+    """Block Ctrl-C and SIGHUP; a process spawned meanwhile inherits that and never receives them.
+
+    A terminal sends them to every process. Only the parent answers them, after this block, and stops the
+    others.
+    """
+    resource_tracker.ensure_running()  # started within the block, it would unblock the signals again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
@@ -78,14 +86,15 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run(work: Work, args: tuple[Any, ...], tell: Connection) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that files and semaphores are cleaned up
+def _run(work: Work, args: tuple[Any, ...], sender: Connection) -> None:
+    """Send every step's progress, then None, or the message of a NeuroexplainError."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit cleans up files and semaphores
     with suppress(BrokenPipeError):
         try:
             with closing(work(*args)) as steps:
-                for step in steps:
-                    tell.send(step)
+                for progress in steps:
+                    sender.send(progress)
         except NeuroexplainError as error:
-            tell.send(str(error))
+            sender.send(str(error))
         else:
-            tell.send(None)
+            sender.send(None)

@@ -1,1 +1,1 @@
-"""What a unit can be: a file a kind. See base.py."""
+"""The kinds of units, a file each. The protocol is in base.py."""

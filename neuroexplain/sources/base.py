@@ -1,6 +1,7 @@
-"""What a kind of unit must say: where it is read in a model, how many units there are, and what they write.
+"""The protocol of a kind of unit: where a model is read, how many units there are, and what they write.
 
-A new kind is a file here with `KIND`, or a package's entry point in the group `neuroexplain.sources`; no other file names it.
+A new kind is a file in this folder with an object `KIND`, or a package's entry point in the group
+`neuroexplain.sources`. No other file names it.
 """
 
 from __future__ import annotations
@@ -14,30 +15,33 @@ from neuroexplain.units import Sign, Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neuroexplain.subject.load import Subject
+    from neuroexplain.subject.model import Subject
 
-Slices: TypeAlias = "Iterable[tuple[slice, Tensor]]"  # units, and their activations [batch, seq, units]: all of a width in turn
+# (units, their activations [batch, seq, units]): slices of a width, which together cover it in order
+Slices: TypeAlias = "Iterable[tuple[slice, Tensor]]"
 
 
 class SourceKind(Protocol):
     """A kind of unit."""
 
-    activations: tuple[str, ...]  # what can be read of it, as --activation names it; the first is the default
-    sign: Sign  # which activations are collected unless told
+    activations: tuple[
+        str, ...
+    ]  # what can be read of it, the values of --activation; the first is the default
+    sign: Sign  # which activations are collected by default
 
     def find(self, subject: Subject, layer: int, activation: str) -> Source:
-        """Where a layer's units are read. Raises NeuroexplainError where the model has no such place."""
+        """Where a layer's units are read. Raises NeuroexplainError if the model has no such place."""
         ...
 
     def encode(self, subject: Subject, source: Source, values: Tensor) -> Slices:
-        """What was read at the module, [batch, seq, any], as the units' activations: of all units at once, or in slices.
+        """The units' activations from what was read at the module, [batch, seq, any]: whole or in slices.
 
-        A slice's tensor is read before the next is made, so a wide source need never be whole in memory.
+        A slice's tensor is used before the next is computed, so a wide source need never be whole in memory.
         """
         ...
 
     def write_vectors(self, subject: Subject, source: Source) -> Tensor | None:
-        """What each unit adds to the residual stream, [width, d_model]; None where it writes nothing."""
+        """What each unit adds to the residual stream, [width, d_model]; None if it writes nothing."""
         ...
 
 
@@ -45,28 +49,28 @@ SOURCES: Registry[SourceKind] = Registry("sources", "KIND", "source")
 
 
 def find_sources(subject: Subject, kind: str, activation: str, layers: Iterable[int]) -> dict[int, Source]:
-    """Each layer's source, by layer."""
-    found = SOURCES.load(kind, "--source")
-    return {layer: found.find(subject, layer, activation) for layer in layers}
+    """Each layer's source, by layer. Raises NeuroexplainError for an unknown kind."""
+    source_kind = SOURCES.load(kind, "--source")
+    return {layer: source_kind.find(subject, layer, activation) for layer in layers}
 
 
 def whole(values: Tensor) -> Slices:
-    """All units at once: what was read are the units' activations."""
+    """All units in one slice, for values that are the units' activations already."""
     return ((slice(0, values.shape[-1]), values),)
 
 
 def dense_slices(indices: Tensor, values: Tensor, width: int, at_once: int) -> Iterator[tuple[slice, Tensor]]:
-    """Sparse activations as dense ones, `at_once` units at a time.
+    """Sparse activations as dense slices of `at_once` units.
 
-    indices [batch, seq, n] int64 names units of 0..width, each at most once a token; values [batch, seq, n] has their
-    activations. All others are 0.
+    indices: [batch, seq, n] int64, units of 0..width, none twice at a token. values: [batch, seq, n], their
+    activations. All other activations are 0.
     """
     import torch
 
     for first in range(0, width, at_once):
         n = min(at_once, width - first)
-        here = (indices >= first) & (indices < first + n)
-        # What lies elsewhere is added to a place beyond the slice, which is cut off.
+        is_inside = (indices >= first) & (indices < first + n)
+        # Values of other slices are written to an extra column, n, which is cut off.
         dense = torch.zeros((*indices.shape[:-1], n + 1), dtype=values.dtype, device=values.device)
-        dense.scatter_(-1, torch.where(here, indices - first, n), torch.where(here, values, 0))
+        dense.scatter_(-1, torch.where(is_inside, indices - first, n), torch.where(is_inside, values, 0))
         yield slice(first, first + n), dense[..., :n]

@@ -10,11 +10,11 @@ from neuroexplain.units import Sign, Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neuroexplain.subject.load import Subject
+    from neuroexplain.subject.model import Subject
 
 
 class Mlp:
-    """One unit a neuron, d_mlp in each layer."""
+    """d_mlp neurons in each layer."""
 
     activations = ("act", "post")
     sign: Sign = "positive"

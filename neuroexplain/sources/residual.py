@@ -1,4 +1,4 @@
-"""The residual stream: a layer's output, a unit for each of its dimensions."""
+"""The residual stream after a layer. A unit is one of its dimensions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from neuroexplain.units import Sign, Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neuroexplain.subject.load import Subject
+    from neuroexplain.subject.model import Subject
 
 
 class Residual:
-    """d_model units in each layer. A unit is a direction of the stream itself, so that is what it writes."""
+    """d_model units in each layer. A unit is a direction of the stream, and writes that direction."""
 
     activations = ("residual",)
     sign: Sign = "both"

@@ -1,4 +1,4 @@
-"""A person's own text -> activations of every layer's units on each of its tokens."""
+"""A text of the user's own -> the activations of every layer's units on each of its tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.load import Subject
+from neuroexplain.subject.model import Subject
 from neuroexplain.units import Source
 
 
@@ -18,12 +18,12 @@ def read_text(
     subject: Subject, token_ids: Sequence[int], sources: Mapping[int, Source]
 ) -> dict[int, Float[Tensor, "seq width"]]:
     """Each layer's activations on the tokens, [seq, width] float32 on the CPU."""
-    found: dict[int, Tensor] = {}
+    activations: dict[int, Tensor] = {}
 
     def keep(layer: int, values: Tensor) -> None:
         source = sources[layer]
         slices = SOURCES.load(source.kind).encode(subject, source, values)
-        found[layer] = torch.cat([acts[0].float().cpu() for _, acts in slices], dim=-1)
+        activations[layer] = torch.cat([acts[0].float().cpu() for _, acts in slices], dim=-1)
 
     capture_activations(subject, torch.tensor([list(token_ids)], device=subject.device), sources, keep)
-    return found
+    return activations

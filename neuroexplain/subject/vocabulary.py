@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuroexplain.arrays import VocabularyArrays
-
-UNITS_AT_ONCE = 512  # bounds memory: 512 x vocabulary logits
+from neuroexplain.runtime.tuning import VOCABULARY_UNITS_AT_ONCE
 
 
 def read_vocabulary(
@@ -18,15 +17,20 @@ def read_vocabulary(
     unembedding: Float[Tensor, "vocab d_model"],
     n: int = 10,
 ) -> VocabularyArrays:
-    """The n tokens with the highest and the n with the lowest logit `unembedding @ (norm_weight * vector)`, strongest first."""
-    parts: list[list[np.ndarray]] = [[], [], [], []]
+    """Each unit's n tokens of highest and n of lowest logit, strongest first.
+
+    The logits are `unembedding @ (norm_weight * write_vector)`. Equal logits come in any order.
+    """
+    columns: list[list[np.ndarray]] = [[], [], [], []]
     n = min(n, len(unembedding))
     with torch.inference_mode():
         scaled = (unembedding * norm_weight).T
-        for some in torch.split(write_vectors, UNITS_AT_ONCE):
-            logits = (some @ scaled).float()
+        for vectors in torch.split(write_vectors, VOCABULARY_UNITS_AT_ONCE):
+            logits = (vectors @ scaled).float()
             high, low = logits.topk(n, dim=1), logits.topk(n, dim=1, largest=False)
-            for part, found in zip(parts, (high.indices, high.values, low.indices, low.values), strict=True):
-                part.append(found.cpu().numpy())
-    ids, logits_high, low_ids, logits_low = (np.concatenate(part) for part in parts)
-    return VocabularyArrays(ids.astype(np.uint32), logits_high, low_ids.astype(np.uint32), logits_low)
+            for column, values in zip(
+                columns, (high.indices, high.values, low.indices, low.values), strict=True
+            ):
+                column.append(values.cpu().numpy())
+    high_ids, high_logits, low_ids, low_logits = (np.concatenate(column) for column in columns)
+    return VocabularyArrays(high_ids.astype(np.uint32), high_logits, low_ids.astype(np.uint32), low_logits)

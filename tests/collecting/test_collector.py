@@ -16,7 +16,10 @@ from neuroexplain.collecting.statistics import RunningStats, plain_sum_segments
 from neuroexplain.collecting.top_k import EMPTY, segments_of
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.load import FAMILIES, Subject, load_subject, special_ids
+from neuroexplain.subject.families import FAMILIES
+from neuroexplain.subject.load import load_subject
+from neuroexplain.subject.model import Subject
+from neuroexplain.subject.tokenizer import special_ids
 from tests.fakes import tiny_subject, tiny_tokenizer
 
 OPTIONS = {
@@ -39,15 +42,15 @@ def batches(n_segments, size, seed=0):
     return list(zip(ids.split(size), torch.arange(n_segments).split(size), strict=True))
 
 
-def bytes_by_device(kept):
-    found = {}
-    for value in kept.values():
-        some = bytes_by_device(value) if isinstance(value, dict) else {}
+def bytes_by_device(state):
+    total = {}
+    for value in state.values():
+        sizes = bytes_by_device(value) if isinstance(value, dict) else {}
         if isinstance(value, torch.Tensor):
-            some = {value.device.type: value.nbytes}
-        for device, n in some.items():
-            found[device] = found.get(device, 0) + n
-    return found
+            sizes = {value.device.type: value.nbytes}
+        for device, n in sizes.items():
+            total[device] = total.get(device, 0) + n
+    return total
 
 
 @pytest.mark.parametrize(
@@ -60,19 +63,19 @@ def test_what_is_kept_of_458752_neurons_fits_on_the_device(sign, windows_on_host
     llama = Subject("llama", None, torch.nn.Module(), None, FAMILIES["llama"], [], unembedding, 14_336)
     options = OPTIONS | {"top_k": 32, "sign": sign, "special_peaks": True}
     collector = Collector(llama, [0], **options, n_random=32, seed=0, windows_on_host=windows_on_host)
-    found = bytes_by_device(collector.state())
-    assert 32 * found["meta"] <= at_most
+    sizes = bytes_by_device(collector.state())
+    assert 32 * sizes["meta"] <= at_most
     records = 14_336 * 32 * 64 * 2
-    assert (found["cpu"] == records) == (not windows_on_host)  # the random records are always on the host
+    assert (sizes["cpu"] == records) == (not windows_on_host)  # the random records are always on the host
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
     name = str(tiny_subject(tmp_path))
-    one, other = load_subject(name, "float32", "cpu"), load_subject(name, "float32", "cuda")
+    on_cpu, on_gpu = load_subject(name, "float32", "cpu"), load_subject(name, "float32", "cuda")
     states = []
-    for subject, on_host in ((one, False), (other, False), (other, True)):
+    for subject, on_host in ((on_cpu, False), (on_gpu, False), (on_gpu, True)):
         collector = Collector(subject, (0, 1), **OPTIONS, n_random=2, seed=0, windows_on_host=on_host)
         for token_ids, segments in batches(60, 16):
             collector.read(token_ids, segments)
@@ -89,8 +92,7 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
 
 def test_a_state_restored_in_the_middle_ends_the_same(subject):
     whole, first, second = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(3))
-    some = batches(60, 8)
-    for n, (token_ids, segments) in enumerate(some):
+    for n, (token_ids, segments) in enumerate(batches(60, 8)):
         whole.read(token_ids, segments)
         (first if n < 3 else second).read(token_ids, segments)
         if n == 2:
@@ -106,7 +108,7 @@ def a_layer_later(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "record_stream", MagicMock())
 
     def defer(collector):
-        collector.behind.stream = MagicMock()
+        collector.second_stream.stream = MagicMock()
         return collector
 
     return defer
@@ -116,16 +118,18 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
     at_once = Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0)
     later = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0))
     order = []
-    do, fold = later.behind.do, later._fold
+    defer, fold = later.second_stream.defer, later._fold
     monkeypatch.setattr(
-        later.behind, "do", lambda *args: (order.append("made"), do(*args), order.append("queued"))
+        later.second_stream,
+        "defer",
+        lambda *args: (order.append("computed"), defer(*args), order.append("deferred")),
     )
     monkeypatch.setattr(later, "_fold", lambda *args: order.append("folded") or fold(*args))
     for token_ids, segments in batches(60, 8):
         at_once.read(token_ids, segments)
         later.read(token_ids, segments)
-    assert order == ["made", "queued", "made", "folded", "queued", "folded"] * 8
-    assert later.behind.stream.wait_event.call_count == torch.Tensor.record_stream.call_count == 2 * 8
+    assert order == ["computed", "deferred", "computed", "folded", "deferred", "folded"] * 8
+    assert later.second_stream.stream.wait_event.call_count == torch.Tensor.record_stream.call_count == 2 * 8
     assert torch.cuda.current_stream.return_value.wait_stream.call_count == 8
     assert_same_state(later.state(), at_once.state())
 
@@ -143,13 +147,13 @@ def test_of_a_batch_that_failed_nothing_waits_for_the_next(subject, a_layer_late
     assert {stats.n for stats in collector.stats.values()} == {8 * 64}
 
 
-def assert_same_state(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
+def assert_same_state(state, expected):
+    assert state.keys() == expected.keys()
+    for name, value in state.items():
         if isinstance(value, dict):
-            assert_same_state(value, other[name])
+            assert_same_state(value, expected[name])
         else:
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other[name])), name
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[name])), name
 
 
 @pytest.mark.parametrize("batch_size", [7, 32])
@@ -174,7 +178,7 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
     n_compared = 0
     for layer in (0, 1):
         state, rule = ours.tops[layer]["top"], theirs[layer]
-        keys, places = state.best()
+        keys, slots = state.best()
         assert (keys > EMPTY).all()
         values = torch.cat(seen[layer])  # [200, 24]
         for neuron in range(24):
@@ -182,24 +186,24 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
                 continue
             n_compared += 1
             assert segments_of(keys[neuron]).tolist() == rule.segments[:, neuron].tolist()
-            assert torch.equal(state.windows[neuron, places[neuron]], rule.windows[:, :, neuron])
-            assert (state.starts[neuron, places[neuron]] == 64).all()
+            assert torch.equal(state.windows[neuron, slots[neuron]], rule.windows[:, :, neuron])
+            assert (state.starts[neuron, slots[neuron]] == 64).all()
     assert n_compared > 40
 
 
 @pytest.mark.parametrize(
-    ("limit", "most", "found"),
+    ("fits", "limit", "size"),
     [(1, 1024, 1), (100, 1024, 64), (143, 1024, 64), (144, 1024, 128), (5000, 700, 512)],
 )
-def test_the_batch_size_is_the_largest_power_of_two_that_fits_and_an_eighth_more(limit, most, found):
+def test_the_batch_size_is_the_largest_power_of_two_that_fits_and_an_eighth_more(fits, limit, size):
     tried = []
 
-    def probe(size):
-        tried.append(size)
-        if size > limit:
+    def probe(n):
+        tried.append(n)
+        if n > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert largest_that_fits(probe, most) == found
+    assert largest_that_fits(probe, limit) == size
     assert tried == [2**n + 2**n // 8 for n in range(len(tried))]
 
 
@@ -212,7 +216,7 @@ def test_where_not_one_segment_fits_it_says_what_to_do():
 
 
 def test_probing_folds_whole_batches_and_keeps_nothing(subject, monkeypatch):
-    """It goes through what a first batch goes through, of both signs, with barred positions, and the state stays empty."""
+    """It folds as a first batch is folded, both signs, with barred positions; the state stays empty."""
     from neuroexplain.collecting import collector as module
 
     folded = []
@@ -234,12 +238,12 @@ def test_probing_folds_whole_batches_and_keeps_nothing(subject, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cached", [1, 64 * 5 * 2, 10**9])  # of five segments one, two and all at a time
 def test_segments_in_cache_are_those_of_all_at_once(dtype, cached, monkeypatch):
-    monkeypatch.setattr(statistics, "CACHED", cached)
+    monkeypatch.setattr(statistics, "CACHED_ACTIVATIONS", cached)
     acts = torch.randn(5, 64, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
     center = torch.linspace(-1, 1, 5)
-    found, wanted = statistics.sum_segments_in_cache(acts, center), statistics.sum_segments(acts, center)
-    for mine, its in zip(found, wanted, strict=True):
-        assert torch.equal(mine, its)
+    in_cache, at_once = statistics.sum_segments_in_cache(acts, center), statistics.sum_segments(acts, center)
+    for sums, expected in zip(in_cache, at_once, strict=True):
+        assert torch.equal(sums, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -252,14 +256,14 @@ def test_statistics_in_one_pass_are_those_of_the_fast_steps(dtype, traced):
         torch.randn(12, 64, 5, generator=torch.Generator().manual_seed(1)) * 3
         + torch.tensor([0, 1, -1, 50, 0.1])
     ).to(dtype)
-    one, other = (RunningStats(5, torch.device("cpu")) for _ in range(2))
+    eager, compiled = (RunningStats(5, torch.device("cpu")) for _ in range(2))
     with torch.inference_mode():
-        for some in acts.split(5):
-            one.fold(some)
-            other.fold(some, sum_up)
+        for batch in acts.split(5):
+            eager.fold(batch)
+            compiled.fold(batch, sum_up)
     for name in ("mean", "std", "min", "max", "share_positive"):
         np.testing.assert_allclose(
-            getattr(one.finish(), name), getattr(other.finish(), name), rtol=1e-6, atol=1e-7
+            getattr(eager.finish(), name), getattr(compiled.finish(), name), rtol=1e-6, atol=1e-7
         )
 
 

@@ -29,17 +29,17 @@ def assert_equal(db, undisturbed):
 def test_two_devices_collect_what_one_does(made, undisturbed, tmp_path):
     config = CollectConfig(**made[1] | TWICE)
     with open_store(str(tmp_path / "x.db"), create=True) as store:
-        told = list(run_collect_on_devices(store, config))
+        events = list(run_collect_on_devices(store, config))
         assert find_finished_run(store, config) is not None
     assert_equal(tmp_path / "x.db", undisturbed)
-    last = {event.stage: event for event in told}
+    last = {event.stage: event for event in events}
     segments, layers = last["collecting"], last["saving"]
     assert (segments.done, segments.unit) == (segments.total, "segments")
     assert (layers.done, layers.total) == (4, 4)  # two layers of two parts
     assert last["merging"].done == last["merging"].total == 2
-    stages = [event.stage for event in told]
+    stages = [event.stage for event in events]
     assert stages == sorted(stages, key=[*devices.STAGES, "merging"].index)
-    assert sum("Tokenized" in (event.note or "") for event in told) == 1  # by one, for both
+    assert sum("Tokenized" in (event.note or "") for event in events) == 1  # by one, for both
 
 
 @pytest.mark.parametrize("where", [("collecting", 4), ("merging", 1)])
@@ -49,9 +49,9 @@ def test_stopped_anywhere_and_run_again_it_ends_the_same(made, undisturbed, tmp_
         events = run_collect_on_devices(store, config)
         next(event for event in events if (event.stage, event.done >= where[1]) == (where[0], True))
         events.close()
-        told = [event.note for event in run_collect_on_devices(store, config) if event.note]
+        notes = [event.note for event in run_collect_on_devices(store, config) if event.note]
     if where[0] == "collecting":
-        assert any("continuing" in note for note in told)
+        assert any("continuing" in note for note in notes)
     assert_equal(tmp_path / "x.db", undisturbed)
 
 
@@ -64,24 +64,22 @@ def collects(process):
 
 @pytest.mark.parametrize("killed", ["all", "one"])
 def test_killed_and_run_again_it_ends_the_same(made, undisturbed, tmp_path, killed):
-    asked = command(made, tmp_path / "x.db", "--device", TWICE["device"])
-    running = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    collect = command(made, tmp_path / "x.db", "--device", TWICE["device"])
+    running = subprocess.Popen(collect, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "x.db.parts"
     while not (parts / "2of2.db.run1.checkpoint").exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.01)
     children = [child for child in psutil.Process(running.pid).children() if collects(child)]
     os.kill(running.pid if killed == "all" else children[-1].pid, signal.SIGKILL)
-    said = running.communicate()[1]
+    stderr = running.communicate()[1]
     if killed == "one":
-        assert (running.returncode, "ended with status -9" in said, "run the same command again" in said) == (
-            2,
-            True,
-            True,
-        )
+        assert running.returncode == 2
+        assert "ended with status -9" in stderr
+        assert "run the same command again" in stderr
     _gone, alive = psutil.wait_procs(children, timeout=60)
     assert not alive  # nobody works on unheard
-    again = subprocess.run(asked, capture_output=True, text=True, check=False)
+    again = subprocess.run(collect, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "continuing" in again.stderr
     assert_equal(tmp_path / "x.db", undisturbed)
@@ -95,8 +93,11 @@ def test_what_goes_wrong_in_a_part_is_said(made, tmp_path):
     ):
         list(run_collect_on_devices(store, config))
     assert [path.name for path in tmp_path.iterdir() if "-" not in path.name] == ["x.db"]
-    for more, said in (({"shard": (1, 2)}, "leave out --shard"), ({"batch_size": None}, "--batch-size 64")):
-        with pytest.raises(NeuroexplainError, match=said):
+    for more, message in (
+        ({"shard": (1, 2)}, "leave out --shard"),
+        ({"batch_size": None}, "--batch-size 64"),
+    ):
+        with pytest.raises(NeuroexplainError, match=message):
             CollectConfig(**made[1] | TWICE | more)
 
 
@@ -110,7 +111,7 @@ def test_devices_of_two_kinds_are_refused(made, tmp_path, monkeypatch):
 
 
 def test_the_stage_shown_is_that_of_the_slowest():
-    together = devices._together
+    combined = devices._combined
     loading, reading = (
         {"loading the model": Progress("loading the model")},
         {"collecting": Progress("collecting", 3, 8, "segments")},
@@ -119,12 +120,12 @@ def test_the_stage_shown_is_that_of_the_slowest():
         "collecting": Progress("collecting", 8, 8, "segments"),
         "saving": Progress("saving", 1, 2, "layers"),
     }
-    assert together([{}, {}]) == Progress("loading the model")
-    assert together([loading, {}]) == Progress("loading the model")
-    assert together([reading, loading]) == Progress("collecting", 3, None, "segments")
-    assert together([reading, saving]) == Progress("collecting", 11, 16, "segments")
-    assert together([saving, {}]) == Progress("collecting", 8, None, "segments")
-    assert together([saving, saving]) == Progress("saving", 2, 4, "layers")
+    assert combined([{}, {}]) == Progress("loading the model")
+    assert combined([loading, {}]) == Progress("loading the model")
+    assert combined([reading, loading]) == Progress("collecting", 3, None, "segments")
+    assert combined([reading, saving]) == Progress("collecting", 11, 16, "segments")
+    assert combined([saving, {}]) == Progress("collecting", 8, None, "segments")
+    assert combined([saving, saving]) == Progress("saving", 2, 4, "layers")
     text = Progress("tokenizing", 7, None, "tokens")
-    assert together([loading, {}], text) == text
-    assert together([reading, {}], text) == Progress("collecting", 3, None, "segments")
+    assert combined([loading, {}], text) == text
+    assert combined([reading, {}], text) == Progress("collecting", 3, None, "segments")

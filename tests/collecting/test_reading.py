@@ -1,4 +1,4 @@
-"""The text of a collection, tokenized while it is read: the same segments, and the same run, as tokenized before."""
+"""A text tokenized while it is read gives the same segments, and the same run, as one tokenized before."""
 
 import json
 import os
@@ -15,9 +15,11 @@ import pytest
 from neuroexplain.collecting.devices import run_collect_on_devices
 from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus import reading as text
-from neuroexplain.corpus.reading import BROKEN_OFF, WHOLE, Follower, LiveText, Tally, WholeText, write_tokens
+from neuroexplain.corpus import reading, visiting_order
+from neuroexplain.corpus.reading import GrowingText, WholeText
+from neuroexplain.corpus.shared_progress import FAILED, FINISHED, Follower, SharedProgress
 from neuroexplain.corpus.token_stream import new_file
+from neuroexplain.corpus.tokenizing import write_tokens
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import list_runs
@@ -55,19 +57,19 @@ def finish(writing):
 
 
 def follow(config, tokenizer, path):
-    """Live text that this process's other thread tokenizes, as another process would."""
-    tally, unfinished = Tally(), path.with_name("live.unfinished")
+    """A growing text that another thread of this process tokenizes, as another process would."""
+    shared, growing = SharedProgress(), path.with_name("live.unfinished")
 
     def work():
-        for told in write_tokens(config, tokenizer, path, unfinished):
-            tally.set(n_tokens=told.done)
-        tally.set(state=WHOLE)
+        for progress in write_tokens(config, tokenizer, path, growing):
+            shared.set(n_tokens=progress.done)
+        shared.set(state=FINISHED)
 
     threading.Thread(target=work).start()
-    return LiveText(config, path, unfinished, Follower(tally))
+    return GrowingText(config, path, growing, Follower(shared))
 
 
-@pytest.mark.parametrize("start", [LiveText.start, follow])
+@pytest.mark.parametrize("start", [GrowingText.start, follow])
 @pytest.mark.parametrize(
     "more", [{}, {"segments": 40}, {"segments": 10**6}, {"shard": (2, 3), "batch_size": 7}]
 )
@@ -80,13 +82,13 @@ def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_pa
         first = next(batches)  # all others are not tokenized yet
         assert not (tmp_path / "live").exists()
         tokenizer.go.touch()
-        found = [first, *batches]
+        live_batches = [first, *batches]
         whole = WholeText(finish(write_tokens(config, tiny_tokenizer(), tmp_path / "whole")), config)
         expected = list(whole.batches(0, None, 7))
         assert len(expected) > 3
-        for mine, wanted in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(mine[0], wanted[0])
-            np.testing.assert_array_equal(mine[1], wanted[1])
+        for (numbers, ids), (whole_numbers, whole_ids) in zip(live_batches, expected, strict=True):
+            np.testing.assert_array_equal(numbers, whole_numbers)
+            np.testing.assert_array_equal(ids, whole_ids)
         numbers = list(chain.from_iterable(numbers.tolist() for numbers, _ in whole.batches(5, 9, 3)))
         assert numbers == list(chain.from_iterable(numbers.tolist() for numbers, _ in live.batches(5, 9, 3)))
         assert (live.whole().n_tokens, live.whole().n_documents) == (
@@ -100,11 +102,11 @@ def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_pa
 
 def test_who_stops_before_the_end_leaves_no_file_and_no_process(tmp_path):
     config = CollectConfig("model", (corpus(tmp_path, 4000),), sampling="sequential")
-    live = LiveText.start(config, tiny_tokenizer(), tmp_path / "live")
+    live = GrowingText.start(config, tiny_tokenizer(), tmp_path / "live")
     next(live.batches(0, None, 7))
     live.close()  # waits for the process
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
-    stuck = LiveText.start(config, SlowTokenizer(tmp_path / "never"), tmp_path / "live")
+    stuck = GrowingText.start(config, SlowTokenizer(tmp_path / "never"), tmp_path / "live")
     next(stuck.batches(0, None, 7))
     stuck.close()
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
@@ -121,7 +123,7 @@ def many(made, tmp_path_factory):
 def undisturbed(many):
     """The run whose corpus was tokenized before."""
     with pytest.MonkeyPatch.context() as patch, open_store(str(many[0] / "x.db"), create=True) as store:
-        patch.setattr(text, "is_read_live", lambda config: False)
+        patch.setattr(reading, "is_tokenized_while_read", lambda config: False)
         list(run_collect(store, CollectConfig(**many[1])))
     return content(many[0] / "x.db")[0]
 
@@ -143,14 +145,14 @@ def test_a_run_that_reads_live_equals_one_that_does_not_also_when_stopped(many, 
 
 def test_a_large_corpus_of_which_all_is_read_is_read_live_too(many, undisturbed, tmp_path, monkeypatch):
     """The order decides nothing then, so a run with --sampling random need not wait."""
-    for large, said in (
-        (text.LARGE, "Tokenizing the corpus ..."),
+    for large, note in (
+        (visiting_order.LARGE_CORPUS, "Tokenizing the corpus ..."),
         (1, "Tokenizing the corpus while it is read ..."),
     ):
-        monkeypatch.setattr(text, "LARGE", large)
+        monkeypatch.setattr(visiting_order, "LARGE_CORPUS", large)
         with open_store(str(tmp_path / f"{large}.db"), create=True) as store:
             events = list(run_collect(store, CollectConfig(**many[1] | {"sampling": "random"})))
-        assert any(event.note == said for event in events)
+        assert any(event.note == note for event in events)
         assert content(tmp_path / f"{large}.db")[0] == undisturbed
 
 
@@ -170,20 +172,19 @@ def test_several_devices_that_read_live_equal_one(many, undisturbed, tmp_path, s
 
 def test_who_follows_comes_late_or_to_what_breaks_off(tmp_path):
     config = CollectConfig("model", (corpus(tmp_path),), sampling="sequential")
-    path, unfinished, tally = tmp_path / "live", tmp_path / "live.unfinished", Tally()
-    finish(write_tokens(config, tiny_tokenizer(), path, unfinished))
-    tally.set(n_tokens=1000)
-    late = LiveText(config, path, unfinished, Follower(tally))
-    threading.Timer(
-        0.2, tally.set, kwargs={"state": WHOLE}
-    ).start()  # it has heard of the 1000, and finds no file there
-    found = list(late.batches(0, None, 7))
-    wanted = WholeText(late.whole(), config).batches(0, None, 7)
-    assert [one[1].tolist() for one in found] == [one[1].tolist() for one in wanted]
-    tally = Tally()
-    tally.set(n_tokens=1000, state=BROKEN_OFF)
+    path, growing, shared = tmp_path / "live", tmp_path / "live.unfinished", SharedProgress()
+    finish(write_tokens(config, tiny_tokenizer(), path, growing))
+    shared.set(n_tokens=1000)
+    late = GrowingText(config, path, growing, Follower(shared))
+    # The reader receives the count of 1,000 and finds no growing file any more.
+    threading.Timer(0.2, shared.set, kwargs={"state": FINISHED}).start()
+    live = list(late.batches(0, None, 7))
+    whole = WholeText(late.whole(), config).batches(0, None, 7)
+    assert [ids.tolist() for _, ids in live] == [ids.tolist() for _, ids in whole]
+    shared = SharedProgress()
+    shared.set(n_tokens=1000, state=FAILED)
     with pytest.raises(NeuroexplainError, match="not tokenized to its end"):
-        next(LiveText(config, path, unfinished, Follower(tally)).batches(0, None, 7))
+        next(GrowingText(config, path, growing, Follower(shared)).batches(0, None, 7))
 
 
 def test_a_corpus_that_breaks_off_keeps_the_checkpoint(many, undisturbed, tmp_path):
@@ -229,10 +230,10 @@ def test_parts_that_read_live_merge_into_the_whole(many, undisturbed, tmp_path):
 def test_a_broken_corpus_is_one_plain_message(many, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_bytes(Path(many[1]["dataset"][0]).read_bytes()[:-5])
-    asked = command(
+    collect = command(
         (many[0], many[1] | {"dataset": (str(text),)}), tmp_path / "x.db", "--sampling", "sequential"
     )
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(collect, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("Cannot read")) == (2, 1), done.stderr
     assert "Warning" not in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
@@ -240,12 +241,12 @@ def test_a_broken_corpus_is_one_plain_message(many, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path, how):
-    asked = command(many, tmp_path / "x.db", "--sampling", "sequential")
-    with subprocess.Popen(asked, stderr=subprocess.DEVNULL) as running:
+    collect = command(many, tmp_path / "x.db", "--sampling", "sequential")
+    with subprocess.Popen(collect, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and not list(tmp_path.glob("*.checkpoint")):
             time.sleep(0.002)
         running.send_signal(how)
-    again = subprocess.run(asked, capture_output=True, text=True, check=False)
+    again = subprocess.run(collect, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "continuing" in again.stderr
     assert content(tmp_path / "x.db")[0] == undisturbed
@@ -256,18 +257,18 @@ def test_killed_while_it_reads_live_it_ends_the_same(many, undisturbed, tmp_path
 def test_a_terminal_s_ctrl_c_reaches_all_and_is_answered_once(many, tmp_path, after):
     """Also while the process that tokenizes is only beginning."""
     (tmp_path / "corpus").mkdir()
-    asked = command(
+    collect = command(
         (many[0], many[1] | {"dataset": (corpus(tmp_path / "corpus", 30_000),)}), tmp_path / "x.db"
     )
-    asked += ["--sampling", "sequential"]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        said = ""
-        while "Tokenizing" not in said:
-            said += running.stderr.readline()
+    collect += ["--sampling", "sequential"]
+    with subprocess.Popen(collect, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        stderr = ""
+        while "Tokenizing" not in stderr:
+            stderr += running.stderr.readline()
         time.sleep(after)
         os.killpg(running.pid, signal.SIGINT)
-        said += running.stderr.read()
-    assert (running.returncode, "Traceback" in said) == (130, False), said
+        stderr += running.stderr.read()
+    assert (running.returncode, "Traceback" in stderr) == (130, False), stderr
 
 
 def test_what_killed_processes_left_of_tokens_is_swept(tmp_path):

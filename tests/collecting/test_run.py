@@ -68,13 +68,13 @@ def all_activations(folder: Path, corpus: Path, activation: str, dtype: str):
             site.register_forward_hook(lambda m, a, out, keep=keep: keep(out.detach()))
         else:
             down.register_forward_hook(lambda m, a, out, keep=keep: keep(a[0].detach()))
-    for some in ids.split(1):
-        model(some)
+    for segment in ids.split(1):
+        model(segment)
     return cells, {layer: torch.cat(parts).float().numpy() for layer, parts in acts.items()}
 
 
 def brute_force(cells, acts, positions, sign=1, barred=()):
-    """Top K of one neuron from its activations [segments, 128]: (value, segment, start) in order, duplicates dropped."""
+    """(value, segment, start) of one neuron's top K in order, from its activations [segments, 128]."""
     candidates = []
     for segment, row in enumerate(acts):
         allowed = [p for p in range(*positions) if cells[segment][p][0] not in barred]
@@ -119,9 +119,9 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
             neuron = load_unit(store, run, UnitId(layer, n))
             for kind, sign in (("top", 1), ("bottom", -1)):
                 expected = brute_force(cells, acts[layer][:, :, n], positions, sign, barred)
-                found = [x for x in neuron.exemplars if x.kind == kind]
-                assert [(x.activation, x.segment, x.start) for x in found] == expected
-                for x in found:
+                records = [x for x in neuron.exemplars if x.kind == kind]
+                assert [(x.activation, x.segment, x.start) for x in records] == expected
+                for x in records:
                     cell = cells[x.segment]
                     assert x.token_ids.tolist() == [token for token, _, _ in cell[x.start : x.start + 64]]
                     np.testing.assert_array_equal(
@@ -140,11 +140,13 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpus, batch_size):
     folder = tiny_subject(tmp_path / "model")
-    one, _ = collect(tmp_path / "1.db", folder, corpus, batch_size=3, sampling="sequential", dtype="float32")
-    other, _ = collect(tmp_path / "2.db", folder, corpus, batch_size=batch_size, dtype="float32")
+    sequential, _ = collect(
+        tmp_path / "1.db", folder, corpus, batch_size=3, sampling="sequential", dtype="float32"
+    )
+    shuffled, _ = collect(tmp_path / "2.db", folder, corpus, batch_size=batch_size, dtype="float32")
     for layer in (0, 1):
         for n in range(24):
-            a, b = (load_unit(s, load_run(s), UnitId(layer, n)) for s in (one, other))
+            a, b = (load_unit(s, load_run(s), UnitId(layer, n)) for s in (sequential, shuffled))
             for x, y in zip(a.exemplars, b.exemplars, strict=True):
                 assert (x.kind, x.rank, x.segment, x.start, x.document) == (
                     y.kind,
@@ -159,10 +161,10 @@ def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpu
 def test_random_records_are_the_segments_with_the_smallest_hashes(tmp_path, corpus):
     store, config = collect(tmp_path / "x.db", tiny_subject(tmp_path / "model"), corpus, segments=9, seed=4)
     run = load_run(store)
-    found = [x.segment for x in load_unit(store, run, UnitId(1, 5)).exemplars if x.kind == "random"]
+    segments = [x.segment for x in load_unit(store, run, UnitId(1, 5)).exemplars if x.kind == "random"]
     visited = np.random.default_rng(4).permutation(_cells(store, corpus))
     expected = sorted((int(s) for s in visited[:9]), key=lambda s: stable_hash(4, s))[:3]
-    assert found == expected
+    assert segments == expected
     assert find_finished_run(store, config) is not None
 
 

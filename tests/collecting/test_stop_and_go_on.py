@@ -13,8 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from neuroexplain.collecting import kernels
-from neuroexplain.collecting import run as collect
+from neuroexplain.collecting import kernels, prepare_collector
 from neuroexplain.collecting.collector import Collector
 from neuroexplain.collecting.run import run_collect
 from neuroexplain.collecting.statistics import RunningStats, sum_segments
@@ -56,8 +55,8 @@ def test_other_options_than_the_interrupted_runs_are_named(made, tmp_path):
 def compiles(monkeypatch):
     """A processor that compiles as a GPU does; what is compiled is traced only."""
     torch._dynamo.reset()
-    monkeypatch.setattr(collect, "can_compile", lambda device: True)
-    monkeypatch.setattr(kernels, "how", lambda: {"backend": "aot_eager", "dynamic": False})
+    monkeypatch.setattr(prepare_collector, "can_compile", lambda device: True)
+    monkeypatch.setattr(kernels, "compile_options", lambda: {"backend": "aot_eager", "dynamic": False})
     monkeypatch.setattr(
         "neuroexplain.collecting.collector.compiled_sum_segments", lambda batch_size: sum_segments
     )
@@ -69,13 +68,13 @@ def test_compiled_kernels_give_the_same_and_only_they_go_on(
     config = CollectConfig(**made[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         events = run_collect(store, config)
-        told = [event.note for event in takewhile(lambda event: event.done < 4, events)]
+        notes = [event.note for event in takewhile(lambda event: event.done < 4, events)]
         events.close()
-        assert "Compiling the model's attention and norms ..." in told
+        assert "Compiling the model's attention and norms ..." in notes
         with pytest.raises(NeuroexplainError, match="kernels: compiled then, plain now"):
             list(run_collect(store, replace(config, compile=False)))
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(collect, "can_compile", lambda device: False)
+            elsewhere.setattr(prepare_collector, "can_compile", lambda device: False)
             with pytest.raises(NeuroexplainError, match="kernels: compiled then, plain now"):
                 list(run_collect(store, config))
         list(run_collect(store, config))
@@ -126,14 +125,12 @@ def test_where_the_compiler_fails_it_says_so_and_reads_as_before(
     config = CollectConfig(**made[1])
     with open_store(str(tmp_path / "x.db"), create=True) as store:
         with monkeypatch.context() as at_first:
-            at_first.setattr(kernels, "how", lambda: {"backend": broken})
+            at_first.setattr(kernels, "compile_options", lambda: {"backend": broken})
             events = run_collect(store, config)
             notes = [event.note for event in takewhile(lambda event: event.done < 4, events)]
             events.close()
         assert any("the model is read as it is, more slowly: no compiler" in note for note in notes if note)
-        list(
-            run_collect(store, config)
-        )  # by now it would compile, but what was begun is read to its end as it was
+        list(run_collect(store, config))  # it could compile by now, but the run has begun without
         assert list_runs(store)[0].versions["kernels"] == "plain"
     assert content(tmp_path / "x.db")[0] == undisturbed
 
@@ -206,12 +203,12 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
         events = run_collect(store, config)
         next(event for event in events if event.done == 4)
         events.close()
-        for changed, said in (
+        for changed, message in (
             (whole.replace(b"river", b"rover"), "text: .* then, .* now"),
             (whole[:-5], "Cannot read"),
         ):
             text.write_bytes(changed)
-            with pytest.raises(NeuroexplainError, match=said):
+            with pytest.raises(NeuroexplainError, match=message):
                 list(run_collect(store, config))
         text.write_bytes(whole)  # with another time: it is tokenized again, and found to be the same
         notes = [event.note for event in run_collect(store, config) if event.note]
@@ -220,7 +217,7 @@ def test_a_corpus_that_changed_or_broke_off_is_not_gone_on_with(made, undisturbe
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_with(made, tmp_path):
-    """The database was deleted and its checkpoint was not; then a run of other options got the same number."""
+    """The database was deleted, its checkpoint was not, and a run of other options got the same number."""
     stopped = {}
     for activation in ("act", "post"):
         (tmp_path / "x.db").unlink(missing_ok=True)
@@ -288,7 +285,7 @@ def wait_for_checkpoint(running, folder):
 
 
 def test_killed_five_times_at_random_moments_it_ends_the_same(made, undisturbed, tmp_path):
-    """Each time a while after the checkpoint was written anew; exemplars, random records and statistics are in `content`."""
+    """Each time a while after a new checkpoint; records of all kinds and statistics are in `content`."""
     moments = random.Random(7)
     checkpoint = tmp_path / "x.db.run1.checkpoint"
     for _ in range(5):
@@ -312,9 +309,9 @@ def test_stopped_by_a_signal_it_says_how_to_go_on(made, undisturbed, tmp_path, h
     with subprocess.Popen(command(made, tmp_path / "x.db"), stderr=subprocess.PIPE, text=True) as running:
         wait_for_checkpoint(running, tmp_path)
         running.send_signal(how)
-        said = running.stderr.read()
-    assert (running.returncode, "Traceback" in said) == (128 + how, False), said
-    assert "run the same command again" in said
+        stderr = running.stderr.read()
+    assert (running.returncode, "Traceback" in stderr) == (128 + how, False), stderr
+    assert "the same command goes on from there" in stderr
     again = subprocess.run(command(made, tmp_path / "x.db"), capture_output=True, text=True, check=False)
     assert "continuing" in again.stderr
     assert content(tmp_path / "x.db")[0] == undisturbed
@@ -366,7 +363,7 @@ def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
 def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
     with pytest.raises(NeuroexplainError, match="Part 1 of 4 is in both"):
         merge(parts / "1.db", parts / "1.db", tmp_path / "x.db")
-    for name, more, said in (
+    for name, more, message in (
         ("seed", {"seed": 5, "shard": (2, N_PARTS)}, "seed: 0 in .*5 in"),
         ("of", {"shard": (2, 3)}, "a part of 4, the other of 3"),
         ("whole", {}, "no part of a collection"),
@@ -374,7 +371,7 @@ def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
     ):
         with open_store(str(tmp_path / f"{name}.db"), create=True) as store:
             list(run_collect(store, CollectConfig(**made[1] | more)))
-        with pytest.raises(NeuroexplainError, match=said):
+        with pytest.raises(NeuroexplainError, match=message):
             merge(parts / "1.db", tmp_path / f"{name}.db", tmp_path / "x.db")
     subject = load_subject(made[1]["model"])
     subject.model.get_parameter("layers.0.mlp.gate_proj.weight").data *= 2

@@ -13,7 +13,7 @@ N, D, K = 150, 7, 5
 
 @pytest.fixture(scope="module")
 def seen():
-    """Activations in a few steps, so ties are common; token ids of 6 patterns, so duplicates are; some positions barred."""
+    """Activations of few values, so ties are common; 6 patterns of ids, so duplicates are; some barred."""
     generator = torch.Generator().manual_seed(3)
     acts = torch.randint(-3, 4, (N, 128, D), generator=generator).float()
     acts[:, :, 6] = acts[:, :, 6].clamp(max=0) * 0.0 - 1.0  # one neuron that is nowhere above 0
@@ -28,9 +28,9 @@ def seen():
 def brute_force(acts, ids, allowed, segments, neuron):
     candidates = []
     for row in range(len(acts)):
-        places = [p for p in POSITIONS if allowed[row, p - 64]]
-        if places:
-            best = max(places, key=lambda p: (acts[row, p, neuron].item(), -p))
+        positions = [p for p in POSITIONS if allowed[row, p - 64]]
+        if positions:
+            best = max(positions, key=lambda p: (acts[row, p, neuron].item(), -p))
             record = tuple(ids[row, best - 32 : best + 32].tolist())
             candidates.append((-acts[row, best, neuron].item(), int(segments[row]), best - 32, record))
     kept, records = [], set()
@@ -42,22 +42,20 @@ def brute_force(acts, ids, allowed, segments, neuron):
 
 
 def read_out(state, neuron):
-    keys, places = state.best()
+    keys, slots = state.best()
     used = keys[neuron] > EMPTY
-    at = places[neuron][used]
-    values = state.windows[neuron, at, 32].tolist()
-    return list(
-        zip(values, segments_of(keys[neuron][used]).tolist(), state.starts[neuron, at].tolist(), strict=True)
-    )
+    slots = slots[neuron][used]
+    values = state.windows[neuron, slots, 32].tolist()
+    starts = state.starts[neuron, slots].tolist()
+    return list(zip(values, segments_of(keys[neuron][used]).tolist(), starts, strict=True))
 
 
 def fold(seen, rows, batch_size, *, lowest=False):
     acts, ids, allowed, segments = seen
     state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
-    for some in torch.as_tensor(rows).split(batch_size):
-        fold_top_k(
-            state, acts[some], Offer.of(ids[some], segments[some], POSITIONS, allowed[some]), lowest=lowest
-        )
+    for batch in torch.as_tensor(rows).split(batch_size):
+        offer = Offer.of(ids[batch], segments[batch], POSITIONS, allowed[batch])
+        fold_top_k(state, acts[batch], offer, lowest=lowest)
     return state
 
 
@@ -82,12 +80,12 @@ def test_the_running_bottom_k_is_the_top_k_of_the_negated(seen, batch_size):
 def test_windows_are_those_of_the_records(seen):
     acts, _, _, segments = seen
     state = fold(seen, range(N), 16)
-    keys, places = state.best()
+    keys, slots = state.best()
     for neuron in range(D):
-        for key, place in zip(keys[neuron], places[neuron], strict=True):
+        for key, slot in zip(keys[neuron], slots[neuron], strict=True):
             row = (segments == segments_of(key)).nonzero()[0, 0]
-            start = int(state.starts[neuron, place])
-            assert torch.equal(state.windows[neuron, place], acts[row, start : start + 64, neuron])
+            start = int(state.starts[neuron, slot])
+            assert torch.equal(state.windows[neuron, slot], acts[row, start : start + 64, neuron])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -97,10 +95,10 @@ def test_statistics_hold_far_from_zero(dtype):
         + torch.tensor([0, 1, -1, 100, 3000.0])
     ).to(dtype)
     stats = RunningStats(5, torch.device("cpu"))
-    for some in acts.split(5):
-        stats.fold(some)
-    found, flat = stats.finish(), acts.double().flatten(0, 1).numpy()
-    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(found.std, flat.std(0), rtol=1e-5)
-    np.testing.assert_array_equal(found.share_positive, (flat > 0).mean(0))
-    np.testing.assert_array_equal([found.min, found.max], [flat.min(0), flat.max(0)])
+    for batch in acts.split(5):
+        stats.fold(batch)
+    finished, flat = stats.finish(), acts.double().flatten(0, 1).numpy()
+    np.testing.assert_allclose(finished.mean, flat.mean(0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(finished.std, flat.std(0), rtol=1e-5)
+    np.testing.assert_array_equal(finished.share_positive, (flat > 0).mean(0))
+    np.testing.assert_array_equal([finished.min, finished.max], [flat.min(0), flat.max(0)])

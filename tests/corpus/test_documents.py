@@ -32,12 +32,12 @@ def test_a_data_set_is_streamed_in_its_order_or_shuffled_by_the_seed(data_set, m
 
 
 @pytest.mark.parametrize(
-    ("split", "column", "said"),
+    ("split", "column", "message"),
     [("validation", "text", "split validation"), ("train", "body", "it has text")],
 )
-def test_a_data_set_without_the_split_or_the_column_says_so(data_set, monkeypatch, split, column, said):
+def test_a_data_set_without_the_split_or_the_column_says_so(data_set, monkeypatch, split, column, message):
     monkeypatch.setattr(documents, "find_files", lambda names: None)
-    with pytest.raises(NeuroexplainError, match=said):
+    with pytest.raises(NeuroexplainError, match=message):
         list(read_documents([str(data_set[0])], None, split, column, None))
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroexplain.corpus.token_stream import TokenStream, TokenWriter, find_tokens, tokenize
+from neuroexplain.corpus.token_stream import TokenStream, TokenWriter, find_tokens
+from neuroexplain.corpus.tokenizing import tokenize
 from neuroexplain.errors import NeuroexplainError
 from tests.fakes import tiny_tokenizer, words
 
@@ -20,10 +21,14 @@ def write(path, documents=DOCUMENTS):
 
 
 def test_tokens_written_are_found_again(tmp_path):
-    written, found, temporary = write(tmp_path / "x"), find_tokens(tmp_path / "x"), TokenStream.of(DOCUMENTS)
+    written, reopened, temporary = (
+        write(tmp_path / "x"),
+        find_tokens(tmp_path / "x"),
+        TokenStream.of(DOCUMENTS),
+    )
     joined = np.concatenate(DOCUMENTS)
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
-    for stream in (written, found, temporary):
+    for stream in (written, reopened, temporary):
         assert (stream.n_tokens, stream.n_documents, stream.n_segments) == (509, 5, 3)
         np.testing.assert_array_equal(
             stream.rows(np.array([2, 0, 1])), joined[:384].reshape(3, 128)[[2, 0, 1]]

@@ -1,4 +1,4 @@
-"""Heads and the residual stream, collected as an obvious pass over all activations would: families, signs, batch sizes."""
+"""Heads and the residual stream against an obvious pass over all activations, for families and batches."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ import torch
 from neuroexplain.collecting.collector import Collector
 from neuroexplain.sources.base import SOURCES, find_sources
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.subject.load import FAMILIES, load_subject
+from neuroexplain.subject.families import FAMILIES
+from neuroexplain.subject.load import load_subject
 from tests.subject.test_families import CONFIGS, saved
 
 POSITIONS, K, N_RANDOM, SEED = range(64, 97), 5, 3, 4
@@ -44,7 +45,7 @@ def segments(n=30):
 
 
 def read(subject, family, kind, ids, size):
-    """Every layer's activations, [layer][segment, token, unit], by hooks of the test's own, in batches of this size."""
+    """Every layer's activations, [layer][segment, token, unit], by the test's own hooks, in batches."""
     seen = {n: [] for n in range(len(subject.layers))}
     handles = []
     for n, layer in enumerate(subject.layers):
@@ -62,11 +63,11 @@ def read(subject, family, kind, ids, size):
                 )
             )
     with torch.inference_mode():
-        for some in ids.split(size):
-            padded = torch.cat([some, some[:1].expand(size - len(some), -1)])
+        for batch in ids.split(size):
+            padded = torch.cat([batch, batch[:1].expand(size - len(batch), -1)])
             subject.model(padded, use_cache=False)
             for n in seen:
-                seen[n][-1] = seen[n][-1].reshape(size, 128, -1)[: len(some)]
+                seen[n][-1] = seen[n][-1].reshape(size, 128, -1)[: len(batch)]
     for handle in handles:
         handle.remove()
     return [torch.cat(seen[n]).numpy() for n in seen]
@@ -108,8 +109,8 @@ def test_exemplars_and_statistics_are_those_of_a_pass_over_everything(load, fami
         padding = token_ids[:1].expand(size - len(token_ids), -1)
         collector.read(torch.cat([token_ids, padding]), numbers)
     drawn = sorted(range(len(ids)), key=lambda segment: stable_hash(SEED, segment))[:N_RANDOM]
-    found = list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
-    for layer, acts in zip(found, read(subject, family, kind, ids, size), strict=True):
+    layers = list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
+    for layer, acts in zip(layers, read(subject, family, kind, ids, size), strict=True):
         assert acts.shape[2] == collector.sources[layer.layer].width == len(layer.stats.mean)
         for unit in range(acts.shape[2]):
             for which, lowest in (("top", False), ("bottom", True)):

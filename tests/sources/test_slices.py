@@ -1,4 +1,4 @@
-"""A width in slices, or sparse, gives what the whole gives; and a source in one file works with no other file knowing it."""
+"""A width in slices, or sparse, gives what the whole gives; a new source is one file that no other names."""
 
 import json
 
@@ -87,17 +87,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def registered():
-    made = {
+    kinds = {
         "slices-1": Sliced(1),
         "slices-7": Sliced(7),
         "strongest": Strongest(None),
         "before-mlp": BeforeTheMlp(),
     }
-    made |= {"sparse-1": Strongest(1), "sparse-10": Strongest(10), "sparse-24": Strongest(24)}
-    for name, kind in made.items():
+    kinds |= {"sparse-1": Strongest(1), "sparse-10": Strongest(10), "sparse-24": Strongest(24)}
+    for name, kind in kinds.items():
         SOURCES.register(name, kind)
     yield
-    for name in made:
+    for name in kinds:
         SOURCES.unregister(name)
 
 
@@ -106,16 +106,16 @@ def collected(subject, source, cut=None):
     ids[30] = ids[2]
     collectors = [Collector(subject, (0, 1), source=source, **OPTIONS, n_random=3, seed=0) for _ in range(2)]
     collector = collectors[0]
-    for number, (some, numbers) in enumerate(zip(ids.split(8), torch.arange(40).split(8), strict=True)):
+    for number, (token_ids, numbers) in enumerate(zip(ids.split(8), torch.arange(40).split(8), strict=True)):
         if number == cut:
             collectors[1].restore(collector.state())
             collector = collectors[1]
-        collector.read(some, numbers)
+        collector.read(token_ids, numbers)
     return list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
 
 
-def assert_same(one, other):
-    for a, b in zip(one, other, strict=True):
+def assert_same(layers, expected):
+    for a, b in zip(layers, expected, strict=True):
         for kind, x in a.exemplars.items():
             for name in ("counts", "segments", "starts", "peaks", "activations"):
                 np.testing.assert_array_equal(getattr(x, name), getattr(b.exemplars[kind], name))
@@ -124,7 +124,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("some", "whole"),
+    ("parts", "whole"),
     [
         ("slices-1", "mlp"),
         ("slices-7", "mlp"),
@@ -133,9 +133,9 @@ def assert_same(one, other):
         ("sparse-24", "strongest"),
     ],
 )
-def test_slices_and_sparse_activations_fold_as_the_whole_does(folder, some, whole):
+def test_slices_and_sparse_activations_fold_as_the_whole_does(folder, parts, whole):
     subject = load_subject(str(folder / "model"), "float32")
-    assert_same(collected(subject, some), collected(subject, whole))
+    assert_same(collected(subject, parts), collected(subject, whole))
 
 
 @pytest.mark.parametrize("source", ["slices-7", "heads"])
@@ -197,8 +197,8 @@ def test_a_new_source_goes_through_every_command(folder, tmp_path):
     typed("import", "parquet", tmp_path / "out", "--db", tmp_path / "y.db")
     assert content(tmp_path / "y.db")[0]["exemplars"] == whole["exemplars"]
     typed("verify", "--db", tmp_path / "y.db")
-    shown = typed("show", "0:1.2", "--text", "the river ran", "--db", tmp_path / "x.db").stdout
-    assert "river" in shown
+    stdout = typed("show", "0:1.2", "--text", "the river ran", "--db", tmp_path / "x.db").stdout
+    assert "river" in stdout
 
 
 def test_a_sample_is_the_same_each_time_and_holds_smaller_ones(folder, tmp_path):
@@ -230,13 +230,13 @@ def test_a_sample_is_the_same_each_time_and_holds_smaller_ones(folder, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"source": "sae"}, r"--source 'sae' is not known. There is .*heads, mlp, residual"),
         ({"activation": "gate"}, r"'gate' is not read of --source mlp: there is act, post"),
         ({"source": "heads", "activation": "act"}, r"'act' is not read of --source heads: there is heads"),
     ],
 )
-def test_what_cannot_be_read_is_said(options, said):
-    with pytest.raises(NeuroexplainError, match=said):
+def test_what_cannot_be_read_is_said(options, message):
+    with pytest.raises(NeuroexplainError, match=message):
         CollectConfig(model="m", dataset=("d",), **options)

@@ -1,4 +1,4 @@
-"""Every family that the table knows, on a tiny random model: activations recomputed by hand from the MLP's input."""
+"""Every family of the table, on a tiny random model: activations computed again from the MLP's input."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.sources.base import find_sources
 from neuroexplain.sources.mlp import KIND
 from neuroexplain.subject.capture import capture_activations
-from neuroexplain.subject.load import FAMILIES, load_subject
+from neuroexplain.subject.families import FAMILIES
+from neuroexplain.subject.load import load_subject
 from tests.fakes import tiny_tokenizer
 
 SMALL = {
@@ -86,13 +87,13 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
     with torch.inference_mode():
         subject.model(ids, use_cache=False)
         for activation in ("act", "post"):
-            found = {}
+            captured = {}
             sources = find_sources(subject, "mlp", activation, (0, 1))
             capture_activations(
-                subject, ids, sources, lambda n, acts, found=found: found.update({n: (acts, acts.clone())})
+                subject, ids, sources, lambda n, acts, to=captured: to.update({n: (acts, acts.clone())})
             )
-            assert all(torch.equal(*both) for both in found.values())  # nothing wrote into them later
-            found = {n: kept for n, (_, kept) in found.items()}
+            assert all(torch.equal(*both) for both in captured.values())  # nothing wrote into them later
+            acts = {n: copy for n, (_, copy) in captured.items()}
             for n, layer in enumerate(subject.layers):
                 before, projected = seen[n, "in"]
                 if gate == "fused":
@@ -103,19 +104,19 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
                     )
                 act = function(g)
                 expected = act if activation == "act" or u is None else act * u
-                torch.testing.assert_close(found[n], expected.view(3, 128, 24), rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(acts[n], expected.view(3, 128, 24), rtol=1e-4, atol=1e-6)
                 if activation == "post":
                     bias = getattr(layer.get_submodule(down), "bias", None)
                     written = seen[n, "out"][1].view(3, 128, 16) - (0 if bias is None else bias)
                     torch.testing.assert_close(
-                        found[n] @ KIND.write_vectors(subject, sources[n]), written, rtol=1e-3, atol=1e-5
+                        acts[n] @ KIND.write_vectors(subject, sources[n]), written, rtol=1e-3, atol=1e-5
                     )
     assert subject.norm_weight().shape == (16,)
     assert subject.unembedding.shape == (330, 16)
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "said"),
+    ("family", "more", "message"),
     [
         ("mixtral", {"num_local_experts": 2}, "mixture of experts"),
         ("qwen2_moe", {"num_experts": 2}, "mixture of experts"),
@@ -123,10 +124,10 @@ def test_activations_are_those_of_the_mlp(tmp_path, family):
         ("llama", {}, "reads 64 tokens at once"),
     ],
 )
-def test_what_cannot_be_read_is_refused_before_the_weights_are(tmp_path, family, more, said):
+def test_what_cannot_be_read_is_refused_before_the_weights_are(tmp_path, family, more, message):
     if family == "llama":
         more = {"max_position_embeddings": 64}
     config = AutoConfig.for_model(family, **SMALL | LLAMA | more)
     config.save_pretrained(tmp_path)  # there are no weights to read
-    with pytest.raises(NeuroexplainError, match=said):
+    with pytest.raises(NeuroexplainError, match=message):
         load_subject(str(tmp_path))

@@ -11,7 +11,7 @@ from tests.fakes import tiny_subject
 
 FAULTS = """
 import resource, torch
-from neuroexplain.subject.load import keep_freed_memory
+from neuroexplain.runtime.tuning import keep_freed_memory
 keep_freed_memory() if {keep} else None
 def work():
     [torch.zeros(n * 786_432) for n in range(1, 9)]  # 3 to 24 MiB each: freed, and asked for again
@@ -35,8 +35,9 @@ def test_freed_memory_is_not_given_back_and_cleared_again():
 
 
 def test_the_hash_of_weights_tells_models_apart_and_not_dtypes(tmp_path):
-    one, same = (load_subject(str(tiny_subject(tmp_path / "a")), dtype) for dtype in ("float32", "bfloat16"))
-    assert one.weights_sha256 == same.weights_sha256
-    other = load_subject(str(tmp_path / "a"), "float32")
+    model = str(tiny_subject(tmp_path / "a"))
+    subject, rounded = load_subject(model, "float32"), load_subject(model, "bfloat16")
+    assert subject.weights_sha256 == rounded.weights_sha256
+    other = load_subject(model, "float32")
     other.model.get_parameter("layers.1.mlp.up_proj.weight").data[0] *= 1.1
-    assert other.weights_sha256 != one.weights_sha256
+    assert other.weights_sha256 != subject.weights_sha256

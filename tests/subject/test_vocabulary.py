@@ -12,12 +12,14 @@ def test_the_reading_is_the_top_of_the_logits():
     vectors, norm, unembedding = (
         torch.randn(shape, generator=generator) for shape in ((7, 5), (5,), (30, 5))
     )
-    found = read_vocabulary(vectors, norm, unembedding, n=4)
+    reading = read_vocabulary(vectors, norm, unembedding, n=4)
     logits = ((vectors * norm) @ unembedding.T).numpy()
     order = np.argsort(-logits, axis=1)
-    np.testing.assert_array_equal(found.promoted_ids, order[:, :4])
-    np.testing.assert_array_equal(found.suppressed_ids, order[:, ::-1][:, :4])
-    np.testing.assert_allclose(found.promoted_logits, np.take_along_axis(logits, order[:, :4], 1), rtol=1e-5)
+    np.testing.assert_array_equal(reading.promoted_ids, order[:, :4])
+    np.testing.assert_array_equal(reading.suppressed_ids, order[:, ::-1][:, :4])
+    np.testing.assert_allclose(
+        reading.promoted_logits, np.take_along_axis(logits, order[:, :4], 1), rtol=1e-5
+    )
 
 
 def test_rows_without_a_token_are_not_read(tmp_path):
