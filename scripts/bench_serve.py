@@ -1,7 +1,8 @@
 """How long readers wait while explanations are written into the same file:  bench_serve.py full.db [--json]
 
-Starts `neuroexplain serve`, and 50 readers, each of whom opens a neuron or searches and then reads for --think seconds; a
-writer saves explanations all the while (removed at the end). Prints medians and 95th percentiles in milliseconds, and errors.
+Starts `neuroexplain serve`, and 50 readers, each of whom opens a neuron or searches and then reads for
+--think seconds; a writer saves explanations all the while (removed at the end). Prints medians and 95th
+percentiles in milliseconds, and errors.
 """
 
 import argparse

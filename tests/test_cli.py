@@ -75,10 +75,10 @@ def test_digits_scores_without_a_null_unless_asked(made):
 
 
 def test_nothing_from_the_corpus_reaches_the_terminal_as_a_control(made):
-    shown = run("show", "0:1", "--db", "x.db", "--top", "32", cwd=made).stdout
-    assert shown
-    assert "\x1b" not in shown
-    assert "\t" not in shown
+    page = run("show", "0:1", "--db", "x.db", "--top", "32", cwd=made).stdout
+    assert page
+    assert "\x1b" not in page
+    assert "\t" not in page
 
 
 def test_the_same_command_again_does_nothing(made):
@@ -116,7 +116,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         (("query", "--db", "none.db"), "There is no database"),
         (("query", "--db", "text.jsonl"), "cannot be read as a database"),
@@ -177,11 +177,11 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("score", "0:1", "--text", " ", "--db", "x.db", "--local", "model"), "empty"),
     ],
 )
-def test_a_wrong_command_gets_one_plain_message_and_status_2(made, typed, said):
+def test_a_wrong_command_gets_one_plain_message_and_status_2(made, typed, message):
     options = () if "--db" in typed else ("--db", "new.db")
     done = run(*typed, *options, cwd=made)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert not (made / "new.db").exists()  # nothing half-written
 
@@ -190,19 +190,19 @@ def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
     (tmp_path / "neuroexplain.toml").write_text(f'[query]\ndb = "{made / "x.db"}"\nlimit = 1\njson = true\n')
     assert len(json.loads(run("query", cwd=tmp_path).stdout)) == 1
     assert len(json.loads(run("query", "--limit", 2, cwd=tmp_path).stdout)) == 2
-    for wrong, said in (
+    for wrong, message in (
         ("[query]\nlimits = 1", "there is no option 'limits'"),
         ("[quary]", "no command"),
-        ("[query]\nlimit = 1.5", "limit is 1.5; wanted is a whole number"),
-        ("[query]\nlimit = true", "wanted is a whole number"),
-        ("[query]\ndb = ['x.db']", "wanted is a text"),
-        ("[query]\njson = 1", "wanted is true or false"),
-        ('[collect]\ndataset = "text.jsonl"', "wanted is a list, each item a text"),
+        ("[query]\nlimit = 1.5", "limit is 1.5; it must be a whole number"),
+        ("[query]\nlimit = true", "it must be a whole number"),
+        ("[query]\ndb = ['x.db']", "it must be a text"),
+        ("[query]\njson = 1", "it must be true or false"),
+        ('[collect]\ndataset = "text.jsonl"', "it must be a list, each item a text"),
         ("query", "Cannot read"),
     ):
         (tmp_path / "neuroexplain.toml").write_text(wrong)
         done = run("query", cwd=tmp_path)
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.parametrize("command", [("query",), ("show", "0:1"), ("show", "0:1", "--json")])
@@ -225,7 +225,7 @@ def test_a_ctrl_c_that_python_drops_stops_at_the_next_step():
     stopping = Stopping()
     for _ in range(2):
         with pytest.raises(Interrupted):
-            stopping.answer(2, None)
+            stopping.receive(2, None)
         with pytest.raises(Interrupted):
             stopping.check()
 

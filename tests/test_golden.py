@@ -1,4 +1,6 @@
-"""The golden files hold what the code makes; scripts/regen_golden.py rewrites them, and review reads the diff."""
+"""The golden files hold what the code makes; scripts/regen_golden.py rewrites them, and review reads the
+diff.
+"""
 
 from pathlib import Path
 

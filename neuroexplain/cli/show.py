@@ -61,6 +61,7 @@ def show(
 
 def _show_activations(page: "UnitPage", text: str, model: str | None, as_json: bool) -> None:
     """Read a text with the subject and print the unit's activation on each token."""
+    from neuroexplain.as_json import unit_id_json
     from neuroexplain.cli.unit_text import text_line
     from neuroexplain.probe import Probe
 
@@ -68,7 +69,6 @@ def _show_activations(page: "UnitPage", text: str, model: str | None, as_json: b
     probe = Probe(model or page.run.subject, page.run.dtype)
     tokens, activations = probe.activations(text, page.run, unit_id)
     if as_json:
-        names = {"layer": unit_id.layer, "unit": unit_id.index, "neuron": unit_id.index}
-        print_json(names | {"tokens": tokens, "activations": activations})
+        print_json({**unit_id_json(unit_id), "tokens": tokens, "activations": activations})
     else:
         print_table(text_line(page, tokens, activations))

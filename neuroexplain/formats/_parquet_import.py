@@ -115,16 +115,22 @@ def _import_tables(store: Store, run_id: int, folder: Path, run: Run) -> Iterato
             collected = read_layer(folder, layer, width, run.dtype, own, segments)
             save_collected_layer(store, run_id, collected)
         decode = partial(explanation_of, prompts=prompts)
-        for explanations in read_batches(folder, "explanations", decode, own, layer):
+        for batch in read_batches(folder, "explanations", decode, own, layer):
+            explanations = [_on_a_side_of(run, explanation) for explanation in batch]
             new_ids.add(explanations, save_explanations(store, run_id, explanations))
         yield Progress("importing", done, len(run.layers), "layers")
     for done, (layer, own) in enumerate(limits_by_layer.items(), 1):
         decode_prediction = partial(prediction_of, prompts=prompts)
         predictions = read_batches(folder, "predictions", decode_prediction, own, layer)
-        for batch in _join_scores(folder, predictions, _read_scores(folder, own, layer)):
-            moved = [_with_new_ids(folder, *scored, new_ids) for scored in batch]
+        for scored_batch in _join_scores(folder, predictions, _read_scores(folder, own, layer)):
+            moved = [_with_new_ids(folder, *scored, new_ids) for scored in scored_batch]
             save_predictions(store, run_id, moved)
         yield Progress("importing scores", done, len(run.layers), "layers")
+
+
+def _on_a_side_of(run: Run, explanation: Explanation) -> Explanation:
+    """Exports of version 1 knew no sides: what a negative run holds is of its negative side."""
+    return explanation if explanation.side in run.sides else replace(explanation, side=run.sides[0])
 
 
 def _import_vocabulary(store: Store, run_id: int, folder: Path, limits: Limits) -> None:

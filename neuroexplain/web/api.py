@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
-from neuroexplain.as_json import query_json, run_json, unit_json
+from neuroexplain.as_json import query_json, run_json, unit_id_json, unit_json
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.probe import StrongUnit
 from neuroexplain.store.runs import list_runs, load_run
@@ -113,19 +113,15 @@ def api_activations(reader: Reader, request: ActivationRequest, run_id: RunId = 
         raise NeuroexplainError("Name a neuron (layer and neuron) or a token's position.")
     unit = UnitId(request.layer, request.neuron)
     tokens, activations = probe.activations(request.text, run, unit)
-    return JSONResponse({"tokens": tokens, **_unit_json(unit), "activations": activations})
+    return JSONResponse({"tokens": tokens, **unit_id_json(unit), "activations": activations})
 
 
 def _strongest_json(neuron: StrongUnit) -> dict[str, Any]:
     row = neuron.row
     return {
-        **_unit_json(neuron.unit),
+        **unit_id_json(neuron.unit),
         "activation": neuron.activation,
         "share_of_max": neuron.share,
         "explanation": None if row is None else row.explanation,
         "correlation": None if row is None else row.correlation,
     }
-
-
-def _unit_json(unit: UnitId) -> dict[str, int]:
-    return {"layer": unit.layer, "unit": unit.index, "neuron": unit.index}

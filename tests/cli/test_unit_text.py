@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
 from neuroexplain.cli.tables import query_table
+from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
 from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction, Provenance, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId
@@ -107,16 +107,16 @@ def test_all_records_of_a_simulation_are_drawn_on_one_scale():
         unit=replace(page.unit, exemplars=(x, replace(x, rank=1))),
         predictions=(replace(prediction, records=(*prediction.records, weak)),),
     )
-    one, other = (
+    record, other = (
         line for line in drawn(show_text(page, "x.db", width=2000), 2000) if line.startswith("simulated")
     )
-    assert "█" in one
+    assert "█" in record
     assert set(other[MARGIN:].strip()) == {"▁", "▂"}
 
 
 def test_where_the_scored_tokens_are_out_of_sight_it_says_so():
-    shown = drawn(show_text(make_page(np.ones(CROP_LENGTH, np.float32), 0), "x.db", width=16), 60)
-    assert "simulated   (on tokens that do not fit here)" in shown
+    lines = drawn(show_text(make_page(np.ones(CROP_LENGTH, np.float32), 0), "x.db", width=16), 60)
+    assert "simulated   (on tokens that do not fit here)" in lines
 
 
 def test_only_the_number_before_a_record_is_dim():

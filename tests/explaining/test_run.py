@@ -1,4 +1,6 @@
-"""Candidates, revisions, several meanings and the null: what is asked, chosen, stored; and that stopping changes nothing."""
+"""Candidates, revisions, several meanings and the null: what is asked, chosen, stored; and that stopping
+changes nothing.
+"""
 
 import random
 import re
@@ -14,10 +16,12 @@ from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig, ExplainConfig
 from neuroexplain.errors import EngineLost, LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Exemplar, Explanation, Provenance
+from neuroexplain.explaining.controls import find_controls
 from neuroexplain.explaining.estimate import estimate_explain
 from neuroexplain.explaining.explainers import parse_meanings
 from neuroexplain.explaining.run import run_explain
-from neuroexplain.explaining.score import find_controls, run_score, verify_run
+from neuroexplain.explaining.score import run_score
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.llm.engine import chat_token_ids
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.scorers.digits import DigitsSimulator
@@ -83,18 +87,18 @@ def explain(store, llm, scorer, explainer="excerpts", **options):
 
 
 def content(store):
-    """What was found out, without ids, times and costs."""
+    """What was tables out, without ids, times and costs."""
     run = load_run(store)
     explanations = list_explanations(store, run.id)
     who = {e.id: (e.unit, e.candidate) for e in explanations}
-    found = [(e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
+    tables = [(e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
     for s in list_predictions(store, who):
         levels = [(r.kind, r.rank, r.values.tolist()) for r in s.records]
-        found.append((who[s.explanation_id], s.status, who.get(s.control_explanation_id), levels))
+        tables.append((who[s.explanation_id], s.status, who.get(s.control_explanation_id), levels))
     for s in list_scores(store, who):
         values = (s.score.split, s.score.subset, s.score.status, s.score.value, s.score.control)
-        found.append((who[s.explanation_id], s.scorer, values))
-    return sorted(found, key=repr)
+        tables.append((who[s.explanation_id], s.scorer, values))
+    return sorted(tables, key=repr)
 
 
 def chosen(store):
@@ -207,12 +211,12 @@ def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other
     for neuron in NEURONS:
         first, *revised = list_explanations(store, run.id, neuron)
         exemplars = load_unit(store, run, neuron).exemplars
-        shown, held = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
-        assert {rank % 8 for _, rank in shown} == {2}
-        assert {rank % 8 for _, rank in held} == {6}
+        shown_keys, held_keys = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
+        assert {rank % 8 for _, rank in shown_keys} == {2}
+        assert {rank % 8 for _, rank in held_keys} == {6}
         best = first
         for e in revised:
-            new, old = (on_select(store, neuron, one.id, held) for one in (e, best))
+            new, old = (on_select(store, neuron, explanation.id, held_keys) for explanation in (e, best))
             if new is not None and (old is None or new > old):
                 best, kept = e, kept + 1
         assert [e.chosen for e in (first, *revised)] == [e is best for e in (first, *revised)]
@@ -285,13 +289,17 @@ def test_meanings_that_were_not_simulated_are_the_next_time(store, scorer):
 
 
 def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, scorer):
-    """The last command's, also one that asks nothing anew; but not one of another seed that gets no usable answer."""
+    """The last command's, also one that asks nothing anew; but not one of another seed that gets no usable
+    answer.
+    """
     llm = ScriptedLlm(by_words)
-    now = lambda: {
-        e.unit: e.id for e in list_explanations(store, 1) if e.chosen and e.explainer == "excerpts"
-    }  # noqa: E731
+
+    def chosen_ids():
+        stored = list_explanations(store, 1, explainer="excerpts")
+        return {explanation.unit: explanation.id for explanation in stored if explanation.chosen}
+
     explain(store, llm, scorer, candidates=3)
-    first = now()
+    first = chosen_ids()
     explain(store, llm, scorer, candidates=2, revise=1)
     explain(store, llm, scorer, "pairs")
     for neuron in NEURONS:
@@ -300,7 +308,7 @@ def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, sc
         assert sum(e.chosen for e in of_neuron) == 2
     n_asked = len(llm.requests)
     explain(store, llm, scorer, candidates=3)
-    assert (now(), len(llm.requests)) == (first, n_asked)
+    assert (chosen_ids(), len(llm.requests)) == (first, n_asked)
     before = [e.id for e in list_explanations(store, 1) if e.chosen and e.status == "ok"]
     explain(store, ScriptedLlm(lambda messages, sampling: ""), scorer, candidates=2, seed=7)
     assert [e.id for e in list_explanations(store, 1) if e.chosen and e.status == "ok"] == before
@@ -370,7 +378,7 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
             for r in prediction.records
         ]
         tokens = load_tokens(store, run.id, {i for record in records for i in record})
-        others = digits.simulate(texts[prediction.control_explanation_id], records, tokens).of
+        others = digits.simulate(texts[prediction.control_explanation_id], records, tokens).trials
         for r, other in zip(prediction.records, others, strict=True):
             np.testing.assert_allclose(r.control, other.values, atol=0.01)  # stored in half precision
     assert list(verify_run(store, run)) == []
@@ -385,13 +393,13 @@ def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
         for _ in range(picks.choice([1, 2, 5, 20]))
     }
     explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
-    found = find_controls(explanations)
+    controls = find_controls(explanations)
     for e in explanations:
         others = [x for x in explanations if x.unit != e.unit]
         others = [x for x in others if x.unit.layer == e.unit.layer] or others
         place = lambda x: (stable_hash(x.unit.layer, x.unit.index), x.unit)  # noqa: E731
         after = [x for x in others if place(x) > place(e)] or others
-        assert found.get(e.id) is (min(after, key=place) if after else None)
+        assert controls.get(e.id) is (min(after, key=place) if after else None)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.7, 2.0])
@@ -444,10 +452,10 @@ def test_records_of_the_two_halves_share_nothing(store):
     run = load_run(store)
     for neuron in NEURONS:
         exemplars = load_unit(store, run, neuron).exemplars
-        shown, held = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
+        shown_keys, held_keys = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
         ids = {(x.kind, x.rank): x for x in exemplars}
-        for a in shown:
-            for b in held:
+        for a in shown_keys:
+            for b in held_keys:
                 assert ids[a].segment != ids[b].segment
                 assert not windows(ids[a]) & windows(ids[b])
 
@@ -482,7 +490,9 @@ def test_progress_only_grows(store, local):
     ],
 )
 def test_an_estimate_says_what_the_run_then_asks(store, local, options):
-    """All neurons are in the sample. The last: two candidates are stored, and simulated for half of the neurons."""
+    """All neurons are in the sample. The last: two candidates are stored, and simulated for half of the
+    neurons.
+    """
     run, llm = load_run(store), ScriptedLlm(by_words)
     llm.tokenizer = local.tokenizer
     with_control = options != "some are there" and options.get("with_control", False)
@@ -499,10 +509,10 @@ def test_an_estimate_says_what_the_run_then_asks(store, local, options):
     }
     config = ExplainConfig(NEURONS, **named)
     engine = llm if config.asks_llm else None
-    said = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control)
-    before, asked = local.used.requests, len(llm.requests)
+    estimate = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control)
+    before, n_asked = local.usage.requests, len(llm.requests)
     list(run_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control))
-    assert said.n_requests == local.used.requests - before + len(llm.requests) - asked
-    explaining = sum(len(chat_token_ids(local.tokenizer, messages)) for messages, _ in llm.requests[asked:])
+    assert estimate.n_requests == local.usage.requests - before + len(llm.requests) - n_asked
+    explaining = sum(len(chat_token_ids(local.tokenizer, messages)) for messages, _ in llm.requests[n_asked:])
     sent = list_sessions(store, run.id)[-1].scorer_prompt_tokens + explaining
-    assert said.n_prompt_tokens == pytest.approx(sent, rel=0.05)  # texts of other lengths
+    assert estimate.n_prompt_tokens == pytest.approx(sent, rel=0.05)  # texts of other lengths

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from neuroexplain.errors import StoreUnreadable
-from neuroexplain.explaining.score import verify_run
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations
@@ -17,38 +17,76 @@ from neuroexplain.units import UnitId
 NAMED = {  # in the SQL below
     "here": "layer = 0 AND unit = 3",
     "its": "explanation_id = (SELECT id FROM explanations WHERE layer = 0 AND unit = 3)",
-    "copy": "run_id, layer, unit, explainer, 1, 'other', 1, status, text, reason, reply, engine, engine_version, model, "
-    "model_revision, prompt_sha256, sampling, prompt_tokens, completion_tokens, seconds, created_at, covers, parts, side",
+    "copy": "run_id, layer, unit, explainer, 1, 'other', 1, status, text, reason, reply, engine, "
+    "engine_version, model, model_revision, prompt_sha256, sampling, prompt_tokens, completion_tokens, "
+    "seconds, created_at, covers, parts, side",
 }
-UNREADABLE = {  # damages of neuron 0:3 alone
-    "DELETE FROM exemplars WHERE {here} AND kind = 'top'": "is not among the positive side's exemplars",
-    "UPDATE exemplars SET activations = substr(activations, 1, 100) WHERE {here}": "A row of exemplars .* cannot be read",
-    "UPDATE exemplars SET starts = x'' WHERE {here}": "A row of exemplars .* cannot be read",
-    "UPDATE exemplars SET segments = substr(segments, 1, 5) WHERE {here}": "A row of exemplars .* cannot be read",
-    "UPDATE predictions SET predicted = substr(predicted, 1, 10) WHERE {its}": "A row of predictions .* cannot be",
-    "UPDATE predictions SET ranks = x'00' WHERE {its}": "A row of predictions .* cannot be read",
-    "UPDATE predictions SET kinds = replace(hex(kinds), '0', 'f') WHERE {its}": "A row of predictions .* cannot be read",
-    "UPDATE predictions SET firsts = zeroblob(length(firsts)) || x'40' WHERE {its}": "A row of predictions .* cannot be read",
-    "UPDATE predictions SET firsts = CAST(replace(hex(zeroblob(length(firsts))), '00', '?') AS BLOB) WHERE {its}": "too late",
-    "UPDATE predictions SET sampling = '[' WHERE {its}": "A row of predictions .* cannot be read",
-    "UPDATE explanations SET parts = '[bad' WHERE {here}": "A row of explanations .* cannot be read",
-    "DELETE FROM units WHERE {here}": "No unit 0:3",
-}
-MISPLACED = {
-    "UPDATE scores SET unit = 11 WHERE {its}": "score .* stands under another unit or run",
-    "UPDATE scores SET run_id = 7 WHERE {its}": "score .* stands under another unit or run",
-    "UPDATE predictions SET run_id = 7 WHERE {its}": "prediction .* stands under another run",
-    "UPDATE explanations SET status = 'llm_error' WHERE {here}": "has scores, though its status is llm_error",
-    "INSERT INTO explanations SELECT 999, {copy} FROM explanations WHERE {here}": "0:3: 2 explanations by tokens",
-    "UPDATE explanations SET chosen = 0 WHERE {here}": "0:3: 0 explanations by tokens",
-    "UPDATE predictions SET control_explanation_id = 9999 WHERE {its}": "prediction .* explanation 9999, which is missing",
-    "UPDATE scores SET control_explanation_id = 9999 WHERE {its}": "score .* explanation 9999, which is missing",
-    "UPDATE explanations SET prompt_sha256 = 'no' WHERE {here}": "explanation .* the prompt no, which is missing",
-    "DELETE FROM prompts": "prediction .* of the prompt .*, which is missing",
-    "INSERT INTO explanations_fts(explanations_fts) VALUES ('delete-all')": "22 explanations are not found by the search",
-    "DELETE FROM predictions WHERE {its}": "0:3, explanation .* scores of .* without their prediction",
-    "UPDATE scores SET value = value + 1e-9 WHERE {its}": "0:3, .* differs from the recomputed",
-}
+UNREADABLE = [  # damages of neuron 0:3 alone
+    ("DELETE FROM exemplars WHERE {here} AND kind = 'top'", "is not among the positive side's exemplars"),
+    (
+        "UPDATE exemplars SET activations = substr(activations, 1, 100) WHERE {here}",
+        "A row of exemplars .* cannot be read",
+    ),
+    ("UPDATE exemplars SET starts = x'' WHERE {here}", "A row of exemplars .* cannot be read"),
+    (
+        "UPDATE exemplars SET segments = substr(segments, 1, 5) WHERE {here}",
+        "A row of exemplars .* cannot be read",
+    ),
+    (
+        "UPDATE predictions SET predicted = substr(predicted, 1, 10) WHERE {its}",
+        "A row of predictions .* cannot be",
+    ),
+    ("UPDATE predictions SET ranks = x'00' WHERE {its}", "A row of predictions .* cannot be read"),
+    (
+        "UPDATE predictions SET kinds = replace(hex(kinds), '0', 'f') WHERE {its}",
+        "A row of predictions .* cannot be read",
+    ),
+    (
+        "UPDATE predictions SET firsts = zeroblob(length(firsts)) || x'40' WHERE {its}",
+        "A row of predictions .* cannot be read",
+    ),
+    (
+        "UPDATE predictions SET firsts = CAST(replace(hex(zeroblob(length(firsts))), '00', '?') AS BLOB) "
+        "WHERE {its}",
+        "too late",
+    ),
+    ("UPDATE predictions SET sampling = '[' WHERE {its}", "A row of predictions .* cannot be read"),
+    ("UPDATE explanations SET parts = '[bad' WHERE {here}", "A row of explanations .* cannot be read"),
+    ("DELETE FROM units WHERE {here}", "No unit 0:3"),
+]
+MISPLACED = [
+    ("UPDATE scores SET unit = 11 WHERE {its}", "score .* stands under another unit or run"),
+    ("UPDATE scores SET run_id = 7 WHERE {its}", "score .* stands under another unit or run"),
+    ("UPDATE predictions SET run_id = 7 WHERE {its}", "prediction .* stands under another run"),
+    (
+        "UPDATE explanations SET status = 'llm_error' WHERE {here}",
+        "has scores, though its status is llm_error",
+    ),
+    (
+        "INSERT INTO explanations SELECT 999, {copy} FROM explanations WHERE {here}",
+        "0:3: 2 explanations by tokens",
+    ),
+    ("UPDATE explanations SET chosen = 0 WHERE {here}", "0:3: 0 explanations by tokens"),
+    (
+        "UPDATE predictions SET control_explanation_id = 9999 WHERE {its}",
+        "prediction .* explanation 9999, which is missing",
+    ),
+    (
+        "UPDATE scores SET control_explanation_id = 9999 WHERE {its}",
+        "score .* explanation 9999, which is missing",
+    ),
+    (
+        "UPDATE explanations SET prompt_sha256 = 'no' WHERE {here}",
+        "explanation .* the prompt no, which is missing",
+    ),
+    ("DELETE FROM prompts", "prediction .* of the prompt .*, which is missing"),
+    (
+        "INSERT INTO explanations_fts(explanations_fts) VALUES ('delete-all')",
+        "22 explanations are not found by the search",
+    ),
+    ("DELETE FROM predictions WHERE {its}", "0:3, explanation .* scores of .* without their prediction"),
+    ("UPDATE scores SET value = value + 1e-9 WHERE {its}", "0:3, .* differs from the recomputed"),
+]
 
 
 @pytest.fixture
@@ -69,18 +107,18 @@ def test_an_undamaged_database_has_no_fault(hostile):
         assert list(verify_run(store, load_run(store))) == []
 
 
-@pytest.mark.parametrize(("sql", "said"), UNREADABLE.items())
-def test_a_row_that_cannot_be_read_is_one_fault_and_the_rest_is_verified(damaged, sql, said):
+@pytest.mark.parametrize(("sql", "message"), UNREADABLE)
+def test_a_row_that_cannot_be_read_is_one_fault_and_the_rest_is_verified(damaged, sql, message):
     with damaged(sql) as store:
         (fault,) = verify_run(store, load_run(store))
     assert fault.startswith("0:3")
-    assert_found(said, [fault])
+    assert_found(message, [fault])
 
 
-@pytest.mark.parametrize(("sql", "said"), MISPLACED.items())
-def test_a_row_in_the_wrong_place_is_a_fault(damaged, sql, said):
+@pytest.mark.parametrize(("sql", "message"), MISPLACED)
+def test_a_row_in_the_wrong_place_is_a_fault(damaged, sql, message):
     with damaged(sql) as store:
-        assert_found(said, list(verify_run(store, load_run(store))))
+        assert_found(message, list(verify_run(store, load_run(store))))
 
 
 @pytest.mark.parametrize(

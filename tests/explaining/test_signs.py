@@ -5,18 +5,19 @@ import json
 import numpy as np
 import pytest
 
+from neuroexplain.as_json import unit_json
 from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig, ExplainConfig
 from neuroexplain.evidence import Explanation, Provenance
 from neuroexplain.explaining.explainers import EXPLAINERS
 from neuroexplain.explaining.run import run_explain
-from neuroexplain.explaining.score import run_score, verify_run
-from neuroexplain.formatting import show_json
+from neuroexplain.explaining.score import run_score
+from neuroexplain.explaining.verify import verify_run
 from neuroexplain.llm.local import LocalEngine
 from neuroexplain.lookup import find_explanations, load_page
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.scoring.correlation import correlation_score
-from neuroexplain.scoring.sides import Evidence
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.runs import load_run
@@ -96,7 +97,7 @@ def test_every_side_is_explained_and_scored(explained, sign, sides):
         unit = load_unit(store, run, prediction.unit)
         assert {r.kind for r in prediction.records} <= {SCORED[side].split("_")[0], "random"}
         truth, levels = [], []
-        splits = Evidence.of(run, unit, side).splits
+        splits = SideEvidence.of(run, unit, side).splits
         by_place = {(x.kind, x.rank): x for x in unit.exemplars}
         for r in prediction.records:
             if splits[r.kind, r.rank] == "report":
@@ -115,15 +116,15 @@ def test_every_side_is_explained_and_scored(explained, sign, sides):
 def test_the_lowest_records_are_shown_the_right_way_up(explained):
     store, run = explained("both")
     unit = load_unit(store, run, UNITS[0])
-    evidence = Evidence.of(run, unit, "negative")
-    shown = evidence.shown(5)
-    assert shown
+    evidence = SideEvidence.of(run, unit, "negative")
+    records = evidence.explain_records(5)
+    assert records
     assert all(
         x.kind == "bottom" and x.activation > 0 and x.activations[32] == x.activations[32:33].max()
-        for x in shown
+        for x in records
     )
     tokens = load_page(store, run, UNITS[0]).tokens
-    pairs = EXPLAINERS["pairs"].render(shown, tokens)
+    pairs = EXPLAINERS["pairs"].render(records, tokens)
     assert "\t10" in pairs  # the strongest of what is shown
 
 
@@ -136,7 +137,7 @@ def test_query_and_show_have_both_sides_best_first(explained):
     assert scores == sorted(scores, reverse=True)
     assert find_explanations(store, run, limit=3) == rows[:3]
     assert all(row.correlation == (row.score if row.side == "positive" else None) for row in rows)
-    page = show_json(load_page(store, run, UNITS[0]))
+    page = unit_json(load_page(store, run, UNITS[0]))
     assert json.loads(json.dumps(page))["explanations"][0]["side"] in SCORED
     assert {e["side"] for e in page["explanations"]} == set(SCORED)
 
@@ -159,8 +160,8 @@ def test_candidates_and_revisions_work_on_either_side(explained, folder):
     scorer = SCORERS.load("lexical").open(LocalEngine(str(folder / "model")), run)
     config = ExplainConfig(UNITS[:2], "excerpts", candidates=2, revise=1)
     list(run_explain(store, run, config, llm, scorer))
-    asked = len(llm.requests)
-    assert asked >= 2 * 2 * 3
+    n_asked = len(llm.requests)
+    assert n_asked >= 2 * 2 * 3
     made = list_explanations(store, run.id, explainer="excerpts")
     assert {(e.unit, e.side, e.candidate) for e in made} == {
         (u, s, c) for u in UNITS[:2] for s in SCORED for c in range(3)
@@ -168,7 +169,7 @@ def test_candidates_and_revisions_work_on_either_side(explained, folder):
     assert sum(e.chosen for e in made) == 4
     assert list(verify_run(store, run)) == []
     list(run_explain(store, run, config, llm, scorer))
-    assert len(llm.requests) == asked  # nothing is asked again
+    assert len(llm.requests) == n_asked  # nothing is asked again
 
 
 def test_a_side_that_never_fires_is_dead_and_the_unit_is_not(folder):

@@ -18,6 +18,7 @@ from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
+from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.integrity import count_orphans
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.units import list_unit_ids
@@ -175,3 +176,16 @@ def test_killed_at_any_statement_it_is_the_old_version_still(tmp_path, statement
     assert upgrade_store(str(file)) == ("0004", REVISION)
     with open_store(str(file), read_only=True) as store:
         assert list(verify_run(store, load_run(store))) == []
+
+
+def test_an_export_of_a_negative_run_holds_the_negative_side(tmp_path):
+    """That version explained no bottom record, and stored the failed attempts without a side."""
+    with tarfile.open(OLD / "both.parquet.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["sign"] = "negative"
+    (folder / "run.json").write_text(json.dumps(run))
+    with open_store(str(tmp_path / "i.db"), create=True) as store:
+        list(import_parquet(store, folder))
+        assert {explanation.side for explanation in list_explanations(store, 1)} == {"negative"}
