@@ -166,7 +166,8 @@ def measure(engine: ServerEngine, seconds: float, profile: bool) -> None:
     n = sum(1 for _ in map_in_flight(simulate, until(began + seconds), engine.in_flight))
     elapsed, process = time.monotonic() - began, time.process_time() - began_process
     print(
-        f"{engine.version}: {CROPS * n / elapsed:.0f} simulated records/s ({2 * n / elapsed:.0f} requests/s), "
+        f"{engine.version}: {CROPS * n / elapsed:.0f} simulated records/s "
+        f"({2 * n / elapsed:.0f} requests/s), "
         f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * process / n / CROPS:.1f} ms of processor each"
     )
     engine.close()

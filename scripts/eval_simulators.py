@@ -1,8 +1,7 @@
 """Measure how often a true explanation scores above false ones, on neurons of known behaviour:
 
-    python scripts/eval_simulators.py --neurons tests/known/neurons.json --simulator lexical python
-    scripts/eval_simulators.py --neurons FILE.json --simulator digits --local MODEL|--server URL [--json]
-    [--records 2]
+    python scripts/eval_simulators.py --neurons tests/known/neurons.json --simulator lexical
+    python scripts/eval_simulators.py --neurons FILE.json --simulator digits --local MODEL|--server URL
 
 FILE holds a list of {"name", "true", "false": [5], "top": [{"tokens": [64 strings], "activations": [64]}],
 "random": [...]}, and may be a .json.gz. Whole records are scored, without crops. A neuron is won if its true
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 from rich.console import Console
@@ -36,8 +36,7 @@ from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers._simulation import OpenSimulator
-from neuroexplain.scorers.digits import DigitsSimulator
-from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.scorers.base import SCORERS
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.subject.load import embedded_model
 
@@ -148,12 +147,11 @@ def summarize(outcomes: Sequence[Outcome], tokens: int, seconds: float) -> dict[
 def open_simulator(options: argparse.Namespace, stack: ExitStack) -> OpenSimulator:
     local = embedded_model() if options.local is None and options.server is None else options.local
     config = EngineConfig(server=options.server, local=local, model=options.model, api_key=options.api_key)
-    if options.scorer == "lexical" and config.local is None:
-        raise NeuroexplainError("lexical needs a model in this process:  --local MODEL")
+    scorer = SCORERS.load(options.scorer)
+    if scorer.needs == "vocabulary" and config.local is None:
+        raise NeuroexplainError(f"{scorer.name} needs a model in this process:  --local MODEL")
     engine = open_engine(config, stack, lambda line: print(line, file=sys.stderr))
-    if options.scorer == "digits":
-        return DigitsSimulator(engine)
-    return LexicalSimulator(engine, NO_TOKENIZER)
+    return scorer.open(engine, SimpleNamespace(tokenizer_sha256=NO_TOKENIZER))
 
 
 def table_of(outcomes: Sequence[Outcome]) -> Table:
@@ -170,9 +168,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--neurons", type=Path, required=True)
-    parser.add_argument(
-        "--scorer", "--simulator", dest="scorer", choices=("digits", "lexical"), required=True
-    )
+    parser.add_argument("--scorer", "--simulator", dest="scorer", choices=SCORERS.names(), required=True)
     parser.add_argument("--local", help="a model to run in this process (default: the embedded one)")
     parser.add_argument("--server", help="the URL of a vLLM server")
     parser.add_argument("--model", help="which of the server's models")

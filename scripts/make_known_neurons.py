@@ -26,7 +26,7 @@ OUT = Path(__file__).parent.parent / "tests" / "known" / "neurons.json"
 PASSAGES = Path(__file__).parent / "known_neurons" / "passages.txt"  # a blank line between two
 LENGTH = 64  # tokens of a record
 RECORDS = 6  # top records, and as many random ones
-EDGE = 8  # tokens at a record's beginning where its peak may not be: it would have no context; at its end 2
+EDGE = 8  # tokens at a record's beginning where no peak counts: its context would be missing
 PIECE = 0.7  # activation of a later piece of a word, of the first piece's
 STRONG = 0.7  # peaks above it are ranked alike, so that no single word makes all top records
 

@@ -6,14 +6,14 @@ what they lose:
 
 | request field | values | the server computes | needs |
 |---|---|---|---|
-| `prompt_logprob_token_ids` | exact | each prompt token once, or never | vLLM 0.32, GPU, --enable-scale-out |
-| `logprob_token_ids` | exact | each row's last block of the cache again | a prefix cache with small blocks |
-| `prompt_logprobs=k` | the k most likely tokens | each prompt token once, never cached | any vLLM |
+| `prompt_logprob_token_ids` | exact | each prompt token once | vLLM 0.32, a GPU, `--enable-scale-out` |
+| `logprob_token_ids` | exact | half a block of the prefix cache more for each row | small blocks |
+| `prompt_logprobs=k` | the k most likely tokens | each prompt token once, without the cache | any vLLM |
 
-`llm/server.py` tries them once in this order, by a piece of a real prompt, and keeps the first that works.
-Exact methods are first because a rare "yes" carries the score, and a cut of the most likely tokens would lose
-it. An answer is checked before it is used: its shape, its order, the prompt's own tokens, and that the values
-can be probabilities.
+`llm/server.py` tries them once, by a piece of a real prompt, and keeps the first in this order that works.
+Exact methods come first, because a rare "yes" carries the score and a cut of the most likely tokens would
+lose it. An answer is checked before it is used: its shape, its order, the prompt's own tokens, and that the
+values can be probabilities.
 
 Rejected, with measurements in docs/decisions.md: one request per row (twice as slow, and 6,400 requests/s for
 the client); parsing every entry of `prompt_logprobs` (27 ms in place of 1.2 for 787 kB, so entries stay bytes
@@ -53,7 +53,7 @@ LARGEST_SUM = 1.01  # probabilities of different tokens add up to at most 1, but
 
 @dataclass(frozen=True, slots=True)
 class LogprobRequest:
-    """The probability of each level after each row of a prompt is requested."""
+    """A request for the probability of each level after each row of a prompt."""
 
     token_ids: Sequence[int]
     rows: Sequence[int]  # ascending; each before the last token

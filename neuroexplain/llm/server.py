@@ -112,9 +112,8 @@ class ServerEngine:
     @property
     def version(self) -> str:
         """The server's version, and the log-probability method once it was chosen."""
-        return (
-            self._server_version if self._method is None else f"{self._server_version}, {self._method.name}"
-        )
+        method = "" if self._method is None else f", {self._method.name}"
+        return self._server_version + method
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -184,11 +183,8 @@ class ServerEngine:
                 most_likely = PromptLogprobs(k)
                 break
         for method in EXACT_METHODS:
-            if (
-                most_likely is not None
-                and isinstance(method, LogprobTokenIds)
-                and self._cuts_cost_more(request)
-            ):
+            is_cut = isinstance(method, LogprobTokenIds)
+            if is_cut and most_likely is not None and self._cuts_cost_more(request):
                 continue
             levels = self._try(method, sample, refusals)
             if levels is not None and (reference is None or _agree(levels, reference)):

@@ -46,8 +46,8 @@ def serve_vllm(
 ) -> Iterator[VllmServer]:
     """Serve `model` on a free port of this machine. Yields the server when it is healthy.
 
-    `command` is what starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of the server's log,
-    where it does not come up. Whatever ends the run stops the server and its children.
+    `command` is the command line that starts vLLM (NEUROEXPLAIN_VLLM). Raises EngineError, with the end of
+    the server's log, if it does not become healthy. Whatever ends the run stops the server and its children.
     """
     chosen_by_us = [
         option for option in arguments if option.partition("=")[0] in ("--host", "--port", "--uds")
