@@ -1,14 +1,8 @@
-"""The command line: flags -> configurations, errors -> exit codes. What a command runs is imported when it
-runs.
-"""
+"""The command line: flags -> configurations, errors -> exit codes. A command imports what it runs."""
 
-import atexit
-import gc
+from neuroexplain.runtime.tuning import tune_garbage_collector
 
-# The garbage collector leaves the modules alone, while they load and when the process ends: it took a fifth
-# of the time of `show` (docs/decisions.md). So this comes before the imports.
-gc.set_threshold(100_000)
-atexit.register(gc.freeze)
+tune_garbage_collector()  # before the imports below, which are many modules
 
 # ruff: noqa: E402
 import io
@@ -18,26 +12,16 @@ from typing import Annotated
 
 import typer
 
-# isort: off  (help lists the commands in this order)
-from neuroexplain.cli import (  # noqa: F401  # noqa: F401
-    collect,
-    demo,
-    exchange,
-    explain,
-    merge,
-    plot,
-    query,
-    runs,
-    score,
-    serve,
-    show,
-    verify,
-)
 from neuroexplain.cli.app import app
 from neuroexplain.cli.progress import say
 from neuroexplain.errors import EngineLost, NeuroexplainError
 from neuroexplain.runtime.interrupt import Interrupted, stopping
 
+# Help lists the commands in the order in which their files are imported.
+# isort: off
+from neuroexplain.cli import collect, explain, score  # noqa: F401
+from neuroexplain.cli import query, show, serve, runs  # noqa: F401
+from neuroexplain.cli import merge, exchange, plot, verify, demo  # noqa: F401
 # isort: on
 
 

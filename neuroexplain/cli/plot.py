@@ -30,9 +30,7 @@ def plot(
     scorer: Annotated[str | None, typer.Option(help="Draw this scorer's main metric.")] = None,
     run_id: RunId = None,
 ) -> None:
-    """Draw scores by layer, their distribution, the share of units above each score, or a unit's
-    activations.
-    """
+    """Draw scores by layer, their distribution or the share above each score; or a unit's activations."""
     from neuroexplain import plots
     from neuroexplain.scorers.base import choose_headline
     from neuroexplain.store.engine import open_store
