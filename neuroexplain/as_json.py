@@ -64,7 +64,7 @@ def exemplar_json(page: UnitPage, exemplar: Exemplar) -> dict[str, Any]:
     return {
         "kind": exemplar.kind,
         "rank": exemplar.rank,
-        "split": page.splits[exemplar.kind, exemplar.rank],
+        "split": page.splits[exemplar.key],
         "segment": exemplar.segment,
         "start": exemplar.start,
         "document": exemplar.document,
@@ -122,7 +122,7 @@ def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRec
         "scorer_model": prediction.provenance.model,
         "kind": record.kind,
         "rank": record.rank,
-        "split": page.splits.get((record.kind, record.rank)),
+        "split": page.splits.get(record.key),
         "scored": [record.first, record.first + len(record.values)],
         **numbers,
     }

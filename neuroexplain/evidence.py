@@ -54,6 +54,10 @@ class Status(StrEnum):
 NOT_FAILED = tuple(status for status in Status if not status.failed)
 
 
+HUMAN = "human"  # the explainer of hypotheses that people write
+RecordKey = tuple[Kind, int]  # a record's kind and rank, by which a unit's records are told apart
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """128 consecutive token ids of the stream."""
@@ -77,6 +81,10 @@ class Exemplar:
     token_ids: NDArray[np.uint32]  # [64]
     activations: NDArray[np.float32]  # [64], raw; bfloat16 is widened without loss
     stride: int = SEGMENT_LENGTH  # tokens from one segment number to the next; below 128 segments overlap
+
+    @property
+    def key(self) -> RecordKey:
+        return self.kind, self.rank
 
     def shares_segment(self, other: Exemplar) -> bool:
         """Whether the two segments have a token of the stream in common."""
@@ -168,6 +176,11 @@ class Explanation:
         return self.parts or (self.text or "",)
 
     @property
+    def is_by_person(self) -> bool:
+        """Whether a person wrote it. It is scored like the others, but never chosen or compared."""
+        return self.explainer == HUMAN
+
+    @property
     def request_key(self) -> str:
         """A hash of the request: a unit has one explanation for each, however often it is repeated.
 
@@ -179,7 +192,7 @@ class Explanation:
         by = self.provenance
         request: list[Any] = [self.explainer, by.model, by.model_revision, by.prompt_sha256]
         request += [dict(by.sampling), self.candidate]
-        if self.explainer == "human":
+        if self.is_by_person:
             request.append(self.text)
         if self.side != "positive":  # keys of the version without sides stay valid
             request.append(self.side)
@@ -205,6 +218,10 @@ class PredictedRecord:
     values: NDArray[np.float32]  # levels [32]; NaN is no prediction, and such a token is not scored
     detail: NDArray[np.float32] | None = None  # [32]; with levels: the probability of all level tokens
     control: NDArray[np.float32] | None = None  # like values, predicted from the control's text
+
+    @property
+    def key(self) -> RecordKey:
+        return self.kind, self.rank
 
 
 @dataclass(frozen=True, slots=True)

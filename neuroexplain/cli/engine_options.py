@@ -7,9 +7,7 @@ from neuroexplain.config import EngineConfig
 
 
 def default_engine(max_wait: float = 600.0, in_flight: int = 64) -> EngineConfig:
-    """The engine where no option names one: the server that NEUROEXPLAIN_SERVER names, else one on this
-    machine.
-    """
+    """The default engine: the server that NEUROEXPLAIN_SERVER names, else one on this machine."""
     config = EngineConfig(
         api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
         vllm_command=os.environ.get("NEUROEXPLAIN_VLLM"),

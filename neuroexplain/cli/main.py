@@ -44,9 +44,7 @@ def _every_command(
 
 
 def main() -> None:
-    """Run the command that was typed. Exit status: 2 for a mistake, 1 for a failure, 128 + signal where
-    stopped.
-    """
+    """Run the typed command. Exit status: 2 for a mistake, 1 for a failure, 128 + signal if stopped."""
     stopping.install()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

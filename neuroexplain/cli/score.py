@@ -165,14 +165,14 @@ def _save_hypothesis(
     store: "Store", run: "Run", unit_ids: "Sequence[UnitId]", text: str
 ) -> "list[Explanation]":
     """Store a person's hypothesis for each side of each unit."""
-    from neuroexplain.evidence import Explanation, Provenance, Status
+    from neuroexplain.evidence import HUMAN, Explanation, Provenance, Status
     from neuroexplain.store.save_explained import save_explanation
 
     provenance = Provenance(
-        engine="none", engine_version=None, model="human", model_revision=None, prompt_sha256=None
+        engine="none", engine_version=None, model=HUMAN, model_revision=None, prompt_sha256=None
     )
     return [
-        save_explanation(store, run.id, Explanation(unit, "human", Status.OK, text, provenance, side=side))
+        save_explanation(store, run.id, Explanation(unit, HUMAN, Status.OK, text, provenance, side=side))
         for unit in unit_ids
         for side in run.sides
     ]

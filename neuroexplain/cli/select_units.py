@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def select_layers(run: Run, text: str) -> tuple[int, ...]:
-    """The layers that `text` names, in ascending order. Raises NeuroexplainError where the run lacks one."""
+    """The layers that `text` names, ascending. Raises NeuroexplainError if the run lacks one."""
     from neuroexplain.selection import parse_layers
 
     layers = parse_layers(text)
@@ -27,9 +27,7 @@ def select_layers(run: Run, text: str) -> tuple[int, ...]:
 
 
 def select_units(store: Store, run: Run, layers: str | None, units: str | None) -> list[UnitId]:
-    """The units that either text names, in ascending order. Raises NeuroexplainError where the run lacks
-    one.
-    """
+    """The units that either text names, ascending. Raises NeuroexplainError if the run lacks one."""
     from neuroexplain.selection import parse_units
     from neuroexplain.store.units import list_unit_ids
 
@@ -54,8 +52,7 @@ def select_units(store: Store, run: Run, layers: str | None, units: str | None) 
 
 
 def sample_units(store: Store, run: Run, units: list[UnitId], n: int | None) -> list[UnitId]:
-    """n of the units that are not dead, in ascending order: those with the smallest stable hash. All units if
-    n is None.
+    """n of the units that are not dead, ascending: those with the smallest stable hash. All if n is None.
 
     The sample is fair, and the same in every command: a larger n holds the smaller sample.
     """

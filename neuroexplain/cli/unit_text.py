@@ -42,9 +42,7 @@ def cell_width(text: str) -> int:
 
 
 def show_text(page: UnitPage, db: str, *, top: int = 5, width: int = 80) -> Group:
-    """One unit for a terminal of `width` columns: explanations, scores, coloured records, statistics,
-    vocabulary.
-    """
+    """One unit for a terminal of `width` columns: explanations, scores, records, statistics, vocabulary."""
     from rich.console import Group
 
     return Group(
@@ -105,13 +103,11 @@ def _score_value(score: Score) -> str:
 
 
 def _records(page: UnitPage, top: int, width: int) -> list[Text]:
-    """The strongest records of each kind, and half as many random ones, with what was predicted under
-    each.
-    """
+    """The strongest records of each kind and half as many random ones, each above its predicted levels."""
     from rich.text import Text
 
     prediction = _levels_to_draw(page)
-    predicted = {} if prediction is None else {(r.kind, r.rank): r for r in prediction.records}
+    predicted = {} if prediction is None else {r.key: r for r in prediction.records}
     scale = _level_scale(list(predicted.values()))
     lines = [] if prediction is None else [Text(), _prediction_title(page, prediction)]
     strongest = max((abs(x.activation) for x in page.unit.exemplars), default=0.0)
@@ -122,7 +118,7 @@ def _records(page: UnitPage, top: int, width: int) -> list[Text]:
             lines += [Text(), Text(f"{kind} records", style="bold")]
         for record in records:
             lines.append(record_line(page, record, strongest, width))
-            levels = predicted.get((record.kind, record.rank))
+            levels = predicted.get(record.key)
             if levels is not None:
                 lines.append(_levels_line(page, record, levels, scale, width))
     return lines
@@ -153,9 +149,7 @@ def _vocabulary(page: UnitPage) -> list[Text]:
 
 
 def record_line(page: UnitPage, record: Exemplar, strongest: float, width: int = 80) -> Text:
-    """A record around its peak, which stands in brackets; tokens are coloured by activation on a log
-    scale.
-    """
+    """A record around its peak, which is in brackets; colours show activations on a log scale."""
     from rich.text import Text
 
     places, peak = _places_around_peak(page, record, width)
@@ -191,6 +185,8 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    from neuroexplain.demo.run import BASELINE, LLM_EXPLAINER
+
     best = highlights.best
     headline = f" ({best[0][1].run.headline})" if best else ""
     title = f"The best explanations, scored{headline} on text that the explainer did not see"
@@ -203,10 +199,10 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
         lines += [record_line(page, record, strongest, width) for record in page.unit.exemplars[:3]]
         lines.append(Text())
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
+    names = {LLM_EXPLAINER: f"the LLM ({LLM_EXPLAINER})", BASELINE: f"the baseline ({BASELINE}, no LLM)"}
     for explainer, comparison in highlights.controls:
-        name = "the LLM (excerpts)" if explainer == "excerpts" else "the baseline (tokens, no LLM)"
         means = f"mean score {number(comparison.mean)}, another's {number(comparison.mean_control)}"
-        lines.append(Text(f"  {name}: {comparison.n_won} of {comparison.n}; {means}"))
+        lines.append(Text(f"  {names[explainer]}: {comparison.n_won} of {comparison.n}; {means}"))
     unit = best[0][0].unit if best else "0:0"
     warning = "These words are a 135M model's: take them as a demonstration. For a better explainer:"
     return Group(
@@ -223,9 +219,7 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
 
 
 def text_line(page: UnitPage, tokens: Sequence[str], activations: Sequence[float]) -> Group:
-    """A person's own text: its tokens coloured relative to the unit's strongest record, and a table of
-    activations.
-    """
+    """A person's text: tokens coloured relative to the unit's strongest record, and a table."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

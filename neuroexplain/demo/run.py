@@ -31,7 +31,7 @@ from neuroexplain.units import PEAK_INDEX, UnitId
 
 SEGMENTS = 800  # read in some five minutes on two cores
 N_UNITS = 30
-EXPLAINERS: tuple[str, ...] = ("excerpts", "tokens")
+LLM_EXPLAINER, BASELINE = EXPLAINERS = ("excerpts", "tokens")
 CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would take minutes
 N_BEST = 6  # explanations shown at the end
 
@@ -63,9 +63,7 @@ def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Gene
 
 
 def choose_units(store: Store, run: Run) -> list[UnitId]:
-    """Some 30 neurons worth reading: the most selective, spread over layers, no two with the same peak
-    token.
-    """
+    """30 neurons worth reading: the most selective of each layer, no two with the same peak token."""
     ranked = {layer: _rank_units(store, run, layer) for layer in run.layers}
     units: list[UnitId] = []
     used_tokens: set[int] = set()
@@ -81,9 +79,7 @@ def choose_units(store: Store, run: Run) -> list[UnitId]:
 
 
 def _rank_units(store: Store, run: Run, layer: int) -> list[tuple[float, UnitId, int]]:
-    """(minus the selectivity, unit, its most frequent peak token) of a layer's candidates, most selective
-    first.
-    """
+    """(minus selectivity, unit, its most frequent peak token) of a layer's candidates, in order."""
     ids = list_unit_ids(store, run.id, [layer], Status.OK)
     candidates = []
     for unit_id in ids[:: max(1, len(ids) // CANDIDATES_PER_LAYER)]:
@@ -125,7 +121,7 @@ class ControlComparison:
 
 def find_highlights(store: Store, run: Run) -> Highlights:
     """The best explanations with their units, and how explanations compare with controls."""
-    rows = [row for row in query_explanations(store, run, limit=100) if row.explainer == "excerpts"]
+    rows = [row for row in query_explanations(store, run, limit=100) if row.explainer == LLM_EXPLAINER]
     best = [(row, load_page(store, run, row.unit)) for row in rows[:N_BEST]]
     return Highlights(best, [(name, _compare_controls(store, run, name)) for name in EXPLAINERS])
 

@@ -40,7 +40,7 @@ def predict_controls(
     """
     if scorer.asks_per_record and not with_control:
         return
-    controls = find_controls([e for e in explanations if e.explainer != "human"])
+    controls = find_controls([e for e in explanations if not e.is_by_person])
     stored = find_predictions(store, explanations, scorer, retry_failed=False)
     pending = [
         e for e in explanations if e.id in controls and _lacks_control(stored.get(e.id or 0), retry_failed)
@@ -92,9 +92,7 @@ def find_controls(explanations: Sequence[Explanation]) -> dict[int, Explanation]
 
 
 def _lacks_control(prediction: Prediction | None, retry_failed: bool) -> bool:
-    """Whether a control can be tried: the prediction is usable, and has none. A reason says that one
-    failed.
-    """
+    """Whether a control is still to be tried. A usable prediction has a reason if its control failed."""
     return (
         prediction is not None
         and prediction.status == Status.OK

@@ -21,8 +21,7 @@ Tell = Callable[[str], None]  # shows a person a line
 def open_engines(
     run: Run, config: EngineConfig, score: ScoreConfig | None, *, explains: bool, tell: Tell
 ) -> Iterator[tuple[Engine | None, list[OpenScorer]]]:
-    """The explainer's engine (None unless `explains`) and the scorers, first the first one. All are closed at
-    the end.
+    """The explainer's engine (None unless `explains`) and the scorers in their order, closed at the end.
 
     Scorers use the engine that `score` names. If it names none, scorers that need distributions use the
     explainer's engine; scorers that need a whole vocabulary use the explainer's engine if it is local, else

@@ -1,6 +1,4 @@
-"""What an explain command would cost: its own steps on a sample of sides, with an engine and a scorer that
-only count.
-"""
+"""The cost of an explain command: its steps on a sample, with an engine and a scorer that only count."""
 
 from __future__ import annotations
 

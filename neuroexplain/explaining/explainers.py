@@ -39,16 +39,13 @@ class Hypothesis:
 
 
 def parse_single(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
-    """The one hypothesis of a reply: its first line, tidied. Raises LlmReplyError (`parse_error`) without
-    one.
-    """
+    """The hypothesis in a reply: its first line, tidied. Raises LlmReplyError (`parse_error`) without one."""
     answer = _without_reasoning(reply)
     return [Hypothesis(_tidy(answer.splitlines()[0] if answer else "", reply))]
 
 
 def parse_meanings(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
-    """Up to three hypotheses, a line each: `words | 1, 4, 5`, with the numbers of the excerpts that it
-    covers.
+    """Up to three hypotheses, a line each: `words | 1, 4, 5`, with the numbers of the covered excerpts.
 
     Raises LlmReplyError (`parse_error`) if no line has that form, or if one names an excerpt that was not
     shown.
@@ -99,9 +96,7 @@ def _tidy(line: str, reply: str) -> str:
 
 
 def render_pairs(records: Sequence[Exemplar], tokens: Tokens) -> str:
-    """Every token of the records with its level, scaled by the strongest of these records (Bills et al.
-    2023).
-    """
+    """Every token with its level, scaled by the strongest of these records (Bills et al. 2023)."""
     maximum = max(float(record.activations.max()) for record in records)
     excerpts = []
     for record in records:
@@ -194,9 +189,7 @@ class Explainer:
 
     @property
     def can_revise(self) -> bool:
-        """Whether its reply can be given back to it with its mistakes: it must be one hypothesis of an
-        LLM.
-        """
+        """Whether its reply can be given back with its mistakes: it is one hypothesis of an LLM."""
         return self.prompt is not None and not self.gives_several
 
     def load_prompt(self) -> Prompt | None:
@@ -204,9 +197,7 @@ class Explainer:
         return None if self.prompt is None else load_prompt(self.prompt)
 
     def messages(self, prompt: Prompt, records: Sequence[Exemplar], tokens: Tokens) -> list[Message]:
-        """The prompt's turns. Its worked examples stand before the last turn, each as a question and its
-        answer.
-        """
+        """The prompt's turns, with its worked examples before the last one as questions and answers."""
         *instructions, question = prompt.fill({"records": self.render(records, tokens)})
         examples = []
         for neuron in prompt.examples:

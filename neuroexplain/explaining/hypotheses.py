@@ -1,6 +1,4 @@
-"""One request -> the explanations in its reply, or the failed attempt with its reason. Nothing is stored
-here.
-"""
+"""One request -> the explanations in its reply, or a failed attempt. Nothing is stored here."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from neuroexplain.llm.engine import Message
 def ask_candidates(
     task: ExplainTask, requests: Requests, records: Sequence[Exemplar]
 ) -> Iterator[Explanation]:
-    """A side's candidates, without revisions: the stored ones, and new ones. records: what the explainer is
-    shown.
-    """
+    """A side's candidates, stored and new, without revisions. The explainer is shown `records`."""
     if requests.explainer.gives_several and task.answers:
         yield from (task.answers[candidate] for candidate in sorted(task.answers))
         return
@@ -109,9 +105,7 @@ def _generate(
 
 
 def _explanations(answer: Explanation, hypotheses: Sequence[Hypothesis]) -> list[Explanation]:
-    """An explanation a hypothesis, and of several their union. The first one carries the request's reply and
-    cost.
-    """
+    """One explanation for each hypothesis, and their union. The first one has the reply and the cost."""
     first = replace(answer, text=hypotheses[0].text, covers=hypotheses[0].covers)
     if len(hypotheses) == 1:
         return [first]

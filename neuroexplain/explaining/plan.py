@@ -1,6 +1,4 @@
-"""What an explain command asks, and what the store already answers: the plan, and one task for each side of a
-unit.
-"""
+"""The plan of an explain command: its requests, the stored answers, and a task for each side of a unit."""
 
 from __future__ import annotations
 
@@ -151,9 +149,7 @@ class ExplainPlan:
 def plan_explanations(
     store: Store, run: Run, config: ExplainConfig, requests: Requests, scorer: OpenScorer | None
 ) -> ExplainPlan:
-    """Compare a command's requests with the store. Answers and predictions to be asked for again count as
-    missing.
-    """
+    """Compare a command's requests with the store. What is to be retried counts as missing."""
     answers = find_answers(store, run, config, requests)
     explanations = [e for of_side in answers.values() for e in of_side.values()]
     predictions = find_predictions(store, explanations, scorer, retry_failed=config.retry_failed)
@@ -168,9 +164,7 @@ def plan_explanations(
 def find_answers(
     store: Store, run: Run, config: ExplainConfig, requests: Requests
 ) -> dict[Target, dict[int, Explanation]]:
-    """The stored answers to a command's requests, by side and candidate; without those to be asked for
-    again.
-    """
+    """The stored answers to a command's requests, by side and candidate, without those to be retried."""
     answers: dict[Target, dict[int, Explanation]] = {
         (unit, side): {} for unit in config.units for side in run.sides
     }

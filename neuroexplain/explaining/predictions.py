@@ -1,6 +1,4 @@
-"""What predicting from a stored explanation needs: the stored prediction to go on from, and the unit's
-evidence.
-"""
+"""Predictions from stored explanations: the stored ones, and the tasks that extend them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Explain: records -> explanations, predictions and scores, each side of a unit stored as soon as it is
-complete.
+"""Explain: records -> explanations, predictions and scores, stored side by side of units.
 
 In one direction: the plan compares the command with the store (plan.py), a task holds all that one side
 needs, the side's loop asks and compares (side.py), the result writer stores. Controls come last, when all

@@ -32,8 +32,7 @@ def run_score(
     retry_failed: bool = False,
     run_many: RunMany = map_in_flight,
 ) -> Generator[Progress]:
-    """Score stored explanations on held-out records, then try other units' explanations on the same, as
-    controls.
+    """Score stored explanations on held-out records, then their controls on the same records.
 
     A scorer that asks per record reads `report` alone; the others read `select` too, for calibration.
     """
@@ -77,9 +76,7 @@ def run_score(
 
 
 def _is_complete(prediction: Prediction | None) -> bool:
-    """Whether nothing is left to predict: it failed, or it has more than the `select` records of a
-    candidate.
-    """
+    """Whether nothing is left to predict: it failed, or it has `report` records."""
     return prediction is not None and (
         prediction.status != Status.OK or any(split_by_rank(r.rank) == "report" for r in prediction.records)
     )

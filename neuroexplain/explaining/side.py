@@ -20,6 +20,7 @@ from neuroexplain.evidence import (
     ExplanationResult,
     Headline,
     Prediction,
+    RecordKey,
     Split,
     Status,
     choose_unscored,
@@ -34,7 +35,7 @@ from neuroexplain.scorers.base import OpenScorer, compute_scores
 from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence
-from neuroexplain.scoring.splits import RecordKey, halve_select
+from neuroexplain.scoring.splits import halve_select
 
 MOST_MISTAKES = 3  # records that a revision is shown: a small model loses the thread with more
 
@@ -48,8 +49,7 @@ def explain_side(
     run_many: RunMany = run_in_order,
     at_once: int = 1,
 ) -> list[ExplanationResult]:
-    """All that the command wants to know of one side: its explanations, and what was newly predicted from
-    each.
+    """Explain one side: its explanations, and for each the prediction and scores that are new.
 
     Nothing that the store holds is asked for again.
     """
@@ -99,23 +99,19 @@ class Contest:
         return self._predictions[explanation.candidate]
 
     def predict(self, explanation: Explanation, splits: Collection[Split]) -> None:
-        """Predict the records of these splits, unless that was done. Values are rounded as the store keeps
-        them.
-        """
+        """Predict the missing records of these splits; values are rounded as the store keeps them."""
         before = self._predictions.get(explanation.candidate) or self._task.stored_prediction(explanation)
         before = before or begin_prediction(explanation, self._scorer)
         after = self._trials.extend(before, explanation.hypotheses, splits)
         self._predictions[explanation.candidate] = before if after is before else as_stored(after)
 
     def select_score(self, explanation: Explanation, records: Collection[RecordKey] | None = None) -> float:
-        """The headline on `select`, or on those of its records that are in `records`; -inf where it is
-        undefined.
-        """
+        """The headline on `select`, or on its records that are in `records`; -inf if it is undefined."""
         prediction = self.prediction(explanation)
         if prediction.status != Status.OK:
             return -math.inf
         if records is not None:
-            kept = tuple(r for r in prediction.records if (r.kind, r.rank) in records)
+            kept = tuple(r for r in prediction.records if r.key in records)
             prediction = replace(prediction, records=kept)
         for score in compute_scores(self._task.evidence, prediction):
             if (
@@ -145,10 +141,10 @@ def find_mistakes(
     Levels are 0..10: true and predicted values are each scaled by their greatest over these records. A token
     without a prediction counts as silent.
     """
-    predicted = [r for r in prediction.records if (r.kind, r.rank) in keys]
+    predicted = [r for r in prediction.records if r.key in keys]
     if not predicted:
         return []
-    records = [evidence.by_key[r.kind, r.rank] for r in predicted]
+    records = [evidence.by_key[r.key] for r in predicted]
     true = [
         evidence.truth(record)[r.first : r.first + len(r.values)]
         for record, r in zip(records, predicted, strict=True)

@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Split, Status, Tokens
+from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, RecordKey, Split, Status, Tokens
 from neuroexplain.runtime.run_many import RunMany, run_in_order
 from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions
 from neuroexplain.scoring.side_evidence import SideEvidence, Trial
-from neuroexplain.scoring.splits import RecordKey
 
 
 class SideTrials:
@@ -45,7 +44,7 @@ class SideTrials:
 
         Of several hypotheses (a union) each token gets the greatest of their values.
         """
-        keys = {(r.kind, r.rank) for r in prediction.records}
+        keys = {r.key for r in prediction.records}
         missing = [t for t in self._trials.values() if t.split in splits and t.key not in keys]
         if prediction.status != Status.OK or not missing:
             return prediction
@@ -60,7 +59,7 @@ class SideTrials:
             replace(r, control=None) for r in prediction.records
         ]  # a control is of all records or of none
         records = kept + [self._record(trial, hypotheses) for trial in missing]
-        records.sort(key=lambda r: self._order[r.kind, r.rank])
+        records.sort(key=lambda r: self._order[r.key])
         return replace(
             _add_cost(prediction, n_tokens, began), records=tuple(records), control_explanation_id=None
         )
@@ -71,7 +70,7 @@ class SideTrials:
         If a request fails, the prediction gets the reason instead.
         """
         began = time.perf_counter()
-        trials = [self._trials[r.kind, r.rank] for r in prediction.records]
+        trials = [self._trials[r.key] for r in prediction.records]
         try:
             n_tokens = self._run(control.hypotheses, trials)
         except LlmReplyError as error:
@@ -89,9 +88,7 @@ class SideTrials:
         )
 
     def _run(self, hypotheses: Sequence[str], trials: Sequence[Trial]) -> int:
-        """Run every hypothesis on all trials of these trials' splits. Returns the prompt tokens that were
-        sent.
-        """
+        """Run every hypothesis on all trials of these trials' splits. Returns the prompt tokens sent."""
         splits = dict.fromkeys(trial.split for trial in trials)
         pairs = dict.fromkeys((text, split) for split in splits for text in hypotheses)
         missing = [pair for pair in pairs if pair not in self._predicted]
@@ -131,8 +128,6 @@ def _add_cost(prediction: Prediction, n_tokens: int, began: float) -> Prediction
 
 
 def units_at_once(scorer: OpenScorer | None, n_explaining: int, n_units: int) -> tuple[int, int]:
-    """(units in work at the same time, hypotheses of one unit at the same time), to use all requests that
-    engines take.
-    """
+    """(units at a time, hypotheses of one unit at a time) that use all of the engines' requests."""
     bound = max(n_explaining, scorer.engine.in_flight if scorer is not None else 1)
     return bound, max(1, bound // max(1, n_units))

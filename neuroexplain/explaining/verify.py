@@ -1,6 +1,4 @@
-"""Recompute every stored score, and look for leaks and for rows that cannot be read or are in the wrong
-place.
-"""
+"""Recompute every stored score; look for leaks, and for rows that are unreadable or misplaced."""
 
 from __future__ import annotations
 
@@ -55,9 +53,7 @@ def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
 
 
 def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores) -> Iterator[str]:
-    """Faults of one prediction: it does not fit its unit, its scores differ from recomputed ones, or records
-    leak.
-    """
+    """Faults of one prediction: it does not fit its unit, its scores differ, or its records leak."""
     misfit = _find_misfit(evidence, prediction)
     if misfit is not None:
         yield f"the prediction cannot be read: {misfit}"
@@ -70,7 +66,7 @@ def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores)
     for key in dict.fromkeys((*recomputed, *stored)):
         if stored.get(key) != recomputed.get(key):
             yield f"the stored score {stored.get(key)} differs from the recomputed {recomputed.get(key)}"
-    for leak in find_leaks(evidence.unit.exemplars, {(r.kind, r.rank) for r in prediction.records}):
+    for leak in find_leaks(evidence.unit.exemplars, {r.key for r in prediction.records}):
         yield f"a leak: {leak}"
 
 
@@ -79,7 +75,7 @@ def _find_misfit(evidence: SideEvidence, prediction: Prediction) -> str | None:
     for record in prediction.records:
         name, truth = (
             f"its record {record.kind} {record.rank}",
-            evidence.by_key.get((record.kind, record.rank)),
+            evidence.by_key.get(record.key),
         )
         if truth is None:
             return f"{name} is not among the {evidence.side} side's exemplars"

@@ -20,9 +20,7 @@ FLUSH_EVERY = 1.0  # seconds: a transaction a unit would cost more than the unit
 
 
 class ResultWriter:
-    """Stores complete results together, at most a second after they came. Whatever ends the command, they are
-    stored.
-    """
+    """Stores complete results together, at the latest after a second, and whatever ends the command."""
 
     def __init__(
         self,

@@ -11,8 +11,7 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Result]):
-    """Computes a result once per key, however many threads ask for it at the same time, and keeps the last
-    `size`.
+    """Computes a result once per key, however many threads ask for it, and keeps the last `size`.
 
     A failure is raised in all threads that wait for it and is not kept.
     """

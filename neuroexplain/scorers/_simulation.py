@@ -70,7 +70,7 @@ def _records_by_split(evidence: SideEvidence, prediction: Prediction) -> dict[Sp
     """The predicted and the true values of the held-out records."""
     by_split: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
     for record in prediction.records:
-        key = record.kind, record.rank
+        key = record.key
         split = evidence.splits[key]
         if split in by_split:
             true = evidence.truth(evidence.by_key[key])[record.first : record.first + CROP_LENGTH]
@@ -82,6 +82,6 @@ def _records_by_split(evidence: SideEvidence, prediction: Prediction) -> dict[Sp
 
 def _is_report_missing(evidence: SideEvidence, prediction: Prediction) -> bool:
     """Whether the side has `report` records and none of them was simulated, though others were."""
-    simulated = {evidence.splits[record.kind, record.rank] for record in prediction.records}
+    simulated = {evidence.splits[record.key] for record in prediction.records}
     available = {evidence.splits[key] for key in evidence.by_key}
     return bool(simulated) and "report" in available - simulated

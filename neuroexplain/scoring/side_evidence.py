@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.evidence import Exemplar, Split, Unit, is_side_dead
+from neuroexplain.evidence import Exemplar, RecordKey, Split, Unit, is_side_dead
 from neuroexplain.runs import Run
-from neuroexplain.scoring.splits import RecordKey, assign_splits, crop_first
+from neuroexplain.scoring.splits import assign_splits, crop_first
 from neuroexplain.units import CROP_LENGTH, STRONGEST, Kind, Side
 
 HELD_OUT: tuple[Split, ...] = ("select", "report")  # what explainers do not see, so that it can be scored
@@ -65,7 +65,7 @@ class SideEvidence:
     def by_key(self) -> Mapping[RecordKey, Exemplar]:
         """This side's records, in the order of kinds and ranks."""
         records = (record for record in self.unit.exemplars if record.kind in self.kinds)
-        return {(record.kind, record.rank): record for record in records}
+        return {record.key: record for record in records}
 
     @property
     def is_dead(self) -> bool:

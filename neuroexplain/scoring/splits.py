@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from neuroexplain.evidence import Exemplar, Split
+from neuroexplain.evidence import Exemplar, RecordKey, Split
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import CROP_LENGTH, KINDS, SEGMENT_LENGTH, Kind, UnitId
 
 SHARED_TOKENS = 16  # equal token ids in a row that make two records the same text
 LEAST_KEPT = 5  # records of a kind that a split keeps though their document explains too
 
-RecordKey = tuple[Kind, int]  # a record's kind and rank, by which a unit's records are told apart
 
 _BY_RANK: tuple[Split, ...] = ("explain", "explain", "select", "report")
 _EARLIER: Mapping[Split | None, tuple[Split, ...]] = {"select": ("explain",), "report": ("explain", "select")}
@@ -37,7 +36,7 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[RecordKey, Split | N
     `report` record with a `select` record. Then, in `report` and in `select`, kind by kind and from the last
     rank up, a record whose document holds an `explain` record gets None while more than 5 remain.
     """
-    splits: dict[RecordKey, Split | None] = {(x.kind, x.rank): split_by_rank(x.rank) for x in exemplars}
+    splits: dict[RecordKey, Split | None] = {x.key: split_by_rank(x.rank) for x in exemplars}
     _drop_shared(exemplars, splits, "explain", ("select", "report"))
     _drop_shared(exemplars, splits, "select", ("report",))
     documents = {x.document for x in _members(exemplars, splits, "explain")} - {None}
@@ -48,7 +47,7 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[RecordKey, Split | N
             n_left = len(of_kind)
             for x in of_kind:
                 if n_left > LEAST_KEPT and x.document in documents:
-                    splits[x.kind, x.rank] = None
+                    splits[x.key] = None
                     n_left -= 1
     return splits
 
@@ -56,7 +55,7 @@ def assign_splits(exemplars: Sequence[Exemplar]) -> Mapping[RecordKey, Split | N
 def _members(
     exemplars: Sequence[Exemplar], splits: Mapping[RecordKey, Split | None], split: str
 ) -> list[Exemplar]:
-    return [x for x in exemplars if splits[x.kind, x.rank] == split]
+    return [x for x in exemplars if splits[x.key] == split]
 
 
 def _drop_shared(
@@ -69,10 +68,10 @@ def _drop_shared(
     kept = _members(exemplars, splits, earlier)
     kept_runs = {run for x in kept for run in _token_runs(x)}
     for x in exemplars:
-        if splits[x.kind, x.rank] not in later:
+        if splits[x.key] not in later:
             continue
         if any(x.shares_segment(y) for y in kept) or not kept_runs.isdisjoint(_token_runs(x)):
-            splits[x.kind, x.rank] = None
+            splits[x.key] = None
 
 
 def halve_select(
@@ -83,7 +82,7 @@ def halve_select(
     A record of the second half that shares a segment or 16 token ids in a row with one of the first is in
     neither.
     """
-    select = [x for x in exemplars if splits[x.kind, x.rank] == "select" and x.kind in kinds]
+    select = [x for x in exemplars if splits[x.key] == "select" and x.kind in kinds]
     first = [x for x in select if x.rank % 8 == 2]
     first_runs = {run for x in first for run in _token_runs(x)}
     second = [
@@ -93,7 +92,7 @@ def halve_select(
         and not any(x.shares_segment(y) for y in first)
         and first_runs.isdisjoint(_token_runs(x))
     ]
-    return {(x.kind, x.rank) for x in first}, {(x.kind, x.rank) for x in second}
+    return {x.key for x in first}, {x.key for x in second}
 
 
 def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[RecordKey]) -> list[str]:
@@ -102,23 +101,23 @@ def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[RecordKey]) -> 
     Written from the definition and apart from assign_splits, so that each can find the other's faults.
     """
     splits = assign_splits(exemplars)
-    windows = {(x.kind, x.rank): set(_windows(x.token_ids.tolist())) for x in exemplars}
+    windows = {x.key: set(_windows(x.token_ids.tolist())) for x in exemplars}
     leaks = []
     for x in exemplars:
-        if (x.kind, x.rank) not in scored:
+        if x.key not in scored:
             continue
-        split = splits[x.kind, x.rank]
+        split = splits[x.key]
         if split not in _EARLIER:
             leaks.append(f"{x.kind} {x.rank} was scored, though its split is {split}")
             continue
         for y in exemplars:
-            if splits[y.kind, y.rank] not in _EARLIER[split]:
+            if splits[y.key] not in _EARLIER[split]:
                 continue
             if abs(x.segment - y.segment) * x.stride < SEGMENT_LENGTH:
                 leaks.append(
                     f"{x.kind} {x.rank} and {y.kind} {y.rank}, which was seen, are of segment {x.segment}"
                 )
-            elif windows[x.kind, x.rank] & windows[y.kind, y.rank]:
+            elif windows[x.key] & windows[y.key]:
                 leaks.append(
                     f"{x.kind} {x.rank} shares {SHARED_TOKENS} tokens with {y.kind} {y.rank}, which was seen"
                 )

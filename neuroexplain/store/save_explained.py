@@ -93,7 +93,7 @@ def save_predictions(
 
 def _is_choice(explanation: Explanation) -> bool:
     """Whether a command chose it. A person's explanations stand beside those of the commands."""
-    return explanation.chosen and explanation.status == Status.OK and explanation.explainer != "human"
+    return explanation.chosen and explanation.status == Status.OK and not explanation.is_by_person
 
 
 def _unchoose(connection: Connection, run_id: int, explanations: Sequence[Explanation]) -> None:

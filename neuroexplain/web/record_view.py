@@ -59,13 +59,13 @@ def simulated_views(page: UnitPage, prediction: Prediction) -> tuple[RecordView,
     The largest level of the prediction gets the simulated row's strongest colour.
     """
     strongest = _strongest(page)
-    predictions = {(record.kind, record.rank): record for record in prediction.records}
+    predictions = {record.key: record for record in prediction.records}
     levels = [record.values[~np.isnan(record.values)] for record in prediction.records]
     top_level = max((float(values.max()) for values in levels if len(values)), default=0.0)
     return tuple(
-        _record_view(page, record, strongest, predictions[record.kind, record.rank], top_level)
+        _record_view(page, record, strongest, predictions[record.key], top_level)
         for record in page.unit.exemplars
-        if (record.kind, record.rank) in predictions
+        if record.key in predictions
     )
 
 
@@ -97,7 +97,7 @@ def _record_view(
     return RecordView(
         name=f"{record.kind} {record.rank}",
         activation=f"{record.activation:.4g}",
-        split=SPLITS.get(page.splits[record.kind, record.rank] or "", "in no split"),
+        split=SPLITS.get(page.splits[record.key] or "", "in no split"),
         place=place,
         tokens=draw_tokens(
             [token.text for token in tokens],
