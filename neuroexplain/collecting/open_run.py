@@ -78,7 +78,7 @@ def find_run_checkpoint(store: Store, run: Run | None) -> dict[str, Any] | None:
     checkpoint = find_checkpoint(store.checkpoint_path(run.id))
     if checkpoint is None or checkpoint.get("run") != _identity(run):
         return None
-    return {"kernels": "plain"} | checkpoint  # which checkpoints did not tell while all kernels were plain
+    return {"kernels": "plain"} | checkpoint  # older checkpoints lack it: all kernels were plain
 
 
 def begin_run(

@@ -1,4 +1,4 @@
-"""An empty collector for a run, the batch size that it reads with, and compiled kernels where they work."""
+"""An empty collector for a run, the batch size that it reads with, and compiled kernels if they work."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ class PublishedTopK:
         self.windows = torch.zeros((k, 64, width), dtype=dtype, device=device)
 
     def fold(self, acts: Float[Tensor, "batch seq width"], segments: Int[Tensor, "batch"]) -> None:
+        """Fold one batch of segments."""
         values = torch.cat([self.values, acts[:, POSITION]])
         numbers = torch.cat([self.segments, segments[:, None].expand(-1, acts.shape[2])])
         windows = torch.cat([self.windows, acts[:, RANDOM_START:]])

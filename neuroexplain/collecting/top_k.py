@@ -114,6 +114,7 @@ class Offer:
         positions: range,
         allowed: Bool[Tensor, "batch n_positions"] | None = None,
     ) -> Offer:
+        """The offer of a batch; without `allowed`, every position may be a peak."""
         barred = None if allowed is None else (~allowed).any(dim=1).nonzero()[:, 0]
         if barred is None or not len(barred):
             return cls(segments, hash_records(token_ids), positions, None, None)
