@@ -207,7 +207,7 @@ CREATE TABLE tokens (
 	run_id INTEGER NOT NULL, 
 	token_id INTEGER NOT NULL, 
 	text TEXT NOT NULL, 
-	special BOOLEAN NOT NULL, 
+	special BOOLEAN NOT NULL, data BLOB, is_byte BOOLEAN DEFAULT 0 NOT NULL, 
 	PRIMARY KEY (run_id, token_id), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )

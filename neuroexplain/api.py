@@ -62,7 +62,7 @@ class UnitReading:
 
     def tokens(self, exemplar: Exemplar) -> list[str]:
         """The record's 64 tokens as strings."""
-        return [self.page.tokens[token_id].text for token_id in exemplar.token_ids.tolist()]
+        return self.page.texts(exemplar)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `show --json` prints."""

@@ -71,7 +71,7 @@ def exemplar_json(page: UnitPage, exemplar: Exemplar) -> dict[str, Any]:
         "token_offset": exemplar.token_offset,
         "activation": exemplar.activation,
         "token_ids": token_ids,
-        "tokens": [page.tokens[token_id].text for token_id in token_ids],
+        "tokens": page.texts(exemplar),
         "activations": exemplar.activations.tolist(),
     }
 

@@ -107,11 +107,55 @@ class VocabularyEntry:
     """One token of the subject's vocabulary."""
 
     token_id: int
-    text: str  # decode([id]); U+FFFD if the token is part of a character
+    text: str  # with its leading space; U+FFFD in place of a part of a character
     special: bool
+    data: bytes | None = (
+        None  # the bytes that it stands for; None if an earlier version stored its text alone
+    )
+    is_byte: bool = False  # whether it is one byte of a byte fallback, as `<0xE2>`
 
 
 Tokens = Mapping[int, VocabularyEntry]  # by id
+
+
+def texts_in_context(entries: Sequence[VocabularyEntry]) -> list[str]:
+    """The text of each token where it stands: joined they are the text that the tokens spell.
+
+    A character that several tokens spell stands with the first of them, and the others are empty. Bytes that
+    are no character, as at the edges of a record, are U+FFFD.
+    """
+    if not any("\ufffd" in entry.text and entry.data is not None for entry in entries):
+        return [entry.text for entry in entries]
+    texts = [""] * len(entries)
+    owners: list[int] = []  # of the bytes of `waiting`: places in `entries`
+    waiting = b""
+    for place, entry in enumerate(entries):
+        if entry.data is None:
+            _spell(waiting, owners, entries, texts)
+            waiting, owners, texts[place] = b"", [], entry.text
+        else:
+            waiting += entry.data
+            owners += [place] * len(entry.data)
+    _spell(waiting, owners, entries, texts)
+    return texts
+
+
+def _spell(data: bytes, owners: Sequence[int], entries: Sequence[VocabularyEntry], texts: list[str]) -> None:
+    """Add each character of `data` to the text of the entry that owns its first byte."""
+    place = 0
+    while place < len(data):
+        try:
+            characters, bad = data[place:].decode(), range(len(data), len(data))
+        except UnicodeDecodeError as error:
+            characters = data[place : place + error.start].decode()
+            bad = range(place + error.start, place + error.end)
+        for character in characters:
+            texts[owners[place]] += character
+            place += len(character.encode())
+        if bad:  # tokenizers replace each byte of a byte fallback, else the whole sequence
+            for byte in bad if all(entries[owners[byte]].is_byte for byte in bad) else bad[:1]:
+                texts[owners[byte]] += "\ufffd"
+            place = bad.stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.evidence import texts_in_context
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.sources.base import find_sources
 from neuroexplain.store.engine import Store
@@ -35,9 +36,10 @@ class Probe:
 
     def __init__(self, model: str, dtype: str, device: str = "auto") -> None:
         from neuroexplain.subject.load import load_subject
-        from neuroexplain.subject.tokenizer import tokenizer_sha256
+        from neuroexplain.subject.tokenizer import tokenizer_sha256, vocabulary_entries
 
         self._subject = load_subject(model, dtype, device)
+        self._vocabulary = {entry.token_id: entry for entry in vocabulary_entries(self._subject.tokenizer)}
         self._sha256 = tokenizer_sha256(self._subject.tokenizer)
         self._lock = threading.Lock()
         self._read = lru_cache(maxsize=N_KEPT)(self._read_text)
@@ -47,8 +49,7 @@ class Probe:
 
         Raises NeuroexplainError if the text is empty or too long.
         """
-        decode = self._subject.tokenizer.decode
-        return [decode([i], clean_up_tokenization_spaces=False) for i in self._token_ids(text)]
+        return texts_in_context([self._vocabulary[i] for i in self._token_ids(text)])
 
     def activations(self, text: str, run: Run, unit: UnitId) -> tuple[list[str], list[float]]:
         """The text's tokens, and one unit's activation on each.

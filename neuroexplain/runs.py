@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from neuroexplain.evidence import Explanation, Headline, Prediction, Split, StoredScore, Tokens, Unit
+from neuroexplain.evidence import (
+    Exemplar,
+    Explanation,
+    Headline,
+    Prediction,
+    Split,
+    StoredScore,
+    Tokens,
+    Unit,
+    texts_in_context,
+)
 from neuroexplain.units import SEGMENT_LENGTH, STRONGEST, Kind, Side, Source, UnitId, ranges_text
 
 
@@ -168,3 +178,7 @@ class UnitPage:
     explanations: tuple[Explanation, ...]  # best first
     predictions: tuple[Prediction, ...]
     scores: tuple[StoredScore, ...]
+
+    def texts(self, record: Exemplar) -> list[str]:
+        """The text of each of a record's tokens, [64]: see texts_in_context."""
+        return texts_in_context([self.tokens[token_id] for token_id in record.token_ids.tolist()])

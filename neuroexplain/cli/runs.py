@@ -28,13 +28,16 @@ def runs(
         return
     from neuroexplain.as_json import run_json
     from neuroexplain.cli.tables import runs_table, session_lines
+    from neuroexplain.formatting import printable
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import list_runs, list_sessions
+    from neuroexplain.store.vocabulary import lacks_token_bytes
 
     with open_store(db, read_only=True) as store:
         stored = list_runs(store)
         holdings = {run.id: _holdings(store, run) for run in stored}
         sessions = {run.id: list_sessions(store, run.id) for run in stored}
+        lacking = [run for run in stored if lacks_token_bytes(store, run.id)]
     if as_json:
         print_json(
             [
@@ -48,6 +51,9 @@ def runs(
         for run in stored:
             for line in session_lines(run, sessions[run.id]):
                 print(line)
+        for run in lacking:
+            print(f"run {run.id}: an earlier version stored its tokens' texts, which may lack spaces.")
+            print(printable(f"Mend them:  neuroexplain upgrade --tokenizer {run.subject} --db {db}"))
     else:
         say(f"{db} holds no run yet. Collect one:  neuroexplain collect --db {db} --model ... --dataset ...")
 

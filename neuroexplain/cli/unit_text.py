@@ -153,20 +153,20 @@ def record_line(page: UnitPage, record: Exemplar, strongest: float, width: int =
     from rich.text import Text
 
     places, peak = _places_around_peak(page, record, width)
+    texts = page.texts(record)
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(f"  {record.activation:8.3g}  ", style="dim")
     for place in places:
-        token = page.tokens[int(record.token_ids[place])]
-        text = printable(token.text)
+        text = printable(texts[place])
         style = activation_style(float(record.activations[place]), strongest)
-        style += " italic" if token.special else ""
+        style += " italic" if page.tokens[int(record.token_ids[place])].special else ""
         line.append(f"[{text}]" if place == peak else text, style=style)
     return line
 
 
 def _places_around_peak(page: UnitPage, record: Exemplar, width: int) -> tuple[range, int]:
     """(the record's tokens that fit into `width` columns beside its activation, the peak's place)."""
-    cells = [cell_width(page.tokens[int(i)].text) for i in record.token_ids]
+    cells = [cell_width(text) for text in page.texts(record)]
     peak = PEAK_INDEX if record.kind != "random" else int(record.activations.argmax())
     room = width - MARGIN - len("[]") - cells[peak]
     first, before = peak, 0
@@ -271,13 +271,14 @@ def _levels_line(
     from rich.text import Text
 
     places, peak = _places_around_peak(page, record, width)
+    texts = page.texts(record)
     crop = range(predicted.first, predicted.first + len(predicted.values))
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("simulated".ljust(MARGIN), style="dim")
     if not range(max(places.start, crop.start), min(places.stop, crop.stop)):
         return line.append("(on tokens that do not fit here)", style="dim")
     for place in places:
-        cells = cell_width(page.tokens[int(record.token_ids[place])].text)
+        cells = cell_width(texts[place])
         cells += len("[]") if place == peak else 0
         level = float(predicted.values[place - crop.start]) if place in crop else None
         line.append(_bar(level, scale) * cells, style="cyan")

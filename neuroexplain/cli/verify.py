@@ -1,5 +1,7 @@
 """`neuroexplain verify` and `neuroexplain upgrade`."""
 
+from typing import Annotated
+
 import typer
 
 from neuroexplain.cli.app import app
@@ -26,10 +28,27 @@ def verify(db: Db = DEFAULT_DB, run_id: RunId = None) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  neuroexplain upgrade --db old.db")
-def upgrade(db: Db = DEFAULT_DB) -> None:
-    """Bring a database to this version's schema."""
-    from neuroexplain.store.engine import upgrade_store
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        help="The subject's tokenizer (hub name or folder): its tokens are stored anew, with their spaces."
+    ),
+]
+
+
+@app.command(
+    epilog="Example:  neuroexplain upgrade --db old.db   |   "
+    "neuroexplain upgrade --db old.db --tokenizer ./Llama-2-7b"
+)
+def upgrade(db: Db = DEFAULT_DB, tokenizer: Tokenizer = None) -> None:
+    """Bring a database to this version's schema, and with --tokenizer mend the texts of its tokens."""
+    from neuroexplain.store.engine import open_store, upgrade_store
 
     before, after = upgrade_store(db, say)
     say(f"{db}: schema version {before} to {after}.")
+    if tokenizer is not None:
+        from neuroexplain.collecting.mend_vocabulary import mend_vocabularies
+
+        with open_store(db) as store:
+            runs = mend_vocabularies(store, tokenizer)
+        say(f"Mended the texts of tokens of run {', '.join(str(run.id) for run in runs)}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.evidence import Exemplar, Status, Tokens
+from neuroexplain.evidence import Exemplar, Status, Tokens, texts_in_context
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
@@ -120,9 +120,10 @@ def render_numbered_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str
 def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
     """The record's excerpt on one line; stretches of firing tokens stand between **, spaces outside."""
     levels = to_levels(record.activations, maximum)
+    texts = _token_texts(record, tokens)
     line, is_marked = "", False
     for place in EXCERPT:
-        text = displayed(tokens[int(record.token_ids[place])].text).replace("**", "* *")
+        text = displayed(texts[place]).replace("**", "* *")
         fires = bool(levels[place] >= MARKED_FROM or place == PEAK_INDEX)
         if fires and not is_marked:
             space = text[: len(text) - len(text.lstrip())]
@@ -155,7 +156,7 @@ def render_mistakes(mistakes: Sequence[Mistake], tokens: Tokens) -> str:
 
 def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """The tokens that the records peak on, most frequent first: the baseline that an LLM must beat."""
-    peaks = [displayed(tokens[int(record.token_ids[PEAK_INDEX])].text).strip() for record in records]
+    peaks = [displayed(_peak_text(record, tokens)).strip() for record in records]
     counts = Counter(peak for peak in peaks if peak)
     if not counts:
         raise LlmReplyError(Status.PARSE_ERROR, "the neuron peaks on white space only")
@@ -163,7 +164,16 @@ def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
 
 
 def _token_texts(record: Exemplar, tokens: Tokens) -> list[str]:
-    return [tokens[int(token_id)].text for token_id in record.token_ids]
+    """The text of each token, [64]: see texts_in_context."""
+    return texts_in_context([tokens[int(token_id)] for token_id in record.token_ids])
+
+
+def _peak_text(record: Exemplar, tokens: Tokens) -> str:
+    """The peak token's text. If it is a later part of a character, the text of the token with that
+    character.
+    """
+    texts = _token_texts(record, tokens)
+    return next((text for text in texts[PEAK_INDEX::-1] if text), "")
 
 
 def _numbered(excerpts: Iterable[str]) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
-from neuroexplain.evidence import Stats, VocabularyEntry
+from neuroexplain.evidence import Stats, VocabularyEntry, texts_in_context
 from neuroexplain.formats._parquet_tables import PLACES, READINGS, read_table, reading
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
@@ -29,8 +30,8 @@ def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
     return pa.table(columns)
 
 
-def exemplars_table(store: Store, run: Run, collected: CollectedLayer, texts: pa.Array) -> pa.Table:
-    """A row for each exemplar. `texts` is the result of vocabulary_texts."""
+def exemplars_table(store: Store, run: Run, collected: CollectedLayer, vocabulary: TokenTexts) -> pa.Table:
+    """A row for each exemplar."""
     tables = []
     for kind, exemplars in collected.exemplars.items():
         unit, rank = exemplars.counts_mask().nonzero()
@@ -41,7 +42,7 @@ def exemplars_table(store: Store, run: Run, collected: CollectedLayer, texts: pa
         columns |= {"kind": [kind] * len(unit), "rank": rank.astype(np.int32)}
         columns["activation"] = exemplars.peaks[unit, rank]
         columns |= {name: getattr(exemplars, name)[unit, rank] for name in PLACES}
-        columns["tokens"] = _token_texts(store, run, columns["segments"], columns["starts"], texts)
+        columns["tokens"] = _token_texts(store, run, columns["segments"], columns["starts"], vocabulary)
         columns["activations"] = pa.FixedSizeListArray.from_arrays(activations, RECORD_LENGTH)
         tables.append(pa.table(columns))
     return pa.concat_tables(tables) if tables else pa.table({"layer": pa.array([], pa.int32())})
@@ -52,23 +53,36 @@ def _unit_columns(layer: int, units: NDArray[Any]) -> dict[str, Any]:
 
 
 def _token_texts(
-    store: Store, run: Run, segments: NDArray[np.uint32], starts: NDArray[np.uint8], texts: pa.Array
+    store: Store, run: Run, segments: NDArray[np.uint32], starts: NDArray[np.uint8], vocabulary: TokenTexts
 ) -> pa.Array:
     """The texts of each record's 64 tokens."""
     token_ids = load_segment_ids(store, run.id, set(segments.tolist()))
     places = zip(segments.tolist(), starts.tolist(), strict=True)
     tokens = np.stack([token_ids[segment][start : start + RECORD_LENGTH] for segment, start in places])
-    text_numbers = np.minimum(tokens.reshape(-1), len(texts) - 1).astype(np.int32)
-    records = pa.DictionaryArray.from_arrays(text_numbers, texts).cast(pa.string())
-    return pa.FixedSizeListArray.from_arrays(records, RECORD_LENGTH)
+    tokens = np.minimum(tokens, len(vocabulary.entries) - 1)
+    in_context = vocabulary.is_part[tokens].any(axis=1)  # in most corpora few records
+    numbers = tokens.reshape(-1).astype(np.int32)
+    texts = pa.DictionaryArray.from_arrays(numbers, vocabulary.texts).cast(pa.string())
+    if in_context.any():
+        records = ([vocabulary.entries[i] for i in ids] for ids in tokens[in_context].tolist())
+        spelled = pa.array([text for record in records for text in texts_in_context(record)], pa.string())
+        texts = pc.replace_with_mask(texts, pa.array(np.repeat(in_context, RECORD_LENGTH)), spelled)
+    return pa.FixedSizeListArray.from_arrays(texts, RECORD_LENGTH)
 
 
-def vocabulary_texts(entries: Sequence[VocabularyEntry]) -> pa.Array:
-    """The vocabulary's texts by token id; U+FFFD for missing ids, and at the end for greater ones."""
-    texts = ["\ufffd"] * (max((entry.token_id for entry in entries), default=-1) + 2)
-    for entry in entries:
-        texts[entry.token_id] = entry.text
-    return pa.array(texts)
+class TokenTexts:
+    """A vocabulary by token id: entries, texts, and which tokens are parts of characters.
+
+    Missing ids have the text U+FFFD, and one more entry stands for all greater ids.
+    """
+
+    def __init__(self, vocabulary: Sequence[VocabularyEntry]) -> None:
+        n = max((entry.token_id for entry in vocabulary), default=-1) + 2
+        self.entries = [VocabularyEntry(token_id, "\ufffd", True) for token_id in range(n)]
+        for entry in vocabulary:
+            self.entries[entry.token_id] = entry
+        self.texts = pa.array([entry.text for entry in self.entries])
+        self.is_part = np.array(["\ufffd" in e.text and e.data is not None for e in self.entries])
 
 
 def read_layer(

@@ -45,6 +45,7 @@ COLUMN_TYPES: dict[Any, Any] = {
     float: pa.float64(),
     bool: pa.bool_(),
     str: pa.string(),
+    bytes: pa.binary(),
     tuple[int, ...]: pa.list_(pa.int64()),
     tuple[str, ...]: pa.list_(pa.string()),
 }
@@ -54,7 +55,7 @@ RECORDS = pa.list_(  # a prediction's records
         + [(name, pa.list_(pa.float32())) for name in ("values", "detail", "control")]
     )
 )
-NEW_COLUMNS = ("created_at",)  # earlier exports of this version lack them
+NEW_COLUMNS = {"created_at": None, "data": None, "is_byte": False}  # values where earlier exports lack them
 T = TypeVar("T")
 
 
@@ -134,8 +135,9 @@ def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Tabl
     schema = table_schema(table)
     if not rows.num_rows:
         return schema.empty_table()
-    for name in set(NEW_COLUMNS) & set(schema.names) - set(rows.column_names):
-        rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+    for name in NEW_COLUMNS.keys() & set(schema.names) - set(rows.column_names):
+        column = pa.array([NEW_COLUMNS[name]] * rows.num_rows, schema.field(name).type)
+        rows = rows.append_column(name, column)
     if table == "neurons":
         groups = ({*Stats.__dataclass_fields__}, {*READINGS})
         absent = {name for group in groups if not group & {*rows.column_names} for name in group}

@@ -158,7 +158,7 @@ def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
                 "id": f"{_key(page)}-{x.kind}-{x.rank}",
                 **_unit_columns(page),
                 "creatorId": CREATOR,
-                "tokens": [page.tokens[i].text for i in x.token_ids.tolist()],
+                "tokens": [text.replace("\0", "\ufffd") for text in page.texts(x)],
                 "values": values,
                 "maxValue": max(values),
                 "maxValueTokenIndex": values.index(max(values)),

@@ -13,13 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuroexplain.as_json import run_json
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formats._parquet_layers import exemplars_table, neurons_table, vocabulary_texts
+from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
 from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer_name, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
@@ -46,24 +45,24 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             (partial / table).mkdir()
         entries = load_vocabulary(store, run.id)
         write_rows(partial, "vocabulary", "all", [asdict(entry) for entry in entries])
-        texts = vocabulary_texts(entries)
+        vocabulary = TokenTexts(entries)
         for number, segments in enumerate(list_segments(store, run.id)):
             rows = [{"segment": s.segment, "token_ids": s.token_ids.tolist()} for s in segments]
             write_rows(partial, "segments", f"{number:05}", rows)
         prompts: set[str] = set()
         for done, layer in enumerate(run.layers, 1):
-            _write_collected(store, run, layer, partial, texts)
+            _write_collected(store, run, layer, partial, vocabulary)
             prompts |= _write_explained(store, run, layer, partial)
             yield Progress("exporting", done, len(run.layers), "layers")
         write_rows(partial, "prompts", "all", (_prompt_row(store, sha256) for sha256 in sorted(prompts)))
         _finish(run, partial)
 
 
-def _write_collected(store: Store, run: Run, layer: int, folder: Path, texts: pa.Array) -> None:
+def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabulary: TokenTexts) -> None:
     collected = load_collected_layer(store, run, layer)
     tables = {
         "neurons": neurons_table(collected, run.width(layer)),
-        "exemplars": exemplars_table(store, run, collected, texts),
+        "exemplars": exemplars_table(store, run, collected, vocabulary),
     }
     for name, table in tables.items():
         pq.write_table(table, folder / name / f"{layer_name(layer)}.parquet", compression="zstd")

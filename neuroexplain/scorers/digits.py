@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.evidence import Status, Tokens, VocabularyEntry
+from neuroexplain.evidence import Status, Tokens, VocabularyEntry, texts_in_context
 from neuroexplain.llm.distributions import LogprobRequest
 from neuroexplain.llm.engine import Engine, Message, chat_token_ids
 from neuroexplain.llm.prompts import Prompt, WorkedNeuron, displayed, level_lines, load_prompt
@@ -79,8 +79,8 @@ class DigitsSimulator(OpenSimulator):
         rows = []
         for i, record in enumerate(records):
             ids += self._newline if i else []
-            for token_id in record:
-                ids += self._token_text(displayed(vocabulary[int(token_id)].text))
+            for text in texts_in_context([vocabulary[int(token_id)] for token_id in record]):
+                ids += self._token_text(displayed(text))
                 ids += self._tab
                 rows.append(len(ids) - 1)
                 ids += self._lowest

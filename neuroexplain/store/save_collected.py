@@ -84,7 +84,10 @@ def delete_run(store: Store, run_id: int) -> None:
 
 def save_vocabulary(store: Store, run_id: int, entries: Iterable[VocabularyEntry]) -> None:
     """Store the subject's vocabulary in place of an earlier one."""
-    rows = ((run_id, entry.token_id, safe_text(entry.text), entry.special) for entry in entries)
+    rows = (
+        (run_id, entry.token_id, safe_text(entry.text), entry.special, entry.data, entry.is_byte)
+        for entry in entries
+    )
     with store.write() as connection:
         connection.execute(delete(t.tokens).where(t.tokens.c.run_id == run_id))
         insert_tuples(connection, t.tokens, rows)

@@ -136,6 +136,8 @@ tokens = Table(
     Column("token_id", Integer, primary_key=True, autoincrement=False),
     Column("text", SafeText, nullable=False),
     Column("special", Boolean(create_constraint=False), nullable=False),
+    Column("data", LargeBinary),
+    Column("is_byte", Boolean(create_constraint=False), nullable=False, server_default=false()),
     Index("ix_tokens_run_id_text", "run_id", "text"),
     sqlite_with_rowid=False,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from neuroexplain.evidence import Tokens, VocabularyEntry
 from neuroexplain.store.engine import Store
@@ -21,11 +22,11 @@ def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int
     """The entries of the given tokens, read from the store; unknown ids as in `tokens_of`."""
     entries: dict[int, VocabularyEntry] = {}
     distinct_ids = sorted(set(token_ids))
-    sql = "SELECT token_id, text, special FROM tokens WHERE run_id = :run AND token_id"
+    sql = "SELECT * FROM tokens WHERE run_id = :run AND token_id"
     with store.read() as reader:
         for ids in chunks(distinct_ids):
-            for token_id, text, special in reader.rows(f"{sql} {sql_in(ids)}", run=run_id):
-                entries[token_id] = VocabularyEntry(token_id, text, bool(special))
+            rows = reader.rows(f"{sql} {sql_in(ids)}", run=run_id)
+            entries |= {row.token_id: _entry(row) for row in rows}
     return tokens_of(entries, distinct_ids)
 
 
@@ -40,4 +41,16 @@ def load_vocabulary(store: Store, run_id: int) -> list[VocabularyEntry]:
     """The subject's whole vocabulary, in the order of token ids."""
     with store.read() as reader:
         rows = reader.rows("SELECT * FROM tokens WHERE run_id = :run ORDER BY token_id", run=run_id)
-    return [VocabularyEntry(row.token_id, row.text, bool(row.special)) for row in rows]
+    return [_entry(row) for row in rows]
+
+
+def lacks_token_bytes(store: Store, run_id: int) -> bool:
+    """Whether an earlier version stored the run's vocabulary: texts alone, which may lack their spaces."""
+    sql = "SELECT 1 FROM tokens WHERE run_id = :run AND data IS NULL LIMIT 1"
+    with store.read() as reader:
+        return bool(reader.column(sql, run=run_id))
+
+
+def _entry(row: Any) -> VocabularyEntry:
+    data = None if row.data is None else bytes(row.data)
+    return VocabularyEntry(row.token_id, row.text, bool(row.special), data, bool(row.is_byte))

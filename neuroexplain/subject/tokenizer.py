@@ -8,6 +8,7 @@ from typing import Any
 
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.subject.pretrained import UNREADABLE, cannot_load, pretrained_arguments
+from neuroexplain.subject.token_bytes import token_bytes
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
@@ -23,7 +24,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 def tokenizer_sha256(tokenizer: Any) -> str:
     """A hash of the vocabulary: in tokenizers of the same hash each id stands for the same token."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    names = ((f"bytes {k.hex()}" if isinstance(k, bytes) else k, i) for k, i in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -35,8 +37,11 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 def vocabulary_entries(tokenizer: Any) -> list[VocabularyEntry]:
-    """Every token in the order of ids, as text (`decode([id])`), and whether it is special."""
+    """Every token in the order of ids: its bytes, its text, and whether it is special."""
     special = special_ids(tokenizer)
     ids = sorted(set(tokenizer.get_vocab().values()) | special)
-    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    return [VocabularyEntry(i, text, i in special) for i, text in zip(ids, texts, strict=True)]
+    data, are_bytes = token_bytes(tokenizer, ids)
+    return [
+        VocabularyEntry(i, own.decode("utf-8", "replace"), i in special, own, is_byte)
+        for i, own, is_byte in zip(ids, data, are_bytes, strict=True)
+    ]

@@ -100,7 +100,7 @@ def _record_view(
         split=SPLITS.get(page.splits[record.key] or "", "in no split"),
         place=place,
         tokens=draw_tokens(
-            [token.text for token in tokens],
+            page.texts(record),
             record.activations,
             strongest,
             special=[token.special for token in tokens],

@@ -33,10 +33,10 @@ def draw_tokens(
 ) -> Markup:
     """One box a token: its text, coloured by its value relative to `strongest`; the largest is outlined.
 
-    `values` has one raw activation a token. `special` marks the tokenizer's special tokens. With a
-    `prediction`, the simulated levels stand under the tokens that were scored, coloured relative to
-    `top_level`; a level of NaN is drawn as "no prediction". Colours are classes: p and n for positive and
-    negative values, s for simulated levels.
+    `values` has one raw activation a token. A token without a text is a later part of a character. `special`
+    marks the tokenizer's special tokens. With a `prediction`, the simulated levels stand under the tokens
+    that were scored, coloured relative to `top_level`; a level of NaN is drawn as "no prediction". Colours
+    are classes: p and n for positive and negative values, s for simulated levels.
     """
     classes = [CLASSES[step] for step in shades(values, strongest)]
     levels_below, notes = [""] * len(texts), [""] * len(texts)
@@ -45,6 +45,8 @@ def draw_tokens(
     if special is not None:
         for place, is_special in zip(range(len(texts)), special, strict=True):
             classes[place] += " special" if is_special else ""
+    for place, text in enumerate(texts):
+        classes[place] += "" if text else " part"
     if prediction is not None:
         levels = prediction.values
         steps = shades(np.maximum(np.nan_to_num(levels), 0), top_level)

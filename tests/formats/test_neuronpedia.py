@@ -90,7 +90,7 @@ def test_activations_are_the_top_records_with_the_mark_of_the_strongest(exported
     assert len(activations) == len(expected) == len({row["id"] for row in activations})
     for row, (page, x) in zip(activations, expected, strict=True):
         assert row["values"] == x.activations.tolist()
-        assert row["tokens"] == [page.tokens[i].text for i in x.token_ids.tolist()]
+        assert row["tokens"] == [text.replace("\0", "\ufffd") for text in page.texts(x)]
         assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(row["values"])
         assert (row["binMin"], row["binContains"]) == (-1, -1)
         assert row["binMax"] == max(
