@@ -22,14 +22,18 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Dataset = Annotated[
     list[str],
     typer.Option(
-        help="Text: files, a glob, a folder or a hub data set; may be repeated.", rich_help_panel=CORPUS
+        help="Text: files (.txt, .jsonl, .csv, .parquet and more, also compressed), a glob, a folder or a "
+        "hub data set; may be repeated.",
+        rich_help_panel=CORPUS,
     ),
 ]
 DatasetConfig = Annotated[
     str | None, typer.Option(help="Configuration of a hub data set.", rich_help_panel=CORPUS)
 ]
 DatasetSplit = Annotated[str, typer.Option(help="Split of a hub data set.", rich_help_panel=CORPUS)]
-TextColumn = Annotated[str, typer.Option(help="Column that holds the text.", rich_help_panel=CORPUS)]
+TextColumn = Annotated[
+    str, typer.Option(help="Column that holds the text, also nested: data.text.", rich_help_panel=CORPUS)
+]
 Segments = Annotated[
     int | None,
     typer.Option(help="Segments of 128 tokens to read; by default all.", rich_help_panel=CORPUS),
@@ -159,7 +163,7 @@ def _collect(
 ) -> None:
     """Parse what is text on the command line, and collect unless the database holds the same run."""
     from neuroexplain.config import CollectConfig
-    from neuroexplain.corpus.documents import find_files
+    from neuroexplain.corpus.files import find_files
     from neuroexplain.selection import parse_layers, parse_positions, parse_shard
 
     for option, choices in CHOICES.items():
@@ -176,7 +180,7 @@ def _collect(
         shard=None if shard is None else parse_shard(shard),
         **options,  # type: ignore[arg-type]
     )
-    find_files(config.dataset)  # before torch is imported: a missing file is found at once
+    find_files(config.dataset, config.split)  # before torch is imported: a missing file is found at once
 
     from neuroexplain.collecting.run import find_finished_run, run_collect
     from neuroexplain.store.engine import open_store, remove_if_unused

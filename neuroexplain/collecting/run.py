@@ -21,7 +21,7 @@ from neuroexplain.collecting.open_run import (
 )
 from neuroexplain.collecting.prepare_collector import prepare_collector
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus.documents import find_files
+from neuroexplain.corpus.files import find_files
 from neuroexplain.corpus.reading import Batch, Text, prepare_text
 from neuroexplain.corpus.shared_progress import SharedProgress
 from neuroexplain.corpus.token_stream import TokenStream
@@ -65,7 +65,7 @@ def run_collect(
     another process tokenizes the corpus and reports there. Raises NeuroexplainError if an interrupted run has
     other options.
     """
-    find_files(config.dataset)  # raises for missing files before a model is loaded
+    find_files(config.dataset, config.split)  # raises for missing files before a model is loaded
     interrupted = find_interrupted_run(store, config)
     if subject is None:
         yield Progress("loading the model", note=f"Loading {config.model} ...")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus.documents import find_files, read_documents
+from neuroexplain.corpus.documents import Chat, DocumentCounts, join_chat, read_documents
+from neuroexplain.corpus.files import find_files, left_out
 from neuroexplain.corpus.shared_progress import FINISHED, SharedProgress
 from neuroexplain.corpus.token_stream import TokenStream, TokenWriter, find_tokens
 from neuroexplain.corpus.visiting_order import is_tokenized_while_read, takes_first_segments
@@ -24,16 +26,19 @@ from neuroexplain.runtime.tuning import DOCUMENTS_AT_ONCE
 from neuroexplain.subject.tokenizer import load_tokenizer, tokenizer_sha256
 from neuroexplain.units import SEGMENT_LENGTH
 
+DOCUMENTS_VERSION = 2  # of how files become documents and documents tokens: earlier files of tokens differ
+
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Iterator[NDArray[np.uint32]]:
-    """Each document's token ids as the tokenizer gives them, with its BOS if it adds one, then its EOS."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    """Each document's token ids as the tokenizer gives them, with its BOS if it adds one, then one EOS."""
+    eos = tokenizer.eos_token_id
     batch: list[str] = []
 
     def flush() -> Iterator[NDArray[np.uint32]]:
         if batch:
             for ids in tokenizer(batch, verbose=False).input_ids:
-                yield np.array([*ids, *end], np.uint32)
+                has_end = eos is None or ids[-1:] == [eos]  # some tokenizers add it themselves
+                yield np.array(ids if has_end else [*ids, eos], np.uint32)
             batch.clear()
 
     for document in documents:
@@ -54,7 +59,8 @@ def write_tokens(
     n_needed = None  # tokens
     if config.segments is not None and takes_first_segments(config):
         n_needed = config.segments * SEGMENT_LENGTH
-    token_ids = tokenize(_documents(config), tokenizer)
+    counts = DocumentCounts()
+    token_ids = tokenize(_documents(config, tokenizer, counts), tokenizer)
     if n_needed is not None:
         token_ids = _until(token_ids, n_needed)
     began = time.monotonic()
@@ -69,6 +75,8 @@ def write_tokens(
         stream = writer.finish()
     seconds = time.monotonic() - began
     yield Progress("tokenizing", note=f"Tokenized {stream.n_tokens:,} tokens in {seconds:.1f} s.")
+    for note in _notes(config, tokenizer, counts):
+        yield Progress("tokenizing", note=note)
     if config.segments is not None and stream.n_segments < config.segments:
         size = f"{stream.n_segments:,} segments of {SEGMENT_LENGTH} tokens"
         yield Progress("tokenizing", note=f"The corpus has {size}, not {config.segments:,}: all are read.")
@@ -100,8 +108,8 @@ def tokens_path(folder: Path, config: CollectConfig, tokenizer: Any) -> Path:
     Its name is a hash of everything that decides the tokens, so parts in one folder share it. A local file
     counts by its size and time. A streamed data set is taken to be unchanged as long as the file exists.
     """
-    files = find_files(config.dataset)
-    source: Any = [config.dataset, config.dataset_config, config.split, config.text_column]
+    files = find_files(config.dataset, config.split)
+    source: Any = [DOCUMENTS_VERSION, config.dataset, config.dataset_config, config.split, config.text_column]
     if files is not None:
         source += [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     if takes_first_segments(config):
@@ -121,10 +129,43 @@ def growing_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid() if parent is None else parent.pid}.unfinished")
 
 
-def _documents(config: CollectConfig) -> Iterator[str]:
-    is_streamed = find_files(config.dataset) is None
-    seed = config.seed if is_streamed and config.sampling == "random" else None
-    return read_documents(config.dataset, config.dataset_config, config.split, config.text_column, seed)
+def _documents(config: CollectConfig, tokenizer: Any, counts: DocumentCounts) -> Iterator[str]:
+    is_streamed = find_files(config.dataset, config.split) is None
+    return read_documents(
+        config.dataset,
+        config.dataset_config,
+        config.split,
+        config.text_column,
+        config.seed if is_streamed and config.sampling == "random" else None,
+        counts=counts,
+        render_chat=partial(_render_chat, tokenizer=tokenizer),
+    )
+
+
+def _render_chat(messages: Chat, tokenizer: Any) -> str:
+    """A chat by the tokenizer's template, without the BOS that the tokenizer adds itself; else joined."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return join_chat(messages)
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except TemplateError:  # some templates refuse a chat, by its roles or their order
+        return join_chat(messages)
+    adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+
+
+def _notes(config: CollectConfig, tokenizer: Any, counts: DocumentCounts) -> Iterator[str]:
+    """What was left out of the corpus, and how chats became text."""
+    yield from counts.notes()
+    if counts.n_chats:
+        how = "the tokenizer's chat template" if tokenizer.chat_template else "joining roles and contents"
+        yield f"Rendered {counts.n_chats:,} chats by {how}."
+    files = left_out(config.dataset)
+    if files:
+        names = ", ".join(str(file) for file in files[:3]) + (", ..." if len(files) > 3 else "")
+        yield f"Left out {len(files):,} files of the named folders: {names}."
 
 
 def _until(token_ids: Iterable[NDArray[np.uint32]], n_tokens: int) -> Iterator[NDArray[np.uint32]]:

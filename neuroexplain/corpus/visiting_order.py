@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.config import CollectConfig
-from neuroexplain.corpus.documents import find_files
+from neuroexplain.corpus.files import find_files
 from neuroexplain.runtime.tuning import LARGE_CORPUS
 
 
@@ -26,7 +26,7 @@ def takes_first_segments(config: CollectConfig) -> bool:
 
     A streamed data set has no permutation of segments: its documents are shuffled instead.
     """
-    return config.sampling == "sequential" or find_files(config.dataset) is None
+    return config.sampling == "sequential" or find_files(config.dataset, config.split) is None
 
 
 def is_in_corpus_order(config: CollectConfig) -> bool:
@@ -40,7 +40,7 @@ def is_tokenized_while_read(config: CollectConfig) -> bool:
     That needs the corpus's own order: a permutation of all segments needs their number. And the corpus must
     be large enough for the start of a process to pay.
     """
-    files = find_files(config.dataset)
+    files = find_files(config.dataset, config.split)
     return takes_first_segments(config) or (
         is_in_corpus_order(config) and sum(file.stat().st_size for file in files or ()) >= LARGE_CORPUS
     )

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from neuroexplain.corpus import documents
-from neuroexplain.corpus.documents import find_files, read_documents
+from neuroexplain.corpus.documents import read_documents
+from neuroexplain.corpus.files import find_files
 from neuroexplain.errors import NeuroexplainError
 
 
@@ -23,7 +24,7 @@ def data_set(tmp_path):
 
 def test_a_data_set_is_streamed_in_its_order_or_shuffled_by_the_seed(data_set, monkeypatch):
     folder, texts = data_set
-    monkeypatch.setattr(documents, "find_files", lambda names: None)  # as for a name that is no file here
+    monkeypatch.setattr(documents, "find_files", lambda names, split: None)
     read = lambda seed: list(read_documents([str(folder)], None, "train", "text", seed))  # noqa: E731
     assert read(None) == texts
     assert read(0) == read(0)
@@ -36,7 +37,7 @@ def test_a_data_set_is_streamed_in_its_order_or_shuffled_by_the_seed(data_set, m
     [("validation", "text", "split validation"), ("train", "body", "it has text")],
 )
 def test_a_data_set_without_the_split_or_the_column_says_so(data_set, monkeypatch, split, column, message):
-    monkeypatch.setattr(documents, "find_files", lambda names: None)
+    monkeypatch.setattr(documents, "find_files", lambda names, split: None)
     with pytest.raises(NeuroexplainError, match=message):
         list(read_documents([str(data_set[0])], None, split, column, None))
 
