@@ -51,6 +51,7 @@ class CollectConfig:
     compile: bool = True  # on a GPU: fewer kernels; the run's versions say whether it was done
     windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
+    trust_remote_code: bool = False  # whether code that comes with the model is run
 
     def __post_init__(self) -> None:
         self._check_text_and_units()
@@ -130,6 +131,7 @@ class CollectConfig:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
         values = asdict(self) | {"activation": self.activation_name, "sign": self.collected_sign}
         del values["checkpoint_every"], values["windows"], values["compile"]
+        del values["trust_remote_code"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}
@@ -145,6 +147,7 @@ class EngineConfig:
     vllm_args: tuple[str, ...] = ()  # further arguments of that server
     vllm_command: str | None = None  # program that starts vLLM; None: searched for
     local: str | None = None  # hub name, folder or .gguf file
+    trust_remote_code: bool = False  # whether code that comes with the local model is run
     model: str | None = None  # model of the server; None: the only one that it serves
     default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
     api_key: str | None = field(default=None, repr=False)

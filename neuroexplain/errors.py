@@ -13,6 +13,10 @@ class NeuroexplainError(Exception):
     """
 
 
+class ActivationsNotFinite(NeuroexplainError):
+    """The subject's activations overflow in this precision: the run cannot be continued."""
+
+
 class NotInStore(NeuroexplainError):
     """The database does not hold the run, unit or explanation that was asked for."""
 

@@ -34,11 +34,13 @@ class StrongUnit:
 class Probe:
     """A subject that reads texts of a person's own, one at a time. The last four readings are kept."""
 
-    def __init__(self, model: str, dtype: str, device: str = "auto") -> None:
+    def __init__(
+        self, model: str, dtype: str, device: str = "auto", *, trust_remote_code: bool = False
+    ) -> None:
         from neuroexplain.subject.load import load_subject
         from neuroexplain.subject.tokenizer import tokenizer_sha256, vocabulary_entries
 
-        self._subject = load_subject(model, dtype, device)
+        self._subject = load_subject(model, dtype, device, trust_remote_code=trust_remote_code)
         self._vocabulary = {entry.token_id: entry for entry in vocabulary_entries(self._subject.tokenizer)}
         self._sha256 = tokenizer_sha256(self._subject.tokenizer)
         self._lock = threading.Lock()

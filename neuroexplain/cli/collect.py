@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import CORPUS, DEFAULT_DB, RECORDS, RUNNING, Db
+from neuroexplain.cli.options import CORPUS, DEFAULT_DB, RECORDS, RUNNING, Db, TrustRemoteCode
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.errors import NeuroexplainError
 
@@ -144,6 +144,7 @@ def collect(
     windows: Windows = "device",
     compile: Compile = True,
     checkpoint_every: CheckpointEvery = 300.0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Read a corpus with a language model and keep each unit's strongest snippets."""
     options = dict(locals())

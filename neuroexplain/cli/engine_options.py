@@ -6,13 +6,16 @@ from dataclasses import replace
 from neuroexplain.config import EngineConfig
 
 
-def default_engine(max_wait: float = 600.0, in_flight: int = 64) -> EngineConfig:
+def default_engine(
+    max_wait: float = 600.0, in_flight: int = 64, trust_remote_code: bool = False
+) -> EngineConfig:
     """The default engine: the server that NEUROEXPLAIN_SERVER names, else one on this machine."""
     config = EngineConfig(
         api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
         vllm_command=os.environ.get("NEUROEXPLAIN_VLLM"),
         max_wait=max_wait,
         in_flight=in_flight,
+        trust_remote_code=trust_remote_code,
     )
     url = os.environ.get("NEUROEXPLAIN_SERVER")
     return replace(config, default_server=url) if url else config

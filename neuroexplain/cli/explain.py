@@ -27,6 +27,7 @@ from neuroexplain.cli.options import (
     SimulatorLocal,
     SimulatorModel,
     SimulatorServer,
+    TrustRemoteCode,
     Units,
     Vllm,
     VllmArgs,
@@ -115,13 +116,16 @@ def explain(
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Let an LLM write a hypothesis for each unit, and score it on snippets that the LLM has not seen."""
     from neuroexplain.config import ExplainConfig, ScoreConfig
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    default = default_engine(max_wait, in_flight)
+    if no_score and (candidates > 1 or revise):
+        raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
+    default = default_engine(max_wait, in_flight, trust_remote_code)
     scorer_engine = named_engine(
         default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
     )
@@ -132,18 +136,14 @@ def explain(
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
         unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
         config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
-        if no_score and (candidates > 1 or revise):
-            raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
-        work = _estimate if dry_run else _explain
-        n_failed = work(store, run, config, engine or default, score_config, control or null)
+        run_command = _estimate if dry_run else _explain
+        n_failed = run_command(store, run, config, engine or default, score_config, control or null)
     if dry_run:
         return
     say(f"Done: {len(unit_ids):,} {run.noun}.  See them:  neuroexplain query --db {db}")
     if n_failed:
-        say(
-            f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.\n"
-            f"Why:  neuroexplain query --failed --db {db}"
-        )
+        say(f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.")
+        say(f"Why:  neuroexplain query --failed --db {db}")
         raise typer.Exit(1)
 
 

@@ -29,6 +29,11 @@ Units = Annotated[
 ]
 OldUnits = Annotated[str | None, typer.Option("--neurons", help="The old name of --units.")]
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with a model. Read it first."),
+]
+
 Server = Annotated[
     str | None,
     typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.", rich_help_panel=LLM),

@@ -24,6 +24,7 @@ from neuroexplain.cli.options import (
     SimulatorLocal,
     SimulatorModel,
     SimulatorServer,
+    TrustRemoteCode,
     Vllm,
     VllmArgs,
     WithControl,
@@ -73,6 +74,7 @@ def score(
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
     from neuroexplain.as_json import scores_json
@@ -82,7 +84,7 @@ def score(
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    default = default_engine(max_wait, in_flight)
+    default = default_engine(max_wait, in_flight, trust_remote_code)
     scorer_engine = named_engine(
         default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import DEFAULT_DB, Db
+from neuroexplain.cli.options import DEFAULT_DB, Db, TrustRemoteCode
 from neuroexplain.cli.progress import say
 from neuroexplain.errors import NeuroexplainError
 
@@ -23,6 +23,7 @@ def serve(
         str | None,
         typer.Option(help="The subject, to try texts of your own: hub name, folder or .gguf file."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     token: Annotated[
         str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="Token that every request must carry.")
     ] = None,
@@ -42,7 +43,8 @@ def serve(
         from neuroexplain.web.app import make_app
         from neuroexplain.web.serving import listen, serve_until_stopped
 
-        viewer = make_app(store, probe=None if model is None else Probe(model, dtype), token=token)
+        probe = None if model is None else Probe(model, dtype, trust_remote_code=trust_remote_code)
+        viewer = make_app(store, probe=probe, token=token)
         listening, address = listen(host, port)
         say(f"{db} is at {address}  (Ctrl-C ends it)")
         serve_until_stopped(viewer, listening)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import DEFAULT_DB, AsJson, Db, RunId
+from neuroexplain.cli.options import DEFAULT_DB, AsJson, Db, RunId, TrustRemoteCode
 from neuroexplain.cli.output import print_json, print_table, stdout_console
 from neuroexplain.errors import NeuroexplainError
 
@@ -33,6 +33,7 @@ def show(
     model: Annotated[
         str | None, typer.Option(help="With --text: the subject that reads it; by default the run's own.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one unit: explanations and scores, snippets, statistics, promoted tokens."""
@@ -51,7 +52,7 @@ def show(
             raise NeuroexplainError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
         page = load_page(store, run, unit_id)
     if text is not None:
-        _show_activations(page, text, model, as_json)
+        _show_activations(page, text, model, trust_remote_code, as_json)
     elif as_json:
         print_json(unit_json(page))
     else:
@@ -59,14 +60,16 @@ def show(
         console.print(show_text(page, db, top=top, width=console.width))
 
 
-def _show_activations(page: "UnitPage", text: str, model: str | None, as_json: bool) -> None:
+def _show_activations(
+    page: "UnitPage", text: str, model: str | None, trust_remote_code: bool, as_json: bool
+) -> None:
     """Read a text with the subject and print the unit's activation on each token."""
     from neuroexplain.as_json import unit_id_json
     from neuroexplain.cli.unit_text import text_line
     from neuroexplain.probe import Probe
 
     unit_id = page.unit.id
-    probe = Probe(model or page.run.subject, page.run.dtype)
+    probe = Probe(model or page.run.subject, page.run.dtype, trust_remote_code=trust_remote_code)
     tokens, activations = probe.activations(text, page.run, unit_id)
     if as_json:
         print_json({**unit_id_json(unit_id), "tokens": tokens, "activations": activations})

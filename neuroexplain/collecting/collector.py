@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
 from neuroexplain.collecting.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo_compile
 from neuroexplain.collecting.records import Locate, RandomRecords, top_records
 from neuroexplain.collecting.second_stream import SecondStream
 from neuroexplain.collecting.statistics import RunningStats, SumUp, sum_segments, sum_segments_in_cache
 from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
-from neuroexplain.errors import NeuroexplainError
+from neuroexplain.errors import ActivationsNotFinite
 from neuroexplain.sources.base import SOURCES, find_sources
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.model import Subject
@@ -184,24 +185,31 @@ class Collector:
         self.random.segments.kept = [(key, segment) for key, segment in state["drawn"]]
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
-        """Every layer's result, in order. Raises NeuroexplainError if activations were not finite."""
+        """Every layer's result, in order. Raises ActivationsNotFinite if a stored value is not finite."""
         # A model may have more rows than its tokenizer has tokens, as padding.
         n_tokens = max(self.subject.tokenizer.get_vocab().values()) + 1
         for layer in self.layers:
             stats = self.stats[layer].finish()
-            self._check_finite(layer, stats)
+            self._check_finite(layer, stats.min, stats.max, stats.mean)
             exemplars: dict[Kind, ExemplarArrays] = {
                 kind: top_records(state, locate) for kind, state in self.tops[layer].items()
             }
             if self.random.segments.kept:
                 exemplars["random"] = self.random.arrays(layer, locate)
+            self._check_finite(layer, *(arrays.activations for arrays in exemplars.values()))
             yield CollectedLayer(layer, exemplars, stats, self._vocabulary(layer, n_tokens))
 
-    def _check_finite(self, layer: int, stats: StatsArrays) -> None:
-        if not all(np.isfinite(values).all() for values in (stats.min, stats.max, stats.mean)):
-            raise NeuroexplainError(
+    def check_finite(self) -> None:
+        """Raise ActivationsNotFinite if a layer's activations overflowed. The device is waited for."""
+        for layer, stats in self.stats.items():
+            self._check_finite(layer, stats.min.cpu().numpy(), stats.max.cpu().numpy())
+
+    def _check_finite(self, layer: int, *arrays: NDArray[Any]) -> None:
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ActivationsNotFinite(
                 f"Layer {layer} of {self.subject.name} gave activations that are not finite in "
-                f"{self.subject.dtype}. Try --dtype float32"
+                f"{self.subject.dtype_name}: its largest ones overflow. Give another precision:  --dtype "
+                + ("float32" if self.subject.dtype_name == "bfloat16" else "bfloat16 | --dtype float32")
             )
 
     def _vocabulary(self, layer: int, n_tokens: int) -> VocabularyArrays | None:

@@ -26,7 +26,7 @@ from neuroexplain.corpus.reading import Batch, Text, prepare_text
 from neuroexplain.corpus.shared_progress import SharedProgress
 from neuroexplain.corpus.token_stream import TokenStream
 from neuroexplain.corpus.tokenizing import tokens_path
-from neuroexplain.errors import NeuroexplainError
+from neuroexplain.errors import ActivationsNotFinite, NeuroexplainError
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
@@ -69,7 +69,7 @@ def run_collect(
     interrupted = find_interrupted_run(store, config)
     if subject is None:
         yield Progress("loading the model", note=f"Loading {config.model} ...")
-        subject = load_subject(config.model, config.dtype, config.device, config.revision)
+        subject = _load_subject(config)
     layers = choose_layers(config, subject)
     checkpoint = find_run_checkpoint(store, interrupted)
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
@@ -96,12 +96,26 @@ def run_collect(
             yield from _save(store, open_run.run.id, collector, stream)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(batch_size) from error
+        except ActivationsNotFinite:  # nothing of the run can be used, and another precision is another run
+            delete_run(store, open_run.run.id)
+            open_run.checkpoint_path.unlink(missing_ok=True)
+            raise
         _finish(store, open_run, stream)
     finally:
         text.close()
     open_run.checkpoint_path.unlink(missing_ok=True)
     if shared is None:
         tokens.unlink(missing_ok=True)
+
+
+def _load_subject(config: CollectConfig) -> Subject:
+    return load_subject(
+        config.model,
+        config.dtype,
+        config.device,
+        config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _read(
@@ -114,6 +128,8 @@ def _read(
     def save() -> None:
         nonlocal saved_at, n_saved, seconds_saving
         before = time.monotonic()
+        if open_run.n_done:
+            collector.check_finite()
         open_run.save(collector)
         saved_at, n_saved = time.monotonic(), open_run.n_done
         seconds_saving += saved_at - before
@@ -124,12 +140,16 @@ def _read(
         for ids, token_ids, segments in ahead:
             collector.read(token_ids, segments)
             open_run.text_hash.update(ids.astype("<u4").tobytes())
+            if not open_run.n_done:
+                collector.check_finite()  # a precision that is too small shows at once
             open_run.n_done += len(segments)
             if time.monotonic() - saved_at >= checkpoint_every:
                 save()
             yield Progress("collecting", open_run.n_done, text.total, "segments")
         if n_saved < open_run.n_done:
             save()
+    except ActivationsNotFinite:
+        raise
     except (GeneratorExit, NeuroexplainError):  # between two batches, where the state is whole
         save()
         raise

@@ -85,7 +85,7 @@ def write_tokens(
 
 def tokenize_for_parts(config: CollectConfig, folder: Path, shared: SharedProgress) -> Generator[Progress]:
     """Tokenize the corpus for all parts of a collection that lie in the folder, and count in `shared`."""
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     path = tokens_path(folder, config, tokenizer)
     if find_tokens(path) is None:
         yield tokenizing_note(config)

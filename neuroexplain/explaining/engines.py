@@ -49,7 +49,7 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
         from neuroexplain.llm.local import LocalEngine
 
         tell(f"Loading {config.local} ...")
-        engine = LocalEngine(config.local)
+        engine = LocalEngine(config.local, trust_remote_code=config.trust_remote_code)
     else:
         serving = None
         if config.vllm is not None:
@@ -110,4 +110,4 @@ class ScorerEngines:
         if isinstance(opened, LocalEngine) and (self.named is None or opened.model == model):
             return opened
         self.tell(f"Loading {model} ...")
-        return LocalEngine(model)
+        return LocalEngine(model, trust_remote_code=config.trust_remote_code)

@@ -32,8 +32,12 @@ class LocalEngine:
     engine = "local"
     in_flight = 1
 
-    def __init__(self, name: str, dtype: str = "auto", device: str = "auto") -> None:
-        self._model, self.tokenizer, self.revision = load_causal_lm(name, dtype, device)
+    def __init__(
+        self, name: str, dtype: str = "auto", device: str = "auto", *, trust_remote_code: bool = False
+    ) -> None:
+        self._model, self.tokenizer, self.revision = load_causal_lm(
+            name, dtype, device, trust_remote_code=trust_remote_code
+        )
         self._forward_lock = threading.Lock()  # one forward pass at a time
         self.model = name.rsplit("/", 1)[-1] if name.endswith(".gguf") else name
         self.version = f"transformers {transformers.__version__}"

@@ -14,6 +14,7 @@ from neuroexplain.subject.device import choose_device, choose_dtype
 from neuroexplain.subject.families import find_family
 from neuroexplain.subject.model import Subject, attribute_at
 from neuroexplain.subject.pretrained import UNREADABLE, cannot_load, pretrained_arguments
+from neuroexplain.subject.weights import count_weight_bytes
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -29,17 +30,26 @@ def embedded_model() -> str:
 
 
 def load_subject(
-    name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Subject:
     """Load a model to study from a hub name, a folder or a .gguf file.
 
-    Raises NeuroexplainError if it cannot be loaded, does not fit in memory or is of an unknown family.
+    Raises NeuroexplainError if it cannot be loaded, does not fit in memory, is of an unknown family or is
+    quantized: packed weights cannot be read as numbers.
     """
     if not name.endswith(".gguf"):
-        config = _find_config(name, revision)
+        config = _find_config(name, revision, trust_remote_code)
         if config is not None:
             find_family(config, name)  # raises before the weights are read
-    model, tokenizer, loaded_revision = load_causal_lm(name, dtype, device, revision)
+            _check_not_quantized(config, name)
+    model, tokenizer, loaded_revision = load_causal_lm(
+        name, dtype, device, revision, trust_remote_code=trust_remote_code
+    )
     family = find_family(model.config, name)
     body = model.base_model
     layers = list(attribute_at(body, family.layers))
@@ -65,7 +75,12 @@ def load_subject(
 
 
 def load_causal_lm(
-    name: str, dtype: str = "auto", device: str = "auto", revision: str | None = None
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any, str | None]:
     """(model in evaluation mode, tokenizer, revision) of a hub name, a folder or a .gguf file.
 
@@ -79,7 +94,7 @@ def load_causal_lm(
     transformers.utils.logging.disable_progress_bar()
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(dtype, torch_device)
-    folder, arguments = pretrained_arguments(name, revision)
+    folder, arguments = pretrained_arguments(name, revision, trust_remote_code)
     _check_memory(name, torch_dtype, torch_device)
     if torch_device.type == "cpu":
         keep_freed_memory()
@@ -95,26 +110,33 @@ def load_causal_lm(
     return model.to(torch_device), tokenizer, getattr(model.config, "_commit_hash", None) or revision
 
 
-def _find_config(name: str, revision: str | None) -> Any:
+def _find_config(name: str, revision: str | None, trust_remote_code: bool) -> Any:
     """The model's configuration; None if it cannot be read: loading the model gives a better message."""
     from transformers import AutoConfig
 
+    folder, arguments = pretrained_arguments(name, revision, trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(folder, **arguments)
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _check_not_quantized(config: Any, name: str) -> None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        settings = quantization if isinstance(quantization, dict) else vars(quantization)
+        raise NeuroexplainError(
+            f"{name} is quantized ({settings.get('quant_method', 'unknown method')}): its weights are packed "
+            "and cannot be read as numbers. Give the checkpoint that is not quantized, or a .gguf file, "
+            "which is unpacked. Quantized models can explain and score:  --local"
+        )
 
 
 def _check_memory(name: str, dtype: torch.dtype, device: torch.device) -> None:
     """Raise NeuroexplainError if a local model's weights take more bytes than are free."""
     import psutil
 
-    path = Path(name)
-    if path.is_file():  # .gguf: from about 4 bits a weight
-        needed = path.stat().st_size * (32 // 4 if dtype == torch.float32 else 16 // 4)
-    else:
-        files = [*path.glob("*.safetensors"), *path.glob("*.bin")] if path.is_dir() else []
-        needed = sum(file.stat().st_size for file in files)
+    needed = count_weight_bytes(Path(name), dtype.itemsize)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise NeuroexplainError(

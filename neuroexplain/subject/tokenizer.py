@@ -11,11 +11,11 @@ from neuroexplain.subject.pretrained import UNREADABLE, cannot_load, pretrained_
 from neuroexplain.subject.token_bytes import token_bytes
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a hub name, folder or .gguf file. Raises NeuroexplainError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    folder, arguments = pretrained_arguments(name, revision)
+    folder, arguments = pretrained_arguments(name, revision, trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(folder, **arguments)
     except UNREADABLE as error:
