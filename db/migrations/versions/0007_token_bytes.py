@@ -1,4 +1,4 @@
-"""The bytes that each token stands for. Vocabularies of earlier versions have none: their texts may lack spaces."""
+"""The bytes that each token stands for. Earlier vocabularies have none: their texts may lack spaces."""
 
 import sqlalchemy as sa
 from alembic import op
