@@ -221,12 +221,13 @@ def _keep_ids(reader: Reader, search: Search, ids: Sequence[int], condition: str
 
 def _ids_by_peak_token(reader: Reader, run_id: int, token_ids: Sequence[int]) -> list[int]:
     """The ids of FEW + 1 explanations at most, of units that peak on one of the tokens."""
-    # The key of peak_tokens begins with run and layer, so all layers are named.
+    # The key of peak_tokens begins with run and layer, so all layers are named. CROSS JOIN keeps SQLite from
+    # looking at every explanation of the run first, as it does for a single token: 230 ms in place of 8.
     layers = decode_json(reader.value("SELECT layers FROM runs WHERE id = :run", run=run_id))
     sql = (
-        "SELECT e.id FROM explanations e JOIN peak_tokens p ON p.layer = e.layer AND p.unit = e.unit "
-        f"WHERE e.run_id = :run AND p.run_id = :run AND p.layer {sql_in(layers)} "
-        f"AND p.token_id {sql_in(token_ids)} LIMIT :n"
+        "SELECT e.id FROM peak_tokens p CROSS JOIN explanations e "
+        f"WHERE p.run_id = :run AND p.layer {sql_in(layers)} AND p.token_id {sql_in(token_ids)} "
+        "AND e.run_id = :run AND e.layer = p.layer AND e.unit = p.unit LIMIT :n"
     )
     return reader.column(sql, n=FEW + 1, run=run_id)
 
