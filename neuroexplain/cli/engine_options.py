@@ -1,15 +1,21 @@
 """Options and environment variables -> the configuration of the LLM that answers."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from neuroexplain.config import EngineConfig
+if TYPE_CHECKING:
+    from neuroexplain.config import EngineConfig
 
 
 def default_engine(
     max_wait: float = 600.0, in_flight: int = 64, trust_remote_code: bool = False
 ) -> EngineConfig:
     """The default engine: the server that NEUROEXPLAIN_SERVER names, else one on this machine."""
+    from neuroexplain.config import EngineConfig
+
     config = EngineConfig(
         api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
         vllm_command=os.environ.get("NEUROEXPLAIN_VLLM"),

@@ -8,6 +8,7 @@ tune_garbage_collector()  # before the imports below, which are many modules
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,6 +66,8 @@ def main() -> None:
 
 
 def _defaults() -> dict[str, object]:
+    if not Path("neuroexplain.toml").is_file():  # without it, its reader is not imported
+        return {}
     from neuroexplain.cli.defaults import read_defaults
 
     return read_defaults(app)

@@ -11,6 +11,7 @@ from neuroexplain.collecting.merge_layers import merge_layers
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -21,7 +22,7 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.units import list_segments, load_collected_layer, load_segment_ids
+from neuroexplain.store.units import list_segments, load_segment_ids
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH
 

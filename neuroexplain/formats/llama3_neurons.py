@@ -29,6 +29,7 @@ from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.sources.base import SOURCES
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -38,7 +39,7 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.units import count_layer_units, load_collected_layer, load_segment_ids
+from neuroexplain.store.units import count_layer_units, load_segment_ids
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
 NAME = "llama3-neurons"

@@ -26,11 +26,12 @@ from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.formatting import short_name
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.runs import load_prompt
-from neuroexplain.store.units import list_segments, load_collected_layer
+from neuroexplain.store.units import list_segments
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import UnitId
 

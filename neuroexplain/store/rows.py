@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from neuroexplain.arrays import ExemplarArrays
 from neuroexplain.errors import StoreUnreadable
 from neuroexplain.evidence import (
     Exemplar,
@@ -61,38 +60,6 @@ def decode_segment_ids(row: Any) -> Any:
         if len(token_ids) not in (SEGMENT_LENGTH, RECORD_LENGTH):
             raise ValueError(f"it holds {len(token_ids)} token ids")
         return token_ids
-
-
-def decode_exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> ExemplarArrays:
-    """The exemplars of one kind of a whole layer; a unit without a row has none."""
-    import numpy as np
-
-    from neuroexplain.store.packing import unpack_activations, unpack_array
-
-    by_unit = {row.unit: row for row in rows}
-    # `starts` has a byte for each exemplar.
-    counts = np.array([len(by_unit[n].starts) if n in by_unit else 0 for n in range(width)])
-    k = int(counts.max())
-    arrays = {
-        name: np.full((width, k), fill, kind)
-        for name, fill, kind in (
-            ("segments", 0, np.uint32),
-            ("starts", 0, np.uint8),
-            ("documents", -1, np.int32),
-            ("token_offsets", 0, np.int32),
-            ("peaks", 0, np.float32),
-        )
-    }
-    activations = np.zeros((width, k, RECORD_LENGTH), np.float32)
-    for n, row in by_unit.items():
-        with readable_row("exemplars", row):
-            count = counts[n]
-            for name in ("segments", "starts", "documents", "token_offsets"):
-                arrays[name][n, :count] = unpack_array(name, getattr(row, name)).reshape(count)
-            arrays["peaks"][n, :count] = unpack_activations(row.peaks, dtype).reshape(count)
-            records = unpack_activations(row.activations, dtype).reshape(count, RECORD_LENGTH)
-            activations[n, :count] = records
-    return ExemplarArrays(counts, **arrays, activations=activations)
 
 
 def decode_exemplars(row: Any, unit: UnitId, run: Run, segments: Mapping[int, Any]) -> Iterable[Exemplar]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from neuroexplain.arrays import CollectedLayer, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NotInStore, StoreUnreadable
 from neuroexplain.evidence import Exemplar, Segment, Stats, Unit
 from neuroexplain.runs import Run
@@ -13,7 +12,6 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import (
     chunks,
-    decode_exemplar_arrays,
     decode_exemplars,
     decode_reading,
     decode_segment_ids,
@@ -121,48 +119,6 @@ def read_segment_ids(reader: Reader, run_id: int, segments: set[int]) -> dict[in
     if missing:
         raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")
     return token_ids
-
-
-def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
-    """A whole layer: the inverse of save_collected_layer. Raises NotInStore if units of it are missing."""
-    of_layer, values = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
-    width = run.width(layer)
-    with store.read() as reader:
-        unit_rows = reader.rows(f"SELECT * FROM units {of_layer} ORDER BY unit", **values)
-        if len(unit_rows) != width:
-            raise NotInStore(
-                f"Run {run.id} of {store.name} holds {len(unit_rows):,} of {width:,} units of layer {layer}."
-            )
-        exemplars = {}
-        for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **values):
-            rows = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **values)
-            exemplars[kind] = decode_exemplar_arrays(rows, width, run.dtype)
-        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **values)
-    return CollectedLayer(
-        layer=layer,
-        exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
-        stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
-        vocabulary=_vocabulary_arrays(readings) if readings else None,
-    )
-
-
-def _stats_arrays(unit_rows: Sequence[Any]) -> StatsArrays:
-    import numpy as np
-
-    names = StatsArrays.__dataclass_fields__
-    return StatsArrays(*(np.array([getattr(row, name) for row in unit_rows]) for name in names))
-
-
-def _vocabulary_arrays(readings: Sequence[Any]) -> VocabularyArrays:
-    import numpy as np
-
-    from neuroexplain.store.packing import unpack_array
-
-    names = VocabularyArrays.__dataclass_fields__
-    with readable_row("vocabulary_readings", readings[0]):
-        return VocabularyArrays(
-            *(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names)
-        )
 
 
 def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from neuroexplain.collecting.statistics import RunningStats
-from neuroexplain.collecting.top_k import EMPTY, SPARE, Offer, TopK, fold_top_k, segments_of
+from neuroexplain.collecting.top_k import EMPTY, SPARE, Offer, TopK, fold_top_k, order_keys, segments_of
 
 POSITIONS = range(64, 97)
 N, D, K = 150, 7, 5
@@ -102,3 +102,14 @@ def test_statistics_hold_far_from_zero(dtype):
     np.testing.assert_allclose(finished.std, flat.std(0), rtol=1e-5)
     np.testing.assert_array_equal(finished.share_positive, (flat > 0).mean(0))
     np.testing.assert_array_equal([finished.min, finished.max], [flat.min(0), flat.max(0)])
+
+
+def test_keys_are_in_the_order_of_activations_and_of_equal_ones_the_smaller_segment_is_first():
+    values = [-2.0, -1.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 3.0, 65_504.0]
+    segments = [7, 0, 2**32 - 1, 5, 4, 9, 1, 8, 3]
+    activations, numbers = torch.tensor(values), torch.tensor(segments)
+    keys = order_keys(activations, numbers)
+    assert segments_of(keys).tolist() == segments
+    order = sorted(range(len(values)), key=lambda i: (-values[i], segments[i]))  # -0.0 equals 0.0
+    assert keys.argsort(descending=True).tolist() == order
+    assert (keys > EMPTY).all()

@@ -8,10 +8,10 @@ import pytest
 from neuroexplain.errors import StoreUnreadable
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.lookup import load_page
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.units import load_collected_layer
 from neuroexplain.units import UnitId
 
 NAMED = {  # in the SQL below

@@ -13,6 +13,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Score, Segment
 from neuroexplain.scoring.codecs import pack_mass, unpack_mass
 from neuroexplain.store import tables
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import REVISION, open_store
 from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.integrity import list_misplaced
@@ -22,7 +23,7 @@ from neuroexplain.store.runs import list_runs, load_run
 from neuroexplain.store.save_collected import create_run, finish_run, save_collected_layer, save_segments
 from neuroexplain.store.save_explained import save_explanation, save_prediction
 from neuroexplain.store.search import query_explanations
-from neuroexplain.store.units import list_segments, load_collected_layer
+from neuroexplain.store.units import list_segments
 from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 

@@ -1,0 +1,89 @@
+"""Read a whole layer as arrays. It is apart from units.py so that `show` starts without their types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
+from neuroexplain.errors import NotInStore
+from neuroexplain.runs import Run
+from neuroexplain.store.engine import Store
+from neuroexplain.store.rows import (
+    readable_row,
+)
+from neuroexplain.units import KINDS, RECORD_LENGTH
+
+
+def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
+    """A whole layer: the inverse of save_collected_layer. Raises NotInStore if units of it are missing."""
+    of_layer, values = "WHERE run_id = :run AND layer = :layer", {"run": run.id, "layer": layer}
+    width = run.width(layer)
+    with store.read() as reader:
+        unit_rows = reader.rows(f"SELECT * FROM units {of_layer} ORDER BY unit", **values)
+        if len(unit_rows) != width:
+            raise NotInStore(
+                f"Run {run.id} of {store.name} holds {len(unit_rows):,} of {width:,} units of layer {layer}."
+            )
+        exemplars = {}
+        for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **values):
+            rows = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **values)
+            exemplars[kind] = _exemplar_arrays(rows, width, run.dtype)
+        readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **values)
+    return CollectedLayer(
+        layer=layer,
+        exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
+        stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
+        vocabulary=_vocabulary_arrays(readings) if readings else None,
+    )
+
+
+def _stats_arrays(unit_rows: Sequence[Any]) -> StatsArrays:
+    import numpy as np
+
+    names = StatsArrays.__dataclass_fields__
+    return StatsArrays(*(np.array([getattr(row, name) for row in unit_rows]) for name in names))
+
+
+def _vocabulary_arrays(readings: Sequence[Any]) -> VocabularyArrays:
+    import numpy as np
+
+    from neuroexplain.store.packing import unpack_array
+
+    names = VocabularyArrays.__dataclass_fields__
+    with readable_row("vocabulary_readings", readings[0]):
+        return VocabularyArrays(
+            *(np.stack([unpack_array(name, getattr(row, name)) for row in readings]) for name in names)
+        )
+
+
+def _exemplar_arrays(rows: Iterable[Any], width: int, dtype: str) -> ExemplarArrays:
+    """The exemplars of one kind of a whole layer; a unit without a row has none."""
+    import numpy as np
+
+    from neuroexplain.store.packing import unpack_activations, unpack_array
+
+    by_unit = {row.unit: row for row in rows}
+    # `starts` has a byte for each exemplar.
+    counts = np.array([len(by_unit[n].starts) if n in by_unit else 0 for n in range(width)])
+    k = int(counts.max())
+    arrays = {
+        name: np.full((width, k), fill, kind)
+        for name, fill, kind in (
+            ("segments", 0, np.uint32),
+            ("starts", 0, np.uint8),
+            ("documents", -1, np.int32),
+            ("token_offsets", 0, np.int32),
+            ("peaks", 0, np.float32),
+        )
+    }
+    activations = np.zeros((width, k, RECORD_LENGTH), np.float32)
+    for n, row in by_unit.items():
+        with readable_row("exemplars", row):
+            count = counts[n]
+            for name in ("segments", "starts", "documents", "token_offsets"):
+                arrays[name][n, :count] = unpack_array(name, getattr(row, name)).reshape(count)
+            arrays["peaks"][n, :count] = unpack_activations(row.peaks, dtype).reshape(count)
+            records = unpack_activations(row.activations, dtype).reshape(count, RECORD_LENGTH)
+            activations[n, :count] = records
+    return ExemplarArrays(counts, **arrays, activations=activations)
