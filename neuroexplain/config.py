@@ -149,6 +149,7 @@ class EngineConfig:
     local: str | None = None  # hub name, folder or .gguf file
     trust_remote_code: bool = False  # whether code that comes with the local model is run
     model: str | None = None  # model of the server; None: the only one that it serves
+    tokenizer: str | None = None  # of the server's model, hub name or folder; None: found by the model's name
     default_server: str = "http://127.0.0.1:8000/v1"  # where `vllm serve` listens
     api_key: str | None = field(default=None, repr=False)
     max_wait: float = 600.0  # seconds without any answer until a server is given up

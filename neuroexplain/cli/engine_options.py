@@ -6,6 +6,8 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from neuroexplain.config import EngineConfig
 
@@ -36,13 +38,14 @@ def named_engine(
     vllm: str | None = None,
     vllm_args: str = "",
     base_server: str | None = None,
+    tokenizer: str | None = None,
 ) -> EngineConfig | None:
     """The engine that the options name; None where they name none.
 
     A model without a server is one of `base_server`'s models, or of the default server's.
     """
     if server is None and local is None and vllm is None:
-        if model is None:
+        if model is None and tokenizer is None:
             return None
         server = base_server
     words: list[str] = []
@@ -50,4 +53,27 @@ def named_engine(
         from neuroexplain.llm.vllm import split_words
 
         words = split_words(vllm_args, "--vllm-args")
-    return replace(default, server=server, vllm=vllm, vllm_args=tuple(words), local=local, model=model)
+    return replace(
+        default,
+        server=server,
+        vllm=vllm,
+        vllm_args=tuple(words),
+        local=local,
+        model=model,
+        tokenizer=tokenizer,
+    )
+
+
+def engines_of(context: typer.Context) -> tuple[EngineConfig, EngineConfig | None]:
+    """(the engine of the LLM options, the scorers' own engine or None) of `explain` or `score`."""
+    options = context.params
+    default = default_engine(options["max_wait"], options["in_flight"], options["trust_remote_code"])
+    names = ("server", "local", "model", "tokenizer")
+    engine = named_engine(
+        default,
+        vllm=options["vllm"],
+        vllm_args=options["vllm_args"],
+        **{name: options[name] for name in names},
+    )
+    own = {name: options[f"simulator_{name}"] for name in names}
+    return engine or default, named_engine(default, base_server=options["server"], **own)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.engine_options import default_engine, named_engine
+from neuroexplain.cli.engine_options import engines_of
 from neuroexplain.cli.options import (
     DEFAULT_DB,
     EXPLAINER,
@@ -23,10 +23,12 @@ from neuroexplain.cli.options import (
     RetryFailed,
     RunId,
     ScorerNames,
+    ServedTokenizer,
     Server,
     SimulatorLocal,
     SimulatorModel,
     SimulatorServer,
+    SimulatorTokenizer,
     TrustRemoteCode,
     Units,
     Vllm,
@@ -104,6 +106,7 @@ def explain(
     vllm_args: VllmArgs = "",
     local: Local = None,
     model: ModelName = None,
+    tokenizer: ServedTokenizer = None,
     scorer: ScorerNames = None,
     simulator: OldScorerNames = None,
     no_score: NoScore = False,
@@ -112,6 +115,7 @@ def explain(
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
+    simulator_tokenizer: SimulatorTokenizer = None,
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
@@ -125,19 +129,15 @@ def explain(
 
     if no_score and (candidates > 1 or revise):
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
-    default = default_engine(max_wait, in_flight, trust_remote_code)
-    scorer_engine = named_engine(
-        default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
-    )
+    engine, scorer_engine = engines_of(context)
     score_config = None if no_score else ScoreConfig(scorer_names(context), scorer_engine)
-    engine = named_engine(default, server=server, local=local, model=model, vllm=vllm, vllm_args=vllm_args)
     with open_store(db) as store:
         run = load_run(store, run_id)
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
         unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
         config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
         run_command = _estimate if dry_run else _explain
-        n_failed = run_command(store, run, config, engine or default, score_config, control or null)
+        n_failed = run_command(store, run, config, engine, score_config, control or null)
     if dry_run:
         return
     say(f"Done: {len(unit_ids):,} {run.noun}.  See them:  neuroexplain query --db {db}")

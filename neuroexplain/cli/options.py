@@ -57,6 +57,20 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", help="The server's model to use, if it has several.", rich_help_panel=LLM),
 ]
+ServedTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        help="Tokenizer of the server's model (hub name or folder), if it is not found by the model's name.",
+        rich_help_panel=LLM,
+    ),
+]
+SimulatorTokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--simulator-tokenizer", help="Tokenizer of the scorer's server's model.", rich_help_panel=SCORES
+    ),
+]
 MaxWait = Annotated[
     float,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.engine_options import default_engine, named_engine
+from neuroexplain.cli.engine_options import engines_of
 from neuroexplain.cli.options import (
     DEFAULT_DB,
     AsJson,
@@ -20,10 +20,12 @@ from neuroexplain.cli.options import (
     RetryFailed,
     RunId,
     ScorerNames,
+    ServedTokenizer,
     Server,
     SimulatorLocal,
     SimulatorModel,
     SimulatorServer,
+    SimulatorTokenizer,
     TrustRemoteCode,
     Vllm,
     VllmArgs,
@@ -64,6 +66,7 @@ def score(
     vllm_args: VllmArgs = "",
     local: Local = None,
     model: ModelName = None,
+    tokenizer: ServedTokenizer = None,
     scorer: ScorerNames = None,
     simulator: OldScorerNames = None,
     control: WithControl = False,
@@ -71,6 +74,7 @@ def score(
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
+    simulator_tokenizer: SimulatorTokenizer = None,
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
@@ -84,11 +88,7 @@ def score(
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    default = default_engine(max_wait, in_flight, trust_remote_code)
-    scorer_engine = named_engine(
-        default, server=simulator_server, local=simulator_local, model=simulator_model, base_server=server
-    )
-    engine = named_engine(default, server=server, local=local, model=model, vllm=vllm, vllm_args=vllm_args)
+    engine, scorer_engine = engines_of(context)
     if text is not None and not text.strip():
         raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
     scoring = ScoreConfig(scorer_names(context), scorer_engine)
@@ -96,7 +96,7 @@ def score(
         run = load_run(store, run_id)
         unit_ids = select_units(store, run, None, units)
         explanations = [] if text is not None else _stored_explanations(store, run, unit_ids, units)
-        with open_engines(run, engine or default, scoring, explains=False, tell=say) as (_, scorers):
+        with open_engines(run, engine, scoring, explains=False, tell=say) as (_, scorers):
             if text is not None:  # only now: nothing is stored where an engine cannot be had
                 explanations = _save_hypothesis(store, run, unit_ids, text)
             n_failed = _score(store, run, explanations, scorers, control or null, retry_failed)

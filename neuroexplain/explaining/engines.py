@@ -62,6 +62,7 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
             api_key=config.api_key,
             max_wait=config.max_wait,
             in_flight=config.in_flight,
+            tokenizer=config.tokenizer,
             exit_report=None if serving is None else serving.exit_report,
         )
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")

@@ -73,14 +73,16 @@ class ServerEngine:
         api_key: str | None = None,
         max_wait: float = 600.0,
         in_flight: int = 64,
+        tokenizer: str | None = None,
         exit_report: Callable[[], str | None] | None = None,
     ) -> None:
         """Connect to the server and choose one of its models.
 
         model: its name; not needed if the server has only one. max_wait: seconds to go on trying while the
         server is away or busy. in_flight: most requests at a time; how many it gets depends on its throughput
-        (see gate.py). exit_report: says how the process of a server of our own ended; None while it runs.
-        Raises EngineError if the URL lists no models or not this one.
+        (see gate.py). tokenizer: the model's, a hub name or folder; by default it is found by the model's
+        name. exit_report: says how the process of a server of our own ended; None while it runs. Raises
+        EngineError if the URL lists no models or not this one.
         """
         self.url = _normalize_url(url)
         self.in_flight = in_flight
@@ -89,6 +91,7 @@ class ServerEngine:
         self._transport = Transport(
             root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, exit_report=exit_report
         )
+        self._tokenizer_name = tokenizer
         self._method_lock = threading.Lock()
         self._method: LogprobMethod | None = None
         try:
@@ -119,14 +122,18 @@ class ServerEngine:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
+        if self._tokenizer_name is not None:
+            from neuroexplain.subject.tokenizer import load_tokenizer
+
+            return load_tokenizer(self._tokenizer_name)
         for name in (self._model_folder, self.model):
             with suppress(OSError, ValueError):  # raised too if the name is too long for a folder
                 if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
                     return AutoTokenizer.from_pretrained(name)
         raise EngineError(
             f"Prompts are built with the tokenizer of {self.model}, and it was found neither in the folder "
-            f"{self._model_folder!r} nor on the hub under that name. Serve the model under its hub name, "
-            "or run on a machine that has its folder."
+            f"{self._model_folder!r} nor on the hub under that name. Name it:  --tokenizer NAME (a folder or "
+            "a hub name; for a scorer's own server --simulator-tokenizer)"
         )
 
     def generate(
@@ -283,18 +290,30 @@ class ServerEngine:
             httpx.InvalidURL,
             UnicodeError,
         ) as error:  # UnicodeError: an impossible host name
-            raise EngineError(f"There is no server at {self.url}: {error}.\n{ENGINE_OPTIONS}") from error
+            route = self._transport.route
+            raise EngineError(
+                f"There is no server at {self.url}{route}: {error}.\n{ENGINE_OPTIONS}"
+            ) from error
         status = response.status_code
         if status in (401, 403):
             raise EngineError(
-                f"The server at {self.url} wants a key (status {status}). Set NEUROEXPLAIN_API_KEY."
+                f"The server at {self.url}{self._transport.route} wants a key (status {status}). "
+                "Set NEUROEXPLAIN_API_KEY."
+            )
+        if status == 407:
+            raise EngineError(
+                f"The proxy wants a password (status {status}){self._transport.route}. Put it into the "
+                "proxy's URL, or name the server in NO_PROXY."
             )
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
             models = response.json()["data"]
             # encode raises ValueError for half a surrogate pair, which JSON can hold and no model's name does
             if response.is_success and models and all(card["id"].encode() for card in models):
                 return list(models)
-        raise EngineError(f"The server at {self.url} lists no models (status {status}).\n{ENGINE_OPTIONS}")
+        raise EngineError(
+            f"The server at {self.url}{self._transport.route} lists no models (status {status}).\n"
+            f"{ENGINE_OPTIONS}"
+        )
 
     def _get(self, path: str) -> httpx.Response:
         """A page of the server; a busy server is asked again. Raises httpx.HTTPError or httpx.InvalidURL."""

@@ -23,6 +23,7 @@ import msgspec
 from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.gate import Gate
+from neuroexplain.llm.proxy import find_proxy, is_this_machine
 
 TRIES = 5  # faults that count against a request until it is given up
 REPLY_LENGTH = 20_000  # characters of a reply that are stored with a failed attempt
@@ -89,7 +90,10 @@ class Transport:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=in_flight)
         timeout = httpx.Timeout(self._timeout, connect=10.0)
         try:
-            self.client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
+            # Proxies of the environment stand beyond this machine only.
+            self.client = httpx.Client(
+                headers=headers, timeout=timeout, limits=limits, trust_env=not is_this_machine(root)
+            )
         except (ImportError, ValueError, OSError) as error:
             raise EngineError(
                 f"The connection cannot be set up: {error}. See ALL_PROXY, HTTP_PROXY and SSL_CERT_FILE."
@@ -135,10 +139,16 @@ class Transport:
                 raise LlmReplyError(Status.LLM_ERROR, f"{outcome.reason}, {TRIES} times", outcome.reply)
             if silent_for > self._max_wait and not server_works:
                 raise EngineLost(
-                    f"The server at {self.root} did not answer for {self._max_wait:g} seconds "
+                    f"The server at {self.root}{self.route} did not answer for {self._max_wait:g} seconds "
                     f"({outcome.reason}). Finished results are kept; "
                     "run the same command again when the server is back."
                 )
+
+    @property
+    def route(self) -> str:
+        """How requests reach the server, for messages: empty unless there is a proxy."""
+        proxy = find_proxy(self.root)
+        return "" if proxy is None else f" (through the proxy {proxy} of the environment)"
 
     def get(self, path: str) -> httpx.Response:
         """GET a page of the server. Raises httpx.HTTPError or httpx.InvalidURL."""

@@ -138,7 +138,7 @@ def _wait_until_healthy(
     process: subprocess.Popen[bytes], port: int, log: IO[bytes], tell: Callable[[str], None]
 ) -> None:
     began = told_at = time.monotonic()
-    with httpx.Client(timeout=5.0) as client:
+    with httpx.Client(timeout=5.0, trust_env=False) as client:
         while True:
             report = _exit_report(process, log)
             if report is not None:
