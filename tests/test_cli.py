@@ -209,6 +209,19 @@ def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize(
+    "words_typed",
+    ["query", "query --json", "query --csv", "show 0:1", "show 0:1 --json", "runs", "runs --json"],
+)
+def test_a_reader_that_leaves_early_is_no_failure(made, words_typed):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *words_typed.split(), "--db", "x.db"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=made, text=True, **pipes) as running:
+        running.stdout.close()
+        errors = running.stderr.read()
+    assert (running.returncode, errors) == (0, "")
+
+
 @pytest.mark.parametrize("command", [("query",), ("show", "0:1"), ("show", "0:1", "--json")])
 def test_looking_imports_nothing_heavy(made, command):
     heavy = ("torch", "scipy", "alembic", "transformers", "sqlalchemy")

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from neuroexplain.cli.app import app
+from neuroexplain.cli.app import ReaderLeft, app
 from neuroexplain.cli.progress import say
 from neuroexplain.errors import EngineLost, NeuroexplainError
 from neuroexplain.runtime.interrupt import Interrupted, stopping
@@ -53,14 +53,17 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours are plain lines there
     try:
-        app(default_map=_defaults())
+        try:
+            app(default_map=_defaults())
+        finally:
+            sys.stdout.flush()  # here, since nothing catches what goes wrong when Python ends
     except NeuroexplainError as error:
         say(f"Error: {error}")
         sys.exit(1 if isinstance(error, EngineLost) else 2)
     except Interrupted:
         say("Interrupted. Finished work is kept; the same command goes on from there.")
         sys.exit(stopping.status)
-    except BrokenPipeError:
+    except (ReaderLeft, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 

@@ -5,6 +5,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from neuroexplain.cli.app import ReaderLeft
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +19,11 @@ def stdout_console() -> "Console":
     """Standard output for rich, without markup: corpus text holds brackets."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, soft_wrap=False)
+    class StdoutConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise ReaderLeft  # rich would exit with status 1
+
+    return StdoutConsole(highlight=False, markup=False, soft_wrap=False)
 
 
 def print_table(renderable: Any) -> None:
