@@ -28,6 +28,15 @@ STOP_WITHIN = 20.0  # seconds from SIGTERM to SIGKILL
 TELL_EVERY = 30.0  # seconds between two lines that say that the server is still starting
 LOG_LINES = 40  # of the end of the log in an error message: enough for a traceback
 LOG_TAIL = 20_000  # bytes of the end of the log, to look for these lines in
+# A program that reads from a pipe of ours. The pipe closes when this process ends, also by kill -9; then the
+# program stops the server's process group, whose number is its argument.
+WATCH = f"""
+import os, signal, sys, time
+sys.stdin.read()
+os.killpg(int(sys.argv[1]), signal.SIGTERM)
+time.sleep({STOP_WITHIN})
+os.killpg(int(sys.argv[1]), signal.SIGKILL)
+"""
 SCALE_OUT = "--enable-scale-out"  # vLLM 0.32 serves prompt_logprob_token_ids only with this option
 
 
@@ -75,13 +84,24 @@ def serve_vllm(
 def _start(
     argv: Sequence[str], log: IO[bytes], tell: Callable[[str], None]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the server's process; stop it at the end."""
+    """Start the server's process; stop it at the end. A watcher stops it if this process is killed."""
     tell(f"Starting {shlex.join(argv)} ...")
     processes: list[subprocess.Popen[bytes]] = []
+    watchers: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
         process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         processes.append(process)
+        watch = [sys.executable, "-S", "-c", WATCH, str(process.pid)]
+        watchers.append(
+            subprocess.Popen(
+                watch,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
 
     # Signals reach the main thread alone. In that thread, a Ctrl-C inside Popen would lose the process.
     starter = ThreadPoolExecutor(1)
@@ -95,6 +115,9 @@ def _start(
         yield processes[0]
     finally:
         starter.shutdown()
+        for watcher in watchers:  # first, while the number of the server's process group is still its own
+            watcher.kill()
+            watcher.communicate()
         for process in processes:
             _stop(process, tell)
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -114,6 +115,28 @@ def test_whatever_ends_the_run_stops_the_server(tmp_path, how, stubborn):
         assert run.wait(15) == 128 + how
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_run_that_is_killed_leaves_no_server(tmp_path):
+    command = [sys.executable, "-c", RUN, str(make_fake(tmp_path, more=tells_pid(tmp_path)))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        while (line := run.stdout.readline()) != "serving\n":
+            assert line, "the run ended before it served"
+        pid = int((tmp_path / "pid").read_text())
+        os.kill(pid, 0)
+        run.kill()
+    deadline = time.monotonic() + 15
+    while is_running(pid):
+        assert time.monotonic() < deadline, "the server still runs"
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether the process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_server_that_died_is_not_waited_for(tmp_path):
