@@ -186,8 +186,9 @@ def _collect(
     from neuroexplain.collecting.run import find_finished_run, run_collect
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.runs import count_units, load_run
+    from neuroexplain.store.writer_lock import writer_lock
 
-    with open_store(db, create=True) as store:
+    with open_store(db, create=True) as store, writer_lock(store, "collections", "collect"):
         finished = find_finished_run(store, config)
         if finished is not None:
             say(f"Nothing to do: run {finished.id} in {db} was collected with these options.")

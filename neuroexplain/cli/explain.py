@@ -126,6 +126,7 @@ def explain(
     from neuroexplain.config import ExplainConfig, ScoreConfig
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
+    from neuroexplain.store.writer_lock import writer_lock
 
     if no_score and (candidates > 1 or revise):
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
@@ -136,10 +137,11 @@ def explain(
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
         unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
         config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
-        run_command = _estimate if dry_run else _explain
-        n_failed = run_command(store, run, config, engine, score_config, control or null)
-    if dry_run:
-        return
+        if dry_run:
+            _estimate(store, run, config, engine, score_config, control or null)
+            return
+        with writer_lock(store, f"run {run.id}", "explain"):
+            n_failed = _explain(store, run, config, engine, score_config, control or null)
     say(f"Done: {len(unit_ids):,} {run.noun}.  See them:  neuroexplain query --db {db}")
     if n_failed:
         say(f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.")
@@ -188,7 +190,7 @@ def _estimate(
     engine_config: "EngineConfig",
     score_config: "ScoreConfig | None",
     with_control: bool,
-) -> int:
+) -> None:
     """Print what the command would cost."""
     from neuroexplain.explaining.engines import open_engines
     from neuroexplain.explaining.estimate import estimate_explain
@@ -203,7 +205,6 @@ def _estimate(
             say(
                 estimate_text(estimate_explain(store, run, config, engine, scorer, with_control=with_control))
             )
-    return 0
 
 
 def estimate_text(estimate: "Estimate") -> str:

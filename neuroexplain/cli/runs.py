@@ -71,6 +71,7 @@ def _drop_run(db: str, run_id: int) -> None:
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import list_runs
     from neuroexplain.store.save_collected import delete_run
+    from neuroexplain.store.writer_lock import writer_lock
 
     with open_store(db) as store:
         ids = [run.id for run in list_runs(store)]
@@ -78,7 +79,8 @@ def _drop_run(db: str, run_id: int) -> None:
             raise NeuroexplainError(
                 f"There is no run {run_id} in {db}: it holds {', '.join(map(str, ids)) or 'none'}."
             )
-        delete_run(store, run_id)
+        with writer_lock(store, f"run {run_id}", "runs --drop"):
+            delete_run(store, run_id)
         checkpoint = store.checkpoint_path(run_id)
         checkpoint.unlink(missing_ok=True)
         for tokens in checkpoint.parent.glob("neuroexplain-*.tokens*"):  # another run tokenizes again

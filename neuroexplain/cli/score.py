@@ -1,6 +1,7 @@
 """`neuroexplain score`."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,13 +88,16 @@ def score(
     from neuroexplain.explaining.engines import open_engines
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
+    from neuroexplain.store.writer_lock import writer_lock
 
     engine, scorer_engine = engines_of(context)
     if text is not None and not text.strip():
         raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
     scoring = ScoreConfig(scorer_names(context), scorer_engine)
-    with open_store(db) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(db))
         run = load_run(store, run_id)
+        stack.enter_context(writer_lock(store, f"run {run.id}", "score"))
         unit_ids = select_units(store, run, None, units)
         explanations = [] if text is not None else _stored_explanations(store, run, unit_ids, units)
         with open_engines(run, engine, scoring, explains=False, tell=say) as (_, scorers):
