@@ -36,6 +36,11 @@ class Status(StrEnum):
     LOW_DIGIT_MASS = "low_digit_mass"  # too few tokens came back with a prediction
 
     @property
+    def words(self) -> str:
+        """The status as people read it."""
+        return self.replace("_", " ")
+
+    @property
     def failed(self) -> bool:
         """Whether something went wrong that a person may want to look at."""
         return self not in (Status.OK, Status.DEAD, Status.NOT_CHOSEN)

@@ -15,7 +15,7 @@ from neuroexplain.errors import NeuroexplainError
 
 @app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --local ./model")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write demo.db to.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder to write demo.db to; created if missing.")] = Path(),
     local: Annotated[
         str | None, typer.Option("--local", help="Model for this process that explains, in place of SmolLM2.")
     ] = None,
@@ -31,8 +31,10 @@ def demo(
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    if not out.is_dir():
-        raise NeuroexplainError(f"There is no folder {out}. Make it first, or leave out --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot make the folder {out}: {error.strerror}.") from error
     db = str(out / "demo.db")
     engine = named_engine(default_engine(), server=server, local=local, model=model)
     draw(run_demo(db, engine, segments))

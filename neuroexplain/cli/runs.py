@@ -63,7 +63,8 @@ def _holdings(store: "Store", run: "Run") -> str:
     from neuroexplain.store.runs import count_explanations, count_units
 
     counts = [f"{n:,} {run.noun} {status}" for status, n in count_units(store, run.id).items()]
-    counts += [f"{n:,} by {name} ({status})" for name, _, status, n in count_explanations(store, run.id)]
+    for name, _, status, n in count_explanations(store, run.id):
+        counts.append(f"{n:,} by {name} ({status.replace('_', ' ')})")
     return ", ".join(counts)
 
 

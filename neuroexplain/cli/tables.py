@@ -49,7 +49,7 @@ def failures_table(failures: Sequence[Failure]) -> Table:
     table = _table(["unit", "what", "status", "reason", "reply"])
     for failure in failures:
         reply = (failure.reply or "")[:LONGEST_REPLY]
-        _add_row(table, [str(failure.unit), failure.what, failure.status, failure.reason or "", reply])
+        _add_row(table, [str(failure.unit), failure.what, failure.status.words, failure.reason or "", reply])
     return table
 
 
@@ -60,7 +60,7 @@ def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
         score = stored.score
         value = f"{number(score.value)}  {interval(score.ci_low, score.ci_high)}"
         if score.status != Status.OK:
-            value = f"{score.status}: {score.reason}"
+            value = f"{score.status.words}: {score.reason}"
         metric = f"{score.metric}, {score.subset}"
         unit = run.label(stored.unit)
         line = f"{unit}  {stored.scorer:8}  {metric:30}  {value}  {score.n_records} records"

@@ -81,7 +81,7 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
         by += f", {explanation.side} side"
     if explanation.status != Status.OK:
         reason = printable(explanation.reason or "")
-        return [Text(f"{explanation.status} ({by}): {reason}", style="dim")]
+        return [Text(f"{explanation.status.words} ({by}): {reason}", style="dim")]
     lines = [Text.assemble((printable(explanation.text or ""), "bold cyan"), (f"   {by}", "dim"))]
     scores = [s for s in page.scores if s.explanation_id == explanation.id and s.score.split == "report"]
     scores.sort(key=lambda stored: score_order(page.run, stored))
@@ -97,7 +97,7 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
 def _score_value(score: Score) -> str:
     """A score's value, interval and control; its status and reason where it is undefined."""
     if score.status != Status.OK:
-        return f"{score.status}: {printable(score.reason or '')}"
+        return f"{score.status.words}: {printable(score.reason or '')}"
     value = f"{number(score.value):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
     return value if score.control is None else f"{value}  another's explanation {number(score.control)}"
 

@@ -88,7 +88,7 @@ def _score_view(run: Run, stored: StoredScore) -> ScoreView:
     score = stored.score
     remark = f"{score.n_records} records, {score.n_tokens} tokens"
     if score.status != Status.OK:
-        remark = f"{score.status}: {score.reason}"
+        remark = f"{score.status.words}: {score.reason}"
     elif score.control is not None:
         remark += f"; another unit's explanation {number(score.control)}"
     return ScoreView(
