@@ -143,7 +143,7 @@ def _vocabulary(page: UnitPage) -> list[Text]:
     lines = []
     for name, readings in (("promotes", page.unit.promoted), ("suppresses", page.unit.suppressed)):
         if readings:
-            tokens = "  ".join(f"{printable(page.tokens[i].text)} {logit:+.2f}" for i, logit in readings)
+            tokens = "  ".join(f"{printable(page.tokens[i].label)} {logit:+.2f}" for i, logit in readings)
             lines += [Text(), Text(name, style="bold"), Text("  " + tokens)]
     return lines
 

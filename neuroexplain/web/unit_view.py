@@ -111,4 +111,4 @@ def _statistics_lines(stats: Stats | None) -> tuple[tuple[str, str], ...]:
 
 
 def _vocabulary_lines(page: UnitPage, logits: Sequence[tuple[int, float]]) -> tuple[tuple[str, str], ...]:
-    return tuple((visible(page.tokens[token_id].text), f"{logit:+.2f}") for token_id, logit in logits)
+    return tuple((visible(page.tokens[token_id].label), f"{logit:+.2f}") for token_id, logit in logits)

@@ -192,3 +192,17 @@ def test_tokens_of_an_earlier_version_keep_their_texts():
 def test_vocabularies_with_bytes_have_a_hash():
     assert tokenizer_sha256(BytePieces()) == tokenizer_sha256(BytePieces())
     assert tokenizer_sha256(BytePieces()) != tokenizer_sha256(byte_level())
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "label"),
+    [
+        (" the", b" the", " the"),
+        ("\ufffd", b"\xf0\x9f", "<F0 9F>"),
+        (" \ufffd", b" \xe2", "<20 E2>"),
+        ("\ufffd", "\ufffd".encode(), "\ufffd"),  # the character itself
+        ("\ufffd", None, "\ufffd"),  # of an earlier version
+    ],
+)
+def test_parts_of_characters_alone_are_shown_by_their_bytes(text, data, label):
+    assert VocabularyEntry(0, text, False, data).label == label
