@@ -121,7 +121,7 @@ class VocabularyEntry:
 
     @property
     def label(self) -> str:
-        """How the token is shown alone: its text, or its bytes if they are not whole characters: `<F0 9F>`."""
+        """How the token is shown alone: its text, or bytes that are not whole characters: `<F0 9F>`."""
         is_part = "\ufffd" in self.text and self.data not in (None, "\ufffd".encode())
         return f"<{self.data.hex(' ').upper()}>" if is_part and self.data is not None else self.text
 
