@@ -209,6 +209,15 @@ def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("words_typed", ["query", "query --json", "show 0:1", "runs"])
+def test_a_full_disk_under_standard_output_is_one_message(made, words_typed):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *words_typed.split(), "--db", "x.db"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, cwd=made, text=True, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "Error: Cannot write: No space left on device. What was stored before is kept.\n"
+
+
 @pytest.mark.parametrize(
     "words_typed",
     ["query", "query --json", "query --csv", "show 0:1", "show 0:1 --json", "runs", "runs --json"],

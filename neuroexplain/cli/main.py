@@ -5,6 +5,7 @@ from neuroexplain.runtime.tuning import tune_garbage_collector
 tune_garbage_collector()  # before the imports below, which are many modules
 
 # ruff: noqa: E402
+import errno
 import io
 import os
 import sys
@@ -24,6 +25,8 @@ from neuroexplain.cli import collect, explain, score  # noqa: F401
 from neuroexplain.cli import query, show, serve, runs  # noqa: F401
 from neuroexplain.cli import merge, exchange, plot, verify, demo  # noqa: F401
 # isort: on
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only: not our bug
 
 
 def _show_version(is_asked_for: bool) -> None:
@@ -64,8 +67,20 @@ def main() -> None:
         say("Interrupted. Finished work is kept; the same command goes on from there.")
         sys.exit(stopping.status)
     except (ReaderLeft, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" to {error.filename}" if error.filename else ""
+        say(f"Error: Cannot write{where}: {error.strerror}. What was stored before is kept.")
+        _discard_stdout()
+        sys.exit(2)
+
+
+def _discard_stdout() -> None:
+    """Let what is still to be written to standard output go nowhere, so that Python ends quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _defaults() -> dict[str, object]:

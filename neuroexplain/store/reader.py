@@ -8,6 +8,7 @@ only read.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import StoreUnreadable
+
+ROOM_TO_READ = 1 << 16  # bytes: SQLite's shared memory beside a database has 32 kB
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -138,7 +141,14 @@ def _database_errors(name: str) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0)
         if isinstance(error, sqlite3.ProgrammingError) or code == sqlite3.SQLITE_ERROR:  # our SQL is wrong
             raise
-        raise StoreUnreadable(f"{name} cannot be read as a database: {error}.") from error
+        raise StoreUnreadable(f"{name} cannot be read as a database: {error}{_disk(name)}.") from error
+
+
+def _disk(name: str) -> str:
+    """Whether the disk is full, for a message: SQLite needs a little room even to read."""
+    folder = Path(name).absolute().parent
+    is_full = folder.is_dir() and shutil.disk_usage(folder).free < ROOM_TO_READ
+    return "; its disk is full, so free some room" if is_full else ""
 
 
 @lru_cache(maxsize=100)
