@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import Failure, Status, StoredScore
@@ -19,37 +20,40 @@ from neuroexplain.formatting import (
 from neuroexplain.runs import QueryRow, Run, Session
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
+CELL_MARGIN = 3  # columns between two cells of a table
+LONGEST_WORD = 20  # columns: a longer word, like a path, may be broken
 LONGEST_REPLY = 200  # characters of a reply that could not be used: enough to see what went wrong
 
 
-def query_table(rows: Sequence[QueryRow]) -> Table:
+def query_table(rows: Sequence[QueryRow]) -> Listing:
     """One line a row, with the metric named below. The scorer is a column where rows differ in it."""
     scored = [row for row in rows if row.scorer]
     has_scorers = len({(row.scorer, row.scorer_model) for row in scored}) > 1
     has_sides = any(row.side == "negative" for row in rows)
     names = ["unit", "score", "95% interval", "explanation", "by", *(["scored by"] if has_scorers else [])]
-    table = _table(names, right=("unit", "score", "95% interval"), unbroken=("unit", "score"))
+    table = Listing(names, right=("unit", "score", "95% interval"))
     if scored:
         subsets = {row.subset for row in rows if row.subset}
         metric = scored[0].metric + (f", {scored[0].subset}" if len(subsets) == 1 else "")
-        table.caption, table.caption_justify = f"score: {printable(metric)}", "left"
+        table.caption = f"score: {printable(metric)}"
     for row in rows:
         by = explained_by(row.explainer, row.model) + (f", {row.side} side" if has_sides else "")
         cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high), row.explanation, by]
         if has_scorers:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
-        _add_row(table, cells)
+        table.add(cells)
     return table
 
 
-def failures_table(failures: Sequence[Failure]) -> Table:
+def failures_table(failures: Sequence[Failure]) -> Listing:
     """One line a failure, with the beginning of the reply."""
-    table = _table(["unit", "what", "status", "reason", "reply"])
+    table = Listing(["unit", "what", "status", "reason", "reply"])
     for failure in failures:
         reply = (failure.reply or "")[:LONGEST_REPLY]
-        _add_row(table, [str(failure.unit), failure.what, failure.status.words, failure.reason or "", reply])
+        table.add([str(failure.unit), failure.what, failure.status.words, failure.reason or "", reply])
     return table
 
 
@@ -68,9 +72,9 @@ def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
     return "\n".join(lines)
 
 
-def runs_table(runs: Sequence[Run], holdings: Mapping[int, str]) -> Table:
+def runs_table(runs: Sequence[Run], holdings: Mapping[int, str]) -> Listing:
     """One line a run. `holdings` says what each holds, by the run's id."""
-    table = _table(["run", "subject", "layers", "read", "tokens", "status", "holds"])
+    table = Listing(["run", "subject", "layers", "read", "tokens", "status", "holds"])
     for run in runs:
         finished_at = (run.finished_at or "")[:16].replace("T", " ")
         cells = [
@@ -82,7 +86,7 @@ def runs_table(runs: Sequence[Run], holdings: Mapping[int, str]) -> Table:
             f"finished {finished_at}" if finished_at else run.status,
             holdings.get(run.id, ""),
         ]
-        _add_row(table, cells)
+        table.add(cells)
     return table
 
 
@@ -96,19 +100,50 @@ def session_lines(run: Run, sessions: Iterable[Session]) -> list[str]:
     return lines
 
 
-def _table(names: Sequence[str], right: Sequence[str] = (), unbroken: Sequence[str] = ()) -> Table:
-    """An empty table. Columns in `right` are aligned there; those in `unbroken` are never wrapped."""
-    from rich import box
-    from rich.table import Table
+@dataclass
+class Listing:
+    """Rows under named columns: a table, or one block a row where its words would be broken."""
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for name in names:
-        justify = "right" if name in right else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name in unbroken)  # type: ignore[arg-type]
-    return table
+    names: Sequence[str]
+    right: Collection[str] = ()  # columns that are aligned there
+    caption: str | None = None
+    rows: list[list[str]] = field(default_factory=list)
+
+    def add(self, cells: Sequence[str]) -> None:
+        """Append a row. Its texts are made harmless."""
+        self.rows.append([printable(cell) for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        columns = zip(self.names, *self.rows, strict=True)
+        widths = [max(_word_width(text) for text in column) for column in columns]
+        if sum(widths) + CELL_MARGIN * len(widths) <= options.max_width:
+            yield self._table()
+            return
+        for row in self.rows:
+            yield Text()
+            for name, cell in zip(self.names, row, strict=True):
+                if cell:
+                    yield Text.assemble((f"{name}: ", "dim"), cell)
+        if self.caption:
+            yield Text(f"\n{self.caption}", style="dim italic")
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE, pad_edge=False, caption=self.caption, caption_justify="left")
+        for name in self.names:
+            table.add_column(name, justify="right" if name in self.right else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
 
 
-def _add_row(table: Table, cells: Sequence[str]) -> None:
-    from rich.text import Text
+def _word_width(text: str) -> int:
+    """Columns of the longest word, at most LONGEST_WORD: a longer one is broken anyway."""
+    from rich.cells import cell_len
 
-    table.add_row(*(Text(printable(cell)) for cell in cells))
+    return min(LONGEST_WORD, max((cell_len(word) for word in text.split()), default=0))

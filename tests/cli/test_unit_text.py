@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.tables import query_table
+from neuroexplain.cli.tables import Listing, query_table
 from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
 from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction, Provenance, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
@@ -137,3 +137,18 @@ def test_scores_by_several_simulators_are_told_apart():
     lines = [" ".join(line.split()) for line in drawn(query_table([row, other]), 100)]
     assert "0:1 0.50 0.40 to 0.60 rivers pairs, m digits, some/m" in lines
     assert "0:1 0.70 0.40 to 0.60 rivers pairs, m lexical, some/m" in lines
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_words_of_tables_are_whole_at_every_width(width):
+    names = ("unit", "score", "explanation", "by")
+    listing = Listing(names, right=("unit", "score"), caption="score: correlation")
+    listing.add(
+        ["15:16", "0.37", "considerably longer explanations of neighbouring words", "excerpts, someone"]
+    )
+    lines = drawn(listing, width)
+    words = {word for line in lines for word in line.replace("\u2500", " ").split()}
+    for word in ("considerably", "explanations", "neighbouring", "excerpts,", "someone", "15:16", "0.37"):
+        assert word in words
+    assert ("unit: 15:16" in lines) == (width < 60)  # a block a row where a table would break words
+    assert all(len(line) <= width for line in lines)
