@@ -35,9 +35,7 @@ TESTS = (  # the fastest first: a change that they notice costs seconds
     "tests/store/test_old_databases.py",
     "tests/scorers/test_plugin.py",
     "tests/collecting/test_collector.py",
-    "tests/explaining/test_score.py",
-    "tests/explaining/test_signs.py",
-    "tests/explaining/test_run.py",
+    "tests/explaining",
 )
 OPERATORS: dict[type[ast.AST], str] = {
     ast.Lt: "<=",

@@ -1,136 +1,24 @@
-"""Candidates, revisions, several meanings and the null: what is asked, chosen, stored; and that stopping
-changes nothing.
-"""
+"""Candidates: what is asked, chosen and stored; and that stopping changes nothing."""
 
-import random
-import re
 import subprocess
 import sys
 import time
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from neuroexplain.collecting.run import run_collect
-from neuroexplain.config import CollectConfig, ExplainConfig
+from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import EngineLost, LlmReplyError, NeuroexplainError
-from neuroexplain.evidence import Exemplar, Explanation, Provenance
-from neuroexplain.explaining.controls import find_controls
-from neuroexplain.explaining.estimate import estimate_explain
-from neuroexplain.explaining.explainers import parse_meanings
 from neuroexplain.explaining.run import run_explain
-from neuroexplain.explaining.score import run_score
 from neuroexplain.explaining.verify import verify_run
-from neuroexplain.llm.engine import chat_token_ids
-from neuroexplain.llm.local import LocalEngine
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
-from neuroexplain.scoring.correlation import correlation_score
-from neuroexplain.scoring.splits import assign_splits, halve_select
-from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations, list_failures, list_predictions, list_scores
 from neuroexplain.store.runs import list_sessions, load_run
-from neuroexplain.store.units import load_unit
-from neuroexplain.store.vocabulary import load_tokens
-from neuroexplain.units import CROP_LENGTH, UnitId
-from tests.fakes import WORDS, ScriptedLlm, tiny_subject, words
-
-NEURONS = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(2))
-
-
-@pytest.fixture(scope="module")
-def collected(tmp_path_factory):
-    """A folder with a tiny model and a database that holds its collected neurons."""
-    folder = tmp_path_factory.mktemp("collected")
-    (folder / "text.txt").write_text(words(30_000))
-    model = str(tiny_subject(folder / "model"))
-    with open_store(str(folder / "x.db"), create=True) as store:
-        list(
-            run_collect(
-                store, CollectConfig(model=model, dataset=(str(folder / "text.txt"),), positions=(32, 97))
-            )
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def local(collected):
-    return LocalEngine(str(collected / "model"))
-
-
-@pytest.fixture
-def store(collected, tmp_path):
-    (tmp_path / "x.db").write_bytes((collected / "x.db").read_bytes())
-    with open_store(str(tmp_path / "x.db")) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["lexical", "digits"])
-def scorer(request, local, store):
-    return (
-        DigitsSimulator(local)
-        if request.param == "digits"
-        else LexicalSimulator(local, load_run(store).tokenizer_sha256)
-    )
-
-
-def by_words(messages, sampling):
-    """A few words that depend on the request alone."""
-    picks = random.Random(repr((messages, sorted(sampling.items()))))
-    return " ".join(picks.choices(WORDS, k=3))
-
-
-def explain(store, llm, scorer, explainer="excerpts", **options):
-    list(run_explain(store, load_run(store), ExplainConfig(NEURONS, explainer, **options), llm, scorer))
-
-
-def content(store):
-    """What was tables out, without ids, times and costs."""
-    run = load_run(store)
-    explanations = list_explanations(store, run.id)
-    who = {e.id: (e.unit, e.candidate) for e in explanations}
-    tables = [(e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
-    for s in list_predictions(store, who):
-        levels = [(r.kind, r.rank, r.values.tolist()) for r in s.records]
-        tables.append((who[s.explanation_id], s.status, who.get(s.control_explanation_id), levels))
-    for s in list_scores(store, who):
-        values = (s.score.split, s.score.subset, s.score.status, s.score.value, s.score.control)
-        tables.append((who[s.explanation_id], s.scorer, values))
-    return sorted(tables, key=repr)
-
-
-def chosen(store):
-    """The explanations and what was chosen on; nulls and reports depend on what was chosen at the time."""
-    return [
-        (e.unit, e.candidate, e.text, e.chosen, stored_select(store, e.id))
-        for e in list_explanations(store, 1)
-    ]
-
-
-def stored_select(store, explanation_id):
-    """The stored headline correlation on `select`."""
-    scores = (s.score for s in list_scores(store, [explanation_id]))
-    mine = ("select", "top_and_random", "correlation")
-    return next((s.value for s in scores if (s.split, s.subset, s.metric) == mine), None)
-
-
-def on_select(store, neuron, explanation_id, among=None):
-    """The correlation on `select`, computed from the stored levels and activations by hand."""
-    run = load_run(store)
-    exemplars = load_unit(store, run, neuron).exemplars
-    splits = assign_splits(exemplars)
-    true = {(x.kind, x.rank): x.activations for x in exemplars}
-    records = [
-        r
-        for r in list_predictions(store, [explanation_id])[0].records
-        if splits[r.kind, r.rank] == "select" and (among is None or (r.kind, r.rank) in among)
-    ]
-    if {r.kind for r in records} != {"top", "random"}:
-        return None
-    recorded = [true[r.kind, r.rank][r.first : r.first + CROP_LENGTH] for r in records]
-    return correlation_score(np.concatenate([r.values for r in records]), np.concatenate(recorded))
+from neuroexplain.units import CROP_LENGTH
+from tests.explaining.explained import NEURONS, by_words, chosen, content, explain, on_select, stored_select
+from tests.fakes import ScriptedLlm
 
 
 def test_the_best_candidate_on_select_is_chosen_and_alone_reported(store, scorer):
@@ -197,97 +85,6 @@ def test_an_engine_that_is_lost_keeps_what_was_complete(store, scorer):
     assert list(verify_run(store, load_run(store))) == []
 
 
-def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other(store, local):
-    scorer = LexicalSimulator(local, load_run(store).tokenizer_sha256)
-    llm = ScriptedLlm(by_words)
-    explain(store, llm, scorer, revise=6)
-    run = load_run(store)
-    assert len(llm.requests) == 7 * len(NEURONS)
-    asked_again = [
-        messages for messages, _ in llm.requests if "guessed from your phrase" in messages[-1].content
-    ]
-    assert len(asked_again) == 6 * len(NEURONS)
-    kept = 0
-    for neuron in NEURONS:
-        first, *revised = list_explanations(store, run.id, neuron)
-        exemplars = load_unit(store, run, neuron).exemplars
-        shown_keys, held_keys = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
-        assert {rank % 8 for _, rank in shown_keys} == {2}
-        assert {rank % 8 for _, rank in held_keys} == {6}
-        best = first
-        for e in revised:
-            new, old = (on_select(store, neuron, explanation.id, held_keys) for explanation in (e, best))
-            if new is not None and (old is None or new > old):
-                best, kept = e, kept + 1
-        assert [e.chosen for e in (first, *revised)] == [e is best for e in (first, *revised)]
-    assert 0 < kept < 6 * len(NEURONS)  # both happened
-    assert list(verify_run(store, run)) == []
-
-
-def test_a_revision_sees_no_report_record(store, scorer):
-    """Its prompt holds 3 crops, each the tokens of a record that is neither reported nor judged on."""
-    llm = ScriptedLlm(by_words)
-    explain(store, llm, scorer, revise=1)
-    run = load_run(store)
-    for messages, _ in llm.requests:
-        if "guessed from your phrase" not in messages[-1].content:
-            continue
-        excerpts = re.split(r"Excerpt \d+:\n", messages[-1].content)[1:]
-        assert len(excerpts) == 3
-        for excerpt in excerpts:
-            lines = [line.split("\t") for line in excerpt.split("\n\n")[0].splitlines()]
-            assert len(lines) == CROP_LENGTH
-            assert all(0 <= int(level) <= 10 for line in lines for level in line[1:])
-    assert list(verify_run(store, run)) == []
-
-
-def test_several_meanings_are_stored_with_what_they_cover_and_their_union(store, scorer):
-    llm = ScriptedLlm(
-        lambda messages, sampling: "old mills | 1, 3\n2. sleeping geese | 2\n- money | 1, 4, 5\nmore | 1"
-    )
-    explain(store, llm, scorer, "meanings")
-    run = load_run(store)
-    assert len(llm.requests) == len(NEURONS)
-    for neuron in NEURONS:
-        of_neuron = list_explanations(store, run.id, neuron)
-        assert [e.text for e in of_neuron] == [
-            "old mills",
-            "sleeping geese",
-            "money",
-            "old mills; or sleeping geese; or money",
-        ]
-        exemplars = load_unit(store, run, neuron).exemplars
-        splits = assign_splits(exemplars)
-        explained = [x.rank for x in exemplars if x.kind == "top" and splits["top", x.rank] == "explain"]
-        assert of_neuron[0].covers == (explained[0], explained[2])
-        assert of_neuron[3].covers == tuple(explained[:5])
-        assert sum(e.provenance.prompt_tokens for e in of_neuron) == llm.prompt_tokens
-        assert sum(e.chosen for e in of_neuron) == 1
-        *parts, union = (list_predictions(store, [e.id])[0] for e in of_neuron)
-        for r in union.records:
-            same = [p for s in parts for p in s.records if (p.kind, p.rank) == (r.kind, r.rank)]
-            if len(same) == 3:
-                greatest = np.max([p.values for p in same], axis=0)
-                np.testing.assert_array_equal(r.values, greatest)
-        assert union.records
-    assert list(verify_run(store, run)) == []
-    nothing = ScriptedLlm(by_words)
-    explain(store, nothing, scorer, "meanings")
-    assert nothing.requests == []
-
-
-def test_meanings_that_were_not_simulated_are_the_next_time(store, scorer):
-    """Every hypothesis of an answer is known again, and one of them is chosen."""
-    llm = ScriptedLlm(lambda messages, sampling: "old mills | 1, 3\nsleeping geese | 2\nmoney | 1, 4, 5")
-    explain(store, llm, None, "meanings")
-    explain(store, llm, scorer, "meanings")
-    assert len(llm.requests) == len(NEURONS)
-    for neuron in NEURONS:
-        of_neuron = list_explanations(store, 1, neuron)
-        assert (len(of_neuron), sum(e.chosen for e in of_neuron)) == (4, 1)
-        assert all(list_predictions(store, [e.id]) for e in of_neuron)
-
-
 def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, scorer):
     """The last command's, also one that asks nothing anew; but not one of another seed that gets no usable
     answer.
@@ -314,29 +111,6 @@ def test_a_neuron_has_one_chosen_explanation_of_an_explainer_and_model(store, sc
     assert [e.id for e in list_explanations(store, 1) if e.chosen and e.status == "ok"] == before
 
 
-def test_a_line_of_white_space_takes_no_time_and_a_number_has_an_end():
-    for reply in (
-        "words | x\n" + " " * 100_000 + "x",
-        "words | " + "9" * 5_000,
-        "words | " + "1," * 50_000 + "x",
-    ):
-        with pytest.raises(LlmReplyError, match="no line is of the form"):
-            parse_meanings(reply, [])
-
-
-@pytest.mark.parametrize(
-    "reply",
-    ["", "rivers", "rivers | ", "rivers | 0", "rivers | 1, 11", "| 1", "<think>rivers | 1", "I cannot | 1"],
-)
-def test_what_does_not_name_meanings_is_a_failed_attempt(reply):
-    records = [
-        Exemplar(UnitId(0, 0), "top", rank, 0, 0, 0, 0, 1.0, np.zeros(64), np.zeros(64)) for rank in range(10)
-    ]
-    with pytest.raises(LlmReplyError) as failed:
-        parse_meanings(reply, records)
-    assert (failed.value.status, failed.value.reply) == ("parse_error", reply)
-
-
 def test_a_failed_request_is_a_row_with_a_reason_and_asked_again_only_when_told(store, scorer):
     def failing(messages, sampling):
         raise LlmReplyError("llm_error", "400: no", "no")
@@ -360,46 +134,6 @@ def test_what_a_command_cost_is_kept(store, local):
     assert (session.n_neurons, session.n_failed, session.scorer_prompt_tokens) == (len(NEURONS), 0, sent)
     assert session.prompt_tokens == sent + llm.prompt_tokens * len(NEURONS)
     assert session.scored_tokens == sum(CROP_LENGTH * len(s.records) for s in predictions)
-
-
-def test_digits_are_compared_with_another_explanation_when_asked(store, local):
-    run, digits = load_run(store), DigitsSimulator(local)
-    explain(store, ScriptedLlm(by_words), digits)
-    explanations = list_explanations(store, run.id)
-    scores = [s.score for s in list_scores(store, [e.id for e in explanations])]
-    assert {score.control_reason for score in scores if score.metric == "correlation"} == {"not asked for"}
-    list(run_score(store, run, explanations, digits, with_control=True))
-    texts = {e.id: e.text for e in explanations}
-    for prediction in list_predictions(store, texts):
-        assert prediction.control_explanation_id not in (None, prediction.explanation_id)
-        exemplars = {(x.kind, x.rank): x for x in load_unit(store, run, prediction.unit).exemplars}
-        records = [
-            exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist()
-            for r in prediction.records
-        ]
-        tokens = load_tokens(store, run.id, {i for record in records for i in record})
-        others = digits.simulate(texts[prediction.control_explanation_id], records, tokens).trials
-        for r, other in zip(prediction.records, others, strict=True):
-            np.testing.assert_allclose(r.control, other.values, atol=0.01)  # stored in half precision
-    assert list(verify_run(store, run)) == []
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
-    picks = random.Random(seed)
-    nobody = Provenance("none", None, "m", None, None)
-    neurons = {
-        UnitId(picks.choice([0, 0, 1, 2, 2, 2, 3]), picks.randrange(50))
-        for _ in range(picks.choice([1, 2, 5, 20]))
-    }
-    explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
-    controls = find_controls(explanations)
-    for e in explanations:
-        others = [x for x in explanations if x.unit != e.unit]
-        others = [x for x in others if x.unit.layer == e.unit.layer] or others
-        place = lambda x: (stable_hash(x.unit.layer, x.unit.index), x.unit)  # noqa: E731
-        after = [x for x in others if place(x) > place(e)] or others
-        assert controls.get(e.id) is (min(after, key=place) if after else None)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.7, 2.0])
@@ -446,73 +180,3 @@ def test_killed_at_any_moment_and_run_again_it_ends_the_same(collected, tmp_path
 def test_impossible_candidates_are_refused(options):
     with pytest.raises(NeuroexplainError, match=r"--candidates|--revise"):
         ExplainConfig(NEURONS, **options)
-
-
-def test_records_of_the_two_halves_share_nothing(store):
-    run = load_run(store)
-    for neuron in NEURONS:
-        exemplars = load_unit(store, run, neuron).exemplars
-        shown_keys, held_keys = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))
-        ids = {(x.kind, x.rank): x for x in exemplars}
-        for a in shown_keys:
-            for b in held_keys:
-                assert ids[a].segment != ids[b].segment
-                assert not windows(ids[a]) & windows(ids[b])
-
-
-def windows(exemplar):
-    ids = exemplar.token_ids.tolist()
-    return {tuple(ids[i : i + 16]) for i in range(len(ids) - 15)}
-
-
-def test_progress_only_grows(store, local):
-    events = run_explain(
-        store,
-        load_run(store),
-        ExplainConfig(NEURONS, "excerpts"),
-        ScriptedLlm(by_words),
-        DigitsSimulator(local),
-    )
-    done = [event.done for event in events if event.stage == "explaining"]
-    assert all(a <= b for a, b in pairwise(done))
-    assert done[-1] == len(NEURONS)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"with_control": True},
-        {"candidates": 3},
-        {"candidates": 3, "with_control": True},
-        {"explainer": "tokens"},
-        "some are there",
-    ],
-)
-def test_an_estimate_says_what_the_run_then_asks(store, local, options):
-    """All neurons are in the sample. The last: two candidates are stored, and simulated for half of the
-    neurons.
-    """
-    run, llm = load_run(store), ScriptedLlm(by_words)
-    llm.tokenizer = local.tokenizer
-    with_control = options != "some are there" and options.get("with_control", False)
-    if options == "some are there":
-        explain(store, llm, None, candidates=2)
-        list(
-            run_explain(
-                store, run, ExplainConfig(NEURONS[:2], "excerpts", candidates=2), llm, DigitsSimulator(local)
-            )
-        )
-        options = {"candidates": 3}
-    named = {"explainer": "excerpts"} | {
-        name: value for name, value in options.items() if name != "with_control"
-    }
-    config = ExplainConfig(NEURONS, **named)
-    engine = llm if config.asks_llm else None
-    estimate = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control)
-    before, n_asked = local.usage.requests, len(llm.requests)
-    list(run_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control))
-    assert estimate.n_requests == local.usage.requests - before + len(llm.requests) - n_asked
-    explaining = sum(len(chat_token_ids(local.tokenizer, messages)) for messages, _ in llm.requests[n_asked:])
-    sent = list_sessions(store, run.id)[-1].scorer_prompt_tokens + explaining
-    assert estimate.n_prompt_tokens == pytest.approx(sent, rel=0.05)  # texts of other lengths

@@ -66,7 +66,7 @@ def test_what_the_environment_sets_wrong_is_said_and_no_key_is_shown(monkeypatch
         ServerEngine("http://a..b")
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     with pytest.raises(EngineError, match="ALL_PROXY"):
-        ServerEngine("http://127.0.0.1:1")
+        ServerEngine("http://gpu-box.example:1")
     for wrong in (
         {"api_key": "sk-secret\nx"},
         {"api_key": "sk-s\u00e9cret"},
