@@ -209,6 +209,15 @@ def test_options_in_a_file_are_defaults_that_flags_beat(made, tmp_path):
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
+def test_a_failure_keeps_its_status_also_where_nobody_wants_the_output(made, tmp_path):
+    (tmp_path / "x.db").write_bytes((made / "x.db").read_bytes())
+    with sqlite3.connect(tmp_path / "x.db") as connection:
+        connection.execute("UPDATE scores SET value = 0.123 WHERE status = 'ok'")
+    connection.close()
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "verify", "--db", str(tmp_path / "x.db")]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 1
+
+
 @pytest.mark.parametrize("words_typed", ["query", "query --json", "show 0:1", "runs"])
 def test_a_full_disk_under_standard_output_is_one_message(made, words_typed):
     command = [sys.executable, "-m", "neuroexplain.cli.main", *words_typed.split(), "--db", "x.db"]
@@ -220,10 +229,22 @@ def test_a_full_disk_under_standard_output_is_one_message(made, words_typed):
 
 @pytest.mark.parametrize(
     "words_typed",
-    ["query", "query --json", "query --csv", "show 0:1", "show 0:1 --json", "runs", "runs --json"],
+    [
+        "query",
+        "query --json",
+        "query --csv",
+        "show 0:1",
+        "show 0:1 --json",
+        "runs",
+        "runs --json",
+        "-h",
+        "collect -h",
+        "--version",
+    ],
 )
 def test_a_reader_that_leaves_early_is_no_failure(made, words_typed):
-    command = [sys.executable, "-m", "neuroexplain.cli.main", *words_typed.split(), "--db", "x.db"]
+    command = [sys.executable, "-m", "neuroexplain.cli.main", *words_typed.split()]
+    command += [] if words_typed in ("-h", "collect -h", "--version") else ["--db", "x.db"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=made, text=True, **pipes) as running:
         running.stdout.close()

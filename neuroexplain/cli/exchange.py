@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import DEFAULT_DB, Db, OldUnits, RunId, Units, renamed_option
+from neuroexplain.cli.options import DEFAULT_DB, Db, OldUnits, RunId, TrustRemoteCode, Units, renamed_option
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.cli.select_units import select_layers, select_units
 from neuroexplain.errors import NeuroexplainError
@@ -35,6 +35,7 @@ def import_(
     activation: Annotated[
         str, typer.Option(help="What the arrays hold: act or post (llama3-neurons).")
     ] = "act",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Read published data, to explain it without collecting; or read a run that was exported."""
     from neuroexplain.formats.base import FORMATS, ReadOptions, read_formats
@@ -47,7 +48,9 @@ def import_(
         raise NeuroexplainError(
             f"The format {file_format!r} is not known; there is {', '.join(read_formats())}."
         )
-    options = ReadOptions(parse_layers(layers) if layers is not None else None, tokenizer, activation)
+    options = ReadOptions(
+        parse_layers(layers) if layers is not None else None, tokenizer, activation, trust_remote_code
+    )
     if not source.is_dir():
         raise NeuroexplainError(f"There is no folder {source}. Give the one that holds the data.")
     with open_store(db, create=True) as store:

@@ -55,11 +55,16 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # characters that its encoding lacks
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours are plain lines there
+    stdout = os.fstat(sys.stdout.fileno())
     try:
         try:
             app(default_map=_defaults())
         finally:
             sys.stdout.flush()  # here, since nothing catches what goes wrong when Python ends
+    except SystemExit as end:
+        if end.code == 1 and _is_replaced(stdout):  # typer and rich end the printing of help so
+            sys.exit(0)
+        raise
     except NeuroexplainError as error:
         say(f"Error: {error}")
         sys.exit(1 if isinstance(error, EngineLost) else 2)
@@ -76,6 +81,12 @@ def main() -> None:
         say(f"Error: Cannot write{where}: {error.strerror}. What was stored before is kept.")
         _discard_stdout()
         sys.exit(2)
+
+
+def _is_replaced(stdout: os.stat_result) -> bool:
+    """Whether typer or rich found that nobody reads standard output, and put something else in its place."""
+    now = os.fstat(sys.stdout.fileno())
+    return type(sys.stdout).__name__ == "PacifyFlushWrapper" or not os.path.samestat(now, stdout)
 
 
 def _discard_stdout() -> None:

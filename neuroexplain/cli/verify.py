@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import DEFAULT_DB, Db, RunId
+from neuroexplain.cli.options import DEFAULT_DB, Db, RunId, TrustRemoteCode
 from neuroexplain.cli.progress import say
 
 
@@ -40,7 +40,9 @@ Tokenizer = Annotated[
     epilog="Example:  neuroexplain upgrade --db old.db   |   "
     "neuroexplain upgrade --db old.db --tokenizer ./Llama-2-7b"
 )
-def upgrade(db: Db = DEFAULT_DB, tokenizer: Tokenizer = None) -> None:
+def upgrade(
+    db: Db = DEFAULT_DB, tokenizer: Tokenizer = None, trust_remote_code: TrustRemoteCode = False
+) -> None:
     """Bring a database to this version's schema, and with --tokenizer mend the texts of its tokens."""
     from neuroexplain.store.engine import open_store, upgrade_store
 
@@ -50,5 +52,5 @@ def upgrade(db: Db = DEFAULT_DB, tokenizer: Tokenizer = None) -> None:
         from neuroexplain.collecting.mend_vocabulary import mend_vocabularies
 
         with open_store(db) as store:
-            runs = mend_vocabularies(store, tokenizer)
+            runs = mend_vocabularies(store, tokenizer, trust_remote_code=trust_remote_code)
         say(f"Mended the texts of tokens of run {', '.join(str(run.id) for run in runs)}.")

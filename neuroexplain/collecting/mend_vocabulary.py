@@ -10,12 +10,12 @@ from neuroexplain.store.save_collected import save_vocabulary
 from neuroexplain.subject.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_entries
 
 
-def mend_vocabularies(store: Store, name: str) -> list[Run]:
+def mend_vocabularies(store: Store, name: str, *, trust_remote_code: bool = False) -> list[Run]:
     """Store the bytes and texts of all tokens, for each run of this tokenizer. Returns those runs.
 
     Raises NeuroexplainError if the tokenizer cannot be loaded, or if no run was read with it.
     """
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     sha256 = tokenizer_sha256(tokenizer)
     runs = list_runs(store)
     matching = [run for run in runs if run.tokenizer_sha256 == sha256]

@@ -63,6 +63,7 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
             max_wait=config.max_wait,
             in_flight=config.in_flight,
             tokenizer=config.tokenizer,
+            trust_remote_code=config.trust_remote_code,
             exit_report=None if serving is None else serving.exit_report,
         )
         tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")

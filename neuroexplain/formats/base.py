@@ -26,6 +26,7 @@ class ReadOptions:
     layers: tuple[int, ...] | None = None  # None: all
     tokenizer: str = "meta-llama/Meta-Llama-3-8B"  # name on the Hugging Face hub, or folder
     activation: str = "act"
+    trust_remote_code: bool = False  # whether code that comes with the tokenizer is run
 
 
 class Format:

@@ -305,7 +305,7 @@ class Llama3Neurons(Format):
     def read(self, store: Store, folder: Path, options: ReadOptions) -> Generator[Progress]:
         from neuroexplain.subject.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_entries
 
-        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer = load_tokenizer(options.tokenizer, trust_remote_code=options.trust_remote_code)
         return import_llama3_neurons(
             store,
             folder,

@@ -74,6 +74,7 @@ class ServerEngine:
         max_wait: float = 600.0,
         in_flight: int = 64,
         tokenizer: str | None = None,
+        trust_remote_code: bool = False,
         exit_report: Callable[[], str | None] | None = None,
     ) -> None:
         """Connect to the server and choose one of its models.
@@ -91,7 +92,7 @@ class ServerEngine:
         self._transport = Transport(
             root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, exit_report=exit_report
         )
-        self._tokenizer_name = tokenizer
+        self._tokenizer_name, self._trust_remote_code = tokenizer, trust_remote_code
         self._method_lock = threading.Lock()
         self._method: LogprobMethod | None = None
         try:
@@ -125,7 +126,7 @@ class ServerEngine:
         if self._tokenizer_name is not None:
             from neuroexplain.subject.tokenizer import load_tokenizer
 
-            return load_tokenizer(self._tokenizer_name)
+            return load_tokenizer(self._tokenizer_name, trust_remote_code=self._trust_remote_code)
         for name in (self._model_folder, self.model):
             with suppress(OSError, ValueError):  # raised too if the name is too long for a folder
                 if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
