@@ -166,3 +166,64 @@ def test_records_without_any_prediction_have_no_score_and_say_why():
         "low_digit_mass",
         "no_records",
     }
+
+
+def test_rounding_never_makes_a_correlation_larger_than_one():
+    rng = np.random.default_rng(0)
+    lines = [rng.normal(size=n) for n in rng.integers(3, 40, size=500)]
+    assert any(_raw_correlation(x, 3 * x + 1) > 1 for x in lines)  # so the bound is needed
+    assert all(0.999 < correlation_score(x, 3 * x + 1) <= 1 for x in lines)
+    assert all(-1 <= correlation_score(x, -3 * x + 1) < -0.999 for x in lines)
+
+
+def _raw_correlation(x, y):
+    x, y = x - x.mean(), y - y.mean()
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()
+    return x @ y / np.sqrt((x @ x) * (y @ y))
+
+
+def test_a_perfect_correlation_has_no_interval_and_says_why():
+    levels = [[0, 2, 0, 8], [1, 0, 4, 0], [0, 0, 6, 2], [3, 0, 0, 1]]
+    records = [record(kind, values, values) for kind in ("top", "random") for values in levels]
+    assert jackknife_interval(records, ("top", "random")) == "the correlation is 1 or -1"
+
+
+@pytest.mark.parametrize(
+    ("masses", "is_scored"),
+    [
+        ([0.02] * 4, True),
+        ([0.03] * 4, True),
+        ([0.019] * 4, False),
+        ([0.9, 0.9, 0.0, 0.0], True),
+        ([0.9, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_half_of_the_tokens_must_have_a_prediction(masses, is_scored):
+    """A token counts from a probability of 0.02 on all level tokens."""
+    values, mass = np.array([0.0, 1.0, 5.0, 2.0]), np.array(masses, np.float32)
+    records = [ScoredRecord("top", values, values * 2, None, mass)]
+    top = next(s for s in score_records("report", records, ()) if s.subset == "top")
+    assert (top.status == "ok") == is_scored
+    assert is_scored or top.status == "low_digit_mass"
+
+
+@pytest.mark.parametrize("kind", ["top", "random"])
+def test_five_records_stay_though_their_documents_explain(kind):
+    exemplars = [
+        Exemplar(
+            UnitId(0, 0),
+            kind,
+            rank,
+            rank,  # no two share a segment
+            0,
+            0,  # all are of one document
+            0,
+            1.0,
+            np.arange(64, dtype=np.uint32) + 100 * rank,
+            np.zeros(64, np.float32),
+        )
+        for rank in range(32)
+    ]
+    splits = assign_splits(exemplars)
+    for split, ranks in (("select", [2, 6, 10, 14, 18]), ("report", [3, 7, 11, 15, 19])):
+        assert [rank for (_, rank), own in splits.items() if own == split] == ranks
