@@ -198,7 +198,8 @@ def _peaks(
     best, worst = (torch.amin, torch.inf) if lowest else (torch.amax, -torch.inf)
     offered = acts[:, offer.positions.start : offer.positions.stop]
     peaks = best(offered, dim=1)
-    if offer.allowed is not None and offer.barred is not None:
+    if offer.barred is not None:
+        assert offer.allowed is not None
         barred = ~offer.allowed[offer.barred][:, :, None]
         peaks[offer.barred] = best(offered[offer.barred].masked_fill(barred, worst), dim=1)
     return peaks

@@ -154,7 +154,8 @@ def _score_correlation(
     control_id: int | None,
     control_reason: str | None,
 ) -> Score:
-    n_tokens, n_records = len(_join(records)[0]), len(records)
+    simulated, _ = _join(records)
+    n_tokens, n_records = simulated.size, len(records)
     undefined = _why_undefined(split, KINDS_OF[subset], records)
     if undefined is not None:
         status, reason = undefined
