@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from neuroexplain.scoring.correlation import (
     r_squared,
     score_records,
 )
-from neuroexplain.scoring.levels import expected_level, to_levels
-from neuroexplain.scoring.splits import assign_splits, crop_first
+from neuroexplain.scoring.levels import expected_level, raised_level, to_levels
+from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks, split_by_rank
 from neuroexplain.units import UnitId
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
@@ -152,6 +153,39 @@ def test_no_split_leaks_into_another_and_nothing_is_dropped_without_need(places)
             if clean and (own == "select" or not any(leaks(a, x) for a in exemplars if a.rank % 4 == 2)):
                 assert x.document in documents
                 assert sum(y.kind == x.kind for y in by[own]) >= 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(exemplars_strategy())
+def test_leaks_are_found_where_brute_force_finds_them(places):
+    exemplars = build(*places)
+    splits = assign_splits(exemplars)
+    later = {key for key, split in splits.items() if split in ("select", "report")}
+    assert find_leaks(exemplars, later) == []
+    own = {x.key for x in exemplars if splits[x.key] == "explain"}
+    assert len(find_leaks(exemplars, own)) == len(own)
+    dropped = {x.key for x in exemplars if splits[x.key] is None}
+    assert len(find_leaks(exemplars, dropped)) == len(dropped)
+
+    by_rank = {x.key: split_by_rank(x.rank) for x in exemplars}  # as if nothing had been dropped
+    order = ("explain", "select", "report")
+    later = {key for key, split in by_rank.items() if split != "explain"}
+    pairs = [
+        (x, y)
+        for x in exemplars
+        for y in exemplars
+        if order.index(by_rank[y.key]) < order.index(by_rank[x.key]) and leaks(y, x)
+    ]
+    with patch("neuroexplain.scoring.splits.assign_splits", return_value=by_rank):
+        assert len(find_leaks(exemplars, later)) == len(pairs)
+
+
+def test_levels_are_raised_by_odds_beyond_noise():
+    odds = 3.0  # expected 0.6 (odds 1.5) over neutral 1/3 (odds 0.5), but for LEAST_SHARE
+    raised = np.log(odds)
+    levels = raised_level(np.array([0.6, 1 / 3, 0.2, np.nan]), np.array([1 / 3, 1 / 3, 0.6, 0.5]))
+    np.testing.assert_allclose(levels[:3], [raised**2 / (raised + 0.2), 0, 0], rtol=0.01)
+    assert np.isnan(levels[3])
 
 
 def test_crops_hide_the_peak():
