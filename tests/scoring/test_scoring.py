@@ -19,7 +19,7 @@ from neuroexplain.scoring.correlation import (
     score_records,
 )
 from neuroexplain.scoring.levels import expected_level, raised_level, to_levels
-from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks, split_by_rank
+from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks, halve_select, split_by_rank
 from neuroexplain.units import UnitId
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
@@ -107,7 +107,7 @@ def test_what_is_undefined_has_a_status_and_a_reason():
 
 def exemplars_strategy():
     places = st.lists(
-        st.tuples(st.integers(0, 12), st.sampled_from([0, 1, 2, 50]), st.integers(0, 3)), max_size=32
+        st.tuples(st.integers(0, 12), st.sampled_from([0, 1, 2, 48, 50]), st.integers(0, 3)), max_size=32
     )  # (segment, shift of the shared tokens, document)
     return st.tuples(places, places)
 
@@ -117,7 +117,7 @@ def build(tops, randoms):
     for kind, places in (("top", tops), ("random", randoms)):
         for rank, (segment, shared, document) in enumerate(places):
             ids = np.arange(64, dtype=np.uint32) + 1000 * (1 + len(exemplars))
-            n_shared = min(16, 64 - shared)  # 14 at the end of a record
+            n_shared = min(16, 64 - shared)  # 14 at the end of a record, from 50 on
             ids[shared : shared + 16] = np.arange(n_shared)
             exemplars.append(
                 Exemplar(
@@ -153,6 +153,18 @@ def test_no_split_leaks_into_another_and_nothing_is_dropped_without_need(places)
             if clean and (own == "select" or not any(leaks(a, x) for a in exemplars if a.rank % 4 == 2)):
                 assert x.document in documents
                 assert sum(y.kind == x.kind for y in by[own]) >= 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(exemplars_strategy())
+def test_select_is_halved_by_rank_and_the_second_half_shares_nothing_with_the_first(places):
+    exemplars = build(*places)
+    splits = assign_splits(exemplars)
+    select = [x for x in exemplars if splits[x.key] == "select" and x.kind == "top"]
+    first = [x for x in select if x.rank % 8 == 2]
+    second = [x for x in select if x.rank % 8 == 6 and not any(leaks(a, x) for a in first)]
+    halves = halve_select(exemplars, splits, ("top",))
+    assert halves == ({x.key for x in first}, {x.key for x in second})
 
 
 @settings(max_examples=60, deadline=None)
