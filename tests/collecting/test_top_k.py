@@ -68,6 +68,14 @@ def test_the_running_top_k_equals_sorting_everything(seen, batch_size, backwards
         assert read_out(state, neuron) == brute_force(*seen, neuron)
 
 
+def test_after_making_room_a_candidate_must_beat_the_kth_record(seen):
+    state = fold(seen, range(N), 7)
+    state.make_room(torch.arange(D))
+    best, _ = state.best()
+    assert state.least.tolist() == best[:, K - 1].tolist()
+    assert (state.least > EMPTY).any()
+
+
 @pytest.mark.parametrize("batch_size", [7, N])
 def test_the_running_bottom_k_is_the_top_k_of_the_negated(seen, batch_size):
     acts, *rest = seen

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroexplain.evidence import Exemplar
+from neuroexplain.evidence import Exemplar, Unit
 from neuroexplain.scoring.correlation import (
     ScoredRecord,
     absolute_deviation_explained,
@@ -19,6 +19,7 @@ from neuroexplain.scoring.correlation import (
     score_records,
 )
 from neuroexplain.scoring.levels import expected_level, raised_level, to_levels
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks, halve_select, split_by_rank
 from neuroexplain.units import UnitId
 
@@ -273,3 +274,25 @@ def test_five_records_stay_though_their_documents_explain(kind):
     splits = assign_splits(exemplars)
     for split, ranks in (("select", [2, 6, 10, 14, 18]), ("report", [3, 7, 11, 15, 19])):
         assert [rank for (_, rank), own in splits.items() if own == split] == ranks
+
+
+@pytest.mark.parametrize(
+    ("activations", "side", "is_dead"),
+    [
+        ([2.0], "positive", False),
+        ([2.0, 0.0], "positive", False),
+        ([0.0, 0.0], "positive", True),
+        ([], "positive", True),
+        ([-2.0, 0.0], "negative", False),
+        ([0.0], "negative", True),
+    ],
+)
+def test_a_side_is_dead_when_its_strongest_record_is_not_beyond_0(activations, side, is_dead):
+    kind = "top" if side == "positive" else "bottom"
+    ids, values = np.arange(64, dtype=np.uint32), np.zeros(64, np.float32)
+    exemplars = tuple(
+        Exemplar(UnitId(0, 0), kind, rank, rank, 0, 0, 0, activation, ids, values)
+        for rank, activation in enumerate(activations)
+    )
+    unit = Unit(UnitId(0, 0), "ok", None, exemplars, (), ())
+    assert SideEvidence(unit, side).is_dead == is_dead
