@@ -147,9 +147,7 @@ def hash_records(token_ids: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch star
     return ((token_ids.long() + 1).unfold(1, RECORD_LENGTH, 1) * factors.to(token_ids.device)).sum(-1)
 
 
-def fold_top_k(
-    state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer, *, lowest: bool = False
-) -> None:
+def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer, *, lowest: bool) -> None:
     """Fold one batch of segments into the state, in place: the highest activations, or the lowest.
 
     A segment's candidate is its largest (lowest: smallest) activation at one of the positions, the first of

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from neuroexplain.collecting.statistics import RunningStats
-from neuroexplain.collecting.top_k import EMPTY, SPARE, Offer, TopK, fold_top_k, order_keys, segments_of
+from neuroexplain.collecting.top_k import (
+    EMPTY,
+    SPARE,
+    Offer,
+    TopK,
+    fold_top_k,
+    hash_records,
+    order_keys,
+    segments_of,
+)
 
 POSITIONS = range(64, 97)
 N, D, K = 150, 7, 5
@@ -66,6 +75,10 @@ def test_the_running_top_k_equals_sorting_everything(seen, batch_size, backwards
     state = fold(seen, rows, batch_size)
     for neuron in range(D):
         assert read_out(state, neuron) == brute_force(*seen, neuron)
+
+
+def test_hashes_of_records_stay_what_checkpoints_hold():
+    assert hash_records(torch.arange(65)[None])[0].tolist() == [-2902091311961523524, 489672236383867444]
 
 
 def test_after_making_room_a_candidate_must_beat_the_kth_record(seen):

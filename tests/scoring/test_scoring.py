@@ -296,3 +296,27 @@ def test_a_side_is_dead_when_its_strongest_record_is_not_beyond_0(activations, s
     )
     unit = Unit(UnitId(0, 0), "ok", None, exemplars, (), ())
     assert SideEvidence(unit, side).is_dead == is_dead
+
+
+def test_explainers_see_the_strongest_explain_records_of_the_side_and_no_others():
+    exemplars = tuple(
+        Exemplar(
+            UnitId(0, 0),
+            kind,
+            rank,
+            1000 * k + rank,
+            0,
+            1000 * k + rank,
+            0,
+            9.0 - rank,
+            np.arange(64, dtype=np.uint32) + 10_000 * k + 100 * rank,
+            np.zeros(64, np.float32),
+        )
+        for k, kind in enumerate(("top", "bottom", "random"))
+        for rank in range(8)
+    )
+    unit = Unit(UnitId(0, 0), "ok", None, exemplars, (), ())
+    keys = [record.key for record in SideEvidence(unit, "positive").explain_records(3)]
+    assert keys == [("top", 0), ("top", 1), ("top", 4)]
+    keys = [record.key for record in SideEvidence(unit, "negative").explain_records(9)]
+    assert keys == [("bottom", 0), ("bottom", 1), ("bottom", 4), ("bottom", 5)]
