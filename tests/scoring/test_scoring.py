@@ -320,3 +320,9 @@ def test_explainers_see_the_strongest_explain_records_of_the_side_and_no_others(
     assert keys == [("top", 0), ("top", 1), ("top", 4)]
     keys = [record.key for record in SideEvidence(unit, "negative").explain_records(9)]
     assert keys == [("bottom", 0), ("bottom", 1), ("bottom", 4), ("bottom", 5)]
+
+
+def test_select_ranks_alternate_between_its_halves():
+    exemplars = build([(segment, 64, segment) for segment in range(16)], [])  # nothing is shared
+    halves = halve_select(exemplars, assign_splits(exemplars), ("top",))
+    assert halves == ({("top", 2), ("top", 10)}, {("top", 6), ("top", 14)})
