@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neuroexplain.units import Kind
+from neuroexplain.evidence import Split
+from neuroexplain.units import Kind, Side
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
@@ -38,6 +39,15 @@ class ExemplarArrays:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleArrays:
+    """One side's sampled records in one split, for all units of a layer, the largest ratio first."""
+
+    records: ExemplarArrays
+    sizes: NDArray[np.float32]  # [width, n], by which they were drawn; 0 in unused places
+    thresholds: NDArray[np.float64]  # [width], the largest size / uniform outside of the sample; 0 if none is
+
+
+@dataclass(frozen=True, slots=True)
 class VocabularyArrays:
     """The tokens that each unit's write vector promotes and suppresses most, strongest first."""
 
@@ -63,6 +73,7 @@ class CollectedLayer:
     """All that was collected of one layer, ready to be stored."""
 
     layer: int
-    exemplars: Mapping[Kind, ExemplarArrays]
+    exemplars: Mapping[Kind, ExemplarArrays]  # without the sampled records
     stats: StatsArrays | None  # None if the data was imported without
     vocabulary: VocabularyArrays | None  # likewise
+    samples: Mapping[tuple[Side, Split], SampleArrays] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Sign, UnitId
+from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, SIDES, Sign, UnitId
 
 MOST_SECONDS = 1_000_000  # eleven days: a longer wait is a typing mistake
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
@@ -42,7 +42,8 @@ class CollectConfig:
     sampling: Sampling = "random"
     positions: tuple[int, int] = (64, 97)  # half open
     special_peaks: bool = True
-    random_records: int = 32
+    random_records: int = 32  # of all splits together, like the sampled ones
+    sampled_records: int = 40  # of each side; 0: the run has no population score
     seed: int = 0
     batch_size: int | None = None  # None: chosen for the device
     device: str = "auto"
@@ -64,6 +65,13 @@ class CollectConfig:
             )
         for option, n, least in (("--top-k", self.top_k, 1), ("--random-records", self.random_records, 0)):
             _check_range(option, n, least <= n <= MOST_RECORDS, f"from {least} to {MOST_RECORDS}")
+        n, most = self.sampled_records, MOST_RECORDS // len(SIDES[self.collected_sign])
+        _check_range("--sampled-records", n, 0 <= n <= most, f"from 0 to {most}")
+        if self.sampled_records and not self.random_records:
+            raise NeuroexplainError(
+                "--random-records 0 leaves the population score without the text on which a unit is silent. "
+                "Leave it out, or collect no sampled records either:  --sampled-records 0"
+            )
         _check_range("--seed", self.seed, 0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1")
         seconds = self.checkpoint_every
         _check_range("--checkpoint-every", seconds, seconds > 0, "seconds, above 0")
@@ -189,9 +197,17 @@ class ScoreConfig:
 
     scorers: tuple[str, ...] = ("digits",)  # the first chooses among candidates
     engine: EngineConfig | None = None  # the scorers' own; None: the explainer's
+    records: int | None = None  # sampled records of a split, and random ones; None: by what a scorer costs
+    bills: bool | None = (
+        None  # whether Bills' score is computed beside that of the population; None: likewise
+    )
 
     def __post_init__(self) -> None:
         from neuroexplain.scorers.base import SCORERS
+
+        if self.records is not None:
+            n = self.records
+            _check_range("--score-records", n, 2 <= n <= MOST_RECORDS, f"from 2 to {MOST_RECORDS}")
 
         if not self.scorers:
             raise NeuroexplainError("No scorer was named. Give one or more:  --scorer digits,lexical")

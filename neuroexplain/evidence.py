@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from neuroexplain.units import SEGMENT_LENGTH, Kind, Side, UnitId
+from neuroexplain.units import PEAK_INDEX, SEGMENT_LENGTH, STRONGEST, Kind, Side, UnitId
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
     from numpy.typing import NDArray
 
 Split = Literal["explain", "select", "report"]
-Subset = Literal["top_and_random", "top", "random", "bottom_and_random", "bottom"]
+SPLITS: tuple[Split, ...] = ("explain", "select", "report")
+Subset = Literal["population", "top_and_random", "top", "random", "bottom_and_random", "bottom"]
+POPULATION: Subset = "population"  # random and sampled records, weighted
 SUBSETS: Mapping[Side, tuple[Subset, ...]] = {
     "positive": ("top_and_random", "top", "random"),
     "negative": ("bottom_and_random", "bottom", "random"),
@@ -34,6 +36,8 @@ class Status(StrEnum):
     CONSTANT_ACTIVATIONS = "constant_activations"  # a correlation with them is undefined
     CONSTANT_SIMULATION = "constant_simulation"  # likewise
     LOW_DIGIT_MASS = "low_digit_mass"  # too few tokens came back with a prediction
+    FEW_RECORDS = "few_records"  # one or two records have nearly all of the weight
+    LITTLE_VARIATION = "little_variation"  # the tokens that are left vary little
 
     @property
     def words(self) -> str:
@@ -69,6 +73,7 @@ class Segment:
 
     segment: int  # its number in the stream
     token_ids: NDArray[np.uint32]  # [128]
+    split: Split | None = None  # of its tokens, by their passages; None if they have different ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Exemplar:
 
     unit: UnitId
     kind: Kind
-    rank: int  # 0 is strongest; random: order of the draw
+    rank: int  # 0 is strongest; random and sampled: see design.md
     segment: int
     start: int  # the record's first token in the segment
     document: int | None  # number of the peak's document; None if the source does not tell
@@ -86,6 +91,17 @@ class Exemplar:
     token_ids: NDArray[np.uint32]  # [64]
     activations: NDArray[np.float32]  # [64], raw; bfloat16 is widened without loss
     stride: int = SEGMENT_LENGTH  # tokens from one segment number to the next; below 128 segments overlap
+    split: Split | None = None  # of its segment; None also in runs that split by rank
+    side: Side | None = None  # whose sample it is in; None unless it is sampled
+    size: float | None = None  # the sum of squares by which it was drawn; None unless it is sampled
+
+    @property
+    def peak_index(self) -> int:
+        """The place of its strongest activation in the record."""
+        if self.kind in STRONGEST.values():
+            return PEAK_INDEX
+        values = -self.activations if self.side == "negative" else self.activations
+        return int(values.argmax())
 
     @property
     def key(self) -> RecordKey:
@@ -176,9 +192,11 @@ class Unit:
     id: UnitId
     status: Status  # ok or dead
     stats: Stats | None  # None if the data was imported without
-    exemplars: tuple[Exemplar, ...]  # top, bottom, random; each in rank order
+    exemplars: tuple[Exemplar, ...]  # top, bottom, random, sampled; each in rank order
     promoted: tuple[tuple[int, float], ...]  # (token id, logit), strongest first
     suppressed: tuple[tuple[int, float], ...]
+    # The largest size / uniform outside of each sample, 0 if every segment with a size is inside.
+    thresholds: Mapping[tuple[Side, Split], float] = field(default_factory=dict)
 
 
 def is_side_dead(side: Side, peak: float | None) -> bool:
@@ -294,6 +312,14 @@ class Prediction:
     control_explanation_id: int | None = None  # whose text gave `control`
     id: int | None = None  # set by the store
     codec: str = "levels"  # how the store keeps the records' numbers: a name of scoring.codecs.CODECS
+    # The hypotheses that were read, as the store joins them from the explanations.
+    text: str = ""
+    control_text: str | None = None
+    # What was read in runs that have samples: how many sampled and how many random records of a split,
+    # whether also the strongest ones, and whether the records of `report`.
+    n_read: int | None = None
+    with_bills: bool | None = None
+    has_report: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +343,7 @@ class Score:
     control: float | None = None
     control_explanation_id: int | None = None
     control_reason: str | None = None  # why there is no control; also None if the metric never has one
+    effective_records: float | None = None  # equally likely ones that would tell as much; None: no weights
 
 
 @dataclass(frozen=True, slots=True)

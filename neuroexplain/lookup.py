@@ -11,7 +11,7 @@ from typing import Any
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Tokens, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
-from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.search import query_explanations
@@ -88,7 +88,7 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
     return UnitPage(
         run=run,
         unit=unit,
-        splits=assign_splits(unit.exemplars),
+        splits=SideEvidence.of(run, unit, run.sides[0]).splits,
         tokens=_load_unit_tokens(store, run.id, unit) if vocabulary is None else vocabulary,
         explanations=tuple(explanations),
         predictions=tuple(predictions),

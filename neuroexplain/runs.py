@@ -18,7 +18,7 @@ from neuroexplain.evidence import (
     Unit,
     texts_in_context,
 )
-from neuroexplain.units import SEGMENT_LENGTH, STRONGEST, Kind, Side, Source, UnitId, ranges_text
+from neuroexplain.units import SEGMENT_LENGTH, SIDES, STRONGEST, Kind, Side, Source, UnitId, ranges_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,10 @@ class Run:
     finished_at: str | None
     versions: Mapping[str, str] = field(default_factory=dict)  # neuroexplain, torch, transformers, device
     sources: tuple[Source, ...] = ()  # of the layers, in their order
+    split_rule: Literal["ranks", "passages"] = "ranks"  # how records are split; ranks: the first version's
+    n_sampled: int = 0  # sampled records of each side
+    barred_ids: tuple[int, ...] = ()  # special tokens, which are no peaks and are not scored
+    split_segments: Mapping[Split, int] = field(default_factory=dict)  # visited segments of each split
     rectified: bool = False  # whether the truth is relu(a) and relu(-a) for the two sides, not a and -a
 
     def source(self, layer: int) -> Source | None:
@@ -102,19 +106,18 @@ class Run:
     @property
     def sides(self) -> tuple[Side, ...]:
         """The sides of its units that are explained: activations above 0, below 0, or each by itself."""
-        by_sign: Mapping[str, tuple[Side, ...]] = {
-            "both": ("positive", "negative"),
-            "negative": ("negative",),
-        }
-        return by_sign.get(str(self.config.get("sign")), ("positive",))
+        return SIDES.get(self.config.get("sign", "positive"), SIDES["positive"])
 
     @property
     def headline(self) -> Headline:
-        """The score of Bills et al. (2023): the correlation over top and random records.
+        """The population score where there are sampled records: an estimate for the whole corpus.
 
-        Imported arrays have no random records: the top records alone count. A negative side's top records are
-        the bottom records.
+        Without sampled records it is the score of Bills et al. (2023), the correlation over top and random
+        records; a negative side's top records are the bottom records. Imported arrays have no random records:
+        the top records alone count.
         """
+        if self.n_sampled:
+            return Headline("correlation", ("population",))
         strongest = (STRONGEST[side] for side in self.sides)
         subsets = tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest)
         return Headline("correlation", subsets)

@@ -10,13 +10,18 @@ from typing import Literal
 SEGMENT_LENGTH = 128  # tokens that the subject reads at once
 RECORD_LENGTH = 64  # tokens of a record
 PEAK_INDEX = 32  # the peak's place in a top or bottom record: 32 tokens before it, 31 after
-RANDOM_START = 64  # a random record is tokens 64..127 of its segment
+RANDOM_START = 64  # a random or sampled record is tokens 64..127 of its segment
 CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on
 
-Kind = Literal["top", "bottom", "random"]
+Kind = Literal["top", "bottom", "random", "sampled"]
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["positive", "negative"]
-KINDS: tuple[Kind, ...] = ("top", "bottom", "random")
+KINDS: tuple[Kind, ...] = ("top", "bottom", "random", "sampled")  # the store keeps a kind's place
+SIDES: Mapping[Sign, tuple[Side, ...]] = {
+    "positive": ("positive",),
+    "negative": ("negative",),
+    "both": ("positive", "negative"),
+}
 STRONGEST: Mapping[Side, Kind] = {"positive": "top", "negative": "bottom"}  # a side's strongest records
 
 

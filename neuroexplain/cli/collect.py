@@ -70,7 +70,15 @@ Sign = Annotated[
 ]
 TopK = Annotated[int, typer.Option(help="Strongest records to keep of each unit.", rich_help_panel=RECORDS)]
 RandomRecords = Annotated[
-    int, typer.Option(help="Random records to keep, for comparison.", rich_help_panel=RECORDS)
+    int,
+    typer.Option(help="Random records to keep, the same for every unit.", rich_help_panel=RECORDS),
+]
+SampledRecords = Annotated[
+    int,
+    typer.Option(
+        help="Records to sample of each unit and side, for the score that is true of the whole corpus.",
+        rich_help_panel=RECORDS,
+    ),
 ]
 Positions = Annotated[
     str,
@@ -83,7 +91,7 @@ SpecialPeaks = Annotated[
     bool, typer.Option(help="Whether special tokens can be peaks.", rich_help_panel=RECORDS)
 ]
 Seed = Annotated[
-    int, typer.Option(help="Seed of the segments' order and of the random records.", rich_help_panel=RECORDS)
+    int, typer.Option(help="Seed of the segments' order, the splits and the draws.", rich_help_panel=RECORDS)
 ]
 BatchSize = Annotated[
     str, typer.Option(help="Segments to read at once: a number, or auto.", rich_help_panel=RUNNING)
@@ -134,6 +142,7 @@ def collect(
     sign: Sign = None,
     top_k: TopK = 32,
     random_records: RandomRecords = 32,
+    sampled_records: SampledRecords = 40,
     positions: Positions = "64:97",
     special_peaks: SpecialPeaks = True,
     seed: Seed = 0,

@@ -22,6 +22,7 @@ from neuroexplain.cli.options import (
     OldWithControl,
     RetryFailed,
     RunId,
+    ScoreRecords,
     ScorerNames,
     ServedTokenizer,
     Server,
@@ -33,6 +34,7 @@ from neuroexplain.cli.options import (
     Units,
     Vllm,
     VllmArgs,
+    WithBills,
     WithControl,
     renamed_option,
     scorer_names,
@@ -110,6 +112,8 @@ def explain(
     scorer: ScorerNames = None,
     simulator: OldScorerNames = None,
     no_score: NoScore = False,
+    score_records: ScoreRecords = None,
+    bills: WithBills = None,
     control: WithControl = False,
     null: OldWithControl = False,
     simulator_server: SimulatorServer = None,
@@ -131,7 +135,9 @@ def explain(
     if no_score and (candidates > 1 or revise):
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
     engine, scorer_engine = engines_of(context)
-    score_config = None if no_score else ScoreConfig(scorer_names(context), scorer_engine)
+    score_config = (
+        None if no_score else ScoreConfig(scorer_names(context), scorer_engine, score_records, bills)
+    )
     with open_store(db) as store:
         run = load_run(store, run_id)
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))

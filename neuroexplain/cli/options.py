@@ -104,6 +104,22 @@ ScorerNames = Annotated[
 OldScorerNames = Annotated[
     str | None, typer.Option("--simulator", help="The old name of --scorer.", rich_help_panel=SCORES)
 ]
+ScoreRecords = Annotated[
+    int | None,
+    typer.Option(
+        help="Sampled records to score on, and as many random ones. By default 16 for a scorer that asks "
+        "nothing a record (lexical), else 8.",
+        rich_help_panel=SCORES,
+    ),
+]
+WithBills = Annotated[
+    bool | None,
+    typer.Option(
+        "--bills/--no-bills",
+        help="Also score on top and random records as Bills et al. do (lexical always does).",
+        rich_help_panel=SCORES,
+    ),
+]
 WithControl = Annotated[
     bool,
     typer.Option(

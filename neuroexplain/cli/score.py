@@ -20,6 +20,7 @@ from neuroexplain.cli.options import (
     OldWithControl,
     RetryFailed,
     RunId,
+    ScoreRecords,
     ScorerNames,
     ServedTokenizer,
     Server,
@@ -30,6 +31,7 @@ from neuroexplain.cli.options import (
     TrustRemoteCode,
     Vllm,
     VllmArgs,
+    WithBills,
     WithControl,
     scorer_names,
 )
@@ -70,6 +72,8 @@ def score(
     tokenizer: ServedTokenizer = None,
     scorer: ScorerNames = None,
     simulator: OldScorerNames = None,
+    score_records: ScoreRecords = None,
+    bills: WithBills = None,
     control: WithControl = False,
     null: OldWithControl = False,
     simulator_server: SimulatorServer = None,
@@ -93,7 +97,7 @@ def score(
     engine, scorer_engine = engines_of(context)
     if text is not None and not text.strip():
         raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-    scoring = ScoreConfig(scorer_names(context), scorer_engine)
+    scoring = ScoreConfig(scorer_names(context), scorer_engine, score_records, bills)
     with ExitStack() as stack:
         store = stack.enter_context(open_store(db))
         run = load_run(store, run_id)

@@ -18,7 +18,6 @@ from neuroexplain.formatting import (
     strength,
 )
 from neuroexplain.runs import UnitPage
-from neuroexplain.units import PEAK_INDEX
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -167,7 +166,7 @@ def record_line(page: UnitPage, record: Exemplar, strongest: float, width: int =
 def _places_around_peak(page: UnitPage, record: Exemplar, width: int) -> tuple[range, int]:
     """(the record's tokens that fit into `width` columns beside its activation, the peak's place)."""
     cells = [cell_width(text) for text in page.texts(record)]
-    peak = PEAK_INDEX if record.kind != "random" else int(record.activations.argmax())
+    peak = record.peak_index
     room = width - MARGIN - len("[]") - cells[peak]
     first, before = peak, 0
     while first > 0 and before + cells[first - 1] <= max(BEFORE_PEAK * room, room - sum(cells[peak + 1 :])):

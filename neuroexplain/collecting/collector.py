@@ -11,32 +11,30 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, VocabularyArrays
 from neuroexplain.collecting.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo_compile
-from neuroexplain.collecting.records import Locate, RandomRecords, top_records
+from neuroexplain.collecting.records import Locate, RandomRecords, sampled_records, top_records
+from neuroexplain.collecting.running_best import RunningBest
+from neuroexplain.collecting.sample import Sample, SampleOffer, fold_sample, segment_sizes
 from neuroexplain.collecting.second_stream import SecondStream
 from neuroexplain.collecting.statistics import RunningStats, SumUp, sum_segments, sum_segments_in_cache
 from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
 from neuroexplain.errors import ActivationsNotFinite
+from neuroexplain.evidence import SPLITS, Split
+from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
 from neuroexplain.sources.base import SOURCES, find_sources
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.model import Subject
 from neuroexplain.subject.tokenizer import special_ids
 from neuroexplain.subject.vocabulary import read_vocabulary
-from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH, Kind, Sign
-
-KINDS_OF_SIGN: Mapping[Sign, tuple[Kind, ...]] = {
-    "positive": ("top",),
-    "negative": ("bottom",),
-    "both": ("top", "bottom"),
-}
+from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH, SIDES, STRONGEST, Kind, Side, Sign
 
 
 class Collector:
     """What is kept of everything read so far. Its size depends on units x k, never on the number of tokens.
 
     It lies on the subject's device, except the random records and, with `windows_on_host`, the activations of
-    top and bottom records.
+    all other records.
     """
 
     def __init__(
@@ -51,19 +49,22 @@ class Collector:
         positions: range,
         special_peaks: bool,
         n_random: int,
+        n_sampled: int = 0,
         seed: int,
         windows_on_host: bool = False,
     ) -> None:
         self.subject, self.layers, self.positions = subject, tuple(layers), positions
         self.sources = find_sources(subject, source, activation, layers)
         self.kind = SOURCES.load(source)
-        self.kinds = KINDS_OF_SIGN[sign]
-        self.top_k = top_k
+        self.sides = SIDES[sign]
+        self.top_k, self.n_sampled, self.seed = top_k, n_sampled, seed
         self.windows_device = torch.device("cpu") if windows_on_host else subject.device
         self.tops = {layer: self._empty_tops(layer) for layer in layers}
+        self.samples = {layer: self._empty_samples(layer) for layer in layers}
         self.stats = {layer: self._empty_stats(layer) for layer in layers}
+        self.split_segments: dict[Split, int] = dict.fromkeys(SPLITS, 0)  # visited so far
         widths = {layer: self.sources[layer].width for layer in layers}
-        self.random = RandomRecords(n_random, seed, widths, subject.dtype)
+        self.random = RandomRecords(share_out(n_random, RANDOM_SHARES), seed, widths, subject.dtype)
         self.sum_up: SumUp = sum_segments_in_cache if subject.device.type == "cpu" else sum_segments
         self.compiled = False
         self.second_stream = SecondStream(subject.device)
@@ -73,28 +74,46 @@ class Collector:
     def _empty_tops(self, layer: int) -> dict[Kind, TopK]:
         subject, width = self.subject, self.sources[layer].width
         return {
-            kind: TopK.empty(width, self.top_k, subject.dtype, subject.device, self.windows_device)
-            for kind in self.kinds
+            STRONGEST[side]: TopK(width, self.top_k, subject.dtype, subject.device, self.windows_device)
+            for side in self.sides
+        }
+
+    def _empty_samples(self, layer: int) -> dict[Side, Sample]:
+        if not self.n_sampled:
+            return {}
+        subject, width = self.subject, self.sources[layer].width
+        counts = share_out(self.n_sampled, SAMPLED_SHARES)
+        return {
+            side: Sample(width, counts, subject.dtype, subject.device, self.windows_device)
+            for side in self.sides
         }
 
     def _empty_stats(self, layer: int) -> RunningStats:
         return RunningStats(self.sources[layer].width, self.subject.device)
 
-    def read(self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"]) -> None:
+    def read(
+        self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"], splits: NDArray[np.int8]
+    ) -> None:
         """Run the subject on one batch and fold it in. Rows from `n` on are padding and are left out.
 
-        `segments`, their numbers, is on the CPU; token_ids can be on the subject's device already.
+        `segments`, their numbers, is on the CPU; token_ids can be on the subject's device already. splits,
+        [n]: the place of each one's split in SPLITS, or NO_SPLIT.
         """
         n = len(segments)
         token_ids = send(token_ids, self.subject.device)
         offer = self._offer(token_ids[:n], segments)
-        draw = self.random.draw(segments.tolist())
+        sample_offer = self._sample_offer(token_ids[:n], segments, splits)
+        draw = self.random.draw(segments.tolist(), splits)
 
         def keep(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
-            for units, acts in self._fold(layer, self.tops[layer], self.stats[layer], values, offer):
+            tops, samples = self.tops[layer], self.samples[layer]
+            for units, acts in self._fold(layer, tops, self.stats[layer], values, offer):
+                _fold_samples(samples, units, acts, sample_offer)
                 self.random.keep(layer, units, acts, draw)
 
         self._run(token_ids, n, keep)
+        for code, split in enumerate(SPLITS):
+            self.split_segments[split] += int((splits == code).sum())
 
     def _run(self, token_ids: Int[Tensor, "batch seq"], n: int, keep: Callable[[int, Tensor], None]) -> None:
         """Run a batch, and call keep(layer, values) of its first n segments for each layer, in order."""
@@ -116,11 +135,16 @@ class Collector:
         token_ids = torch.arange(SEGMENT_LENGTH, device=self.subject.device).repeat(batch_size, 1)
         if self.barred is not None:
             token_ids[::2, self.positions.start] = self.barred[0]
-        offer = self._offer(token_ids, torch.arange(batch_size))
+        segments, splits = torch.arange(batch_size), np.zeros(batch_size, np.int8)
+        offer = self._offer(token_ids, segments)
+        sample_offer = self._sample_offer(token_ids, segments, splits)
 
         def drop(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
-            for _ in self._fold(layer, self._empty_tops(layer), self._empty_stats(layer), values, offer):
-                pass
+            samples = self._empty_samples(layer)
+            for units, acts in self._fold(
+                layer, self._empty_tops(layer), self._empty_stats(layer), values, offer
+            ):
+                _fold_samples(samples, units, acts, sample_offer)
 
         self._run(token_ids, batch_size, drop)
 
@@ -147,6 +171,12 @@ class Collector:
             allowed = ~torch.isin(token_ids[:, self.positions.start : self.positions.stop], self.barred)
         return Offer.of(token_ids, send(segments, self.subject.device), self.positions, allowed)
 
+    def _sample_offer(
+        self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "batch"], splits: NDArray[np.int8]
+    ) -> SampleOffer:
+        barred = None if self.barred is None else torch.isin(token_ids[:, RANDOM_START:], self.barred)
+        return SampleOffer.of(segments.tolist(), splits, self.seed, self.subject.device, barred)
+
     def _fold(
         self,
         layer: int,
@@ -166,13 +196,12 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """Everything kept so far, as tensors and numbers for a checkpoint; shares the collector's memory."""
         return {
-            "tops": {
-                layer: {kind: dict(vars(state)) for kind, state in kinds.items()}
-                for layer, kinds in self.tops.items()
-            },
+            "tops": _states(self.tops),
+            "samples": _states(self.samples),
+            "split_segments": dict(self.split_segments),
             "stats": {layer: dict(vars(stats)) for layer, stats in self.stats.items()},
             "random": self.random.windows,
-            "drawn": list(self.random.segments.kept),
+            "drawn": {split: list(kept) for split, kept in self.random.segments.kept.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -180,9 +209,12 @@ class Collector:
         for layer in self.layers:
             for kind, top in self.tops[layer].items():
                 _copy_into(top, state["tops"][layer][kind])
+            for side, sample in self.samples[layer].items():
+                _copy_into(sample, state["samples"][layer][side])
             _copy_into(self.stats[layer], state["stats"][layer])
             self.random.windows[layer].copy_(state["random"][layer])
-        self.random.segments.kept = [(key, segment) for key, segment in state["drawn"]]
+        self.random.segments.kept = {split: list(map(tuple, kept)) for split, kept in state["drawn"].items()}
+        self.split_segments = dict(state["split_segments"])
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises ActivationsNotFinite if a stored value is not finite."""
@@ -194,10 +226,15 @@ class Collector:
             exemplars: dict[Kind, ExemplarArrays] = {
                 kind: top_records(state, locate) for kind, state in self.tops[layer].items()
             }
-            if self.random.segments.kept:
+            if any(self.random.segments.kept.values()):
                 exemplars["random"] = self.random.arrays(layer, locate)
+            samples: dict[tuple[Side, Split], SampleArrays] = {
+                (side, split): arrays
+                for side, state in self.samples[layer].items()
+                for split, arrays in sampled_records(state, side, locate).items()
+            }
             self._check_finite(layer, *(arrays.activations for arrays in exemplars.values()))
-            yield CollectedLayer(layer, exemplars, stats, self._vocabulary(layer, n_tokens))
+            yield CollectedLayer(layer, exemplars, stats, self._vocabulary(layer, n_tokens), samples)
 
     def check_finite(self) -> None:
         """Raise ActivationsNotFinite if a layer's activations overflowed. The device is waited for."""
@@ -228,7 +265,22 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def _copy_into(target: TopK | RunningStats, values: dict[str, Any]) -> None:
+def _fold_samples(
+    samples: Mapping[Side, Sample], units: slice, acts: Float[Tensor, "batch seq width"], offer: SampleOffer
+) -> None:
+    """Fold some units' activations into their samples."""
+    if not samples:
+        return
+    sizes = segment_sizes(acts, tuple(samples), offer)
+    for side, state in samples.items():
+        fold_sample(state.narrow_to_units(units), acts, sizes[side], offer)
+
+
+def _states(layers: Mapping[int, Mapping[Any, RunningBest]]) -> dict[int, dict[Any, dict[str, Tensor]]]:
+    return {layer: {name: state.state() for name, state in own.items()} for layer, own in layers.items()}
+
+
+def _copy_into(target: RunningBest | RunningStats, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, Tensor):
             getattr(target, name).copy_(value)

@@ -22,7 +22,7 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.units import list_segments, load_segment_ids
+from neuroexplain.store.units import list_segments, load_segments
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import RANDOM_START, SEGMENT_LENGTH
 
@@ -36,6 +36,9 @@ SAME_FIELDS = (
     "layers",
     "top_k",
     "n_random",
+    "n_sampled",
+    "split_rule",
+    "barred_ids",
     "seed",
     "tokenizer_sha256",
 )
@@ -85,6 +88,9 @@ def run_merge(
         n_segments=n_segments,
         n_documents=max(run.n_documents for _, run in parts),
         n_tokens=n_segments * SEGMENT_LENGTH,
+        split_segments={
+            split: sum(run.split_segments[split] for _, run in parts) for split in parts[0][1].split_segments
+        },
     )
 
 
@@ -99,6 +105,7 @@ def _merged_fields(parts: Sequence[Part], numbers: list[int]) -> dict[str, Any]:
     versions = {name: value for run in reversed(runs) for name, value in run.versions.items()}
     return {name: getattr(first, name) for name in (*SAME_FIELDS, "n_layers")} | {
         "layers": list(first.layers),
+        "barred_ids": list(first.barred_ids),
         "dtype": dtype,
         "sources": [replace(source, dtype=dtype) for source in first.sources],
         "rectified": first.config.get("sign") == "both",
@@ -116,20 +123,29 @@ def _merged_layer(parts: Sequence[Part], into: Store, run_id: int, layer: int) -
         if merged is None:
             merged, n_tokens = part, n_part_tokens
             continue
-        kinds = (*merged.exemplars.values(), *part.exemplars.values())
-        segments = {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
+        segments = _segments_of(merged) | _segments_of(part)
+        stored = load_segments(into, run_id, segments)
         merged = merge_layers(
             merged,
             part,
-            load_segment_ids(into, run_id, segments),
+            {number: segment.token_ids for number, segment in stored.items()},
+            splits={number: segment.split for number, segment in stored.items()},
             top_k=run.top_k,
             n_random=run.n_random,
+            n_sampled=run.n_sampled,
             seed=run.seed,
             n_tokens=(n_tokens, n_part_tokens),
         )
         n_tokens += n_part_tokens
     assert merged is not None
     return merged
+
+
+def _segments_of(layer: CollectedLayer) -> set[int]:
+    """The numbers of the segments that a layer's records come from."""
+    samples = (sample.records for sample in layer.samples.values())
+    kinds = (*layer.exemplars.values(), *samples)
+    return {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
 
 
 def check_parts(parts: Sequence[Part], allow_mixed: bool) -> list[int]:
@@ -164,6 +180,12 @@ def check_parts(parts: Sequence[Part], allow_mixed: bool) -> list[int]:
 def _check_same_collection(first: Part, part: Part) -> None:
     """Raise NeuroexplainError if subject, options, weights or the number of parts differ."""
     (store_a, a), (store_b, b) = first, part
+    if a.split_rule != b.split_rule:
+        old = store_a if a.split_rule == "ranks" else store_b
+        raise NeuroexplainError(
+            f"{old.name} was collected by an earlier version, whose random records and splits are others: "
+            "merge old parts with old ones, or collect this part again with this version."
+        )
     different = _different_fields(a, b)
     if different:
         differences = "; ".join(

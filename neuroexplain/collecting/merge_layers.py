@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays
-from neuroexplain.collecting.top_k import EMPTY, hash_records, order_keys, rank_distinct
-from neuroexplain.stable_hash import stable_hash
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays
+from neuroexplain.collecting.running_best import EMPTY
+from neuroexplain.collecting.top_k import hash_records, order_keys, rank_distinct
+from neuroexplain.evidence import SPLITS, Split
+from neuroexplain.exemplar_arrays import groups_of, join_records, take_columns, take_records
+from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, random_key, share_out, uniform_of
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, Kind
-
-FIELDS = ("segments", "starts", "documents", "token_offsets", "peaks", "activations")  # of ExemplarArrays
 
 
 def merge_layers(
@@ -23,25 +23,34 @@ def merge_layers(
     b: CollectedLayer,
     token_ids: Mapping[int, NDArray[np.uint32]],
     *,
+    splits: Mapping[int, Split | None],
     top_k: int,
     n_random: int,
+    n_sampled: int,
     seed: int,
     n_tokens: tuple[int, int],
 ) -> CollectedLayer:
     """Join one layer of two parts that visited different segments.
 
-    token_ids: [128] of every segment that a record comes from. n_tokens: how many tokens each part's
-    statistics rest on. Statistics are joined to rounding (Chan et al. 1979), records exactly.
+    token_ids, splits: [128] and the split of every segment that a record comes from. n_tokens: how many
+    tokens each part's statistics rest on. Statistics are joined to rounding (Chan et al. 1979), records
+    exactly.
     """
     exemplars: dict[Kind, ExemplarArrays] = {}
     for kind in dict.fromkeys((*a.exemplars, *b.exemplars)):
-        joined = _concatenate([part.exemplars[kind] for part in (a, b) if kind in part.exemplars])
+        joined, _ = join_records([part.exemplars[kind] for part in (a, b) if kind in part.exemplars])
         exemplars[kind] = (
-            _merge_random(joined, n_random, seed)
+            _merge_random(joined, share_out(n_random, RANDOM_SHARES), splits, seed)
             if kind == "random"
             else _merge_top(joined, kind, token_ids, top_k)
         )
-    return CollectedLayer(a.layer, exemplars, _merge_stats(a.stats, b.stats, *n_tokens), a.vocabulary)
+    counts = share_out(n_sampled, SAMPLED_SHARES)
+    samples = {
+        (side, split): _merge_sample([part.samples[side, split] for part in (a, b)], counts[split], seed)
+        for side, split in groups_of(a.samples)
+    }
+    stats = _merge_stats(a.stats, b.stats, *n_tokens)
+    return CollectedLayer(a.layer, exemplars, stats, a.vocabulary, samples)
 
 
 def _merge_top(
@@ -68,39 +77,38 @@ def _merge_top(
         peak_token_ids[used] = records[index, PEAK_INDEX]
     ranked, order = rank_distinct(keys, hashes)
     counts = (ranked[:, :k] > EMPTY).sum(dim=1).numpy()
-    return _take(replace(joined, peak_token_ids=peak_token_ids), order[:, :k].numpy(), counts)
+    return take_records(replace(joined, peak_token_ids=peak_token_ids), order[:, :k].numpy(), counts)
 
 
-def _merge_random(joined: ExemplarArrays, n_random: int, seed: int) -> ExemplarArrays:
-    """The records of the segments with the smallest hashes, the same segments for every unit."""
+def _merge_random(
+    joined: ExemplarArrays, counts: Mapping[Split, int], splits: Mapping[int, Split | None], seed: int
+) -> ExemplarArrays:
+    """Of each split the records of the segments with the smallest hashes, the same for every unit."""
     segments = [int(segment) for segment in joined.segments[0]]
-    order = sorted(
-        range(len(segments)), key=lambda column: (stable_hash(seed, segments[column]), segments[column])
-    )[:n_random]
-    columns = np.broadcast_to(np.array(order), (len(joined.counts), len(order)))
-    return _take(joined, columns, np.full(len(joined.counts), len(order)))
+    order: list[int] = []  # columns
+    for split in SPLITS:
+        columns = [column for column, segment in enumerate(segments) if splits[segment] == split]
+        columns.sort(key=lambda column: (random_key(seed, segments[column]), segments[column]))
+        order += columns[: counts[split]]
+    width, n = len(joined.counts), len(order)
+    columns_of_all = np.broadcast_to(np.array(order, np.int64), (width, n))
+    return take_records(joined, columns_of_all, np.full(width, n))
 
 
-def _concatenate(parts: list[ExemplarArrays]) -> ExemplarArrays:
-    """All records of the parts for each unit, unused columns last."""
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts], axis=1) for name in FIELDS}
-    used = np.concatenate([part.counts_mask() for part in parts], axis=1)
-    order = np.argsort(~used, axis=1, kind="stable")
-    return _take(ExemplarArrays(used.sum(axis=1), **arrays), order, used.sum(axis=1))
-
-
-def _take(arrays: ExemplarArrays, columns: NDArray[np.int64], counts: NDArray[np.int64]) -> ExemplarArrays:
-    """Each unit's records of the columns [width, n], in this order, of which `counts` are used."""
-
-    def pick(values: NDArray[Any]) -> NDArray[Any]:
-        return np.take_along_axis(values, columns if values.ndim == 2 else columns[:, :, None], axis=1)
-
-    peaks = None if arrays.peak_token_ids is None else pick(arrays.peak_token_ids)
-    return ExemplarArrays(
-        counts.astype(np.int64),
-        **{name: pick(getattr(arrays, name)) for name in FIELDS},
-        peak_token_ids=peaks,
-    )
+def _merge_sample(parts: Sequence[SampleArrays], n: int, seed: int) -> SampleArrays:
+    """The n records with the largest size / uniform, and the largest value that is left as threshold."""
+    joined, columns = join_records([part.records for part in parts])
+    sizes = take_columns(np.concatenate([part.sizes for part in parts], axis=1), columns)
+    used = joined.counts_mask()
+    distinct, index = np.unique(joined.segments, return_inverse=True)
+    uniforms = np.array([uniform_of(seed, segment) for segment in distinct.tolist()] or [1.0])
+    ratios = np.where(used, sizes.astype(np.float64) / uniforms[index.reshape(joined.segments.shape)], 0.0)
+    order = np.lexsort((joined.segments, -ratios), axis=1)  # unused ones, 0, come last
+    beyond = take_columns(ratios, order[:, n : n + 1]).max(axis=1, initial=0.0)
+    thresholds = np.max([beyond, *(part.thresholds for part in parts)], axis=0)
+    kept = order[:, :n]
+    counts = np.minimum(joined.counts, n)
+    return SampleArrays(take_records(joined, kept, counts), take_columns(sizes, kept), thresholds)
 
 
 def _merge_stats(a: StatsArrays | None, b: StatsArrays | None, n_a: int, n_b: int) -> StatsArrays | None:

@@ -53,12 +53,14 @@ def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, .
             positions=range(*config.positions),
             special_peaks=config.special_peaks,
             n_random=config.random_records,
+            n_sampled=config.sampled_records,
             seed=config.seed,
             windows_on_host=config.windows == "host",
         )
     except torch.OutOfMemoryError as error:
         raise NeuroexplainError(
-            f"The device's memory does not hold the model and the {config.top_k} records kept of each unit. "
+            f"The device's memory does not hold the model and the {config.top_k + config.sampled_records} "
+            "records kept of each unit. "
             "Keep the records' activations in this machine's memory, or collect fewer layers at a time:  "
             "--windows host  |  --layers 0-15"
         ) from error

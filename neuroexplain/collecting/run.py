@@ -100,7 +100,7 @@ def run_collect(
             delete_run(store, open_run.run.id)
             open_run.checkpoint_path.unlink(missing_ok=True)
             raise
-        _finish(store, open_run, stream)
+        _finish(store, open_run, stream, collector)
     finally:
         text.close()
     open_run.checkpoint_path.unlink(missing_ok=True)
@@ -137,8 +137,8 @@ def _read(
     batches = text.batches(open_run.n_done, None, open_run.batch_size)
     ahead = ReadAhead(_padded(batches, open_run.batch_size, collector.subject))
     try:
-        for ids, token_ids, segments in ahead:
-            collector.read(token_ids, segments)
+        for ids, token_ids, segments, splits in ahead:
+            collector.read(token_ids, segments, splits)
             open_run.text_hash.update(ids.astype("<u4").tobytes())
             if not open_run.n_done:
                 collector.check_finite()  # a precision that is too small shows at once
@@ -161,13 +161,13 @@ def _read(
 
 def _padded(
     batches: Iterable[Batch], batch_size: int, subject: Subject
-) -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor]]:
-    """(token ids, the same on the device and padded to the batch size, segment numbers) of each batch."""
-    for numbers, ids in batches:
+) -> Iterator[tuple[NDArray[np.uint32], Tensor, Tensor, NDArray[np.int8]]]:
+    """Of each batch token ids, the same on the device and padded to the batch size, segments, and splits."""
+    for numbers, ids, splits in batches:
         check_tokens(ids, subject)
         padding = np.broadcast_to(ids[0], (batch_size - len(ids), SEGMENT_LENGTH))
         token_ids = torch.from_numpy(np.concatenate([ids, padding]).astype(np.int64))
-        yield ids, send(token_ids, subject.device), torch.from_numpy(numbers)
+        yield ids, send(token_ids, subject.device), torch.from_numpy(numbers), splits
 
 
 def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) -> Generator[Progress]:
@@ -176,22 +176,24 @@ def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) 
     with store.bulk_writing():
         for done, layer in enumerate(collector.finish(stream.locate), 1):
             is_used = np.zeros_like(is_stored)
-            for exemplars in layer.exemplars.values():
+            samples = (sample.records for sample in layer.samples.values())
+            for exemplars in (*layer.exemplars.values(), *samples):
                 is_used[exemplars.segments[exemplars.counts_mask()]] = True
             numbers = np.flatnonzero(is_used & ~is_stored)
-            save_segments(store, run_id, (stream.segment(int(number)) for number in numbers))
+            save_segments(store, run_id, stream.segments(numbers, collector.seed))
             is_stored |= is_used
             save_collected_layer(store, run_id, layer)
             yield Progress("saving", done, len(collector.layers), "layers")
 
 
-def _finish(store: Store, open_run: OpenRun, stream: TokenStream) -> None:
+def _finish(store: Store, open_run: OpenRun, stream: TokenStream, collector: Collector) -> None:
     finish_run(
         store,
         open_run.run.id,
         n_segments=open_run.n_done,
         n_documents=stream.n_documents,
         n_tokens=open_run.n_done * SEGMENT_LENGTH,
+        split_segments=collector.split_segments,
     )
 
 

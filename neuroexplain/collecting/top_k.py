@@ -4,11 +4,7 @@ Order. Candidates are ranked by (activation, descending; segment, ascending). Bo
 no two candidates are equal, and sorting has no ties to break on any device. A segment offers its best
 position only, so positions are never compared between candidates.
 
-Algorithm. Each unit has k + SPARE slots. A candidate above the unit's k-th key is written into a free slot
-and stays there. When a unit has no free slot left, its keys are sorted, duplicates and everything beyond the
-k best are dropped, and their slots are free again. Windows, the records' 64 activations, are nine tenths of
-the memory. They never move: they are written once and read at the end, so they can lie in the host's memory
-while all else is on a GPU.
+Algorithm: running_best.py.
 
 Duplicates. Records with the same 64 token ids are known by a 64-bit hash of them; the ids are not kept.
 
@@ -17,11 +13,10 @@ candidates above the k-th key a write. Those get rarer: after n segments, a segm
 with probability k / n. SmolLM2 on two cores, 32 segments a batch, after 1,000 segments: 0.08 of 3.0 s a
 batch.
 
-Rejected (measurements in docs/decisions.md and docs/benchmarks.md). Sorting and moving windows at every
-batch: 18% of the forward pass, when this took 9%. One index for each of a window's 64 values in place of a
-view (`unfold`): 15% slower, 30% at the beginning. Negating all activations for the bottom k: it reads and
-writes all of them once more. Comparing activations first and computing keys of those that pass only, and
-freeing slots of half-full units too: no faster.
+Rejected (measurements in docs/decisions.md and docs/benchmarks.md). One index for each of a window's 64
+values in place of a view (`unfold`): 15% slower, 30% at the beginning. Negating all activations for the
+bottom k: it reads and writes all of them once more. Comparing activations first and computing keys of those
+that pass only, and freeing slots of half-full units too: no faster.
 """
 
 from __future__ import annotations
@@ -29,70 +24,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from neuroexplain.collecting.running_best import EMPTY, RunningBest
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH
 
-EMPTY = torch.iinfo(torch.int64).min  # the key of an unused slot: below every candidate's
-SPARE = 16  # slots of each unit beyond k; checkpoints have this shape
 _SEGMENT_BITS = 32
 
 
-@dataclass
-class TopK:
-    """Each unit's records so far, in no order: the k best are among them."""
+class TopK(RunningBest):
+    """Each unit's k best records: a row is a unit."""
 
-    k: int
-    keys: Int[Tensor, "width slots"]  # int64, see order_keys; EMPTY if unused
-    starts: UInt[Tensor, "width slots"]  # uint8, the record's first token in its segment
-    hashes: Int[Tensor, "width slots"]  # int64, of the record's 64 token ids
-    windows: Float[Tensor, "width slots record"]  # the records' activations, on a device of their own
-    free: Int[Tensor, "width spare"]  # int16, free slots; candidates take the last of the first n_free
-    n_free: Int[Tensor, "width"]
-    least: Int[Tensor, "width"]  # the k-th key when last sorted: a candidate must be above it
+    tensors = (*RunningBest.tensors, "starts", "hashes")
 
-    @classmethod
-    def empty(
-        cls,
+    def __init__(
+        self,
         width: int,
         k: int,
         dtype: torch.dtype,
         device: torch.device,
         windows_device: torch.device | None = None,
-    ) -> TopK:
-        """A state without records. The windows lie on `windows_device`, by default on `device`."""
-        slots = k + SPARE
-        return cls(
-            k,
-            torch.full((width, slots), EMPTY, dtype=torch.int64, device=device),
-            torch.zeros((width, slots), dtype=torch.uint8, device=device),
-            torch.zeros((width, slots), dtype=torch.int64, device=device),
-            torch.zeros((width, slots, RECORD_LENGTH), dtype=dtype, device=windows_device or device),
-            torch.arange(k, slots, dtype=torch.int16, device=device).expand(width, SPARE).contiguous(),
-            torch.full((width,), SPARE, dtype=torch.int64, device=device),
-            torch.full((width,), EMPTY, dtype=torch.int64, device=device),
-        )
+    ) -> None:
+        super().__init__(width, (k,), dtype, device, windows_device)
+        self.k = k
+        self.starts = torch.zeros(self.keys.shape, dtype=torch.uint8, device=device)  # of records in segments
+        self.hashes = torch.zeros_like(self.keys)  # of the records' 64 token ids
 
-    def narrow(self, units: slice) -> TopK:
-        """The state of some units. It shares memory with this one: folding into it folds into this one."""
-        if (units.start, units.stop) == (0, len(self.keys)):
-            return self
-        tensors = ("keys", "starts", "hashes", "windows", "free", "n_free", "least")
-        return TopK(self.k, *(getattr(self, name)[units] for name in tensors))
-
-    def make_room(self, units: Int[Tensor, "n"]) -> None:
-        """Keep the k best distinct records of these units and free all other slots."""
-        ranked, order = rank_distinct(self.keys[units], self.hashes[units])
-        ranked[:, self.k :] = EMPTY
-        self.keys[units] = torch.empty_like(ranked).scatter_(1, order, ranked)
-        self.free[units] = order[:, self.k :].to(self.free.dtype)
-        self.n_free[units] = SPARE
-        self.least[units] = ranked[:, self.k - 1]
+    def rank(self, rows: Int[Tensor, "n"] | slice) -> tuple[Int[Tensor, "n slots"], Int[Tensor, "n slots"]]:
+        return rank_distinct(self.keys[rows], self.hashes[rows])
 
     def best(self) -> tuple[Int[Tensor, "width k"], Int[Tensor, "width k"]]:
         """(keys, slots) of each unit's k best distinct records, best first; EMPTY keys come last."""
-        ranked, order = rank_distinct(self.keys, self.hashes)
+        ranked, order = self.rank(slice(None))
         return ranked[:, : self.k], order[:, : self.k]
 
 
@@ -158,35 +122,17 @@ def fold_top_k(state: TopK, acts: Float[Tensor, "batch seq width"], offer: Offer
     keys = order_keys(-peaks if lowest else peaks, offer.segments[:, None].expand_as(peaks))
     if offer.allowed is not None:
         keys = keys.masked_fill(~offer.allowed.any(dim=1)[:, None], EMPTY)
-    most = int((keys > state.least).sum(dim=0).max())  # candidates of a unit; waits for a GPU
-    if most == 0:
-        return
     offered = acts[:, offer.positions.start : offer.positions.stop].transpose(1, 2)
     records = acts.unfold(1, RECORD_LENGTH, 1)  # [batch, starts, width, record], a view
-    home = state.windows.device
-    # SPARE segments at a time always find room. Later in a run whole batches do.
-    step = len(acts) if most <= SPARE else SPARE
-    for first in range(0, len(acts), step):
-        rows = slice(first, first + step)
-        above = keys[rows] > state.least
-        crowded = (above.sum(dim=0) > state.n_free).nonzero()[:, 0]
-        if len(crowded):
-            state.make_room(crowded)
-            above &= keys[rows] > state.least
-        row, unit = above.nonzero(as_tuple=True)  # [n_above] each
-        if not len(row):
-            continue
-        slot = state.free[unit, state.n_free[unit] - above.cumsum(dim=0)[row, unit]].long()
-        state.n_free -= above.sum(dim=0)
-        row = row + first
-        at_peak = offered[row, unit] == peaks[row, unit][:, None]  # [n_above, n_positions]
+    units = torch.arange(keys.shape[1], device=keys.device).expand_as(keys)
+    for row, unit, slot in state.admit(keys, units):
+        at_peak = offered[row, unit] == peaks[row, unit][:, None]  # [n_admitted, n_positions]
         if offer.allowed is not None:
             at_peak &= offer.allowed[row]
         starts = at_peak.to(torch.uint8).argmax(dim=1) + (offer.positions.start - PEAK_INDEX)
-        state.keys[unit, slot] = keys[row, unit]
         state.starts[unit, slot] = starts.to(torch.uint8)
         state.hashes[unit, slot] = offer.hashes[row, starts]
-        state.windows[unit.to(home), slot.to(home)] = records[row, starts, unit].to(home)
+        state.write_windows(unit, slot, records[row, starts, unit])
 
 
 def _peaks(

@@ -18,15 +18,17 @@ from numpy.typing import NDArray
 
 from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.shared_progress import Follower, SharedProgress
-from neuroexplain.corpus.token_stream import TokenStream, find_tokens, new_file
+from neuroexplain.corpus.token_stream import TokenStream, find_tokens, lengths_path, new_file
 from neuroexplain.corpus.tokenizing import growing_path, tokenizing_note, write_tokens
 from neuroexplain.corpus.visiting_order import is_in_corpus_order, is_tokenized_while_read, visiting_order
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.worker import Worker
+from neuroexplain.sampling import split_segments
 from neuroexplain.units import SEGMENT_LENGTH
 
-Batch = tuple[NDArray[np.int64], NDArray[np.uint32]]  # segment numbers [n], their token ids [n, 128]
+# Segment numbers [n], their token ids [n, 128], and the places of their splits in SPLITS [n].
+Batch = tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int8]]
 
 
 class Text(Protocol):
@@ -84,7 +86,7 @@ class WholeText:
         sampling = "sequential" if is_in_corpus_order(config) else config.sampling
         order = visiting_order(stream.n_segments, sampling, config.seed, config.segments)
         part, n_parts = config.shard or (1, 1)
-        self._order = order[part - 1 :: n_parts]
+        self._order, self._seed = order[part - 1 :: n_parts], config.seed
         self.total = len(self._order)
         self.notes: list[str] = []
 
@@ -92,7 +94,7 @@ class WholeText:
         end = self.total if end is None else min(end, self.total)
         for first in range(begin, end, size):
             numbers = self._order[first : min(first + size, end)]
-            yield numbers, self._stream.rows(numbers)
+            yield numbers, self._stream.rows(numbers), self._stream.splits(numbers, self._seed)
 
     def whole(self) -> TokenStream:
         return self._stream
@@ -110,7 +112,11 @@ class GrowingText:
 
     def __init__(self, config: CollectConfig, path: Path, growing: Path, process: Worker | Follower) -> None:
         self._path, self._growing, self._process = path, growing, process
+        self._seed = config.seed
         self._file: BinaryIO | None = None
+        self._lengths: BinaryIO | None = None
+        # Where documents begin, as far as is known: the first n_places; the array doubles when it is full.
+        self._places, self._n_places = np.zeros(1 << 10, np.int64), 1
         self._n_tokens = 0  # that can be read by now
         self._stream: TokenStream | None = None
         self._part, self._n_parts = config.shard or (1, 1)
@@ -134,7 +140,8 @@ class GrowingText:
             numbers = numbers[: self._wait_for(numbers)]
             if not len(numbers):
                 return
-            yield numbers, self._rows(numbers)
+            ids = self._rows(numbers)
+            yield numbers, ids, self._splits(numbers)
             begin = last
 
     def whole(self) -> TokenStream:
@@ -144,10 +151,12 @@ class GrowingText:
 
     def close(self) -> None:
         self._process.stop()
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, self._lengths):
+            if file is not None:
+                file.close()
         if isinstance(self._process, Worker):
             self._growing.unlink(missing_ok=True)
+            lengths_path(self._growing).unlink(missing_ok=True)
 
     def _wait_for(self, numbers: NDArray[np.int64]) -> int:
         """Wait until these segments can be read or the corpus ends; returns how many of them there are."""
@@ -159,7 +168,8 @@ class GrowingText:
         """The token ids of segments that can be read, [n, 128]."""
         if self._file is None and self._stream is None:
             try:
-                self._file = self._growing.open("rb")
+                lengths = lengths_path(self._growing).open("rb")
+                self._file, self._lengths = self._growing.open("rb"), lengths
             except FileNotFoundError:  # it was finished and moved meanwhile
                 self.whole()
         if self._file is None:
@@ -168,6 +178,19 @@ class GrowingText:
         return np.stack(
             [np.frombuffer(os.pread(file, size, size * int(number)), "<u4") for number in numbers]
         )
+
+    def _splits(self, numbers: NDArray[np.int64]) -> NDArray[np.int8]:
+        """The splits of segments that can be read."""
+        if self._lengths is None:
+            return self.whole().splits(numbers, self._seed)
+        lengths = np.frombuffer(
+            self._lengths.read(), "<i8"
+        )  # whole ones: the writer flushes between documents
+        n, self._n_places = self._n_places, self._n_places + len(lengths)
+        while self._n_places > len(self._places):
+            self._places = np.concatenate([self._places, np.zeros_like(self._places)])
+        self._places[n : self._n_places] = self._places[n - 1] + np.cumsum(lengths)
+        return split_segments(self._seed, numbers, self._places[: self._n_places])
 
     def _receive(self) -> None:
         """Wait for the next progress of the process that tokenizes."""
@@ -188,6 +211,6 @@ class GrowingText:
 def hash_text(text: Text, end: int) -> Any:
     """hashlib's SHA-256 of the token ids of the first `end` segments visited; the next ones can be added."""
     digest = hashlib.sha256()
-    for _, ids in text.batches(0, end, 4096):
+    for _, ids, _ in text.batches(0, end, 4096):
         digest.update(ids.astype("<u4").tobytes())
     return digest

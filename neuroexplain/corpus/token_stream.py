@@ -11,7 +11,7 @@ import glob
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import Segment
+from neuroexplain.evidence import SPLITS, Segment
+from neuroexplain.sampling import NO_SPLIT, split_segments
 from neuroexplain.units import SEGMENT_LENGTH
 
 STALE = 24 * 3600  # seconds without a write after which the writer must have been killed
+SEGMENTS_AT_ONCE = 4096  # in memory, when segments are given out
 MARK = 0x6E65_7572_6F6E_7332  # the last 8 bytes of a whole file
 FOOTER = np.dtype([("n_tokens", "<i8"), ("n_documents", "<i8"), ("mark", "<i8")])
 
@@ -59,15 +61,21 @@ class TokenStream:
                 writer.add(ids)
             return writer.finish()
 
-    def segment(self, number: int) -> Segment:
-        """One segment."""
-        begin = number * SEGMENT_LENGTH
-        return Segment(number, np.array(self._ids[begin : begin + SEGMENT_LENGTH], np.uint32))
+    def segments(self, numbers: NDArray[np.int64], seed: int) -> Iterator[Segment]:
+        """The segments of these numbers, with the splits that they have by the seed."""
+        for batch in np.array_split(numbers, -(-len(numbers) // SEGMENTS_AT_ONCE) or 1):
+            rows = zip(batch.tolist(), self.rows(batch), self.splits(batch, seed).tolist(), strict=True)
+            for number, token_ids, code in rows:
+                yield Segment(number, token_ids, None if code == NO_SPLIT else SPLITS[code])
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.uint32]:
         """The token ids of n segments, [n, 128]."""
         grid = self._ids[: self.n_segments * SEGMENT_LENGTH].reshape(self.n_segments, SEGMENT_LENGTH)
         return grid[numbers].astype(np.uint32)
+
+    def splits(self, numbers: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
+        """The split of each segment as its place in SPLITS, [n]; NO_SPLIT if it has none."""
+        return split_segments(seed, numbers, self._starts[:-1])
 
     def locate(
         self, segments: NDArray[np.int64], positions: NDArray[np.int64], starts: NDArray[np.uint8]
@@ -88,17 +96,21 @@ class TokenWriter:
     """Writes documents' tokens to a file that appears at `path` when it is whole.
 
     Without a path it is a temporary file. Until then the file grows at `growing`, where others can read what
-    is flushed. Methods raise NeuroexplainError if the file cannot be written.
+    is flushed, and the lengths of the documents in a second file, `lengths_path(growing)`. Methods raise
+    NeuroexplainError if a file cannot be written.
     """
 
     def __init__(self, path: Path | None, growing: Path | None = None) -> None:
         self._path, self._growing = path, None
+        self._lengths_file: BinaryIO | None = None
         try:
             if path is None:
                 self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
             else:
                 self._growing = growing or new_file(path)
                 self._file = self._growing.open("w+b")
+            if growing is not None:
+                self._lengths_file = lengths_path(growing).open("wb")
         except OSError as error:
             raise _cannot_write(path, error) from error
         self._lengths: list[int] = []
@@ -112,10 +124,15 @@ class TokenWriter:
     ) -> None:
         if self._growing is not None:
             self._growing.unlink(missing_ok=True)  # a whole file has been moved away from there
+        if self._growing is not None and self._lengths_file is not None:
+            self._lengths_file.close()
+            lengths_path(self._growing).unlink(missing_ok=True)
 
     def add(self, ids: NDArray[np.uint32]) -> None:
         """Write the next document's tokens."""
         self._write(ids.astype("<u4").tobytes())
+        if self._lengths_file is not None:
+            self._write(np.array([len(ids)], "<i8").tobytes(), self._lengths_file)
         self._lengths.append(len(ids))
         self.n_tokens += len(ids)
 
@@ -135,14 +152,21 @@ class TokenWriter:
         """Let other processes read what was added."""
         try:
             self._file.flush()
+            if self._lengths_file is not None:
+                self._lengths_file.flush()
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, file: BinaryIO | None = None) -> None:
         try:
-            self._file.write(data)
+            (file or self._file).write(data)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
+
+
+def lengths_path(growing: Path) -> Path:
+    """Where the documents' lengths (int64) grow beside a growing file of tokens."""
+    return growing.with_name(growing.name + ".lengths")
 
 
 def find_tokens(path: Path) -> TokenStream | None:

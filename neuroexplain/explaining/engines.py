@@ -39,7 +39,11 @@ def open_engines(
         elif needs_distributions:
             scoring = open_engine(named, stack, tell)
         engines = ScorerEngines(config, named, explaining, scoring, tell)
-        yield explaining if explains else None, [engines.open_scorer(scorer, run) for scorer in scorers]
+        opened = [engines.open_scorer(scorer, run) for scorer in scorers]
+        if score is not None:
+            for open_scorer in opened:
+                open_scorer.n_read, open_scorer.with_bills = score.records, score.bills
+        yield explaining if explains else None, opened
 
 
 def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:

@@ -12,11 +12,8 @@ from neuroexplain.evidence import Exemplar, Status, Tokens, texts_in_context
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, displayed, level_lines, load_prompt
 from neuroexplain.scoring.levels import to_levels
-from neuroexplain.units import PEAK_INDEX
 
-EXCERPT = range(
-    PEAK_INDEX - 12, PEAK_INDEX + 7
-)  # tokens of a record in `excerpts`: more before the peak than after
+BEFORE_PEAK, AFTER_PEAK = 12, 6  # tokens of a record in `excerpts`: more before the peak than after
 MARKED_FROM = 4  # level from which `excerpts` marks a token: lower ones are noise on most neurons
 MOST_MEANINGS = 3
 LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis
@@ -61,7 +58,8 @@ def parse_meanings(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
         if not 1 <= excerpts[0] <= excerpts[-1] <= len(records):
             reason = f"an excerpt outside 1 to {len(records)} is named"
             raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
-        ranks = tuple(records[number - 1].rank for number in excerpts)
+        covered = (records[number - 1] for number in excerpts)
+        ranks = tuple(record.rank for record in covered if record.kind != "sampled")
         hypotheses.append(Hypothesis(_tidy(words, reply), ranks))
     if not hypotheses:
         reason = "no line is of the form: words | numbers of excerpts"
@@ -122,9 +120,10 @@ def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
     levels = to_levels(record.activations, maximum)
     texts = _token_texts(record, tokens)
     line, is_marked = "", False
-    for place in EXCERPT:
+    peak = record.peak_index
+    for place in range(max(0, peak - BEFORE_PEAK), min(len(texts), peak + AFTER_PEAK + 1)):
         text = displayed(texts[place]).replace("**", "* *")
-        fires = bool(levels[place] >= MARKED_FROM or place == PEAK_INDEX)
+        fires = bool(levels[place] >= MARKED_FROM or place == peak)
         if fires and not is_marked:
             space = text[: len(text) - len(text.lstrip())]
             text = f"{space}**{text.lstrip()}"
@@ -173,7 +172,7 @@ def _peak_text(record: Exemplar, tokens: Tokens) -> str:
     character.
     """
     texts = _token_texts(record, tokens)
-    return next((text for text in texts[PEAK_INDEX::-1] if text), "")
+    return next((text for text in texts[record.peak_index :: -1] if text), "")
 
 
 def _numbered(excerpts: Iterable[str]) -> str:

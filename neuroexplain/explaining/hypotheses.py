@@ -48,7 +48,7 @@ def ask_revision(
     """Ask again, showing where the prediction from the explanation was most wrong."""
     request = requests.request(task.unit.id, candidate, task.evidence.side)
     if not mistakes:
-        reason = "there is no simulated select record of a rank 2 mod 8 to show"
+        reason = "there is no predicted record whose mistakes could be shown"
         return replace(request, status=Status.NO_RECORDS, reason=reason)
     assert requests.prompt is not None
     assert requests.revision is not None
@@ -72,6 +72,8 @@ def _ask(
         return [replace(request, status=Status.DEAD, reason=why_dead(evidence.side))]
     if not records:
         reason = f"there is no {evidence.strongest} record to show"
+        if evidence.split_rule == "passages":
+            reason = "it fires in no record of the split explain"
         return [replace(request, status=Status.NO_RECORDS, reason=reason)]
     if requests.prompt is not None and requests.engine is not None:
         messages = explainer.messages(requests.prompt, records, task.tokens)

@@ -14,7 +14,7 @@ from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer
-from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.units import load_unit
@@ -139,11 +139,11 @@ class ExplainPlan:
         """Read what a side's explanations need."""
         unit_id, side = target
         unit = load_unit(store, run, unit_id)
-        tokens = load_tokens(store, run.id, {int(i) for x in unit.exemplars for i in x.token_ids})
+        tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
         answers = self.answers[target]
         ids = {e.id for e in answers.values() if e.id is not None}
         predictions = {i: self.predictions[i] for i in ids if i in self.predictions}
-        return ExplainTask(SideEvidence.of(run, unit, side), tokens, answers, predictions)
+        return ExplainTask(SideEvidence.of(run, unit, side, tokens), tokens, answers, predictions)
 
 
 def plan_explanations(
@@ -154,9 +154,7 @@ def plan_explanations(
     explanations = [e for of_side in answers.values() for e in of_side.values()]
     predictions = find_predictions(store, explanations, scorer, retry_failed=config.retry_failed)
     pending = [
-        target
-        for target, own in answers.items()
-        if not _is_finished(requests, own, predictions, scored=scorer is not None)
+        target for target, own in answers.items() if not _is_finished(requests, own, predictions, scorer)
     ]
     return ExplainPlan(answers, predictions, tuple(pending))
 
@@ -193,7 +191,10 @@ def list_chosen(store: Store, run: Run, config: ExplainConfig, engine: Engine | 
 
 
 def _is_finished(
-    requests: Requests, answers: Answers, predictions: Mapping[int, Prediction], *, scored: bool
+    requests: Requests,
+    answers: Answers,
+    predictions: Mapping[int, Prediction],
+    scorer: OpenScorer | None,
 ) -> bool:
     """Whether the store holds all that the command would learn about a side, except controls."""
     if 0 not in answers:
@@ -206,4 +207,5 @@ def _is_finished(
     candidates, revisions = set(range(requests.n_candidates)), set(requests.revisions)
     if not requests.explainer.gives_several and not candidates | revisions <= set(answers):
         return not usable and candidates <= set(answers)  # revisions need an explanation to revise
-    return not scored or all((e.id or 0) in predictions for e in usable)
+    own = [predictions.get(e.id or 0) for e in usable]
+    return scorer is None or all(p is not None and scorer.has_read(p) for p in own)

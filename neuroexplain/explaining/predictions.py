@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, Tokens
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer
-from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_predictions
 from neuroexplain.store.units import load_unit
@@ -46,7 +46,24 @@ def find_predictions(
     }
 
 
-def begin_prediction(explanation: Explanation, scorer: OpenScorer) -> Prediction:
+def continue_prediction(
+    explanation: Explanation, scorer: OpenScorer, evidence: SideEvidence, stored: Prediction | None
+) -> Prediction:
+    """What a prediction goes on from: the stored one, or none of its records if more of them are to be read.
+
+    The numbers are then those of one command that reads them all: a prompt may hold several records.
+    """
+    new = begin_prediction(explanation, scorer, evidence)
+    if stored is None or stored.status != Status.OK or not evidence.n_sampled:
+        return new if stored is None else stored
+    n_read = max(stored.n_read or 0, scorer.records_of_split)
+    with_bills = stored.with_bills or scorer.reads_strongest
+    if (n_read, with_bills) == (stored.n_read, stored.with_bills):
+        return stored
+    return replace(new, n_read=n_read, with_bills=with_bills, provenance=stored.provenance)
+
+
+def begin_prediction(explanation: Explanation, scorer: OpenScorer, evidence: SideEvidence) -> Prediction:
     """A prediction from this explanation without records yet."""
     engine, prompt = scorer.engine, None if scorer.prompt is None else scorer.prompt.sha256
     provenance = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt)
@@ -58,6 +75,9 @@ def begin_prediction(explanation: Explanation, scorer: OpenScorer) -> Prediction
         records=(),
         provenance=provenance,
         codec=scorer.scorer.codec,
+        text=explanation.text or "",
+        n_read=scorer.records_read(evidence),
+        with_bills=scorer.reads_strongest if evidence.n_sampled else None,
     )
 
 
@@ -66,6 +86,7 @@ def load_predict_task(
 ) -> PredictTask:
     """Read what a prediction from this explanation needs. It goes on from `stored`, or begins."""
     unit = load_unit(store, run, explanation.unit)
-    tokens = load_tokens(store, run.id, {int(i) for x in unit.exemplars for i in x.token_ids})
-    evidence = SideEvidence.of(run, unit, explanation.side)
-    return PredictTask(explanation, evidence, tokens, stored or begin_prediction(explanation, scorer), stored)
+    tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
+    evidence = SideEvidence.of(run, unit, explanation.side, tokens)
+    prediction = continue_prediction(explanation, scorer, evidence, stored)
+    return PredictTask(explanation, evidence, tokens, prediction, stored)

@@ -39,7 +39,7 @@ def run_score(
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
     stored = find_predictions(store, explanations, scorer, retry_failed=retry_failed)
-    pending = [e for e in explanations if not _is_complete(stored.get(e.id or 0))]
+    pending = [e for e in explanations if not _is_complete(run, scorer, stored.get(e.id or 0))]
     splits: tuple[Split, ...] = ("report",) if scorer.asks_per_record else HELD_OUT
     n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
 
@@ -75,8 +75,10 @@ def run_score(
         )
 
 
-def _is_complete(prediction: Prediction | None) -> bool:
-    """Whether nothing is left to predict: it failed, or it has `report` records."""
-    return prediction is not None and (
-        prediction.status != Status.OK or any(split_by_rank(r.rank) == "report" for r in prediction.records)
-    )
+def _is_complete(run: Run, scorer: OpenScorer, prediction: Prediction | None) -> bool:
+    """Whether nothing is left to predict: it failed, or it has the `report` records that the scorer reads."""
+    if prediction is None or prediction.status != Status.OK:
+        return prediction is not None
+    if run.split_rule == "ranks":
+        return any(split_by_rank(record.rank) == "report" for record in prediction.records)
+    return bool(prediction.has_report) and scorer.has_read(prediction)

@@ -1,10 +1,10 @@
 """One side of a unit -> its explanations: candidates are asked for, tried, the best is chosen, and revised.
 
 The loop of a side: candidates are compared by the headline on the `select` records; the best one is revised
-where the command wants that, and a revision wins only on `select` records that it was not shown
-(halve_select). `report` records are predicted for the chosen explanation alone where each record costs a
-request, so a candidate costs a half. Nothing is stored here: results go back to the run as
-`ExplanationResult`.
+where the command wants that. A revision is shown mistakes on `explain` records, and judged on `select` like
+every candidate. (Runs that split by rank show a half of `select`, and judge by the other.) `report` records
+are predicted for the chosen explanation alone where each record costs a request, so a candidate costs a half.
+Nothing is stored here: results go back to the run as `ExplanationResult`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import (
     Explanation,
     ExplanationResult,
     Headline,
+    PredictedRecord,
     Prediction,
     RecordKey,
     Split,
@@ -28,7 +30,7 @@ from neuroexplain.evidence import (
 from neuroexplain.explaining.explainers import Mistake
 from neuroexplain.explaining.hypotheses import ask_candidates, ask_revision
 from neuroexplain.explaining.plan import ExplainTask, Requests
-from neuroexplain.explaining.predictions import begin_prediction
+from neuroexplain.explaining.predictions import continue_prediction
 from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.runtime.run_many import RunMany, run_in_order
 from neuroexplain.scorers.base import OpenScorer, compute_scores
@@ -65,11 +67,11 @@ def explain_side(
     for explanation in usable:
         contest.predict(explanation, first_splits)
     best = max(usable, key=contest.select_score) if requests.chooses else usable[0]  # the first of equals
-    shown_keys, held_keys = halve_select(task.unit.exemplars, task.evidence.splits, task.evidence.kinds)
+    held_keys = contest.held_keys()
     for candidate in requests.revisions:
         revision = task.answers.get(candidate)
         if revision is None:
-            mistakes = find_mistakes(task.evidence, contest.prediction(best), shown_keys)
+            mistakes = contest.find_mistakes(best)
             revision = ask_revision(task, requests, records, best, mistakes, candidate)
         explanations.append(revision)
         if revision.status == Status.OK:
@@ -100,8 +102,10 @@ class Contest:
 
     def predict(self, explanation: Explanation, splits: Collection[Split]) -> None:
         """Predict the missing records of these splits; values are rounded as the store keeps them."""
-        before = self._predictions.get(explanation.candidate) or self._task.stored_prediction(explanation)
-        before = before or begin_prediction(explanation, self._scorer)
+        before = self._predictions.get(explanation.candidate)
+        if before is None:
+            stored = self._task.stored_prediction(explanation)
+            before = continue_prediction(explanation, self._scorer, self._task.evidence, stored)
         after = self._trials.extend(before, explanation.hypotheses, splits)
         self._predictions[explanation.candidate] = before if after is before else as_stored(after)
 
@@ -123,6 +127,34 @@ class Contest:
                 return score.value
         return -math.inf
 
+    def held_keys(self) -> Collection[RecordKey] | None:
+        """The `select` records on which a revision must win; None: all of them.
+
+        In runs that split by rank a revision is shown a half of `select`, so the other half judges it.
+        """
+        evidence = self._task.evidence
+        if evidence.split_rule == "passages":
+            return None
+        return halve_select(evidence.unit.exemplars, evidence.splits, evidence.kinds)[1]
+
+    def find_mistakes(self, explanation: Explanation) -> list[Mistake]:
+        """The records that a revision is shown: of `explain`, predicted for that purpose.
+
+        In runs that split by rank: of the first half of `select`.
+        """
+        evidence, prediction = self._task.evidence, self.prediction(explanation)
+        if evidence.split_rule == "ranks":
+            shown_keys, _ = halve_select(evidence.unit.exemplars, evidence.splits, evidence.kinds)
+            return find_mistakes(evidence, [r for r in prediction.records if r.key in shown_keys])
+        if prediction.status != Status.OK:
+            return []
+        try:
+            prediction, records = self._trials.predict_explain(prediction, explanation.hypotheses)
+        except LlmReplyError:
+            return []
+        self._predictions[explanation.candidate] = prediction
+        return find_mistakes(evidence, records)
+
     def result(self, explanation: Explanation, *, is_chosen: bool) -> ExplanationResult:
         """An explanation with its prediction and scores, unless the store has that prediction."""
         stored = self._task.stored_prediction(explanation)
@@ -133,15 +165,12 @@ class Contest:
         return ExplanationResult(replace(explanation, chosen=is_chosen), prediction, scores, stored)
 
 
-def find_mistakes(
-    evidence: SideEvidence, prediction: Prediction, keys: Collection[RecordKey]
-) -> list[Mistake]:
-    """The records of these keys whose predicted levels differ most, by sum of squares, worst first.
+def find_mistakes(evidence: SideEvidence, predicted: Sequence[PredictedRecord]) -> list[Mistake]:
+    """The records whose predicted levels differ most, by sum of squares, worst first.
 
     Levels are 0..10: true and predicted values are each scaled by their greatest over these records. A token
     without a prediction counts as silent.
     """
-    predicted = [r for r in prediction.records if r.key in keys]
     if not predicted:
         return []
     records = [evidence.by_key[r.key] for r in predicted]

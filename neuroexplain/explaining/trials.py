@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, RecordKey, Split, Status, Tokens
 from neuroexplain.runtime.run_many import RunMany, run_in_order
-from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions
+from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, trials_read
 from neuroexplain.scoring.side_evidence import SideEvidence, Trial
+
+# Which trials are read: "held out" or "explain", Prediction.n_read and with_bills.
+Reading: TypeAlias = tuple[str, int | None, bool | None]
 
 
 class SideTrials:
@@ -31,11 +35,9 @@ class SideTrials:
     ) -> None:
         self._scorer, self._tokens = scorer, tokens
         self._run_many, self._at_once = run_many, at_once  # hypotheses of this side at the same time
-        self._trials: Mapping[RecordKey, Trial] = {
-            trial.key: trial for trial in scorer.scorer.trials(evidence)
-        }
-        self._order = {key: place for place, key in enumerate(self._trials)}
-        self._predicted: dict[tuple[str, Split], Mapping[RecordKey, PredictedTrial]] = {}
+        self._evidence = evidence
+        self._trials: dict[Reading, list[Trial]] = {}
+        self._predicted: dict[tuple[str, Split, Reading], Mapping[RecordKey, PredictedTrial]] = {}
 
     def extend(
         self, prediction: Prediction, hypotheses: Sequence[str], splits: Collection[Split]
@@ -44,13 +46,16 @@ class SideTrials:
 
         Of several hypotheses (a union) each token gets the greatest of their values.
         """
-        keys = {r.key for r in prediction.records}
-        missing = [t for t in self._trials.values() if t.split in splits and t.key not in keys]
+        reading, keys = _reading_of(prediction), {r.key for r in prediction.records}
+        trials = self._trials_of(reading)
+        missing = [t for t in trials if t.split in splits and t.key not in keys]
         if prediction.status != Status.OK or not missing:
+            if prediction.status == Status.OK and "report" in splits and not prediction.has_report:
+                return replace(prediction, has_report=True)
             return prediction
         began = time.perf_counter()
         try:
-            n_tokens = self._run(hypotheses, missing)
+            n_tokens = self._run(hypotheses, missing, reading)
         except LlmReplyError as error:
             return replace(
                 prediction, status=error.status, reason=error.reason, reply=error.reply, records=()
@@ -58,10 +63,15 @@ class SideTrials:
         kept = [
             replace(r, control=None) for r in prediction.records
         ]  # a control is of all records or of none
-        records = kept + [self._record(trial, hypotheses) for trial in missing]
-        records.sort(key=lambda r: self._order[r.key])
+        records = kept + [self._record(trial, hypotheses, reading) for trial in missing]
+        order = {trial.key: place for place, trial in enumerate(trials)}
+        records.sort(key=lambda r: order[r.key])
         return replace(
-            _add_cost(prediction, n_tokens, began), records=tuple(records), control_explanation_id=None
+            _add_cost(prediction, n_tokens, began),
+            records=tuple(records),
+            control_explanation_id=None,
+            control_text=None,
+            has_report=prediction.has_report or "report" in splits,
         )
 
     def add_control(self, prediction: Prediction, control: Explanation) -> Prediction:
@@ -70,29 +80,54 @@ class SideTrials:
         If a request fails, the prediction gets the reason instead.
         """
         began = time.perf_counter()
-        trials = [self._trials[r.key] for r in prediction.records]
+        reading = _reading_of(prediction)
+        by_key = {trial.key: trial for trial in self._trials_of(reading)}
+        trials = [by_key[r.key] for r in prediction.records]
         try:
-            n_tokens = self._run(control.hypotheses, trials)
+            n_tokens = self._run(control.hypotheses, trials, reading)
         except LlmReplyError as error:
             reason = f"the other explanation's simulation failed, {error.status}: {error.reason}"
             return replace(prediction, reason=reason)
         records = tuple(
-            replace(record, control=self._record(trial, control.hypotheses).values)
+            replace(record, control=self._record(trial, control.hypotheses, reading).values)
             for record, trial in zip(prediction.records, trials, strict=True)
         )
         return replace(
             _add_cost(prediction, n_tokens, began),
             records=records,
             control_explanation_id=control.id,
+            control_text=control.text,
             reason=None,
         )
 
-    def _run(self, hypotheses: Sequence[str], trials: Sequence[Trial]) -> int:
+    def predict_explain(
+        self, prediction: Prediction, hypotheses: Sequence[str]
+    ) -> tuple[Prediction, list[PredictedRecord]]:
+        """What the hypotheses predict of the split `explain`, and the prediction with its cost added.
+
+        As many sampled and random records are read as of other splits. Raises LlmReplyError.
+        """
+        began, reading = time.perf_counter(), ("explain", prediction.n_read, False)
+        drawn = {d.record.key for d in self._evidence.draw("explain", prediction.n_read)}
+        trials = [trial for trial in self._evidence.crops_of("explain") if trial.key in drawn]
+        self._trials[reading] = trials
+        n_tokens = self._run(hypotheses, trials, reading)
+        records = [self._record(trial, hypotheses, reading) for trial in trials]
+        return _add_cost(prediction, n_tokens, began), records
+
+    def _trials_of(self, reading: Reading) -> list[Trial]:
+        """The held-out trials of a prediction."""
+        if reading not in self._trials:
+            _, n_read, with_bills = reading
+            self._trials[reading] = trials_read(self._scorer.scorer, self._evidence, n_read, with_bills)
+        return self._trials[reading]
+
+    def _run(self, hypotheses: Sequence[str], trials: Sequence[Trial], reading: Reading) -> int:
         """Run every hypothesis on all trials of these trials' splits. Returns the prompt tokens sent."""
         splits = dict.fromkeys(trial.split for trial in trials)
         pairs = dict.fromkeys((text, split) for split in splits for text in hypotheses)
-        missing = [pair for pair in pairs if pair not in self._predicted]
-        by_split = {split: [t for t in self._trials.values() if t.split == split] for split in splits}
+        missing = [pair for pair in pairs if (*pair, reading) not in self._predicted]
+        by_split = {split: [t for t in self._trials[reading] if t.split == split] for split in splits}
 
         def run(pair: tuple[str, Split]) -> Predictions:
             text, split = pair
@@ -102,19 +137,23 @@ class SideTrials:
         n_at_once = max(1, min(self._at_once, len(missing)))
         for pair, predictions in self._run_many(run, missing, n_at_once):
             keys = (trial.key for trial in by_split[pair[1]])
-            self._predicted[pair] = dict(zip(keys, predictions.trials, strict=True))
+            self._predicted[*pair, reading] = dict(zip(keys, predictions.trials, strict=True))
             n_tokens += predictions.prompt_tokens
         return n_tokens
 
-    def _record(self, trial: Trial, hypotheses: Sequence[str]) -> PredictedRecord:
+    def _record(self, trial: Trial, hypotheses: Sequence[str], reading: Reading) -> PredictedRecord:
         """What the hypotheses predict together: at each token the greatest value, with its detail."""
-        first, *others = [self._predicted[text, trial.split][trial.key] for text in hypotheses]
+        first, *others = [self._predicted[text, trial.split, reading][trial.key] for text in hypotheses]
         values, detail = first.values, first.detail
         for other in others:
             if detail is not None and other.detail is not None:
                 detail = np.where(np.isnan(values) | (other.values > values), other.detail, detail)
             values = np.fmax(values, other.values)
         return PredictedRecord(trial.kind, trial.rank, trial.first, values, detail)
+
+
+def _reading_of(prediction: Prediction) -> Reading:
+    return "held out", prediction.n_read, prediction.with_bills
 
 
 def _add_cost(prediction: Prediction, n_tokens: int, began: float) -> Prediction:

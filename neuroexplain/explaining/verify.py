@@ -10,12 +10,15 @@ from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
 from neuroexplain.evidence import Prediction, Score, Split, Status
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import compute_scores
-from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.scoring.record_faults import find_record_faults, find_segment_faults
+from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
 from neuroexplain.scoring.splits import find_leaks
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
-from neuroexplain.store.integrity import list_misplaced
-from neuroexplain.store.units import list_explained_ids, load_unit
+from neuroexplain.store.integrity import list_misplaced, list_unsound_samples
+from neuroexplain.store.units import list_explained_ids, list_segments, load_segments, load_unit
+from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import RECORD_LENGTH, UnitId
 
 Owner = tuple[int, str, str]  # explanation, scorer, its model
@@ -24,6 +27,8 @@ Scores = dict[tuple[Split, str, str], Score]  # by split, subset and metric
 
 def verify_run(store: Store, run: Run) -> Iterator[str]:
     """Yield a line for each fault. A unit that cannot be read is one fault, and the next unit follows."""
+    if run.split_rule == "passages":
+        yield from _verify_records(store, run)
     for unit_id in list_explained_ids(store, run.id):
         try:
             yield from _verify_unit(store, run, unit_id)
@@ -32,11 +37,33 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
     yield from list_misplaced(store, run.id)
 
 
+def _verify_records(store: Store, run: Run) -> Iterator[str]:
+    """Faults of the records of all units, by the rules of their draws."""
+    splits = {s.segment: s.split for segments in list_segments(store, run.id) for s in segments}
+    random: set[int] = set()
+    for layer_number in run.layers:
+        try:
+            layer = load_collected_layer(store, run, layer_number)
+            drawn = [*layer.exemplars.values(), *(sample.records for sample in layer.samples.values())]
+            numbers = {int(n) for arrays in drawn for n in np.unique(arrays.segments[arrays.counts_mask()])}
+            yield from find_record_faults(run, layer, load_segments(store, run.id, numbers))
+        except (NotInStore, StoreUnreadable) as error:
+            yield f"layer {layer_number}: {str(error).splitlines()[0]}"
+            continue
+        if "random" in layer.exemplars:
+            arrays = layer.exemplars["random"]
+            random |= set(arrays.segments[arrays.counts_mask()].tolist())
+    if run.n_random:
+        yield from find_segment_faults(run, splits, random)
+    yield from list_unsound_samples(store, run.id)
+
+
 def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
     unit = load_unit(store, run, unit_id)
     explanations = list_explanations(store, run.id, unit_id, status=Status.OK)
     sides = {e.id: e.side for e in explanations if e.id is not None}
-    evidence = {side: SideEvidence.of(run, unit, side) for side in set(sides.values())}
+    tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
+    evidence = {side: SideEvidence.of(run, unit, side, tokens) for side in set(sides.values())}
     scores: dict[Owner, Scores] = {}
     for stored in list_scores(store, sides):
         score, owner = stored.score, (stored.explanation_id, stored.scorer, stored.scorer_model)
@@ -66,7 +93,7 @@ def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores)
     for key in dict.fromkeys((*recomputed, *stored)):
         if stored.get(key) != recomputed.get(key):
             yield f"the stored score {stored.get(key)} differs from the recomputed {recomputed.get(key)}"
-    for leak in find_leaks(evidence.unit.exemplars, {r.key for r in prediction.records}):
+    for leak in find_leaks(evidence.unit.exemplars, {r.key for r in prediction.records}, evidence.split_rule):
         yield f"a leak: {leak}"
 
 

@@ -41,7 +41,13 @@ from neuroexplain.store.save_explained import save_explanations, save_prediction
 from neuroexplain.store.units import count_layer_units
 from neuroexplain.units import RECORD_LENGTH
 
-KNOWN_AT_END = ("n_segments", "n_documents", "n_tokens", "finished_at")  # fields that finish_run writes
+KNOWN_AT_END = (
+    "n_segments",
+    "n_documents",
+    "n_tokens",
+    "split_segments",
+    "finished_at",
+)  # fields that finish_run writes
 Limits: TypeAlias = Mapping[str, range]  # of the values of columns, by name
 Scores: TypeAlias = dict[tuple[str, str], list[Score]]  # of one explanation, by scorer and its model
 
@@ -73,13 +79,17 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
 
 def _identity(run: Run) -> Run:
     """The run without the fields that another database or the end of the run changes."""
-    return replace(run, id=0, status="running", n_segments=0, n_documents=0, n_tokens=0, finished_at=None)
+    at_end = {"n_segments": 0, "n_documents": 0, "n_tokens": 0, "split_segments": {}, "finished_at": None}
+    return replace(run, id=0, status="running", **at_end)  # type: ignore[arg-type]
 
 
 def _run_fields(run: Run) -> dict[str, Any]:
     """The fields for create_run."""
     names = [name for name in Run.__dataclass_fields__ if name not in ("id", "status", *KNOWN_AT_END)]
-    return {name: getattr(run, name) for name in names} | {"layers": list(run.layers)}
+    return {name: getattr(run, name) for name in names} | {
+        "layers": list(run.layers),
+        "barred_ids": list(run.barred_ids),
+    }
 
 
 def _check_files(folder: Path, hashes: Mapping[str, str]) -> Iterator[Progress]:
@@ -99,7 +109,7 @@ def _check_files(folder: Path, hashes: Mapping[str, str]) -> Iterator[Progress]:
 
 def _import_tables(store: Store, run_id: int, folder: Path, run: Run) -> Iterator[Progress]:
     limits = {
-        "rank": range(max(run.top_k, run.n_random)),
+        "rank": range(max(run.top_k, run.n_random, len(run.sides) * run.n_sampled)),
         "segment": range(1 << 32),
         "token_id": range(1 << 24),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
-from neuroexplain.evidence import Stats, VocabularyEntry, texts_in_context
+from neuroexplain.arrays import (
+    CollectedLayer,
+    ExemplarArrays,
+    SampleArrays,
+    StatsArrays,
+    VocabularyArrays,
+)
+from neuroexplain.evidence import SPLITS, Split, Stats, VocabularyEntry, texts_in_context
+from neuroexplain.exemplar_arrays import groups_of, join_samples, no_records, split_samples
 from neuroexplain.formats._parquet_tables import PLACES, READINGS, read_table, reading
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import pack_activations
-from neuroexplain.store.units import load_segment_ids
-from neuroexplain.units import KINDS, RECORD_LENGTH, Kind
+from neuroexplain.store.units import load_segments
+from neuroexplain.units import KINDS, RECORD_LENGTH, Kind, Side
 
 
 def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
@@ -33,7 +40,10 @@ def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
 def exemplars_table(store: Store, run: Run, collected: CollectedLayer, vocabulary: TokenTexts) -> pa.Table:
     """A row for each exemplar."""
     tables = []
-    for kind, exemplars in collected.exemplars.items():
+    by_kind, sampled_sizes = dict(collected.exemplars), np.zeros((0, 0), np.float32)
+    if collected.samples:
+        by_kind["sampled"], sampled_sizes = join_samples(collected.samples)
+    for kind, exemplars in by_kind.items():
         unit, rank = exemplars.counts_mask().nonzero()
         if not len(unit):
             continue
@@ -41,11 +51,24 @@ def exemplars_table(store: Store, run: Run, collected: CollectedLayer, vocabular
         columns = _unit_columns(collected.layer, unit)
         columns |= {"kind": [kind] * len(unit), "rank": rank.astype(np.int32)}
         columns["activation"] = exemplars.peaks[unit, rank]
+        columns["size"] = (
+            pa.array(sampled_sizes[unit, rank]) if kind == "sampled" else pa.nulls(len(unit), pa.float32())
+        )
         columns |= {name: getattr(exemplars, name)[unit, rank] for name in PLACES}
         columns["tokens"] = _token_texts(store, run, columns["segments"], columns["starts"], vocabulary)
         columns["activations"] = pa.FixedSizeListArray.from_arrays(activations, RECORD_LENGTH)
         tables.append(pa.table(columns))
     return pa.concat_tables(tables) if tables else pa.table({"layer": pa.array([], pa.int32())})
+
+
+def sample_rows(collected: CollectedLayer) -> Iterator[dict[str, Any]]:
+    """A row for each unit, side and split."""
+    for side, split in groups_of(collected.samples):
+        sample = collected.samples[side, split]
+        pairs = zip(sample.records.counts.tolist(), sample.thresholds.tolist(), strict=True)
+        for n, (count, threshold) in enumerate(pairs):
+            place = {"layer": collected.layer, "neuron": n, "side": side, "split": split}
+            yield place | {"n_records": count, "threshold": threshold}
 
 
 def _unit_columns(layer: int, units: NDArray[Any]) -> dict[str, Any]:
@@ -56,9 +79,9 @@ def _token_texts(
     store: Store, run: Run, segments: NDArray[np.uint32], starts: NDArray[np.uint8], vocabulary: TokenTexts
 ) -> pa.Array:
     """The texts of each record's 64 tokens."""
-    token_ids = load_segment_ids(store, run.id, set(segments.tolist()))
+    stored = load_segments(store, run.id, set(segments.tolist()))
     places = zip(segments.tolist(), starts.tolist(), strict=True)
-    tokens = np.stack([token_ids[segment][start : start + RECORD_LENGTH] for segment, start in places])
+    tokens = np.stack([stored[segment].token_ids[start : start + RECORD_LENGTH] for segment, start in places])
     tokens = np.minimum(tokens, len(vocabulary.entries) - 1)
     in_context = vocabulary.is_part[tokens].any(axis=1)  # in most corpora few records
     numbers = tokens.reshape(-1).astype(np.int32)
@@ -101,7 +124,46 @@ def read_layer(
         if not np.isin(exemplars["segments"].to_numpy(), segments).all():
             raise ValueError("exemplars are of segments that are missing")
         by_kind = _exemplar_arrays(exemplars, width, dtype)
-    return CollectedLayer(layer, by_kind, stats, vocabulary)
+        sizes = exemplars.filter(pc.equal(exemplars["kind"], "sampled"))["size"].to_numpy()
+        if not np.all(sizes > 0):
+            raise ValueError("a sampled record has no size above 0")
+    samples = _read_samples(folder, layer, width, limits, by_kind.pop("sampled", None), exemplars)
+    return CollectedLayer(layer, by_kind, stats, vocabulary, samples)
+
+
+def _read_samples(
+    folder: Path,
+    layer: int,
+    width: int,
+    limits: Mapping[str, range],
+    records: ExemplarArrays | None,
+    exemplars: pa.Table,
+) -> dict[tuple[Side, Split], SampleArrays]:
+    """The samples of a layer. records: all sampled ones in the order of ranks; exemplars: their table."""
+    if not (folder / "samples").is_dir():
+        return {}
+    file, rows = read_table(folder, "samples", limits, layer)
+    with reading(file):
+        counts: dict[tuple[Side, Split], NDArray[np.int64]] = {}
+        thresholds: dict[tuple[Side, Split], NDArray[np.float64]] = {}
+        sides: tuple[Side, ...] = ("positive", "negative")
+        for side, split in ((side, split) for side in sides for split in SPLITS):
+            own = rows.filter(pc.and_(pc.equal(rows["side"], side), pc.equal(rows["split"], split)))
+            if own.num_rows == 0:
+                continue
+            if not np.array_equal(own["neuron"].to_numpy(), np.arange(width)):
+                raise ValueError(f"{side} {split} does not hold the neurons 0 to {width - 1} in order")
+            counts[side, split] = own["n_records"].to_numpy().astype(np.int64)
+            thresholds[side, split] = own["threshold"].to_numpy().astype(np.float64)
+        all_records = records or no_records(width)
+        if not np.array_equal(sum(counts.values(), np.zeros(width, np.int64)), all_records.counts):
+            raise ValueError("the numbers of sampled records do not fit")
+        if any(not np.isfinite(values).all() or (values < 0).any() for values in thresholds.values()):
+            raise ValueError("a threshold is not finite or below 0")
+        sampled = exemplars.filter(pc.equal(exemplars["kind"], "sampled"))
+        sizes = np.zeros(all_records.segments.shape, np.float32)
+        sizes[sampled["neuron"].to_numpy(), sampled["rank"].to_numpy()] = sampled["size"].to_numpy()
+    return split_samples(all_records, sizes, counts, thresholds)
 
 
 def _stats_arrays(neurons: pa.Table) -> StatsArrays | None:

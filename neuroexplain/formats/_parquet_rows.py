@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.evidence import (
+    SPLITS,
     Explanation,
     PredictedRecord,
     Prediction,
@@ -19,6 +20,7 @@ from neuroexplain.evidence import (
     Status,
     StoredScore,
 )
+from neuroexplain.formats._parquet_tables import JOINED
 from neuroexplain.scoring.codecs import CODECS, Codec
 from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
 
@@ -63,7 +65,9 @@ def segment_of(row: Mapping[str, Any]) -> Segment:
     ids = np.array(row["token_ids"], np.int64)
     if len(ids) not in (SEGMENT_LENGTH, RECORD_LENGTH) or ids.min() < 0 or ids.max() >= 1 << 24:
         raise ValueError(f"segment {row['segment']} does not hold {SEGMENT_LENGTH} token ids of 0 to 2^24")
-    return Segment(row["segment"], ids.astype(np.uint32))
+    if row["split"] not in (None, *SPLITS):
+        raise ValueError(f"segment {row['segment']} has no split {row['split']!r}")
+    return Segment(row["segment"], ids.astype(np.uint32), row["split"])
 
 
 def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Explanation:
@@ -82,7 +86,7 @@ def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> E
 
 def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
     """Raises ValueError as explanation_of does, and for an unknown codec."""
-    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records"}
+    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records", *JOINED}
     codec = CODECS.get(row["codec"])
     if codec is None:
         raise ValueError(f"there is no codec {row['codec']}")

@@ -17,6 +17,8 @@ from neuroexplain.units import SEGMENT_LENGTH, Source
 
 LONGEST_ACTIVATION = 32  # characters, the width of the column
 MAX_UNITS = (1 << 31) - 1  # of a layer, so that the numbers of units fit into their columns
+# Fields that earlier exports lack; their runs go on by the earlier rules.
+NEW_FIELDS = {"split_rule": "ranks", "n_sampled": 0, "barred_ids": (), "split_segments": {}}
 MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
 
 
@@ -28,7 +30,7 @@ def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
     """
     file = folder / "run.json"
     contents = _read_json(folder, file)
-    missing = [name for name in Run.__dataclass_fields__ if name not in contents]
+    missing = [name for name in Run.__dataclass_fields__ if name not in {**contents, **NEW_FIELDS}]
     if missing:
         raise DamagedFolder(file, f"{missing[0]} is missing")
     try:

@@ -24,6 +24,7 @@ VERSION = 2  # of the format; version 1 is converted by _parquet_version_1
 TABLES = (
     "neurons",
     "exemplars",
+    "samples",
     "explanations",
     "scores",
     "predictions",
@@ -39,6 +40,7 @@ READINGS = {  # columns of vocabulary readings
 }
 # Columns of exemplars, named like the arrays of ExemplarArrays.
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
+JOINED = ("text", "control_text")  # fields of predictions that stand with their explanations
 AT_ONCE = 500  # rows of a table that are in memory at a time
 COLUMN_TYPES: dict[Any, Any] = {
     int: pa.int64(),
@@ -55,7 +57,18 @@ RECORDS = pa.list_(  # a prediction's records
         + [(name, pa.list_(pa.float32())) for name in ("values", "detail", "control")]
     )
 )
-NEW_COLUMNS = {"created_at": None, "data": None, "is_byte": False}  # values where earlier exports lack them
+# Values where earlier exports lack a column.
+NEW_COLUMNS = {
+    "created_at": None,
+    "data": None,
+    "is_byte": False,
+    "split": None,
+    "size": None,
+    "n_read": None,
+    "with_bills": None,
+    "has_report": None,
+    "effective_records": None,
+}
 T = TypeVar("T")
 
 
@@ -77,7 +90,18 @@ def table_schema(table: str) -> pa.Schema:
     activations = ("activations", pa.list_(pa.float32(), RECORD_LENGTH))
     columns: dict[str, list[Any]] = {
         "vocabulary": _columns(VocabularyEntry),
-        "segments": [("segment", pa.int64()), ("token_ids", pa.list_(pa.int64()))],
+        "segments": [
+            ("segment", pa.int64()),
+            ("token_ids", pa.list_(pa.int64())),
+            pa.field("split", pa.string()),
+        ],
+        "samples": [
+            *neuron,
+            ("side", pa.string()),
+            ("split", pa.string()),
+            ("n_records", pa.int64()),
+            ("threshold", pa.float64()),
+        ],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
         "predictions": [*neuron, *_columns(Prediction), *_columns(Provenance), ("records", RECORDS)],
@@ -89,6 +113,7 @@ def table_schema(table: str) -> pa.Schema:
             ("rank", pa.int64()),
             *placed,
             ("activation", pa.float32()),
+            pa.field("size", pa.float32()),
             activations,
         ],
     }
@@ -105,7 +130,8 @@ def _columns(kind: type) -> list[pa.Field]:
         inner = next((arg for arg in get_args(hint) if arg in COLUMN_TYPES), hint)  # of `X | None`
         if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
-        if inner in COLUMN_TYPES and name not in ("unit", "records"):
+        is_joined = kind is Prediction and name in JOINED
+        if inner in COLUMN_TYPES and name not in ("unit", "records") and not is_joined:
             columns.append(pa.field(name, COLUMN_TYPES[inner], nullable=NoneType in get_args(hint)))
     return columns
 

@@ -5,7 +5,7 @@
   32.
 
 There are no documents, random records or statistics. Segments begin anywhere and can overlap, so an imported
-run has `segment_stride` 1, and records of overlapping segments never stand on both sides of a split. Records
+run has `segment_stride` 1, and a passage, which has one split, is 1,024 tokens of the stream. Records
 with equal peaks are stored in the order of their places, so an export may have them in another order than
 the import.
 """
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from neuroexplain import __version__
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import Segment, VocabularyEntry
+from neuroexplain.evidence import SPLITS, Segment, VocabularyEntry
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.sampling import NO_SPLIT, split_segments
 from neuroexplain.sources.base import SOURCES
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
@@ -39,11 +40,12 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.units import count_layer_units, load_segment_ids
+from neuroexplain.store.units import count_layer_units, load_segments
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
 
 NAME = "llama3-neurons"
 WINDOW_START = SEGMENT_LENGTH - RECORD_LENGTH  # a record's first token within its segment
+SEED = 0  # of the splits
 NEURONS_AT_ONCE = 2_048  # neurons whose dtype is checked at a time: bounds memory
 UNUSED = -(1 << 62)  # in index, for a neuron with fewer records; -64 is the first possible place
 
@@ -136,7 +138,8 @@ def _array_fields(arrays: Arrays, layers: Sequence[int], activation: str) -> dic
         "n_layers": arrays.n_layers,
         "top_k": int(arrays.index.shape[2]),
         "n_random": 0,
-        "seed": 0,
+        "seed": SEED,
+        "split_rule": "passages",
         "versions": {"neuroexplain": __version__},
     }
 
@@ -197,14 +200,14 @@ def _write_layer(
     top = load_collected_layer(store, run, layer).exemplars["top"]
     used = top.counts_mask()
     k = used.shape[1]
-    segments = load_segment_ids(store, run.id, set(top.segments[used].tolist()))
+    segments = load_segments(store, run.id, set(top.segments[used].tolist()))
     places = top.segments.astype(np.int64) * run.segment_stride + top.starts - WINDOW_START
     index[:] = UNUSED
     index[:, :k] = np.where(used, places, UNUSED)
     act[:, :k] = np.where(used[:, :, None], top.activations, 0)
     for n, rank in zip(*used.nonzero(), strict=True):
         start = int(top.starts[n, rank])
-        token[n, rank] = segments[int(top.segments[n, rank])][start : start + RECORD_LENGTH]
+        token[n, rank] = segments[int(top.segments[n, rank])].token_ids[start : start + RECORD_LENGTH]
 
 
 def _open_arrays(folder: Path) -> Arrays:
@@ -239,11 +242,12 @@ def _segments(index: NDArray[np.int64], token: NDArray[Any]) -> Iterator[Segment
     """A layer's distinct segments in ascending order, each with its last 64 tokens: no others are known."""
     distinct, first = np.unique(index.reshape(-1), return_index=True)
     records = token.reshape(-1, RECORD_LENGTH)
-    return (
-        Segment(place + WINDOW_START, np.asarray(records[number], np.uint32))
-        for place, number in zip(distinct.tolist(), first.tolist(), strict=True)
-        if place != UNUSED
-    )
+    is_used = distinct != UNUSED
+    places, first = distinct[is_used] + WINDOW_START, first[is_used]
+    splits = split_segments(SEED, distinct[is_used], None, stride=1)
+    for place, number, code in zip(places.tolist(), first.tolist(), splits.tolist(), strict=True):
+        split = None if code == NO_SPLIT else SPLITS[code]
+        yield Segment(place, np.asarray(records[number], np.uint32), split)
 
 
 def _collected_layer(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from neuroexplain.as_json import run_json
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table
+from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table, sample_rows
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
 from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer_name, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
@@ -48,7 +48,9 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
         write_rows(partial, "vocabulary", "all", [asdict(entry) for entry in entries])
         vocabulary = TokenTexts(entries)
         for number, segments in enumerate(list_segments(store, run.id)):
-            rows = [{"segment": s.segment, "token_ids": s.token_ids.tolist()} for s in segments]
+            rows = [
+                {"segment": s.segment, "token_ids": s.token_ids.tolist(), "split": s.split} for s in segments
+            ]
             write_rows(partial, "segments", f"{number:05}", rows)
         prompts: set[str] = set()
         for done, layer in enumerate(run.layers, 1):
@@ -67,6 +69,7 @@ def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabular
     }
     for name, table in tables.items():
         pq.write_table(table, folder / name / f"{layer_name(layer)}.parquet", compression="zstd")
+    write_rows(folder, "samples", layer_name(layer), sample_rows(collected))
 
 
 def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[str]:

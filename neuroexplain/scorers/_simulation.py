@@ -6,7 +6,7 @@ The method is that of Bills et al. (2023).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from neuroexplain.evidence import Prediction, Score, Split, Status, Tokens
 from neuroexplain.scorers.base import OpenScorer, Predictions, Scorer
 from neuroexplain.scoring.correlation import CORRELATION, DEVIATION, R_SQUARED, ScoredRecord, score_records
+from neuroexplain.scoring.population_scores import AUPRC, BEYOND_WORDS, score_population
 from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
-from neuroexplain.units import CROP_LENGTH
+from neuroexplain.units import CROP_LENGTH, KINDS
 
 Records = Sequence[Sequence[int]]  # the token ids of each record
 
@@ -24,7 +25,7 @@ class Simulator(Scorer):
     """A scorer that predicts levels."""
 
     main_metric = CORRELATION
-    metrics = (R_SQUARED, DEVIATION)
+    metrics = (BEYOND_WORDS, AUPRC, R_SQUARED, DEVIATION)
     codec = "levels"
 
     def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
@@ -33,17 +34,34 @@ class Simulator(Scorer):
         scores = []
         for split in HELD_OUT:
             if by_split[split] or (split == "report" and not not_simulated):
-                scores += score_records(
-                    split,
-                    by_split[split],
-                    by_split["select"],
-                    prediction.control_explanation_id,
-                    self._why_no_control(prediction),
-                    evidence.side,
-                )
+                scores += self._score_split(evidence, prediction, split, by_split)
         if not_simulated:
             reason = "another candidate was chosen, so the report records were not simulated"
             scores += self.undefined(evidence, Status.NOT_CHOSEN, reason)
+        return scores
+
+    def _score_split(
+        self,
+        evidence: SideEvidence,
+        prediction: Prediction,
+        split: Split,
+        by_split: Mapping[Split, Sequence[ScoredRecord]],
+    ) -> list[Score]:
+        """The scores of one split: of the population, and Bills' if the strongest records were predicted."""
+        no_control = self._why_no_control(prediction)
+        scores, has_samples = [], evidence.n_sampled > 0
+        if has_samples:
+            scores += score_population(evidence, prediction, split, no_control)
+        has_strongest = any(record.kind == evidence.strongest for record in by_split[split])
+        if not has_samples or (has_strongest and split == "report"):
+            scores += score_records(
+                split,
+                _as_many_random(evidence, by_split[split]),
+                _as_many_random(evidence, by_split["select"]),
+                prediction.control_explanation_id,
+                no_control,
+                evidence.side,
+            )
         return scores
 
     def _why_no_control(self, prediction: Prediction) -> str | None:
@@ -66,22 +84,40 @@ class OpenSimulator(OpenScorer):
         ...
 
 
+def _as_many_random(evidence: SideEvidence, records: Sequence[ScoredRecord]) -> list[ScoredRecord]:
+    """The records of Bills' score: in runs that split by passage, as many random ones as strongest ones.
+
+    Without strongest records, all random ones.
+    """
+    strongest = [record for record in records if record.kind == evidence.strongest]
+    random = [record for record in records if record.kind == "random"]
+    if evidence.split_rule == "passages" and strongest:
+        random = random[: len(strongest)]
+    return [*strongest, *random]
+
+
 def _records_by_split(evidence: SideEvidence, prediction: Prediction) -> dict[Split, list[ScoredRecord]]:
     """The predicted and the true values of the held-out records."""
     by_split: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
-    for record in prediction.records:
+    for record in sorted(prediction.records, key=lambda record: (KINDS.index(record.kind), record.rank)):
         key = record.key
         split = evidence.splits[key]
         if split in by_split:
-            true = evidence.truth(evidence.by_key[key])[record.first : record.first + CROP_LENGTH]
-            control = None if record.control is None else record.control.astype(np.float64)
-            simulated: NDArray[np.float64] = record.values.astype(np.float64)
+            exemplar, crop = evidence.by_key[key], slice(record.first, record.first + CROP_LENGTH)
+            true, counts = evidence.truth(exemplar)[crop], evidence.counts(exemplar)[crop]
+            control = None if record.control is None else _masked(record.control, counts)
+            simulated = _masked(record.values, counts)
             by_split[split].append(ScoredRecord(record.kind, simulated, true, control, record.detail))
     return by_split
+
+
+def _masked(values: NDArray[np.float32], counts: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The values as float64, NaN where a token does not count, so that it is not scored."""
+    return np.where(counts, values.astype(np.float64), np.nan)
 
 
 def _is_report_missing(evidence: SideEvidence, prediction: Prediction) -> bool:
     """Whether the side has `report` records and none of them was simulated, though others were."""
     simulated = {evidence.splits[record.key] for record in prediction.records}
-    available = {evidence.splits[key] for key in evidence.by_key}
+    available = {evidence.splits[key] for key in evidence.by_key if key not in evidence.leaking}
     return bool(simulated) and "report" in available - simulated

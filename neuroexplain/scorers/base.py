@@ -17,15 +17,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import NOT_FAILED, Headline, Prediction, Score, Status, Tokens
+from neuroexplain.evidence import (
+    NOT_FAILED,
+    POPULATION,
+    Headline,
+    Prediction,
+    RecordKey,
+    Score,
+    Status,
+    Tokens,
+)
 from neuroexplain.llm.engine import Usage
 from neuroexplain.registry import Registry
 from neuroexplain.runs import Run
-from neuroexplain.scoring.side_evidence import SideEvidence, Trial
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
 
 if TYPE_CHECKING:
     from neuroexplain.llm.distributions import LogprobRequest
     from neuroexplain.llm.prompts import Prompt
+
+# Sampled and random records of a split that a scorer reads, each: of a scorer that costs nothing, and of one
+# that asks a model for each record (error against prompt tokens: docs/scores.md).
+RECORDS_OF_CHEAP, RECORDS_OF_COSTLY = 16, 8
 
 Needs = Literal["distributions", "vocabulary", "nothing"]
 
@@ -91,15 +104,24 @@ class Scorer(ABC):
     def undefined(self, evidence: SideEvidence, status: Status, reason: str | None) -> list[Score]:
         """Undefined scores of the main metric on `report`, for each of the side's subsets of records."""
         subsets = [f"{evidence.strongest}_and_random", evidence.strongest, "random"]
+        if evidence.n_sampled:
+            subsets = [POPULATION]
         return [Score("report", subset, self.main_metric, status, None, 0, 0, reason) for subset in subsets]
 
 
 class OpenScorer(ABC):
-    """A scorer and its model. A failed request raises LlmReplyError."""
+    """A scorer and its model. A failed request raises LlmReplyError.
+
+    n_read: how many sampled and how many random records of a split it reads in runs that have samples.
+    with_bills: whether it also reads the strongest records there, for Bills' score. By default that depends
+    on what a record costs.
+    """
 
     scorer: Scorer
     engine: Any
     prompt: Prompt | None = None
+    n_read: int | None = None
+    with_bills: bool | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +130,27 @@ class OpenScorer(ABC):
     @property
     def asks_per_record(self) -> bool:
         return self.scorer.asks_per_record
+
+    def records_read(self, evidence: SideEvidence) -> int | None:
+        """n_read of a prediction from this evidence; None in runs without samples."""
+        return self.records_of_split if evidence.n_sampled else None
+
+    @property
+    def records_of_split(self) -> int:
+        """How many sampled and how many random records of a split it reads."""
+        return self.n_read or (RECORDS_OF_COSTLY if self.asks_per_record else RECORDS_OF_CHEAP)
+
+    @property
+    def reads_strongest(self) -> bool:
+        """Whether the strongest records are read where there are samples too."""
+        return not self.asks_per_record if self.with_bills is None else self.with_bills
+
+    def has_read(self, prediction: Prediction) -> bool:
+        """Whether a stored prediction has as many records of a split as this scorer reads."""
+        if prediction.status != Status.OK or prediction.n_read is None:
+            return True
+        has_strongest = bool(prediction.with_bills) or not self.reads_strongest
+        return has_strongest and prediction.n_read >= self.records_of_split
 
     @abstractmethod
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
@@ -121,6 +164,23 @@ class OpenScorer(ABC):
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         """The requests that `run` would send."""
         return []
+
+
+def trials_read(
+    scorer: Scorer, evidence: SideEvidence, n_read: int | None, with_bills: bool | None
+) -> list[Trial]:
+    """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer."""
+    trials = scorer.trials(evidence)
+    if n_read is None:
+        return trials
+    keys: set[RecordKey] = set()
+    for split in HELD_OUT:
+        keys |= {drawn.record.key for drawn in evidence.draw(split, n_read)}
+        if with_bills:
+            strongest = [t.key for t in trials if t.split == split and t.kind == evidence.strongest]
+            random = [t.key for t in trials if t.split == split and t.kind == "random"]
+            keys |= {*strongest, *random[: len(strongest)]}
+    return [trial for trial in trials if trial.key in keys]
 
 
 class NoEngine:

@@ -214,10 +214,9 @@ def _why_undefined(
     missing_kinds = [kind for kind in kinds if not any(record.kind == kind for record in records)]
     if missing_kinds:
         return Status.NO_RECORDS, f"no {' and no '.join(missing_kinds)} records in the split {split}"
-    share = _share_with_mass(records)
-    if share < LEAST_SHARE_WITH_MASS:
-        reason = f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
-        return Status.LOW_DIGIT_MASS, reason
+    low_mass = why_low_mass([record.digit_mass for record in records if record.digit_mass is not None])
+    if low_mass is not None:
+        return low_mass
     simulated, recorded = _join(records)
     if not len(recorded):
         return Status.LOW_DIGIT_MASS, "no token has a prediction"
@@ -228,10 +227,13 @@ def _why_undefined(
     return None
 
 
-def _share_with_mass(records: Sequence[ScoredRecord]) -> float:
-    """The share of tokens with at least LEAST_MASS; 1 for a simulator that has no masses."""
-    masses = [record.digit_mass for record in records if record.digit_mass is not None]
-    return float((np.concatenate(masses) >= LEAST_MASS).mean()) if masses else 1.0
+def why_low_mass(masses: Sequence[NDArray[np.float32]]) -> tuple[Status, str] | None:
+    """The status and the reason if too few tokens came back with a prediction; None without masses."""
+    share = float((np.concatenate(masses) >= LEAST_MASS).mean()) if masses else 1.0
+    if share >= LEAST_SHARE_WITH_MASS:
+        return None
+    reason = f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"
+    return Status.LOW_DIGIT_MASS, reason
 
 
 def _correlate(records: Sequence[ScoredRecord]) -> float | None:

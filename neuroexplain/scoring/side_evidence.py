@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.evidence import Exemplar, RecordKey, Split, Unit, is_side_dead
+from neuroexplain.evidence import (
+    Exemplar,
+    RecordKey,
+    Split,
+    Tokens,
+    Unit,
+    is_side_dead,
+    texts_in_context,
+)
 from neuroexplain.runs import Run
-from neuroexplain.scoring.splits import assign_splits, crop_first
+from neuroexplain.sampling import (
+    RANDOM_SHARES,
+    probability_of,
+    scored_first,
+    share_out,
+    sum_squares,
+    uniform_of,
+)
+from neuroexplain.scoring.splits import assign_splits, crop_first, find_shared
 from neuroexplain.units import CROP_LENGTH, STRONGEST, Kind, Side
 
 HELD_OUT: tuple[Split, ...] = ("select", "report")  # what explainers do not see, so that it can be scored
@@ -19,7 +36,7 @@ HELD_OUT: tuple[Split, ...] = ("select", "report")  # what explainers do not see
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The part of a held-out record that a scorer's model sees and is scored on."""
+    """The part of a record that a scorer's model sees and is scored on."""
 
     kind: Kind
     rank: int
@@ -33,18 +50,43 @@ class Trial:
         return self.kind, self.rank
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnRecord:
+    """A random or sampled record, and the probability with which it was drawn."""
+
+    record: Exemplar
+    probability: float
+
+
 @dataclass(frozen=True)
 class SideEvidence:
     """One side of a unit, with all of the unit's records."""
 
     unit: Unit
     side: Side = "positive"
-    seed: int = 0  # of the run; crops depend on it
+    seed: int = 0  # of the run; crops and draws depend on it
     rectified: bool = False  # whether true values below 0 count as 0, as the run says
+    split_rule: Literal["ranks", "passages"] = "ranks"
+    barred_ids: frozenset[int] = frozenset()  # tokens that are not scored
+    n_random: Mapping[Split, int] = field(default_factory=dict)  # random records that the run draws
+    split_segments: Mapping[Split, int] = field(default_factory=dict)  # segments that the run visited
+    n_sampled: int = 0  # sampled records of a side that the run draws
+    tokens: Tokens = field(default_factory=dict)  # by id; empty if no score needs texts
 
     @classmethod
-    def of(cls, run: Run, unit: Unit, side: Side) -> SideEvidence:
-        return cls(unit, side, run.seed, run.rectified)
+    def of(cls, run: Run, unit: Unit, side: Side, tokens: Tokens | None = None) -> SideEvidence:
+        return cls(
+            unit,
+            side,
+            run.seed,
+            run.rectified,
+            run.split_rule,
+            frozenset(run.barred_ids) if run.n_sampled else frozenset(),
+            share_out(run.n_random, RANDOM_SHARES),
+            run.split_segments,
+            run.n_sampled,
+            tokens or {},
+        )
 
     @property
     def strongest(self) -> Kind:
@@ -54,18 +96,36 @@ class SideEvidence:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of records that this side is explained and scored by."""
-        return self.strongest, "random"
+        return self.strongest, "random", "sampled"
 
     @cached_property
     def splits(self) -> Mapping[RecordKey, Split | None]:
-        """The split of each of the unit's records, of both sides; None for a record that would leak."""
+        """The split of each of the unit's records, of both sides; None for a record without one."""
+        if self.split_rule == "passages":
+            return {record.key: record.split for record in self.unit.exemplars}
         return assign_splits(self.unit.exemplars)
 
     @cached_property
     def by_key(self) -> Mapping[RecordKey, Exemplar]:
         """This side's records, in the order of kinds and ranks."""
         records = (record for record in self.unit.exemplars if record.kind in self.kinds)
-        return {record.key: record for record in records}
+        return {record.key: record for record in records if record.side in (None, self.side)}
+
+    @cached_property
+    def leaking(self) -> frozenset[RecordKey]:
+        """Held-out records that share text with an `explain` record of the unit, so that they are not scored.
+
+        In runs that split by rank such records have no split at all.
+        """
+        if self.split_rule == "ranks":
+            return frozenset()
+        return find_shared(self.unit.exemplars, self.splits)
+
+    @property
+    def peak(self) -> float | None:
+        """The side's strongest activation, above 0 if it fires; None without a record of it."""
+        strongest = self.by_key.get((self.strongest, 0))
+        return None if strongest is None else self.oriented(strongest).activation
 
     @property
     def is_dead(self) -> bool:
@@ -74,19 +134,34 @@ class SideEvidence:
         return is_side_dead(self.side, None if strongest is None else strongest.activation)
 
     def explain_records(self, n: int) -> list[Exemplar]:
-        """The n strongest records of the split `explain`, strongest first, oriented to this side."""
-        records = [
-            self.oriented(record)
-            for key, record in self.by_key.items()
-            if record.kind == self.strongest and self.splits[key] == "explain"
+        """At most n `explain` records, oriented to this side: top (bottom) ones first, strongest first.
+
+        In runs that split by passage those above 0, and where they are fewer than n also sampled ones of
+        other segments, by their strongest activation.
+        """
+        explain = [
+            self.oriented(record) for key, record in self.by_key.items() if self.splits[key] == "explain"
         ]
-        return records[:n]
+        records = [record for record in explain if record.kind == self.strongest]
+        if self.split_rule == "ranks":
+            return records[:n]
+        records = [record for record in records if record.activation > 0][:n]
+        shown = {record.segment for record in records}
+        sampled = [record for record in explain if record.kind == "sampled" and record.segment not in shown]
+        sampled = [record for record in sampled if record.activation > 0]
+        sampled.sort(key=lambda record: (-record.activation, record.rank))
+        return [*records, *sampled][:n]
 
     def oriented(self, record: Exemplar) -> Exemplar:
         """The record as this side sees it: on the negative side all activations are negated."""
         if self.side == "positive":
             return record
-        return replace(record, activation=-record.activation, activations=-record.activations)
+        return replace(
+            record,
+            activation=-record.activation,
+            activations=-record.activations,
+            side=None if record.side is None else "positive",
+        )
 
     def truth(self, record: Exemplar) -> NDArray[np.float64]:
         """The true value at each of a record's tokens, [64]: the activation, negated on the negative side.
@@ -96,13 +171,82 @@ class SideEvidence:
         values = self.oriented(record).activations.astype(np.float64)
         return np.maximum(values, 0.0) if self.rectified else values
 
+    def texts(self, record: Exemplar) -> list[str]:
+        """The text of each of a record's tokens, [64]: see texts_in_context."""
+        return texts_in_context([self.tokens[token_id] for token_id in record.token_ids.tolist()])
+
+    def counts(self, record: Exemplar) -> NDArray[np.bool_]:
+        """Which of a record's tokens are scored, [64]: all but special tokens that are barred as peaks."""
+        is_scored: NDArray[np.bool_] = ~np.isin(record.token_ids, list(self.barred_ids))
+        return is_scored
+
+    def first_of(self, record: Exemplar) -> int:
+        """The first of a record's 32 tokens that are scored.
+
+        A peak in the middle would betray a top record, so its crop is drawn. Records of fixed tokens have a
+        scored half in runs that split by passage.
+        """
+        if self.split_rule == "passages" and record.kind in ("random", "sampled"):
+            return scored_first(self.seed, record.segment)
+        return crop_first(self.seed, self.unit.id, record.kind, record.rank)
+
     def crops(self) -> list[Trial]:
-        """The crop of each held-out record, in the order of kinds and ranks."""
+        """The crop of each held-out record that is scored, in the order of kinds and ranks."""
+        return self.crops_of("select", "report")
+
+    def crops_of(self, *splits: Split) -> list[Trial]:
+        """The crops of the records of these splits that do not leak."""
         trials = []
-        for (kind, rank), record in self.by_key.items():
-            split = self.splits[kind, rank]
-            if split is not None and split in HELD_OUT:
-                first = crop_first(self.seed, self.unit.id, kind, rank)
+        for key, record in self.by_key.items():
+            split = self.splits[key]
+            if split is not None and split in splits and key not in self.leaking:
+                first = self.first_of(record)
                 token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
-                trials.append(Trial(kind, rank, split, first, token_ids))
+                trials.append(Trial(*key, split, first, token_ids))
         return trials
+
+    def draw(self, split: Split, n: int | None = None) -> list[DrawnRecord]:
+        """The split's sampled and random records with their probabilities; a record drawn twice once.
+
+        With n, as if n of each had been drawn: the sampled ones with the largest size / uniform, and the
+        first random ones. Records that leak are among them.
+        """
+        records = [record for key, record in self.by_key.items() if self.splits[key] == split]
+        sampled = [record for record in records if record.kind == "sampled"]
+        random = [record for record in records if record.kind == "random"]
+        ratios = [(record.size or 0.0) / uniform_of(self.seed, record.segment) for record in sampled]
+        threshold = self.unit.thresholds.get((self.side, split), 0.0)
+        if n is not None and n < len(sampled):
+            sampled, threshold, ratios = sampled[:n], ratios[n], ratios[:n]
+        random = random if n is None else random[:n]
+        last = ratios[-1] if ratios and threshold > 0 else 0.0
+        drawn = {record.segment: record for record in random} | {record.segment: record for record in sampled}
+        n_segments = self.split_segments[split]
+        return [
+            DrawnRecord(
+                record,
+                probability_of(
+                    self.size_of(record) if ratios else 0.0,  # without a sample nothing was drawn by size
+                    uniform_of(self.seed, record.segment),
+                    last,
+                    threshold,
+                    len(random),
+                    n_segments,
+                ),
+            )
+            for record in drawn.values()
+        ]
+
+    def size_of(self, record: Exemplar) -> float:
+        """The size by which a record of tokens 64..127 can be sampled for this side."""
+        if record.size is not None:
+            return record.size
+        first = scored_first(self.seed, record.segment)
+        half = slice(first, first + CROP_LENGTH)
+        values = self.oriented(record).activations[half]
+        return float(sum_squares(np.where(self.counts(record)[half], values, np.float32(0))))
+
+
+def tokens_needed(exemplars: Sequence[Exemplar]) -> set[int]:
+    """The ids of all tokens of the records."""
+    return {token_id for record in exemplars for token_id in record.token_ids.tolist()}

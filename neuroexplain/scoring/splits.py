@@ -1,15 +1,20 @@
 """Which records explain, which select and which report; and which part of a record is scored (pure).
 
 An explanation must not be scored on text that its explainer saw, nor a choice among candidates be judged on
-text that the choice was made by. So each record has one split, by its rank, and a record that shares text
-with one of an earlier split has none. To share text means to share a segment, or SHARED_TOKENS equal token
-ids in a row. A shared document counts too, as long as LEAST_KEPT records of a kind remain in the split: a
-unit that fires in one document alone must have records to be scored by.
+text that the choice was made by. Runs split their text by passage (sampling.py), so that no unit's records
+of different splits have text in common but for repeated text: what shares SHARED_TOKENS token ids in a row
+with an `explain` record is not scored (find_shared).
+
+Runs of the first version split by rank instead (assign_splits). There a record that shares text with one of
+an earlier split has no split. To share text means to share a segment, or SHARED_TOKENS equal token ids in a
+row. A shared document counts too, as long as LEAST_KEPT records of a kind remain in the split: a unit that
+fires in one document alone must have records to be scored by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Literal
 
 from neuroexplain.evidence import Exemplar, RecordKey, Split
 from neuroexplain.stable_hash import stable_hash
@@ -95,23 +100,41 @@ def halve_select(
     return {x.key for x in first}, {x.key for x in second}
 
 
-def find_leaks(exemplars: Sequence[Exemplar], scored: Collection[RecordKey]) -> list[str]:
+def find_shared(
+    exemplars: Sequence[Exemplar], splits: Mapping[RecordKey, Split | None]
+) -> frozenset[RecordKey]:
+    """The `select` and `report` records that share 16 token ids in a row with an `explain` record."""
+    explain_runs = {run for x in _members(exemplars, splits, "explain") for run in _token_runs(x)}
+    held_out = (x for x in exemplars if splits[x.key] in ("select", "report"))
+    return frozenset(x.key for x in held_out if not explain_runs.isdisjoint(_token_runs(x)))
+
+
+def find_leaks(
+    exemplars: Sequence[Exemplar],
+    scored: Collection[RecordKey],
+    split_rule: Literal["ranks", "passages"] = "ranks",
+) -> list[str]:
     """What scored records share with records that explainers, or choices among candidates, may see.
 
-    Written from the definition and apart from assign_splits, so that each can find the other's faults.
+    Written from the definition and apart from assign_splits and find_shared, so that each can find the
+    other's faults. In runs that split by passage only `explain` records are seen.
     """
-    splits = assign_splits(exemplars)
+    by_passage = split_rule == "passages"
+    splits = {x.key: x.split for x in exemplars} if by_passage else assign_splits(exemplars)
+    seen: Mapping[Split | None, tuple[Split, ...]] = _EARLIER
+    if by_passage:
+        seen = {"select": ("explain",), "report": ("explain",)}
     windows = {x.key: set(_windows(x.token_ids.tolist())) for x in exemplars}
     leaks = []
     for x in exemplars:
         if x.key not in scored:
             continue
         split = splits[x.key]
-        if split not in _EARLIER:
+        if split not in seen:
             leaks.append(f"{x.kind} {x.rank} was scored, though its split is {split}")
             continue
         for y in exemplars:
-            if splits[y.key] not in _EARLIER[split]:
+            if splits[y.key] not in seen[split]:
                 continue
             if abs(x.segment - y.segment) * x.stride < SEGMENT_LENGTH:
                 leaks.append(

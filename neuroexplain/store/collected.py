@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays, VocabularyArrays
 from neuroexplain.errors import NotInStore
+from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
-from neuroexplain.store.rows import (
-    readable_row,
-)
-from neuroexplain.units import KINDS, RECORD_LENGTH
+from neuroexplain.store.rows import decode_sample, readable_row
+from neuroexplain.units import KINDS, RECORD_LENGTH, Side
 
 
 def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
@@ -29,13 +28,43 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
         for kind in reader.column(f"SELECT DISTINCT kind FROM exemplars {of_layer}", **values):
             rows = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **values)
             exemplars[kind] = _exemplar_arrays(rows, width, run.dtype)
+        sample_rows = reader.rows(f"SELECT * FROM samples {of_layer} ORDER BY unit", **values)
         readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **values)
+    sampled = exemplars.pop("sampled", None)
     return CollectedLayer(
         layer=layer,
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
         stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
         vocabulary=_vocabulary_arrays(readings) if readings else None,
+        samples=_samples(sample_rows, sampled, width) if sample_rows else {},
     )
+
+
+def _samples(
+    rows: Iterable[Any], records: ExemplarArrays | None, width: int
+) -> dict[tuple[Side, Split], SampleArrays]:
+    """The samples of a whole layer. records: all sampled ones in the order of ranks; None without any."""
+    import numpy as np
+
+    from neuroexplain.exemplar_arrays import no_records, split_samples
+
+    records = records or no_records(width)
+    decoded = [(row.unit, decode_sample(row)) for row in rows]
+    sides: tuple[Side, ...] = ("positive", "negative")
+    kept = [side for side in sides if any(sample.side == side for _, sample in decoded)]
+    counts = {(side, split): np.zeros(width, np.int64) for side in kept for split in SPLITS}
+    thresholds = {group: np.zeros(width) for group in counts}
+    sizes = np.zeros(records.segments.shape, np.float32)
+    firsts = np.zeros(width, np.int64)
+    for side in kept:
+        for unit, sample in decoded:
+            if sample.side != side:
+                continue
+            sizes[unit, firsts[unit] : firsts[unit] + len(sample.sizes)] = sample.sizes
+            firsts[unit] += len(sample.sizes)
+            for split, count, threshold in zip(SPLITS, sample.counts, sample.thresholds, strict=True):
+                counts[side, split][unit], thresholds[side, split][unit] = count, threshold
+    return split_samples(records, sizes, counts, thresholds)
 
 
 def _stats_arrays(unit_rows: Sequence[Any]) -> StatsArrays:

@@ -44,8 +44,9 @@ def list_predictions(store: Store, explanation_ids: Iterable[int]) -> list[Predi
     with store.read() as reader:
         for ids in chunks(sorted(set(explanation_ids))):
             sql = (
-                "SELECT s.*, e.layer, e.unit "
+                "SELECT s.*, e.layer, e.unit, coalesce(e.text, '') AS text, c.text AS control_text "
                 "FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
+                "LEFT JOIN explanations c ON c.id = s.control_explanation_id "
                 f"WHERE s.explanation_id {sql_in(ids)} ORDER BY s.explanation_id, s.scorer, s.model"
             )
             predictions += [decode_prediction(row) for row in reader.rows(sql)]

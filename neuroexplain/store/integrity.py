@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from neuroexplain.errors import StoreUnreadable
 from neuroexplain.store.dialect import N_NOT_INDEXED
 from neuroexplain.store.engine import Store
+from neuroexplain.store.rows import IDS_AT_ONCE, decode_sample
 
 MISPLACED = {  # message -> the query for the rows of a run that it is about; its columns fill the message
     "score {} of explanation {} stands under another unit or run": (
@@ -58,12 +60,37 @@ def count_orphans(store: Store) -> int:
         )
 
 
+def list_unsound_samples(store: Store, run_id: int) -> list[str]:
+    """A line for each sample whose thresholds are not those that were stored with it, or cannot be read."""
+    lines: list[str] = []
+    sql = (
+        "SELECT * FROM samples WHERE run_id = :run AND (layer, unit, side) > (:layer, :unit, :side) "
+        "ORDER BY layer, unit, side LIMIT :n"
+    )
+    last = (-1, -1, "")
+    while True:
+        with store.read() as reader:
+            layer, unit, side = last
+            rows = reader.rows(sql, run=run_id, layer=layer, unit=unit, side=side, n=IDS_AT_ONCE)
+        if not rows:
+            return lines
+        for row in rows:
+            try:
+                if not decode_sample(row).is_sound:
+                    lines.append(
+                        f"{row.layer}:{row.unit}: its {row.side} thresholds differ from their checksum"
+                    )
+            except StoreUnreadable as error:
+                lines.append(f"{row.layer}:{row.unit}: {str(error).splitlines()[0]}")
+        last = (rows[-1].layer, rows[-1].unit, rows[-1].side)
+
+
 def list_misplaced(store: Store, run_id: int) -> list[str]:
     """A line for each row of the run that contradicts another or refers to a missing row.
 
     One more line if the index of words lacks explanations.
     """
-    lines = []
+    lines: list[str] = []
     with store.read() as reader:
         for message, sql in MISPLACED.items():
             lines += [message.format(*row) for row in reader.rows(sql, run=run_id)]

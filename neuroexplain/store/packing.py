@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "kinds": "u1",  # index in units.KINDS
     "ranks": "u1",
     "firsts": "u1",
+    "counts": "u1",
+    "sizes": "<f4",
+    "thresholds": "<f8",
 }
 
 
@@ -32,6 +36,11 @@ def pack_array(column: str, values: NDArray[Any]) -> bytes:
 def unpack_array(column: str, data: bytes) -> NDArray[Any]:
     """The array of a packed column, [n]."""
     return np.frombuffer(data, DTYPES[column])
+
+
+def checksum_of(data: bytes) -> str:
+    """16 hexadecimal digits: the first 64 bits of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def pack_activations(values: NDArray[np.float32], dtype: str) -> bytes:

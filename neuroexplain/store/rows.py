@@ -7,24 +7,26 @@ numpy is imported in the decoders that need it, since `query` starts sooner with
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from neuroexplain.errors import StoreUnreadable
 from neuroexplain.evidence import (
+    SPLITS,
     Exemplar,
     Explanation,
     PredictedRecord,
     Prediction,
     Provenance,
     Score,
+    Segment,
     Status,
     StoredScore,
 )
 from neuroexplain.runs import Run
-from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Source, UnitId
+from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Side, Source, UnitId
 
 IDS_AT_ONCE = 10_000  # values in one IN (...); SQLite takes 32,766
 T = TypeVar("T")
@@ -51,19 +53,13 @@ def decode_status(table: str, row: Any) -> Status:
         return Status(row.status)
 
 
-def decode_segment_ids(row: Any) -> Any:
-    """A segment's token ids, [128]; [64] if only its last 64 are known, as in imported arrays."""
-    from neuroexplain.store.packing import unpack_token_ids
+def decode_exemplars(
+    row: Any, unit: UnitId, run: Run, segments: Mapping[int, Segment], samples: Sequence[SampleRow]
+) -> Iterable[Exemplar]:
+    """One unit's exemplars of one kind, in rank order.
 
-    with readable_row("segments", row):
-        token_ids = unpack_token_ids(row.token_ids)
-        if len(token_ids) not in (SEGMENT_LENGTH, RECORD_LENGTH):
-            raise ValueError(f"it holds {len(token_ids)} token ids")
-        return token_ids
-
-
-def decode_exemplars(row: Any, unit: UnitId, run: Run, segments: Mapping[int, Any]) -> Iterable[Exemplar]:
-    """One unit's exemplars of one kind, in rank order. `segments` holds token ids by segment."""
+    segments: those of the exemplars, by number. samples: the unit's, in the order of ranks.
+    """
     from neuroexplain.store.packing import unpack_activations, unpack_array
 
     arrays = [
@@ -72,8 +68,12 @@ def decode_exemplars(row: Any, unit: UnitId, run: Run, segments: Mapping[int, An
     ]
     peaks = unpack_activations(row.peaks, run.dtype).tolist()
     activations = unpack_activations(row.activations, run.dtype).reshape(len(peaks), RECORD_LENGTH)
-    for rank, (segment, start, document, token_offset, peak) in enumerate(zip(*arrays, peaks, strict=True)):
-        token_ids = segments[segment]
+    draws: list[tuple[Side | None, float | None]] = [(None, None)] * len(peaks)
+    if row.kind == "sampled":
+        draws = [(sample.side, size) for sample in samples for size in sample.sizes]
+    places = zip(*arrays, peaks, draws, strict=True)
+    for rank, (segment, start, document, token_offset, peak, (side, size)) in enumerate(places):
+        token_ids = segments[segment].token_ids
         if start > len(token_ids) - RECORD_LENGTH:
             raise ValueError(f"there is no record at {start} of segment {segment}")
         yield Exemplar(
@@ -88,7 +88,47 @@ def decode_exemplars(row: Any, unit: UnitId, run: Run, segments: Mapping[int, An
             token_ids=token_ids[start : start + RECORD_LENGTH],
             activations=activations[rank],
             stride=run.segment_stride,
+            split=segments[segment].split,
+            side=side,
+            size=size,
         )
+
+
+class SampleRow(NamedTuple):
+    """One side's sampled records of a unit."""
+
+    side: Side
+    counts: list[int]  # of each split
+    sizes: list[float]  # of each record
+    thresholds: list[float]  # of each split
+    is_sound: bool  # whether the thresholds are those of the checksum
+
+
+def decode_sample(row: Any) -> SampleRow:
+    """Raises StoreUnreadable if counts and sizes do not fit together."""
+    from neuroexplain.store.packing import checksum_of, unpack_array
+
+    with readable_row("samples", row):
+        arrays = [
+            unpack_array(name, getattr(row, name)).tolist() for name in ("counts", "sizes", "thresholds")
+        ]
+        counts, sizes, thresholds = arrays
+        if len(counts) != len(SPLITS) or len(thresholds) != len(SPLITS) or sum(counts) != len(sizes):
+            raise ValueError(f"{counts} records have {len(sizes)} sizes and {len(thresholds)} thresholds")
+        return SampleRow(row.side, counts, sizes, thresholds, checksum_of(row.thresholds) == row.checksum)
+
+
+def decode_segment(row: Any) -> Segment:
+    """A segment with its token ids, [128]; [64] if only its last 64 are known, as in imported arrays."""
+    from neuroexplain.store.packing import unpack_token_ids
+
+    with readable_row("segments", row):
+        token_ids = unpack_token_ids(row.token_ids)
+        if len(token_ids) not in (SEGMENT_LENGTH, RECORD_LENGTH):
+            raise ValueError(f"it holds {len(token_ids)} token ids")
+        if row.split not in (None, *SPLITS):
+            raise ValueError(f"there is no split {row.split}")
+        return Segment(row.segment, token_ids, row.split)
 
 
 def decode_run(row: Any, sources: tuple[Source, ...]) -> Run:
@@ -98,6 +138,8 @@ def decode_run(row: Any, sources: tuple[Source, ...]) -> Run:
             "config": dict(decode_json(row.config)),
             "versions": dict(decode_json(row.versions)),
             "rectified": bool(row.rectified),
+            "barred_ids": tuple(map(int, decode_json(row.barred_ids))),
+            "split_segments": dict(decode_json(row.split_segments)),
         }
         return Run(**fields_of(row, Run) | decoded | {"sources": sources})
 
@@ -168,6 +210,11 @@ def decode_prediction(row: Any) -> Prediction:
         control_explanation_id=row.control_explanation_id,
         id=row.id,
         codec=row.codec,
+        text=row.text,
+        control_text=row.control_text,
+        n_read=row.n_read,
+        with_bills=None if row.with_bills is None else bool(row.with_bills),
+        has_report=None if row.has_report is None else bool(row.has_report),
     )
 
 

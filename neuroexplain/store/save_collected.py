@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
-from neuroexplain.evidence import Segment, Stats, Status, VocabularyEntry, is_side_dead
+from neuroexplain.evidence import SPLITS, Segment, Split, Stats, Status, VocabularyEntry, is_side_dead
+from neuroexplain.exemplar_arrays import groups_of, join_samples
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import Store
-from neuroexplain.store.packing import DTYPES, WIDTHS, pack_activations, pack_array, pack_each
+from neuroexplain.store.packing import DTYPES, WIDTHS, checksum_of, pack_activations, pack_array, pack_each
 from neuroexplain.store.reader import reader_of
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, Row, insert_many, insert_tuples, now
 from neuroexplain.store.tables import safe_text
-from neuroexplain.store.units import read_segment_ids
-from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Side, Source
+from neuroexplain.store.units import read_segments
+from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Kind, Side, Source
 
 
 def create_run(store: Store, fields: Mapping[str, Any]) -> int:
@@ -45,6 +46,7 @@ def finish_run(
     n_segments: int,
     n_documents: int,
     n_tokens: int,
+    split_segments: Mapping[Split, int] | None = None,
     finished_at: str | None = None,
 ) -> None:
     """Delete the segments that no exemplar refers to, and mark the run as finished, at `finished_at` or now.
@@ -68,6 +70,7 @@ def finish_run(
             "n_segments": n_segments,
             "n_documents": n_documents,
             "n_tokens": n_tokens,
+            "split_segments": dict(split_segments or {}),
             "finished_at": finished_at or now(),
         }
         connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished", **values))
@@ -98,7 +101,7 @@ def save_segments(store: Store, run_id: int, segments: Iterable[Segment]) -> Non
     with store.write() as connection:
         for batch in chunks(segments, ROWS_AT_ONCE):
             token_ids = pack_each([segment.token_ids for segment in batch])
-            rows = ((run_id, s.segment, packed) for s, packed in zip(batch, token_ids, strict=True))
+            rows = ((run_id, s.segment, packed, s.split) for s, packed in zip(batch, token_ids, strict=True))
             insert_tuples(connection, t.segments, rows, skip_existing=True)
 
 
@@ -112,10 +115,15 @@ def save_collected_layer(store: Store, run_id: int, collected: CollectedLayer) -
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
         n = t.units.c
         if connection.execute(select(n.unit).where(n.run_id == run_id, n.layer == layer).limit(1)).first():
-            for table in (t.units, t.exemplars, t.peak_tokens, t.vocabulary_readings):
+            for table in (t.units, t.exemplars, t.samples, t.peak_tokens, t.vocabulary_readings):
                 connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == layer))
         insert_tuples(connection, t.units, _unit_rows(run_id, collected))
-        insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, collected, dtype))
+        exemplars, sizes = dict(collected.exemplars), None
+        if collected.samples:
+            exemplars["sampled"], sizes = join_samples(collected.samples)
+        insert_tuples(connection, t.exemplars, _exemplar_rows(run_id, layer, exemplars, dtype))
+        if sizes is not None:
+            insert_tuples(connection, t.samples, _sample_rows(run_id, collected, sizes))
         insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, collected))
         insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, collected))
 
@@ -156,12 +164,14 @@ def _strongest(exemplars: ExemplarArrays) -> list[float | None]:
     return [peak if count else None for count, peak in peaks]
 
 
-def _exemplar_rows(run_id: int, collected: CollectedLayer, dtype: str) -> Iterator[Row]:
+def _exemplar_rows(
+    run_id: int, layer: int, exemplars: Mapping[Kind, ExemplarArrays], dtype: str
+) -> Iterator[Row]:
     """A row for each unit and kind. Each array is packed once for the layer and then cut into units."""
     width, names = WIDTHS[dtype], ("segments", "starts", "documents", "token_offsets")
     # The bytes of one record in each column.
     sizes = (*(np.dtype(DTYPES[name]).itemsize for name in names), width, RECORD_LENGTH * width)
-    for kind, arrays in collected.exemplars.items():
+    for kind, arrays in exemplars.items():
         k = arrays.segments.shape[1]
         columns = (
             *(pack_array(name, getattr(arrays, name)) for name in names),
@@ -174,7 +184,29 @@ def _exemplar_rows(run_id: int, collected: CollectedLayer, dtype: str) -> Iterat
                     data[n * k * size : (n * k + count) * size]
                     for data, size in zip(columns, sizes, strict=True)
                 )
-                yield run_id, collected.layer, n, kind, *blobs
+                yield run_id, layer, n, kind, *blobs
+
+
+def _sample_rows(run_id: int, collected: CollectedLayer, sizes: NDArray[np.float32]) -> Iterator[Row]:
+    """A row for each unit and side. sizes: those of each unit's sampled records in the order of ranks."""
+    firsts = np.zeros(len(sizes), np.int64)
+    for side in dict.fromkeys(side for side, _ in groups_of(collected.samples)):
+        samples = [collected.samples[side, split] for split in SPLITS]
+        counts = np.stack([sample.records.counts for sample in samples], axis=1)
+        thresholds = np.stack([sample.thresholds for sample in samples], axis=1)
+        for n, (first, own) in enumerate(zip(firsts.tolist(), counts.sum(axis=1).tolist(), strict=True)):
+            packed = pack_array("thresholds", thresholds[n])
+            yield (
+                run_id,
+                collected.layer,
+                n,
+                side,
+                pack_array("counts", counts[n]),
+                pack_array("sizes", sizes[n, first : first + own]),
+                packed,
+                checksum_of(packed),
+            )
+        firsts += counts.sum(axis=1)
 
 
 def _peak_token_rows(connection: Connection, run_id: int, collected: CollectedLayer) -> Iterable[Row]:
@@ -203,8 +235,8 @@ def _stored_peak_tokens(
     distinct, places = np.unique(segments, return_inverse=True)
     if not len(distinct):
         return np.zeros(0, np.uint32)
-    token_ids = read_segment_ids(reader_of(connection), run_id, set(distinct.tolist()))
-    table = np.stack([token_ids[int(segment)] for segment in distinct])  # [distinct, 128]
+    stored = read_segments(reader_of(connection), run_id, set(distinct.tolist()))
+    table = np.stack([stored[int(segment)].token_ids for segment in distinct])  # [distinct, 128]
     tokens: NDArray[np.uint32] = table[places.reshape(-1), starts.astype(np.int64) + PEAK_INDEX]
     return tokens
 

@@ -221,6 +221,9 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
         "control": codec.pack(_concatenate(controls)) if records and len(controls) == len(records) else None,
         "control_explanation_id": prediction.control_explanation_id,
         "codec": prediction.codec,
+        "n_read": prediction.n_read,
+        "with_bills": prediction.with_bills,
+        "has_report": prediction.has_report,
         **_provenance_row(prediction.provenance),
     }
 

@@ -112,6 +112,10 @@ runs = Table(
     Column("finished_at", String(32)),
     Column("versions", JSON, nullable=False),
     Column("rectified", Boolean(create_constraint=False), nullable=False, server_default=false()),
+    Column("split_rule", String(16), nullable=False, server_default="ranks"),
+    Column("n_sampled", Integer, nullable=False, server_default="0"),
+    Column("barred_ids", JSON, nullable=False, server_default="[]"),
+    Column("split_segments", JSON, nullable=False, server_default="{}"),
 )
 
 sources = Table(
@@ -165,6 +169,7 @@ segments = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("segment", Integer, primary_key=True, autoincrement=False),
     Column("token_ids", LargeBinary, nullable=False),  # 3 bytes for each id
+    Column("split", String(8)),
     sqlite_with_rowid=False,
 )
 
@@ -183,6 +188,20 @@ exemplars = Table(
     Column("peaks", LargeBinary, nullable=False),  # in the run's dtype
     Column("activations", LargeBinary, nullable=False),  # in the same dtype, 64 for each record
     UniqueConstraint("run_id", "layer", "unit", "kind", name="uq_exemplars_run_id_layer_neuron_kind"),
+)
+
+samples = Table(  # of the exemplars of the kind `sampled`, which follow each other by side, then split
+    "samples",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("layer", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
+    Column("side", String(8), primary_key=True),
+    _packed("counts"),  # records of each split
+    _packed("sizes"),  # of each record
+    _packed("thresholds"),  # of each split
+    Column("checksum", String(16), nullable=False),  # of the thresholds, which no other row tells
+    sqlite_with_rowid=False,
 )
 
 peak_tokens = Table(
@@ -276,6 +295,9 @@ predictions = Table(
     Column("control_explanation_id", Integer),
     *_provenance(),
     Column("codec", String(16), nullable=False, server_default="levels"),
+    Column("n_read", Integer),
+    Column("with_bills", Boolean(create_constraint=False)),
+    Column("has_report", Boolean(create_constraint=False)),
     UniqueConstraint(
         "explanation_id", "scorer", "model", name="uq_simulations_explanation_id_simulator_model"
     ),
@@ -305,6 +327,7 @@ scores = Table(
     Column("control_reason", SafeText),
     Column("n_tokens", Integer, nullable=False),
     Column("n_records", Integer, nullable=False),
+    Column("effective_records", Float),
     UniqueConstraint(
         "explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"
     ),

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from neuroexplain.errors import NotInStore, StoreUnreadable
-from neuroexplain.evidence import Exemplar, Segment, Stats, Unit
+from neuroexplain.evidence import SPLITS, Exemplar, Segment, Stats, Unit
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
@@ -14,7 +14,8 @@ from neuroexplain.store.rows import (
     chunks,
     decode_exemplars,
     decode_reading,
-    decode_segment_ids,
+    decode_sample,
+    decode_segment,
     decode_status,
     readable_row,
     sql_in,
@@ -57,12 +58,14 @@ def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
                 f"Try a unit of the run:  neuroexplain show {run.layers[0]}:0 --db {store.name}"
             )
         exemplar_rows = reader.rows(f"SELECT * FROM exemplars WHERE {OF_UNIT}", **values)
-        segments = read_segment_ids(reader, run.id, _segment_numbers(exemplar_rows))
+        sample_rows = reader.rows(f"SELECT * FROM samples WHERE {OF_UNIT} ORDER BY side DESC", **values)
+        segments = read_segments(reader, run.id, _segment_numbers(exemplar_rows))
         reading = reader.row(f"SELECT * FROM vocabulary_readings WHERE {OF_UNIT}", **values)
+    samples = list(map(decode_sample, sample_rows))
     exemplars: list[Exemplar] = []
     for exemplar_row in _in_order_of_kinds(exemplar_rows):
         with readable_row("exemplars", exemplar_row):
-            exemplars += decode_exemplars(exemplar_row, unit, run, segments)
+            exemplars += decode_exemplars(exemplar_row, unit, run, segments, samples)
     return Unit(
         id=unit,
         status=decode_status("units", row),
@@ -70,6 +73,11 @@ def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
         exemplars=tuple(exemplars),
         promoted=decode_reading(reading, "promoted") if reading else (),
         suppressed=decode_reading(reading, "suppressed") if reading else (),
+        thresholds={
+            (sample.side, split): threshold
+            for sample in samples
+            for split, threshold in zip(SPLITS, sample.thresholds, strict=True)
+        },
     )
 
 
@@ -95,30 +103,30 @@ def list_segments(store: Store, run_id: int, at_once: int = 5_000) -> Iterator[l
     while True:
         with store.read() as reader:
             rows = reader.rows(sql, run=run_id, last=last, n=at_once)
-        segments = [Segment(row.segment, decode_segment_ids(row)) for row in rows]
+        segments = list(map(decode_segment, rows))
         if not segments:
             return
         yield segments
         last = segments[-1].segment
 
 
-def load_segment_ids(store: Store, run_id: int, segments: set[int]) -> dict[int, Any]:
-    """The token ids of the given segments, [128] or [64]. Raises StoreUnreadable if a segment is missing."""
+def load_segments(store: Store, run_id: int, numbers: set[int]) -> dict[int, Segment]:
+    """The segments of these numbers. Raises StoreUnreadable if one is missing."""
     with store.read() as reader:
-        return read_segment_ids(reader, run_id, segments)
+        return read_segments(reader, run_id, numbers)
 
 
-def read_segment_ids(reader: Reader, run_id: int, segments: set[int]) -> dict[int, Any]:
-    """`load_segment_ids` with an open reader."""
-    token_ids: dict[int, Any] = {}
-    sql = "SELECT run_id, segment, token_ids FROM segments WHERE run_id = :run AND segment"
-    for numbers in chunks(sorted(segments)):
-        rows = reader.rows(f"{sql} {sql_in(numbers)}", run=run_id)
-        token_ids |= {row.segment: decode_segment_ids(row) for row in rows}
-    missing = segments - token_ids.keys()
+def read_segments(reader: Reader, run_id: int, numbers: set[int]) -> dict[int, Segment]:
+    """`load_segments` with an open reader."""
+    segments: dict[int, Segment] = {}
+    sql = "SELECT * FROM segments WHERE run_id = :run AND segment"
+    for batch in chunks(sorted(numbers)):
+        rows = reader.rows(f"{sql} {sql_in(batch)}", run=run_id)
+        segments |= {row.segment: decode_segment(row) for row in rows}
+    missing = numbers - segments.keys()
     if missing:
         raise StoreUnreadable(f"The segments of run {run_id} cannot be read: {min(missing)} is missing.")
-    return token_ids
+    return segments
 
 
 def load_max_activations(store: Store, run_id: int) -> dict[tuple[int, int], float | None]:
