@@ -164,10 +164,8 @@ def _leave_one_out(records: Sequence[WeightedRecord]) -> Array:
 
 def _without_each(values: Array) -> Array:
     """For each row the greatest value of each column in all other rows."""
-    order = np.sort(values, axis=0)
-    greatest, second = order[-1], order[-2] if len(order) > 1 else np.full(values.shape[1], -np.inf)
-    is_only = (values == greatest) & ((values == greatest).sum(axis=0) == 1)
-    return np.where(is_only, second, greatest)
+    second, greatest = np.sort(values, axis=0)[-2:]
+    return np.where(values == greatest, second, greatest)
 
 
 def weighted_auprc(predicted: Array, is_positive: NDArray[np.bool_], weights: Array) -> float | None:

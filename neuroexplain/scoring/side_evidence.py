@@ -14,8 +14,10 @@ from neuroexplain.evidence import (
     Exemplar,
     RecordKey,
     Split,
+    Subset,
     Tokens,
     Unit,
+    headline_subset,
     is_side_dead,
     texts_in_context,
 )
@@ -97,6 +99,11 @@ class SideEvidence:
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of records that this side is explained and scored by."""
         return self.strongest, "random", "sampled"
+
+    @property
+    def headline_subset(self) -> Subset:
+        """The subset of records whose score stands for this side."""
+        return headline_subset(self.side, self.n_sampled, sum(self.n_random.values()))
 
     @cached_property
     def splits(self) -> Mapping[RecordKey, Split | None]:
