@@ -353,6 +353,8 @@ def test_records_that_share_text_with_explain_are_not_scored_and_the_others_keep
     trials = {trial.key for trial in trials_read(SCORER, with_leak, N_SAMPLED, False)}
     assert trials == {d.record.key for d in drawn} - with_leak.leaking
     assert main_score(compute_scores(with_leak, predict(with_leak, np.sin))).n_records == len(trials)
+    predicted_before = predict(evidence, np.sin)  # as if the leak had not been known
+    assert main_score(compute_scores(with_leak, predicted_before)).n_records == len(trials)
     other = replace(
         seen, token_ids=seen.token_ids + np.where(np.arange(64) % 15 == 0, 10**7, 0).astype(np.uint32)
     )
