@@ -1,8 +1,10 @@
 """Write a synthetic database as large as Llama-3-8B's:  make_full_size_db.py full.db [--json]
 
-The real writer writes it. It has 458,752 neurons with 32 top and 32 random records in bfloat16, 4 million
-segments, and for each neuron an explanation with 16 predicted records and their scores. Then the times of
-200 neuron pages and of queries are measured. --layers 2 makes a small database.
+The real writer writes it. It has 458,752 neurons with 32 top, 32 random and 40 sampled records in bfloat16,
+4 million segments, and for each neuron an explanation, predicted on 8 sampled and 8 random records, with its
+scores. Then the times of 200 neuron pages and of queries are measured. --layers 2 makes a small database.
+With --lexical the prediction is that of a scorer that costs nothing: 16 + 16 records, those of Bills' score,
+and a control.
 """
 
 import argparse
@@ -16,8 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, StatsArrays, VocabularyArrays
+from neuroexplain.arrays import (
+    CollectedLayer,
+    ExemplarArrays,
+    SampleArrays,
+    StatsArrays,
+    VocabularyArrays,
+)
 from neuroexplain.evidence import (
+    SPLITS,
     Explanation,
     PredictedRecord,
     Prediction,
@@ -27,6 +36,7 @@ from neuroexplain.evidence import (
     VocabularyEntry,
 )
 from neuroexplain.lookup import load_page
+from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out, sum_squares, uniform_of
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_collected import (
@@ -40,7 +50,8 @@ from neuroexplain.store.save_explained import save_explanations, save_prediction
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import Source, UnitId
 
-K = 32  # records of each kind
+K = 32  # top records, and random ones
+N_SAMPLED = 40
 AT_ONCE = 2_000  # explanations written at a time
 VOCABULARY = 128_256  # tokens, as Llama-3
 WORDS = (
@@ -53,6 +64,7 @@ parser.add_argument("db")
 parser.add_argument("--layers", type=int, default=32)
 parser.add_argument("--d-mlp", type=int, default=14_336)
 parser.add_argument("--segments", type=int, default=4_000_000)
+parser.add_argument("--lexical", action="store_true", help="predictions of a scorer that costs nothing")
 parser.add_argument("--json", action="store_true")
 options = parser.parse_args()
 random = np.random.default_rng(0)
@@ -66,37 +78,74 @@ def random_activations(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
     return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def random_records(kind: str, segments: np.ndarray) -> ExemplarArrays:
+    d, k = segments.shape
+    activations = random_activations((d, k, 64), kind == "top")
+    return ExemplarArrays(
+        counts=np.full(d, k),
+        segments=segments,
+        starts=random.integers(32, 65, (d, k), dtype=np.uint8)
+        if kind == "top"
+        else np.full((d, k), 64, np.uint8),
+        documents=random.integers(0, 1_000_000, (d, k), dtype=np.int32),
+        token_offsets=random.integers(0, 2_000, (d, k), dtype=np.int32),
+        peaks=activations[..., 32] if kind == "top" else activations.max(axis=-1),
+        activations=activations,
+        peak_token_ids=random.integers(0, VOCABULARY, (d, k), dtype=np.uint32),
+    )
+
+
+def split_code(segments: np.ndarray) -> np.ndarray:
+    """The place in SPLITS of segments that are split by turns: three of eight, two, three."""
+    return np.array([0, 0, 0, 1, 1, 2, 2, 2], np.int8)[segments % 8]
+
+
+def random_segments(split: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Random segments of one split."""
+    code = SPLITS.index(split)
+    places = np.flatnonzero(split_code(np.arange(8)) == code)
+    segments = 8 * random.integers(0, options.segments // 8, shape) + random.choice(places, shape)
+    return segments.astype(np.uint32)
+
+
 def random_layer() -> CollectedLayer:
     d = options.d_mlp
-    exemplars = {}
-    for kind in ("top", "random"):
-        activations = random_activations((d, K, 64), kind == "top")
-        segments = random.integers(0, options.segments, (d, K) if kind == "top" else (1, K), dtype=np.uint32)
-        exemplars[kind] = ExemplarArrays(
-            counts=np.full(d, K),
-            segments=np.broadcast_to(segments, (d, K)).copy(),
-            starts=random.integers(32, 65, (d, K), dtype=np.uint8)
-            if kind == "top"
-            else np.full((d, K), 64, np.uint8),
-            documents=random.integers(0, 1_000_000, (d, K), dtype=np.int32),
-            token_offsets=random.integers(0, 2_000, (d, K), dtype=np.int32),
-            peaks=activations[..., 32] if kind == "top" else activations.max(axis=-1),
-            activations=activations,
-            peak_token_ids=random.integers(0, VOCABULARY, (d, K), dtype=np.uint32),
-        )
+    drawn = np.concatenate(
+        [random_segments(split, (1, n)) for split, n in share_out(K, RANDOM_SHARES).items()], axis=1
+    )
+    exemplars = {
+        "top": random_records("top", random.integers(0, options.segments, (d, K), dtype=np.uint32)),
+        "random": random_records("random", np.broadcast_to(drawn, (d, K)).copy()),
+    }
+    samples = {
+        ("positive", split): random_sample(random_segments(split, (d, n)))
+        for split, n in share_out(N_SAMPLED, SAMPLED_SHARES).items()
+    }
     stats = StatsArrays(*(np.abs(random.standard_normal((5, d)))))
     ids = random.integers(0, VOCABULARY, (d, 10)).astype(np.uint32)
     logits = random.standard_normal((d, 10)).astype(np.float32)
-    return CollectedLayer(0, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits))
+    return CollectedLayer(0, exemplars, stats, VocabularyArrays(ids, logits, ids, -logits), samples)
+
+
+def random_sample(segments: np.ndarray) -> SampleArrays:
+    """Sampled records whose order and threshold are as if they had been drawn."""
+    records = random_records("sampled", segments)
+    sizes = sum_squares(records.activations[..., :32])
+    last = (sizes / np.vectorize(lambda s: uniform_of(0, int(s)))(segments[:1])).min(axis=1)
+    return SampleArrays(records, sizes, np.full(len(segments), last[0] / 2))
 
 
 def as_layer(collected: CollectedLayer, layer: int) -> CollectedLayer:
     """The same records as another layer, of other segments."""
-    exemplars = {
-        kind: replace(x, segments=random.integers(0, options.segments, x.segments.shape, dtype=np.uint32))
-        for kind, x in collected.exemplars.items()
+    top = collected.exemplars["top"]
+    top = replace(top, segments=random.integers(0, options.segments, top.segments.shape, dtype=np.uint32))
+    samples = {
+        (side, split): replace(
+            x, records=replace(x.records, segments=random_segments(split, x.records.segments.shape))
+        )
+        for (side, split), x in collected.samples.items()
     }
-    return replace(collected, layer=layer, exemplars=exemplars)
+    return replace(collected, layer=layer, exemplars={**collected.exemplars, "top": top}, samples=samples)
 
 
 def random_explanations(layer: int, first: int, last: int) -> list[Explanation]:
@@ -111,23 +160,33 @@ def random_explanations(layer: int, first: int, last: int) -> list[Explanation]:
 
 def random_predictions(explanations: list[Explanation]) -> list[tuple[Prediction, list[Score]]]:
     by = Provenance("server", "vllm 0", "a-simulator", None, None, {}, 4_000, 16, 2.0)
-    places = [
-        (kind, 4 * i + 3) for kind in ("top", "random") for i in range(8)
-    ]  # ranks of the split `report`
+    # The ranks of `report`: random ones from 16 on, sampled ones from 24 on, and every third top record.
+    n = 16 if options.lexical else 8
+    places = [("random", 16 + i) for i in range(n)] + [("sampled", 24 + i) for i in range(n)]
+    subsets = {"population": ("correlation", "correlation_beyond_words", "auprc")}
+    if options.lexical:  # also `select`, and Bills' score
+        places += [("random", 8 + i) for i in range(8)] + [("sampled", 16 + i) for i in range(8)]
+        places = [("top", i) for i in range(20)] + places
+        bills = ("correlation", "r_squared", "absolute_deviation_explained")
+        subsets |= dict.fromkeys(("top_and_random", "top", "random"), bills)
     levels = random.random((len(explanations), len(places), 32), dtype=np.float32) * 10
     predictions = []
     for explanation, own_levels in zip(explanations, levels, strict=True):
         records = tuple(
-            PredictedRecord(kind, rank, 9, values, values / 10)
+            PredictedRecord(kind, rank, 0, values, values / 10, values if options.lexical else None)
             for (kind, rank), values in zip(places, own_levels, strict=True)
         )
         value = float(np.clip(random.normal(0.2, 0.2), -0.99, 0.99))
         interval = {"ci_low": value - 0.1, "ci_high": value + 0.1}
         scores = [
-            Score("report", subset, "correlation", "ok", value, 512, 16, **interval)
-            for subset in ("top_and_random", "top", "random")
+            Score("report", subset, metric, "ok", value, 512, 16, **interval, effective_records=12.5)
+            for subset, metrics in subsets.items()
+            for metric in metrics
         ]
-        prediction = Prediction(explanation.id, explanation.unit, "digits", "ok", records, by)
+        scores += [Score("select", "population", "correlation", "ok", value, 512, 16)] * options.lexical
+        reading = {"n_read": n, "with_bills": options.lexical, "has_report": True}
+        scorer = "lexical" if options.lexical else "digits"
+        prediction = Prediction(explanation.id, explanation.unit, scorer, "ok", records, by, **reading)
         predictions.append((prediction, scores))
     return predictions
 
@@ -163,11 +222,13 @@ with open_store(options.db, create=True) as store:
         Source(layer, "mlp", None, "output", options.d_mlp, "bfloat16") for layer in range(options.layers)
     ]
     fields |= {"sources": sources, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
+    fields |= {"n_sampled": N_SAMPLED, "split_rule": "passages"}
     run_id = create_run(store, {**fields, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}})
     save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
     for first in range(0, options.segments, 50_000):
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
-        save_segments(store, run_id, (Segment(first + i, row) for i, row in enumerate(ids)))
+        splits = [SPLITS[code] for code in split_code(np.arange(first, first + len(ids)))]
+        save_segments(store, run_id, (Segment(first + i, ids[i], s) for i, s in enumerate(splits)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
     collected = random_layer()  # once, so that only writing is timed
     started = time.perf_counter()
@@ -182,8 +243,14 @@ with open_store(options.db, create=True) as store:
             explanations = save_explanations(store, run_id, explanations)
             save_predictions(store, run_id, random_predictions(explanations))
         say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
+    eighth = options.segments // 8
     finish_run(
-        store, run_id, n_segments=options.segments, n_documents=1_000_000, n_tokens=options.segments * 128
+        store,
+        run_id,
+        n_segments=options.segments,
+        n_documents=1_000_000,
+        n_tokens=options.segments * 128,
+        split_segments={"explain": 3 * eighth, "select": 2 * eighth, "report": 3 * eighth},
     )
 with open_store(options.db, read_only=True) as store:
     run = load_run(store)
@@ -207,7 +274,7 @@ report = {
     "neurons": n_units,
     "bytes": Path(options.db).stat().st_size,
     "seconds": round(time.perf_counter() - began),
-    "exemplars_per_s": round(n_units * 2 * K / writing),
+    "exemplars_per_s": round(n_units * (2 * K + N_SAMPLED) / writing),
     "peak_memory_bytes": peak_memory(),
     "show_ms": shows,
     "query_ms": queries,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuroexplain.evidence import POPULATION, PredictedRecord, Prediction, Score, Split, Status
 from neuroexplain.scoring.correlation import CORRELATION, why_low_mass
@@ -48,12 +49,19 @@ def score_population(
     predicted = {record.key: record for record in prediction.records}
     drawn = [d for d in evidence.draw(split, prediction.n_read) if d.record.key in predicted]
     drawn = [d for d in drawn if d.record.key not in evidence.leaking]
-    records = [_weighted(evidence, d, predicted[d.record.key], prediction.text) for d in drawn]
+    texts = [evidence.texts(d.record) if split == "report" and evidence.tokens else () for d in drawn]
+    records = [
+        _weighted(evidence, d, predicted[d.record.key], find_named(own_texts, prediction.text))
+        for d, own_texts in zip(drawn, texts, strict=True)
+    ]
     control_records: list[WeightedRecord] = []
     if no_control is None:
         control_text = prediction.control_text or ""
         control_records = [
-            _weighted(evidence, d, predicted[d.record.key], control_text, is_control=True) for d in drawn
+            _weighted(
+                evidence, d, predicted[d.record.key], find_named(own_texts, control_text), is_control=True
+            )
+            for d, own_texts in zip(drawn, texts, strict=True)
         ]
     control = Control(prediction.control_explanation_id, control_records, no_control)
     masses = [predicted[d.record.key].detail for d in drawn]
@@ -69,17 +77,20 @@ def _weighted(
     evidence: SideEvidence,
     drawn: DrawnRecord,
     predicted: PredictedRecord,
-    text: str,
+    is_named: NDArray[np.bool_],
     *,
     is_control: bool = False,
 ) -> WeightedRecord:
-    """A record's scored tokens with a prediction, of the explanation or of the control."""
+    """A record's scored tokens with a prediction, of the explanation or of the control.
+
+    is_named: which of the record's tokens belong to a word that it names, [64]; empty if that is not needed.
+    """
     record = drawn.record
     values = predicted.control if is_control else predicted.values
     assert values is not None
     part = slice(predicted.first, predicted.first + len(values))
     is_scored = ~np.isnan(values) & evidence.counts(record)[part]
-    kept = ~find_named(evidence.texts(record), text)[part][is_scored] if evidence.tokens else None
+    kept = ~is_named[part][is_scored] if len(is_named) else None
     return WeightedRecord(
         "sampled" if record.kind == "sampled" else "random",
         1 / drawn.probability,

@@ -184,8 +184,9 @@ class SideEvidence:
 
     def counts(self, record: Exemplar) -> NDArray[np.bool_]:
         """Which of a record's tokens are scored, [64]: all but special tokens that are barred as peaks."""
-        is_scored: NDArray[np.bool_] = ~np.isin(record.token_ids, list(self.barred_ids))
-        return is_scored
+        if not self.barred_ids:
+            return np.ones(len(record.token_ids), np.bool_)
+        return np.array([token_id not in self.barred_ids for token_id in record.token_ids.tolist()])
 
     def first_of(self, record: Exemplar) -> int:
         """The first of a record's 32 tokens that are scored.
