@@ -47,6 +47,17 @@ def passages_of(document_places: NDArray[np.int64], offsets: NDArray[np.int64]) 
     return (document_places + PIECE_LENGTH * (offsets // PIECE_LENGTH)) // PASSAGE_LENGTH
 
 
+def passages_of_segments(
+    segments: NDArray[np.int64], document_places: NDArray[np.int64] | None, stride: int = SEGMENT_LENGTH
+) -> NDArray[np.int64]:
+    """The passages of the segments' tokens, [n, 128]: see split_segments."""
+    places = segments[:, None].astype(np.int64) * stride + np.arange(SEGMENT_LENGTH)
+    if document_places is None:
+        return places // PASSAGE_LENGTH
+    begins = document_places[np.searchsorted(document_places, places, "right") - 1]
+    return passages_of(begins, places - begins)
+
+
 def split_segments(
     seed: int,
     segments: NDArray[np.int64],
@@ -59,16 +70,18 @@ def split_segments(
     not known. Then a passage is a piece of 1,024 tokens of the stream. stride: tokens from one segment number
     to the next.
     """
-    places = segments[:, None].astype(np.int64) * stride + np.arange(SEGMENT_LENGTH)
-    if document_places is None:
-        passages = places // PASSAGE_LENGTH
-    else:
-        begins = document_places[np.searchsorted(document_places, places, "right") - 1]
-        passages = passages_of(begins, places - begins)
+    passages = passages_of_segments(segments, document_places, stride)
     distinct, index = np.unique(passages, return_inverse=True)
     codes = [SPLITS.index(split_of_passage(seed, passage)) for passage in distinct.tolist()]
     splits = np.array(codes, np.int8)[index.reshape(passages.shape)]
     return np.where((splits == splits[:, :1]).all(axis=1), splits[:, 0], np.int8(NO_SPLIT))
+
+
+def count_passages(segments: NDArray[np.int64], document_places: NDArray[np.int64]) -> int:
+    """How many passages the segments' tokens are of, or more than LEAST_PASSAGES if that is sure."""
+    if len(segments) > LEAST_PASSAGES * PIECE_LENGTH // SEGMENT_LENGTH:
+        return LEAST_PASSAGES + 1  # a passage has no more tokens than a piece
+    return len(np.unique(passages_of_segments(segments, document_places)))
 
 
 def half_of(seed: int, segment: int) -> int:

@@ -30,6 +30,7 @@ from neuroexplain.errors import ActivationsNotFinite, NeuroexplainError
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
+from neuroexplain.sampling import LEAST_PASSAGES
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -108,6 +109,18 @@ def run_collect(
         tokens.unlink(missing_ok=True)
 
 
+def _why_few_passages(text: Text) -> str | None:
+    """A note if the visited text has too few passages for splits of alike size; None also if not known yet."""
+    n = text.count_passages()
+    if n is None or n >= LEAST_PASSAGES:
+        return None
+    return (
+        f"The text has {n} passages, and each is in one split as a whole. With fewer than {LEAST_PASSAGES} "
+        "the splits are very unequal, and a unit may have too few records to be explained or scored. "
+        "Read more text."
+    )
+
+
 def _load_subject(config: CollectConfig) -> Subject:
     return load_subject(
         config.model,
@@ -124,6 +137,9 @@ def _read(
     """Collect from all segments that the run has not read yet, and leave a checkpoint of the whole."""
     began = saved_at = time.monotonic()
     n_saved, seconds_saving = open_run.n_done, 0.0
+    note = _why_few_passages(text)
+    if note is not None:
+        yield Progress("collecting", open_run.n_done, text.total, "segments", note=note)
 
     def save() -> None:
         nonlocal saved_at, n_saved, seconds_saving
@@ -153,6 +169,9 @@ def _read(
     except (GeneratorExit, NeuroexplainError):  # between two batches, where the state is whole
         save()
         raise
+    text.whole()
+    if note is None and (note := _why_few_passages(text)) is not None:
+        yield Progress("collecting", open_run.n_done, open_run.n_done, "segments", note=note)
     seconds = time.monotonic() - began
     waited = f"{ahead.waited:.1f} s for text and {seconds_saving:.1f} s for checkpoints"
     note = f"Waited {waited}, of {seconds:.1f} s."

@@ -48,6 +48,10 @@ class Text(Protocol):
         """The segments at places begin..end (None: to the last), in batches of `size` or fewer."""
         ...
 
+    def count_passages(self) -> int | None:
+        """How many passages the visited segments are of (sampling.count_passages); None if not known yet."""
+        ...
+
     def whole(self) -> TokenStream:
         """The tokens of the whole corpus, once it is tokenized."""
         ...
@@ -96,6 +100,9 @@ class WholeText:
             numbers = self._order[first : min(first + size, end)]
             yield numbers, self._stream.rows(numbers), self._stream.splits(numbers, self._seed)
 
+    def count_passages(self) -> int | None:
+        return self._stream.count_passages(self._order)
+
     def whole(self) -> TokenStream:
         return self._stream
 
@@ -143,6 +150,12 @@ class GrowingText:
             ids = self._rows(numbers)
             yield numbers, ids, self._splits(numbers)
             begin = last
+
+    def count_passages(self) -> int | None:
+        if self._stream is None:
+            return None
+        numbers = np.arange(self._part - 1, self._stream.n_segments, self._n_parts)
+        return self._stream.count_passages(numbers[: self.total])
 
     def whole(self) -> TokenStream:
         while self._stream is None:

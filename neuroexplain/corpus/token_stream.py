@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import SPLITS, Segment
-from neuroexplain.sampling import NO_SPLIT, split_segments
+from neuroexplain.sampling import NO_SPLIT, count_passages, split_segments
 from neuroexplain.units import SEGMENT_LENGTH
 
 STALE = 24 * 3600  # seconds without a write after which the writer must have been killed
@@ -60,6 +60,10 @@ class TokenStream:
             for ids in token_ids:
                 writer.add(ids)
             return writer.finish()
+
+    def count_passages(self, numbers: NDArray[np.int64]) -> int:
+        """How many passages the segments are of: see sampling.count_passages."""
+        return count_passages(numbers, self._starts[:-1])
 
     def segments(self, numbers: NDArray[np.int64], seed: int) -> Iterator[Segment]:
         """The segments of these numbers, with the splits that they have by the seed."""
