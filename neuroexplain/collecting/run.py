@@ -110,7 +110,7 @@ def run_collect(
 
 
 def _why_few_passages(text: Text) -> str | None:
-    """A note if the visited text has too few passages for splits of alike size; None also if not known yet."""
+    """A note if the visited text has too few passages for splits of alike size; None if not known yet."""
     n = text.count_passages()
     if n is None or n >= LEAST_PASSAGES:
         return None
