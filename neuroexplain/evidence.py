@@ -23,6 +23,19 @@ SUBSETS: Mapping[Side, tuple[Subset, ...]] = {
 }
 
 
+def headline_subset(side: Side, n_sampled: int, n_random: int) -> Subset:
+    """The records whose score stands for a side of a unit, in a run that draws so many.
+
+    The population score where there are sampled records: an estimate for the whole corpus. Without sampled
+    records it is the score of Bills et al. (2023), over the side's strongest and random records. Imported
+    arrays have no random records: the strongest records alone count.
+    """
+    if n_sampled:
+        return POPULATION
+    both, strongest, _ = SUBSETS[side]
+    return both if n_random else strongest
+
+
 class Status(StrEnum):
     """How an attempt to explain, predict or score ended. Only `ok` has a value; the others have a reason."""
 

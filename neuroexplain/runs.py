@@ -12,13 +12,15 @@ from neuroexplain.evidence import (
     Explanation,
     Headline,
     Prediction,
+    RecordKey,
     Split,
     StoredScore,
     Tokens,
     Unit,
+    headline_subset,
     texts_in_context,
 )
-from neuroexplain.units import SEGMENT_LENGTH, SIDES, STRONGEST, Kind, Side, Source, UnitId, ranges_text
+from neuroexplain.units import SEGMENT_LENGTH, SIDES, Side, Source, UnitId, ranges_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +112,9 @@ class Run:
 
     @property
     def headline(self) -> Headline:
-        """The population score where there are sampled records: an estimate for the whole corpus.
-
-        Without sampled records it is the score of Bills et al. (2023), the correlation over top and random
-        records; a negative side's top records are the bottom records. Imported arrays have no random records:
-        the top records alone count.
-        """
-        if self.n_sampled:
-            return Headline("correlation", ("population",))
-        strongest = (STRONGEST[side] for side in self.sides)
-        subsets = tuple(f"{kind}_and_random" if self.n_random else kind for kind in strongest)
-        return Headline("correlation", subsets)
+        """The score that stands for a unit: the correlation over the records of headline_subset."""
+        subsets = (headline_subset(side, self.n_sampled, self.n_random) for side in self.sides)
+        return Headline("correlation", tuple(dict.fromkeys(subsets)))
 
     @property
     def segment_stride(self) -> int:
@@ -168,6 +162,7 @@ class QueryRow:
     ci_low: float | None
     ci_high: float | None
     max_activation: float | None
+    beyond_words: float | None = None  # the population score without the words that the explanation names
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +171,18 @@ class UnitPage:
 
     run: Run
     unit: Unit
-    splits: Mapping[tuple[Kind, int], Split | None]  # by kind and rank
+    splits: Mapping[RecordKey, Split | None]
     tokens: Tokens  # every token id of the page
     explanations: tuple[Explanation, ...]  # best first
     predictions: tuple[Prediction, ...]
     scores: tuple[StoredScore, ...]
+    # With which probability a random or sampled record was drawn, if the run tells. A random record has one
+    # for each side of the run.
+    probabilities: Mapping[tuple[RecordKey, Side], float] = field(default_factory=dict)
+
+    def probability(self, record: Exemplar, side: Side | None = None) -> float | None:
+        """With which probability a record was drawn for a side: by default its own, or the run's first."""
+        return self.probabilities.get((record.key, side or record.side or self.run.sides[0]))
 
     def texts(self, record: Exemplar) -> list[str]:
         """The text of each of a record's tokens, [64]: see texts_in_context."""

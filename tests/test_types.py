@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from neuroexplain.evidence import Headline, Score, Status
+from neuroexplain.evidence import Headline, Score, Status, Unit
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import create_run
+from neuroexplain.units import UnitId
 from tests.fakes import run_fields
 
 
@@ -26,11 +28,20 @@ def test_the_headline_is_the_runs(tmp_path):
     with open_store(str(tmp_path / "runs.db"), create=True) as store:
         create_run(store, run_fields(1, 2))
         create_run(store, run_fields(1, 2, n_random=0))
-        collected, imported = (run.headline for run in list_runs(store))
-    assert (collected, imported) == (
+        create_run(store, run_fields(1, 2, n_sampled=4, split_rule="passages", config={"sign": "both"}))
+        create_run(store, run_fields(1, 2, config={"sign": "both"}))
+        runs = list_runs(store)
+        collected, imported, sampled, both = (run.headline for run in runs)
+    assert (collected, imported, sampled, both) == (
         Headline("correlation", ("top_and_random",)),
         Headline("correlation", ("top",)),
+        Headline("correlation", ("population",)),
+        Headline("correlation", ("top_and_random", "bottom_and_random")),
     )
+    for run in runs:
+        unit = Unit(UnitId(0, 0), Status.OK, None, (), (), ())
+        of_sides = [SideEvidence.of(run, unit, side).headline_subset for side in run.sides]
+        assert tuple(dict.fromkeys(of_sides)) == run.headline.subsets
     score = Score("report", "top", "correlation", Status.OK, 0.5, 64, 2)
     assert imported.is_of(score)
     assert not imported.is_of(replace(score, split="select"))

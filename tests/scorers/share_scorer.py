@@ -22,7 +22,7 @@ class Share(Scorer):
         return OpenShare()
 
     def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
-        subset, control_id = f"{evidence.strongest}_and_random", prediction.control_explanation_id
+        subset, control_id = evidence.headline_subset, prediction.control_explanation_id
         scores = []
         for split in HELD_OUT:
             records = [r for r in prediction.records if evidence.splits[r.kind, r.rank] == split]

@@ -60,7 +60,7 @@ def test_it_stands_in_query_and_show(scored):
     rows = json.loads(typed("query", "--scorer", "share", "--json", "--db", scored))
     assert rows
     assert {(row["scorer"], row["metric"], row["subset"]) for row in rows} == {
-        ("share", "named_share", "top_and_random")
+        ("share", "named_share", "population")
     }
     values = [row["score"] for row in rows]
     assert values == sorted(values, reverse=True)
@@ -161,7 +161,7 @@ def test_a_dry_run_counts_the_requests_that_the_run_makes(scored, tmp_path, monk
 def test_what_is_not_known_is_named(scored):
     with open_store(str(scored), read_only=True) as store:
         run = load_run(store)
-    assert choose_headline(run) == Headline("correlation", ("top_and_random",))
+    assert choose_headline(run) == Headline("correlation", ("population",))
     assert choose_headline(run, scorer="share").metric == "named_share"
     assert choose_headline(run, "r_squared").metric == "r_squared"
     with pytest.raises(
