@@ -36,7 +36,7 @@ def hostile(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("hostile")
     tiny_subject(folder / "model")
-    texts = [words(500, seed=n) + HOSTILE_TEXT * 3 for n in range(12)]
+    texts = [words(500, seed=n) + HOSTILE_TEXT * 3 for n in range(30)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     model = str(folder / "model")
     with open_store(str(folder / "x.db"), create=True) as store:

@@ -27,12 +27,13 @@ def made(tmp_path_factory):
     """A folder with a tiny model, hostile text, and a database that holds a run with scored explanations."""
     folder = tmp_path_factory.mktemp("made")
     tiny_subject(folder / "model")
-    texts = [words(600, seed=n) + HOSTILE * 3 for n in range(12)]
+    texts = [words(600, seed=n) + HOSTILE * 3 for n in range(40)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     done = run("collect", "--model", "model", "--dataset", "text.jsonl", "--db", "x.db", cwd=folder)
     assert done.returncode == 0, done.stderr
     for explainer in ("tokens", "excerpts"):
         options = ("--db", "x.db", "--neurons", "0:0-5,1:2", "--explainer", explainer, "--local", "model")
+        options += ("--scorer", "lexical,digits")
         done = run("explain", *options, cwd=folder)
         assert done.returncode in (0, 1), (
             done.stderr
@@ -54,15 +55,23 @@ def made(tmp_path_factory):
 
 def test_query_and_show_answer_in_json(made):
     rows = json.loads(run("query", "--db", "x.db", "--json", cwd=made).stdout)
-    scores = [row["correlation"] for row in rows if row["correlation"] is not None]
+    assert {row["subset"] for row in rows if row["score"] is not None} == {"population"}
+    scores = [row["score"] for row in rows if row["score"] is not None]
     assert scores
     assert scores == sorted(scores, reverse=True)
     page = json.loads(run("show", "0:1", "--db", "x.db", "--json", cwd=made).stdout)
     assert (page["layer"], page["neuron"]) == (0, 1)
     report = [x for x in page["exemplars"] if x["split"] == "report"]
-    assert report
+    assert {x["kind"] for x in report} == {"top", "random", "sampled"}
     assert all(len(x["tokens"]) == len(x["activations"]) == 64 for x in page["exemplars"])
     simulated = page["explanations"][0]["predictions"]
+    by_scorer = {
+        p["scorer"]: {(r["kind"], r["rank"]) for r in simulated if r["scorer"] == p["scorer"]}
+        for p in simulated
+    }
+    kinds = {scorer: {kind for kind, _ in keys} for scorer, keys in by_scorer.items()}
+    assert kinds == {"lexical": {"top", "random", "sampled"}, "digits": {"random", "sampled"}}
+    assert len(by_scorer["digits"]) <= 2 * (8 + 8) < len(by_scorer["lexical"])
     assert all(r["scored"][1] - r["scored"][0] == 32 == len(r["expected_levels"]) for r in simulated)
 
 
@@ -71,10 +80,14 @@ def test_digits_scores_without_a_null_unless_asked(made):
     done = run("score", "0:2", "--text", "geese", *options, cwd=made)
     assert done.returncode == 0, done.stderr
     headline = next(
-        s for s in json.loads(done.stdout) if (s["subset"], s["metric"]) == ("top_and_random", "correlation")
+        s for s in json.loads(done.stdout) if (s["subset"], s["metric"]) == ("population", "correlation")
     )
     assert headline["control"] is None
     assert (headline["value"] is None) == (headline["status"] != "ok")
+    assert 8 <= headline["n_records"] <= 8 + 8  # of report
+    assert {s["subset"] for s in json.loads(done.stdout)} == {"population"}
+    again = json.loads(run("score", "0:2", "--text", "geese", *options, "--bills", cwd=made).stdout)
+    assert {s["subset"] for s in again} == {"population", "top_and_random", "top", "random"}
     assert run("verify", "--db", "x.db", cwd=made).returncode == 0
 
 
@@ -114,7 +127,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
     mine = run("score", "0:3", "--text", "rivers", "--db", "x.db", "--local", "model", "--json", cwd=made)
     assert mine.returncode == 0, mine.stderr
     headline = next(
-        s for s in json.loads(mine.stdout) if (s["subset"], s["metric"]) == ("top_and_random", "correlation")
+        s for s in json.loads(mine.stdout) if (s["subset"], s["metric"]) == ("population", "correlation")
     )
     assert (headline["value"] is None) == (headline["status"] != "ok")
 

@@ -27,20 +27,23 @@ Scores = dict[tuple[Split, str, str], Score]  # by split, subset and metric
 
 def verify_run(store: Store, run: Run) -> Iterator[str]:
     """Yield a line for each fault. A unit that cannot be read is one fault, and the next unit follows."""
-    if run.split_rule == "passages":
-        yield from _verify_records(store, run)
     for unit_id in list_explained_ids(store, run.id):
         try:
             yield from _verify_unit(store, run, unit_id)
         except (NotInStore, StoreUnreadable) as error:
             yield f"{unit_id}: {str(error).splitlines()[0]}"
+    if run.split_rule == "passages":
+        yield from _verify_records(store, run)
     yield from list_misplaced(store, run.id)
 
 
 def _verify_records(store: Store, run: Run) -> Iterator[str]:
-    """Faults of the records of all units, by the rules of their draws."""
-    splits = {s.segment: s.split for segments in list_segments(store, run.id) for s in segments}
+    """Faults of the records of all units, by the rules of their draws.
+
+    A layer's records are checked together. If a row of it cannot be read, none of them is, and a line says so.
+    """
     random: set[int] = set()
+    is_complete = True
     for layer_number in run.layers:
         try:
             layer = load_collected_layer(store, run, layer_number)
@@ -48,13 +51,18 @@ def _verify_records(store: Store, run: Run) -> Iterator[str]:
             numbers = {int(n) for arrays in drawn for n in np.unique(arrays.segments[arrays.counts_mask()])}
             yield from find_record_faults(run, layer, load_segments(store, run.id, numbers))
         except (NotInStore, StoreUnreadable) as error:
-            yield f"layer {layer_number}: {str(error).splitlines()[0]}"
+            yield f"layer {layer_number}: its records were not checked together: {str(error).splitlines()[0]}"
+            is_complete = False
             continue
         if "random" in layer.exemplars:
             arrays = layer.exemplars["random"]
             random |= set(arrays.segments[arrays.counts_mask()].tolist())
-    if run.n_random:
-        yield from find_segment_faults(run, splits, random)
+    if run.n_random and (random or is_complete):
+        try:
+            splits = {s.segment: s.split for segments in list_segments(store, run.id) for s in segments}
+            yield from find_segment_faults(run, splits, random)
+        except StoreUnreadable as error:
+            yield f"the segments were not checked together: {str(error).splitlines()[0]}"
     yield from list_unsound_samples(store, run.id)
 
 

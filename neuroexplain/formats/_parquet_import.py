@@ -122,7 +122,7 @@ def _import_tables(store: Store, run_id: int, folder: Path, run: Run) -> Iterato
     for done, (layer, own) in enumerate(limits_by_layer.items(), 1):
         width = run.width(layer)
         if count_layer_units(store, run_id, layer) < width:
-            collected = read_layer(folder, layer, width, run.dtype, own, segments)
+            collected = read_layer(folder, run, layer, own, segments)
             save_collected_layer(store, run_id, collected)
         decode = partial(explanation_of, prompts=prompts)
         for batch in read_batches(folder, "explanations", decode, own, layer):

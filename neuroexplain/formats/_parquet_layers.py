@@ -109,9 +109,10 @@ class TokenTexts:
 
 
 def read_layer(
-    folder: Path, layer: int, width: int, dtype: str, limits: Mapping[str, range], segments: NDArray[np.int64]
+    folder: Path, run: Run, layer: int, limits: Mapping[str, range], segments: NDArray[np.int64]
 ) -> CollectedLayer:
     """A layer's units and exemplars. Raises DamagedFolder, also if an exemplar's segment is missing."""
+    width = run.width(layer)
     file, neurons = read_table(folder, "neurons", limits, layer)
     with reading(file):
         if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
@@ -123,38 +124,42 @@ def read_layer(
             raise ValueError("there are no exemplars")
         if not np.isin(exemplars["segments"].to_numpy(), segments).all():
             raise ValueError("exemplars are of segments that are missing")
-        by_kind = _exemplar_arrays(exemplars, width, dtype)
+        by_kind = _exemplar_arrays(exemplars, width, run.dtype)
         sizes = exemplars.filter(pc.equal(exemplars["kind"], "sampled"))["size"].to_numpy()
-        if not np.all(sizes > 0):
+        if not np.all((sizes > 0) & np.isfinite(sizes)):
             raise ValueError("a sampled record has no size above 0")
-    samples = _read_samples(folder, layer, width, limits, by_kind.pop("sampled", None), exemplars)
+        if len(sizes) and not run.n_sampled:
+            raise ValueError("there are sampled records, and the run draws none")
+    samples = {}
+    if run.n_sampled:
+        samples = _read_samples(folder, run, layer, limits, by_kind.pop("sampled", None), exemplars)
     return CollectedLayer(layer, by_kind, stats, vocabulary, samples)
 
 
 def _read_samples(
     folder: Path,
+    run: Run,
     layer: int,
-    width: int,
     limits: Mapping[str, range],
     records: ExemplarArrays | None,
     exemplars: pa.Table,
 ) -> dict[tuple[Side, Split], SampleArrays]:
     """The samples of a layer. records: all sampled ones in the order of ranks; exemplars: their table."""
-    if not (folder / "samples").is_dir():
-        return {}
+    width = run.width(layer)
     file, rows = read_table(folder, "samples", limits, layer)
     with reading(file):
         counts: dict[tuple[Side, Split], NDArray[np.int64]] = {}
         thresholds: dict[tuple[Side, Split], NDArray[np.float64]] = {}
-        sides: tuple[Side, ...] = ("positive", "negative")
-        for side, split in ((side, split) for side in sides for split in SPLITS):
+        for side, split in ((side, split) for side in run.sides for split in SPLITS):
             own = rows.filter(pc.and_(pc.equal(rows["side"], side), pc.equal(rows["split"], split)))
-            if own.num_rows == 0:
-                continue
             if not np.array_equal(own["neuron"].to_numpy(), np.arange(width)):
                 raise ValueError(f"{side} {split} does not hold the neurons 0 to {width - 1} in order")
             counts[side, split] = own["n_records"].to_numpy().astype(np.int64)
             thresholds[side, split] = own["threshold"].to_numpy().astype(np.float64)
+        if rows.num_rows != width * len(counts):
+            raise ValueError("there are rows of other sides or splits")
+        if any((values < 0).any() for values in counts.values()):
+            raise ValueError("a number of records is below 0")
         all_records = records or no_records(width)
         if not np.array_equal(sum(counts.values(), np.zeros(width, np.int64)), all_records.counts):
             raise ValueError("the numbers of sampled records do not fit")

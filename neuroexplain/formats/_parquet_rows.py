@@ -93,6 +93,8 @@ def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Pr
     records = tuple(_record_of(record, codec) for record in row["records"])
     if len({len(record.values) for record in records}) > 1:
         raise ValueError("predicted records are of different lengths")
+    if row["n_read"] is not None and row["n_read"] not in range(1, 256):
+        raise ValueError(f"{row['n_read']} records of a split cannot be read")
     return Prediction(
         unit=UnitId(row["layer"], row["neuron"]),
         provenance=_provenance_of(row, prompts),

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from neuroexplain.config import MOST_RECORDS
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import SPLITS
 from neuroexplain.formats import _parquet_version_1 as version_1
 from neuroexplain.formats._parquet_tables import VERSION, DamagedFolder
 from neuroexplain.runs import Run
@@ -17,8 +19,14 @@ from neuroexplain.units import SEGMENT_LENGTH, Source
 
 LONGEST_ACTIVATION = 32  # characters, the width of the column
 MAX_UNITS = (1 << 31) - 1  # of a layer, so that the numbers of units fit into their columns
-# Fields that earlier exports lack; their runs go on by the earlier rules.
-NEW_FIELDS = {"split_rule": "ranks", "n_sampled": 0, "barred_ids": (), "split_segments": {}}
+# Fields that exports of earlier versions lack, all of them: their runs go on by the earlier rules.
+NEW_FIELDS: Mapping[str, Any] = {
+    "split_rule": "ranks",
+    "n_sampled": 0,
+    "barred_ids": [],
+    "split_segments": {},
+}
+MAX_TOKEN_ID = (1 << 24) - 1
 MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
 
 
@@ -30,7 +38,9 @@ def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
     """
     file = folder / "run.json"
     contents = _read_json(folder, file)
-    missing = [name for name in Run.__dataclass_fields__ if name not in {**contents, **NEW_FIELDS}]
+    if NEW_FIELDS.keys().isdisjoint(contents):
+        contents = {**contents, **NEW_FIELDS}
+    missing = [name for name in Run.__dataclass_fields__ if name not in contents]
     if missing:
         raise DamagedFolder(file, f"{missing[0]} is missing")
     try:
@@ -78,4 +88,20 @@ def _impossible_fields(run: Run) -> list[str]:
     )
     possible["activation"] = 0 < len(run.activation) <= LONGEST_ACTIVATION
     possible["config"] = type(stride) is int and 0 < stride <= SEGMENT_LENGTH
+    possible |= _possible_draws(run)
     return [name for name, is_possible in possible.items() if not is_possible]
+
+
+def _possible_draws(run: Run) -> dict[str, bool]:
+    """Whether each field about splits and sampled records is possible."""
+    by_passage, barred, visited = run.split_rule == "passages", run.barred_ids, run.split_segments
+    most_sampled = MOST_RECORDS // len(run.sides)
+    return {
+        "split_rule": by_passage or not (run.n_sampled or barred or visited),
+        "n_sampled": 0 <= run.n_sampled <= most_sampled and (not run.n_sampled or run.n_random > 0),
+        "barred_ids": len(barred) == len(set(barred)) and all(0 <= n <= MAX_TOKEN_ID for n in barred),
+        "split_segments": all(0 <= n <= MAX_INTEGER for n in visited.values())
+        and sum(visited.values()) <= run.n_segments
+        # Probabilities are per visited segment of a split.
+        and (not by_passage or not run.n_random or visited.keys() == set(SPLITS)),
+    }

@@ -31,7 +31,7 @@ from neuroexplain.runs import Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks
-from neuroexplain.units import SEGMENT_LENGTH, UnitId
+from neuroexplain.units import SEGMENT_LENGTH, STRONGEST, UnitId
 
 TABLES = ("features", "activations", "explanations")
 BATCH = 512  # units in one file
@@ -150,7 +150,7 @@ def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
     """The top and bottom records, in rank order. Top records have the mark of the strongest activations."""
     rows = []
     for x in page.unit.exemplars:
-        if x.kind == "random":
+        if x.kind not in STRONGEST.values():
             continue
         values, is_top = x.activations.tolist(), x.kind == "top"
         rows.append(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays, VocabularyArrays
-from neuroexplain.errors import NotInStore
+from neuroexplain.errors import NotInStore, StoreUnreadable
 from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
@@ -36,27 +36,36 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
         exemplars={kind: exemplars[kind] for kind in KINDS if kind in exemplars},
         stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
         vocabulary=_vocabulary_arrays(readings) if readings else None,
-        samples=_samples(sample_rows, sampled, width) if sample_rows else {},
+        samples=_samples(run, layer, sample_rows, sampled) if run.n_sampled else {},
     )
 
 
 def _samples(
-    rows: Iterable[Any], records: ExemplarArrays | None, width: int
+    run: Run, layer: int, rows: Sequence[Any], records: ExemplarArrays | None
 ) -> dict[tuple[Side, Split], SampleArrays]:
-    """The samples of a whole layer. records: all sampled ones in the order of ranks; None without any."""
+    """The samples of a whole layer. records: all sampled ones in the order of ranks; None without any.
+
+    Raises StoreUnreadable if they do not fit together.
+    """
     import numpy as np
 
     from neuroexplain.exemplar_arrays import no_records, split_samples
 
+    width = run.width(layer)
     records = records or no_records(width)
     decoded = [(row.unit, decode_sample(row)) for row in rows]
-    sides: tuple[Side, ...] = ("positive", "negative")
-    kept = [side for side in sides if any(sample.side == side for _, sample in decoded)]
-    counts = {(side, split): np.zeros(width, np.int64) for side in kept for split in SPLITS}
+    n_sizes = np.zeros(width, np.int64)
+    for unit, sample in decoded:
+        n_sizes[unit] += len(sample.sizes)
+    misfits = np.flatnonzero(n_sizes != records.counts).tolist()
+    if misfits or len(rows) != width * len(run.sides):
+        where = f"of unit {layer}:{misfits[0]}" if misfits else f"of layer {layer}"
+        raise StoreUnreadable(f"The sampled records {where} and their rows of samples do not fit together.")
+    counts = {(side, split): np.zeros(width, np.int64) for side in run.sides for split in SPLITS}
     thresholds = {group: np.zeros(width) for group in counts}
     sizes = np.zeros(records.segments.shape, np.float32)
     firsts = np.zeros(width, np.int64)
-    for side in kept:
+    for side in run.sides:
         for unit, sample in decoded:
             if sample.side != side:
                 continue

@@ -1,5 +1,8 @@
 """A collected run of a tiny model, and what explains and scores it."""
 
+import json
+import sqlite3
+
 import pytest
 
 from neuroexplain.collecting.run import run_collect
@@ -16,15 +19,33 @@ from tests.fakes import tiny_subject, words
 def collected(tmp_path_factory):
     """A folder with a tiny model and a database that holds its collected neurons."""
     folder = tmp_path_factory.mktemp("collected")
-    (folder / "text.txt").write_text(words(30_000))
+    write_documents(folder / "text.jsonl", 120)
     model = str(tiny_subject(folder / "model"))
-    with open_store(str(folder / "x.db"), create=True) as store:
-        list(
-            run_collect(
-                store, CollectConfig(model=model, dataset=(str(folder / "text.txt"),), positions=(32, 97))
-            )
-        )
+    collect(folder, folder / "x.db", model)
     return folder
+
+
+def write_documents(file, n):
+    """n documents of 250 words, so that there are many passages."""
+    file.write_text("".join(json.dumps({"text": words(250, seed=i)}) + "\n" for i in range(n)))
+
+
+def collect(folder, db, model, **options):
+    config = CollectConfig(model=model, dataset=(str(folder / "text.jsonl"),), positions=(32, 97), **options)
+    with open_store(str(db), create=True) as store:
+        list(run_collect(store, config))
+
+
+@pytest.fixture(scope="session")
+def collected_before(collected):
+    """As an earlier version left it: records without splits and without samples."""
+    file = collected / "old.db"
+    collect(collected, file, str(collected / "model"), sampled_records=0)
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE runs SET split_rule = 'ranks', split_segments = '{}'")
+        connection.execute("UPDATE segments SET split = NULL")
+    connection.close()
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +57,13 @@ def local(collected):
 def store(collected, tmp_path):
     (tmp_path / "x.db").write_bytes((collected / "x.db").read_bytes())
     with open_store(str(tmp_path / "x.db")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def old_store(collected_before, tmp_path):
+    (tmp_path / "old.db").write_bytes(collected_before.read_bytes())
+    with open_store(str(tmp_path / "old.db")) as opened:
         yield opened
 
 

@@ -8,6 +8,7 @@ from neuroexplain.config import ExplainConfig
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.units import load_unit
@@ -53,20 +54,96 @@ def chosen(store):
 def stored_select(store, explanation_id):
     """The stored headline correlation on `select`."""
     scores = (s.score for s in list_scores(store, [explanation_id]))
-    mine = ("select", "top_and_random", "correlation")
+    mine = ("select", "population", "correlation")
     return next((s.value for s in scores if (s.split, s.subset, s.metric) == mine), None)
 
 
-def on_select(store, neuron, explanation_id, among=None):
-    """The correlation on `select`, computed from the stored levels and activations by hand."""
-    run = load_run(store)
-    exemplars = load_unit(store, run, neuron).exemplars
+def on_select(store, neuron, explanation_id):
+    """The population score on `select`, from the stored levels, activations and hashes by hand."""
+    (prediction,) = list_predictions(store, [explanation_id])
+    return score_by_hand(load_run(store), load_unit(store, load_run(store), neuron), prediction, "select")
+
+
+def score_by_hand(run, unit, prediction, split, side="positive"):
+    """The weighted correlation, from the definition in evidence.md; None without a value."""
+    weights = weights_by_hand(run, unit, split, prediction.n_read, side)
+    records = {x.key: x for x in unit.exemplars}
+    levels = {r.key: r for r in prediction.records}
+    w, predicted, truth = [], [], []
+    for key, weight in weights.items():
+        if shares_text(records[key], [x for x in unit.exemplars if x.split == "explain"]):
+            continue
+        first = 32 * (stable_hash(run.seed, "half", records[key].segment) % 2)
+        assert levels[key].first == first
+        a = records[key].activations[first : first + 32].astype(np.float64)
+        a = a if side == "positive" else -a
+        counted = ~np.isnan(levels[key].values)
+        if run.barred_ids:
+            counted &= ~np.isin(records[key].token_ids[first : first + 32], run.barred_ids)
+        predicted += levels[key].values[counted].tolist()
+        truth += (np.where(a > 0, a, 0) if run.rectified else a)[counted].tolist()
+        w += [weight] * int(counted.sum())
+    by_record = np.array([weights[key] for key in weights])
+    if by_record.sum() ** 2 / (by_record**2).sum() < 3 or np.ptp(predicted) == 0 or np.ptp(truth) == 0:
+        return None
+    details = [levels[key].detail for key in weights if levels[key].detail is not None]
+    if details and np.mean(np.concatenate(details) >= 0.02) < 0.5:  # too few levels came back
+        return None
+    covariance = np.cov(predicted, truth, aweights=w)
+    return covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+
+
+def weights_by_hand(run, unit, split, n, side="positive"):
+    """1 / the probability of each record that is drawn if n sampled and n random ones are, by its key."""
+
+    def size(x):
+        first = 32 * (stable_hash(run.seed, "half", x.segment) % 2)
+        a = x.activations[first : first + 32].astype(np.float64) * (1 if side == "positive" else -1)
+        counted = ~np.isin(x.token_ids[first : first + 32], run.barred_ids)
+        return float(sum(value**2 for value in a[counted] if value > 0))
+
+    def ratio(x):
+        return size(x) / ((stable_hash(run.seed, "sampled", x.segment) + 1) / 2**64)
+
+    own = [x for x in unit.exemplars if x.split == split]
+    sampled = sorted((x for x in own if x.kind == "sampled" and x.side == side), key=lambda x: -ratio(x))
+    random = sorted(
+        (x for x in own if x.kind == "random"), key=lambda x: stable_hash(run.seed, "random", x.segment)
+    )
+    tau = ratio(sampled[n]) if n < len(sampled) else unit.thresholds[side, split]
+    sampled, random = sampled[:n], random[:n]
+    last = ratio(sampled[-1]) if sampled and tau > 0 else 0
+    weights = {}
+    for x in [*sampled, *random]:
+        is_inside = x.segment in {y.segment for y in sampled}
+        if x.kind == "random" and is_inside:
+            continue
+        bound = tau if is_inside else last
+        p = 0.0 if size(x) == 0 else 1.0 if bound == 0 else min(1.0, size(x) / bound)
+        weights[x.key] = 1 / (1 - (1 - p) * (1 - len(random) / run.split_segments[split]))
+    return weights
+
+
+def shares_text(record, others):
+    """Whether 16 token ids in a row are also in one of the others."""
+    ids = record.token_ids.tolist()
+    windows = {tuple(ids[i : i + 16]) for i in range(49)}
+    for other in others:
+        ids = other.token_ids.tolist()
+        if windows & {tuple(ids[i : i + 16]) for i in range(49)}:
+            return True
+    return False
+
+
+def old_on_select(store, neuron, explanation_id, among):
+    """Of a run that splits by rank: the correlation on its records of `select` that are among these."""
+    exemplars = load_unit(store, load_run(store), neuron).exemplars
     splits = assign_splits(exemplars)
     true = {(x.kind, x.rank): x.activations for x in exemplars}
     records = [
         r
         for r in list_predictions(store, [explanation_id])[0].records
-        if splits[r.kind, r.rank] == "select" and (among is None or (r.kind, r.rank) in among)
+        if splits[r.kind, r.rank] == "select" and (r.kind, r.rank) in among
     ]
     if {r.kind for r in records} != {"top", "random"}:
         return None

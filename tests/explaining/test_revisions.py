@@ -3,17 +3,38 @@
 import re
 
 from neuroexplain.explaining.verify import verify_run
+from neuroexplain.llm.prompts import displayed
+from neuroexplain.lookup import load_page
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.splits import assign_splits, halve_select
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.units import load_unit
+from neuroexplain.store.units import list_unit_ids, load_unit
 from neuroexplain.units import CROP_LENGTH
-from tests.explaining.explained import NEURONS, by_words, explain, on_select
+from tests.explaining.explained import NEURONS, by_words, explain, old_on_select, on_select
 from tests.fakes import ScriptedLlm
 
 
-def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other(store, local):
+def test_a_revision_is_kept_only_if_better_on_all_of_select(store, scorer):
+    llm = ScriptedLlm(by_words)
+    explain(store, llm, scorer, revise=6)
+    assert len(llm.requests) == 7 * len(NEURONS)
+    kept = 0
+    for neuron in NEURONS:
+        first, *revised = list_explanations(store, 1, neuron)
+        best = first
+        for e in revised:
+            new, old = (on_select(store, neuron, explanation.id) for explanation in (e, best))
+            if new is not None and (old is None or new > old):
+                best, kept = e, kept + 1
+        assert [e.chosen for e in (first, *revised)] == [e is best for e in (first, *revised)]
+    assert 0 < kept < 6 * len(NEURONS)  # both happened
+    assert list(verify_run(store, load_run(store))) == []
+
+
+def test_in_old_runs_a_revision_is_shown_half_of_select_and_kept_if_better_on_the_other(old_store, local):
+    store = old_store
     scorer = LexicalSimulator(local, load_run(store).tokenizer_sha256)
     llm = ScriptedLlm(by_words)
     explain(store, llm, scorer, revise=6)
@@ -32,7 +53,7 @@ def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other
         assert {rank % 8 for _, rank in held_keys} == {6}
         best = first
         for e in revised:
-            new, old = (on_select(store, neuron, explanation.id, held_keys) for explanation in (e, best))
+            new, old = (old_on_select(store, neuron, explanation.id, held_keys) for explanation in (e, best))
             if new is not None and (old is None or new > old):
                 best, kept = e, kept + 1
         assert [e.chosen for e in (first, *revised)] == [e is best for e in (first, *revised)]
@@ -40,25 +61,36 @@ def test_a_revision_is_shown_half_of_select_and_kept_only_if_better_on_the_other
     assert list(verify_run(store, run)) == []
 
 
-def test_a_revision_sees_no_report_record(store, scorer):
-    """Its prompt holds 3 crops, each the tokens of a record that is neither reported nor judged on."""
+def test_a_revision_is_shown_mistakes_on_explain_records_alone(store, scorer):
+    """Its prompt holds 3 crops, each the scored half of a sampled or random record that was predicted."""
     llm = ScriptedLlm(by_words)
     explain(store, llm, scorer, revise=1)
     run = load_run(store)
-    for messages, _ in llm.requests:
-        if "guessed from your phrase" not in messages[-1].content:
-            continue
+    halves = {}  # the texts of scored halves -> (unit, split)
+    for unit in list_unit_ids(store, run.id):
+        page = load_page(store, run, unit)
+        for x in page.unit.exemplars:
+            if x.kind in ("random", "sampled"):
+                first = 32 * (stable_hash(run.seed, "half", x.segment) % 2)
+                texts = tuple(displayed(text) for text in page.texts(x)[first : first + 32])
+                halves.setdefault(texts, set()).add((unit, x.split))
+    asked_again = [m for m, _ in llm.requests if "guessed from your phrase" in m[-1].content]
+    assert len(asked_again) == len(NEURONS)
+    for neuron, messages in zip(NEURONS, asked_again, strict=True):
         excerpts = re.split(r"Excerpt \d+:\n", messages[-1].content)[1:]
         assert len(excerpts) == 3
         for excerpt in excerpts:
             lines = [line.split("\t") for line in excerpt.split("\n\n")[0].splitlines()]
             assert len(lines) == CROP_LENGTH
             assert all(0 <= int(level) <= 10 for line in lines for level in line[1:])
+            owners = halves[tuple(text for text, *_ in lines)]
+            assert {split for _, split in owners} == {"explain"}
+            assert neuron in {unit for unit, _ in owners}
     assert list(verify_run(store, run)) == []
 
 
-def test_records_of_the_two_halves_share_nothing(store):
-    run = load_run(store)
+def test_in_old_runs_records_of_the_two_halves_share_nothing(old_store):
+    store, run = old_store, load_run(old_store)
     for neuron in NEURONS:
         exemplars = load_unit(store, run, neuron).exemplars
         shown_keys, held_keys = halve_select(exemplars, assign_splits(exemplars), ("top", "random"))

@@ -29,7 +29,7 @@ def test_the_best_candidate_on_select_is_chosen_and_alone_reported(store, scorer
         assert [e.candidate for e in of_neuron] == [0, 1, 2, 3]
         stored = [stored_select(store, e.id) for e in of_neuron]
         for e, correlation in zip(of_neuron, stored, strict=True):
-            assert correlation is None or correlation == pytest.approx(on_select(store, neuron, e.id))
+            assert correlation == pytest.approx(on_select(store, neuron, e.id))
         best = int(np.argmax([-2 if correlation is None else correlation for correlation in stored]))
         assert [e.chosen for e in of_neuron] == [i == best for i in range(4)]
         for e in of_neuron:

@@ -110,9 +110,11 @@ def test_an_undamaged_database_has_no_fault(hostile):
 @pytest.mark.parametrize(("sql", "message"), UNREADABLE)
 def test_a_row_that_cannot_be_read_is_one_fault_and_the_rest_is_verified(damaged, sql, message):
     with damaged(sql) as store:
-        (fault,) = verify_run(store, load_run(store))
+        fault, *others = verify_run(store, load_run(store))
     assert fault.startswith("0:3")
     assert_found(message, [fault])
+    assert len(others) <= 1  # the records of all units of a layer are checked together
+    assert all("layer 0: its records were not checked together" in line for line in others)
 
 
 @pytest.mark.parametrize(("sql", "message"), MISPLACED)
@@ -126,14 +128,16 @@ def test_a_row_in_the_wrong_place_is_a_fault(damaged, sql, message):
 )
 def test_without_segments_every_explained_neuron_is_a_fault(damaged, sql):
     with damaged(sql) as store:
-        assert len(list(verify_run(store, load_run(store)))) == 20
+        faults = list(verify_run(store, load_run(store)))
+    assert len([line for line in faults if re.match(r"[01]:\d+: ", line)]) == 20
+    assert all("not checked together" in line for line in faults[20:])
 
 
 def test_an_unknown_dtype_is_said_for_every_explained_neuron(damaged):
     with damaged("UPDATE runs SET dtype = 'int4'") as store:
         faults = list(verify_run(store, load_run(store)))
-    assert len(faults) == 20
-    assert_found("there is no dtype 'int4'", faults)
+    assert len(faults) == 22
+    assert all("there is no dtype 'int4'" in line for line in faults)
 
 
 @pytest.mark.parametrize("sql", ["UPDATE runs SET config = '[bad'", """UPDATE runs SET layers = '"x"'"""])

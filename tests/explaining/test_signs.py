@@ -24,16 +24,18 @@ from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_explained import save_explanation
 from neuroexplain.store.units import load_unit
 from neuroexplain.units import UnitId
-from tests.fakes import ScriptedLlm, tiny_subject, words
+from tests.explaining.conftest import write_documents
+from tests.explaining.explained import score_by_hand
+from tests.fakes import ScriptedLlm, tiny_subject
 
 UNITS = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(6))
-SCORED = {"positive": "top_and_random", "negative": "bottom_and_random"}
+BILLS = {"positive": "top_and_random", "negative": "bottom_and_random"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("signs")
-    (folder / "text.txt").write_text(words(20_000))
+    write_documents(folder / "text.jsonl", 120)
     tiny_subject(folder / "model")
     return folder
 
@@ -49,7 +51,7 @@ def explained(folder):
             store = made[sign] = open_store(str(folder / f"{sign}.db"), create=True)
             options = {
                 "model": str(folder / "model"),
-                "dataset": (str(folder / "text.txt"),),
+                "dataset": (str(folder / "text.jsonl"),),
                 "positions": (32, 97),
             }
             list(run_collect(store, CollectConfig(**options, activation="post", sign=sign)))
@@ -86,29 +88,33 @@ def test_every_side_is_explained_and_scored(explained, sign, sides):
     sides_of = {e.id: e.side for e in explanations}
     n_checked = 0
     for s in list_scores(store, sides_of):
-        assert s.score.subset in (
-            SCORED[sides_of[s.explanation_id]],
-            *SCORED[sides_of[s.explanation_id]].split("_and_"),
-        )
+        side = sides_of[s.explanation_id]
+        assert s.score.subset in ("population", BILLS[side], *BILLS[side].split("_and_"))
         control = s.score.control_explanation_id
-        assert control is None or sides_of[control] == sides_of[s.explanation_id]
+        assert control is None or sides_of[control] == side
     for prediction in list_predictions(store, sides_of):
         side = sides_of[prediction.explanation_id]
         unit = load_unit(store, run, prediction.unit)
-        assert {r.kind for r in prediction.records} <= {SCORED[side].split("_")[0], "random"}
-        truth, levels = [], []
-        splits = SideEvidence.of(run, unit, side).splits
+        strongest = BILLS[side].split("_")[0]
+        assert {r.kind for r in prediction.records} <= {strongest, "random", "sampled"}
         by_place = {(x.kind, x.rank): x for x in unit.exemplars}
-        for r in prediction.records:
-            if splits[r.kind, r.rank] == "report":
-                a = by_place[r.kind, r.rank].activations[r.first : r.first + 32].astype(np.float64)
-                truth.append(true_of(a, side, sign))
-                levels.append(r.values)
-        mine = (s.score for s in list_scores(store, [prediction.explanation_id]) if s.score.split == "report")
-        score = next(s for s in mine if (s.subset, s.metric) == (SCORED[side], "correlation"))
-        expected = correlation_score(np.concatenate(levels), np.concatenate(truth))
-        assert score.value == expected
+        assert {by_place[r.key].side for r in prediction.records} == {None, side}
+        mine = [s.score for s in list_scores(store, [prediction.explanation_id]) if s.score.split == "report"]
+        values = {(s.subset, s.metric): s.value for s in mine}
+        expected = score_by_hand(run, unit, prediction, "report", side)
+        assert values["population", "correlation"] == pytest.approx(expected, abs=1e-6)
         n_checked += expected is not None
+        levels = {r.key: r for r in prediction.records if by_place[r.key].split == "report"}
+        top = [key for key in levels if key[0] == strongest]
+        chosen = [*top, *[key for key in sorted(levels) if key[0] == "random"][: len(top)]]
+        truth = [
+            true_of(by_place[key].activations[levels[key].first :][:32].astype(np.float64), side, sign)
+            for key in chosen
+        ]
+        bills = correlation_score(
+            np.concatenate([levels[key].values for key in chosen]), np.concatenate(truth)
+        )
+        assert values[BILLS[side], "correlation"] == pytest.approx(bills)
     assert n_checked > 5
     assert list(verify_run(store, run)) == []
 
@@ -120,8 +126,7 @@ def test_the_lowest_records_are_shown_the_right_way_up(explained):
     records = evidence.explain_records(5)
     assert records
     assert all(
-        x.kind == "bottom" and x.activation > 0 and x.activations[32] == x.activations[32:33].max()
-        for x in records
+        x.kind == "bottom" and x.split == "explain" and x.activation == x.activations[32] > 0 for x in records
     )
     tokens = load_page(store, run, UNITS[0]).tokens
     pairs = EXPLAINERS["pairs"].render(records, tokens)
@@ -132,14 +137,20 @@ def test_query_and_show_have_both_sides_best_first(explained):
     store, run = explained("both")
     rows = find_explanations(store, run, limit=100)
     assert {row.side for row in rows} == {"positive", "negative"}
-    assert {row.subset for row in rows if row.score is not None} == set(SCORED.values())
+    assert {row.subset for row in rows if row.score is not None} == {"population"}
     scores = [row.score for row in rows if row.score is not None]
     assert scores == sorted(scores, reverse=True)
     assert find_explanations(store, run, limit=3) == rows[:3]
-    assert all(row.correlation == (row.score if row.side == "positive" else None) for row in rows)
+    bills = {
+        s.explanation_id: s.score.value
+        for s in list_scores(store, [row.explanation_id for row in rows])
+        if (s.score.split, s.score.subset, s.score.metric) == ("report", "top_and_random", "correlation")
+    }
+    assert all(row.correlation == bills.get(row.explanation_id) for row in rows)
+    assert len(bills) == sum(row.side == "positive" for row in rows) > 0
     page = unit_json(load_page(store, run, UNITS[0]))
-    assert json.loads(json.dumps(page))["explanations"][0]["side"] in SCORED
-    assert {e["side"] for e in page["explanations"]} == set(SCORED)
+    assert json.loads(json.dumps(page))["explanations"][0]["side"] in BILLS
+    assert {e["side"] for e in page["explanations"]} == set(BILLS)
 
 
 def test_a_hypothesis_of_ones_own_is_scored_on_its_side(explained, folder):
@@ -149,7 +160,8 @@ def test_a_hypothesis_of_ones_own_is_scored_on_its_side(explained, folder):
         store, run.id, Explanation(UNITS[0], "human", "ok", "rivers", mine, side="negative")
     )
     list(run_score(store, run, [own], SCORERS.load("lexical").open(LocalEngine(str(folder / "model")), run)))
-    assert {s.score.subset for s in list_scores(store, [own.id])} == {"bottom_and_random", "bottom", "random"}
+    subsets = {s.score.subset for s in list_scores(store, [own.id])}
+    assert subsets == {"population", "bottom_and_random", "bottom", "random"}
 
 
 def test_candidates_and_revisions_work_on_either_side(explained, folder):
@@ -164,7 +176,7 @@ def test_candidates_and_revisions_work_on_either_side(explained, folder):
     assert n_asked >= 2 * 2 * 3
     made = list_explanations(store, run.id, explainer="excerpts")
     assert {(e.unit, e.side, e.candidate) for e in made} == {
-        (u, s, c) for u in UNITS[:2] for s in SCORED for c in range(3)
+        (u, s, c) for u in UNITS[:2] for s in BILLS for c in range(3)
     }
     assert sum(e.chosen for e in made) == 4
     assert list(verify_run(store, run)) == []
@@ -188,7 +200,7 @@ def test_a_side_that_never_fires_is_dead_and_the_unit_is_not(folder):
         }
         OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=16)).save_pretrained(folder / "opt")
         tiny_tokenizer().save_pretrained(folder / "opt")
-        text = (str(folder / "text.txt"),)
+        text = (str(folder / "text.jsonl"),)
         list(
             run_collect(
                 store, CollectConfig(model=str(folder / "opt"), dataset=text, segments=40, sign="both")

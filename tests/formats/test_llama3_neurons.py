@@ -19,6 +19,7 @@ from neuroexplain.scorers.base import compute_scores
 from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.scoring.splits import assign_splits
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store import tables
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_scores
@@ -94,6 +95,23 @@ def test_one_layer_alone(folder, tmp_path):
 
 
 def test_overlapping_windows_are_never_on_both_sides_of_a_split(folder, tmp_path):
+    """Neither of one neuron nor of two: a split is one of a place in the stream."""
+    store, run = imported(folder, tmp_path / "x.db")
+    places = {split: set() for split in ("explain", "select", "report", None)}
+    for n in range(N):
+        for x in load_unit(store, run, UnitId(0, n)).exemplars:
+            assert x.start == 0
+            passages = {place // 1024 for place in (x.segment - 64, x.segment + 63)}
+            eighths = [stable_hash(run.seed, "passage", passage) % 8 for passage in passages]
+            splits = {"explain" if e < 3 else "select" if e < 5 else "report" for e in eighths}
+            assert x.split == (splits.pop() if len(splits) == 1 else None)
+            places[x.split] |= set(range(x.segment, x.segment + 64))
+    assert all(places.values())
+    for a, b in (("explain", "select"), ("explain", "report"), ("select", "report")):
+        assert places[a].isdisjoint(places[b])
+
+
+def test_of_arrays_that_an_earlier_version_imported_no_windows_overlap_either(folder, tmp_path):
     store, run = imported(folder, tmp_path / "x.db")
     kept = 0
     for n in range(N):
@@ -114,14 +132,14 @@ def test_without_random_records_only_top_has_a_score_and_the_others_say_why(fold
     neuron = load_unit(store, run, UnitId(1, 7))
     by = Provenance("none", None, "m", None, None)
     e = save_explanation(store, run.id, Explanation(neuron.id, "human", "ok", "rivers", by))
-    splits = assign_splits(neuron.exemplars)
+    evidence = SideEvidence.of(run, neuron, "positive")
     records = [
         PredictedRecord(x.kind, x.rank, 9, np.round(x.activations[9:41]))
         for x in neuron.exemplars
-        if splits[x.kind, x.rank] == "report"
+        if x.split == "report" and x.key not in evidence.leaking
     ]
     prediction = as_stored(Prediction(e.id, neuron.id, "lexical", "ok", tuple(records), by))
-    scores = compute_scores(SideEvidence(neuron), prediction)
+    scores = compute_scores(evidence, prediction)
     save_prediction(store, run.id, prediction, scores)
     scores = {s.score.subset: s.score for s in list_scores(store, [e.id]) if s.score.split == "report"}
     for kind in ("random", "top_and_random"):

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +20,7 @@ TABLES = (
     "segments",
     "neurons",
     "exemplars",
+    "samples",
     "explanations",
     "predictions",
     "scores",
@@ -65,6 +67,12 @@ def test_a_file_that_is_missing_or_has_changed_is_named(back, folder, table):
             {"files": 3},
         ),
         *({"config": {"segment_stride": stride}} for stride in ("x", 0, None)),
+        *({"split_rule": rule} for rule in ("x", 3, "ranks")),
+        *({"n_sampled": n} for n in (-1, 256, "x", 1 << 70)),
+        {"n_random": 0},
+        *({"barred_ids": ids} for ids in ("x", [-1], [1 << 24], [3, 3], ["x"])),
+        *({"split_segments": visited} for visited in ("x", {}, {"explain": 3}, {"other": 3})),
+        *({"split_segments": {"explain": 1, "select": 1, "report": n}} for n in (-1, 1 << 40, 1 << 70, "x")),
     ],
     ids=repr,
 )
@@ -95,6 +103,13 @@ def test_a_run_json_of_something_else_is_refused(back, folder, text):
     (folder / "run.json").write_text(text, encoding="latin-1")
     with pytest.raises(NeuroexplainError, match=r"run\.json|another version"):
         list(import_parquet(back, folder))
+
+
+def with_size(rows, size):
+    """The rows with this size in place of the first sampled record's."""
+    sizes = rows["size"].to_pylist()
+    sizes[rows["kind"].to_pylist().index("sampled")] = size
+    return rows.set_column(rows.schema.get_field_index("size"), "size", pa.array(sizes, pa.float32()))
 
 
 DAMAGES = (
@@ -171,6 +186,16 @@ DAMAGES = (
         [{"layer": 99}, {"neuron": -1}, {"explanation_id": 9999}, {"scorer": "other"}, {"status": None}],
     ),
     ("scores", ["value", "twice", "backwards", "cut"]),
+    ("segments", [{"split": "x"}]),
+    ("samples", [{"side": "x"}, {"split": "x"}, {"side": "negative"}, {"neuron": 3}, {"neuron": 9999}]),
+    ("samples", [{"n_records": -1}, {"n_records": 10**6}, {"n_records": None}, {"layer": 9}]),
+    ("samples", [{"threshold": x} for x in (-1.0, float("nan"), float("inf"), None)]),
+    ("samples", ["threshold", "side", "half", "none", "gone", "twice", "backwards", "cut"]),
+    (
+        "exemplars",
+        [lambda rows, x=x: with_size(rows, x) for x in (0.0, -1.0, float("nan"), None, float("inf"))],
+    ),
+    ("predictions", [{"n_read": -1}, {"n_read": 0}, {"n_read": 256}]),
     ("prompts", [{"text": "other"}, "text", "gone"]),
 )
 
