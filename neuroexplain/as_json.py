@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
 ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
+    "beyond_words",
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 
@@ -49,6 +50,7 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
         "promoted_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.promoted],
         "suppressed_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.suppressed],
         "exemplars": [exemplar_json(page, exemplar) for exemplar in unit.exemplars],
+        "samples": samples_json(page),
         "explanations": [explanation_json(page, explanation) for explanation in page.explanations],
     }
 
@@ -59,8 +61,12 @@ def unit_id_json(unit: UnitId) -> dict[str, int]:
 
 
 def exemplar_json(page: UnitPage, exemplar: Exemplar) -> dict[str, Any]:
-    """One record with its split, tokens and activations."""
+    """One record with its split, how it was drawn, its tokens and activations.
+
+    A random record of a run with two sides has a second probability, that of the negative side.
+    """
     token_ids = exemplar.token_ids.tolist()
+    has_second = exemplar.kind == "random" and len(page.run.sides) > 1
     return {
         "kind": exemplar.kind,
         "rank": exemplar.rank,
@@ -70,10 +76,27 @@ def exemplar_json(page: UnitPage, exemplar: Exemplar) -> dict[str, Any]:
         "document": exemplar.document,
         "token_offset": exemplar.token_offset,
         "activation": exemplar.activation,
+        "side": exemplar.side,
+        "size": exemplar.size,
+        "probability": page.probability(exemplar),
+        "probability_negative": page.probability(exemplar, "negative") if has_second else None,
         "token_ids": token_ids,
         "tokens": page.texts(exemplar),
         "activations": exemplar.activations.tolist(),
     }
+
+
+def samples_json(page: UnitPage) -> list[dict[str, Any]]:
+    """What the probabilities of sampled records follow from, for each side and split."""
+    return [
+        {
+            "side": side,
+            "split": split,
+            "threshold": threshold,
+            "n_segments": page.run.split_segments.get(split),
+        }
+        for (side, split), threshold in page.unit.thresholds.items()
+    ]
 
 
 def explanation_json(page: UnitPage, explanation: Explanation) -> dict[str, Any]:
@@ -133,7 +156,8 @@ def run_json(run: Run) -> dict[str, Any]:
     widths = {source.width for source in run.sources}
     old_width = {"d_mlp": max(widths)} if run.kind == "mlp" and widths else {}
     sources = [asdict(source) for source in run.sources]
-    return {**asdict(run), "layers": list(run.layers), "sources": sources, **old_width}
+    lists = {"layers": list(run.layers), "barred_ids": list(run.barred_ids), "sources": sources}
+    return {**asdict(run), **lists, **old_width}
 
 
 def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import Tokens, Unit, VocabularyEntry
+from neuroexplain.evidence import SPLITS, RecordKey, Tokens, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import Store
@@ -17,9 +17,9 @@ from neuroexplain.store.explanations import list_explanations, list_predictions,
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import find_token_ids, load_tokens, load_vocabulary
-from neuroexplain.units import UnitId
+from neuroexplain.units import Side, UnitId
 
-SORTS = ("score", "activation", "unit")
+SORTS = ("score", "lower", "activation", "unit")
 
 
 def find_explanations(
@@ -93,7 +93,25 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
         explanations=tuple(explanations),
         predictions=tuple(predictions),
         scores=tuple(scores),
+        probabilities=_load_probabilities(run, unit),
     )
+
+
+def _load_probabilities(run: Run, unit: Unit) -> dict[tuple[RecordKey, Side], float]:
+    """With which probability each random and sampled record was drawn, for each side of the run.
+
+    Empty for runs whose records are split by rank: they do not tell of how many segments.
+    """
+    if run.split_rule == "ranks":
+        return {}
+    probabilities: dict[tuple[RecordKey, Side], float] = {}
+    for side in run.sides:
+        evidence = SideEvidence.of(run, unit, side)
+        drawn = {d.record.segment: d.probability for split in SPLITS for d in evidence.draw(split)}
+        for key, record in evidence.by_key.items():  # one that was drawn twice has one probability
+            if record.kind in ("random", "sampled") and record.segment in drawn:
+                probabilities[key, side] = drawn[record.segment]
+    return probabilities
 
 
 def _load_unit_tokens(store: Store, run_id: int, unit: Unit) -> Tokens:

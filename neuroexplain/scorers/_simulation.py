@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.evidence import Prediction, Score, Split, Status, Tokens
+from neuroexplain.evidence import Prediction, Score, Split, Status, Tokens, headline_subset
+from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer, Predictions, Scorer
 from neuroexplain.scoring.correlation import CORRELATION, DEVIATION, R_SQUARED, ScoredRecord, score_records
 from neuroexplain.scoring.population_scores import AUPRC, BEYOND_WORDS, score_population
@@ -27,6 +28,13 @@ class Simulator(Scorer):
     main_metric = CORRELATION
     metrics = (BEYOND_WORDS, AUPRC, R_SQUARED, DEVIATION)
     codec = "levels"
+
+    def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
+        if metric in (R_SQUARED, DEVIATION):  # calibrated values: Bills' records alone
+            return tuple(headline_subset(side, 0, run.n_random) for side in run.sides)
+        if metric in (BEYOND_WORDS, AUPRC) and not run.n_sampled:
+            return ()
+        return super().subsets_of(run, metric)
 
     def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         by_split = _records_by_split(evidence, prediction)

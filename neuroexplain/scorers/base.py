@@ -97,6 +97,13 @@ class Scorer(ABC):
         """Which of this scorer's scores stands for a unit."""
         return Headline(self.main_metric, run.headline.subsets)
 
+    def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
+        """The records whose score by one of its metrics stands for a unit, one subset for each side.
+
+        Empty if a run of this kind has no such scores.
+        """
+        return self.headline(run).subsets
+
     def failed(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         """The scores of a failed prediction: undefined, with the prediction's status and reason."""
         return self.undefined(evidence, prediction.status, prediction.reason)
@@ -213,7 +220,9 @@ def compute_scores(evidence: SideEvidence, prediction: Prediction) -> list[Score
 def choose_headline(run: Run, metric: str | None = None, scorer: str | None = None) -> Headline:
     """The score to show and to sort by: the run's own unless a metric or a scorer is named.
 
-    Raises NeuroexplainError for an unknown scorer or metric, with the known ones.
+    A metric is that of the population where the run has sampled records and the metric is defined on them,
+    else that of Bills' records. Raises NeuroexplainError for an unknown scorer or metric, with the known
+    ones, and for a metric that this run cannot have.
     """
     if metric is None and scorer is None:
         return run.headline
@@ -226,4 +235,10 @@ def choose_headline(run: Run, metric: str | None = None, scorer: str | None = No
     by_metric = {m: candidate for candidate in scorers for m in (*candidate.metrics, candidate.main_metric)}
     if metric not in by_metric:
         raise NeuroexplainError(f"--metric {metric!r} is not known. There is {', '.join(sorted(by_metric))}.")
-    return Headline(metric, by_metric[metric].headline(run).subsets)
+    subsets = by_metric[metric].subsets_of(run, metric)
+    if not subsets:
+        raise NeuroexplainError(
+            f"Run {run.id} has no {metric}, because it has no sampled records. "
+            "Collect again to have them, or leave out --metric."
+        )
+    return Headline(metric, subsets)

@@ -9,7 +9,8 @@ Algorithm. There are two ways to find the rows. Each is fast where the other is 
   conditions and sorted.
 - Many matches. Rows are read in the order of an index until there are enough; words and peak tokens are
   checked row by row. For the order `score` the index is ix_scores_headline, or ix_scores_headline_layer if
-  layers are given; unscored explanations follow in the order of units. For `activation`,
+  layers are given (layer by layer, then merged); unscored explanations follow in the order of units. For
+  `lower` it is ix_scores_lower, unless a bound leaves FEW_SCORES. For `activation`,
   ix_units_run_id_max_activation gives the strongest units with a match, and then their explanations are
   read. For `unit` it is the unique index of explanations, which begins with run, layer and unit.
 
@@ -42,15 +43,21 @@ from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
 from neuroexplain.units import UnitId
 
+FEW_SCORES = 1_000  # likewise of scores above a bound, in the order `lower`
 FEW = 4_000  # matches up to which they are fetched by id and sorted: see above
 QUERY_COLUMNS = (
     "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
     "e.side, s.scorer, s.scorer_model, s.subset, s.value, s.ci_low, s.ci_high, n.max_activation"
 )
 ITS_UNIT = "n.run_id = e.run_id AND n.layer = e.layer AND n.unit = e.unit"
+# Metric and subset of scores that stand beside the headline: that of Bills et al. (2023), over top and random
+# records, and the population score without the words that the explanation names.
+BILLS = "correlation", "top_and_random"
+BEYOND_WORDS = "correlation_beyond_words", "population"
 OF_METRIC = "s.split = 'report' AND s.metric = :metric"
 ORDERS = {
     "score": "s.value DESC NULLS LAST, ",
+    "lower": "s.ci_low DESC NULLS LAST, s.value DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
     "unit": "",
 }
@@ -62,6 +69,7 @@ def _unit_key(row: Any) -> tuple[Any, ...]:
 
 SORT_KEYS: Mapping[str, Any] = {  # ORDERS as sort keys, for scored rows of several subsets
     "score": lambda row: (-row.value, *_unit_key(row)),
+    "lower": lambda row: (row.ci_low is None, -(row.ci_low or 0.0), -row.value, *_unit_key(row)),
     "activation": lambda row: (row.max_activation is None, -(row.max_activation or 0.0), *_unit_key(row)),
     "unit": _unit_key,
 }
@@ -93,7 +101,7 @@ class Search:
     def values(self) -> dict[str, Any]:
         """The values of the `:names` that the conditions use."""
         bounds = {"least": self.min_score, "most": self.max_score, "scorer": self.scorer}
-        values = {"run": self.run.id, **bounds, **_headline_values(self.headline)}
+        values = {"run": self.run.id, **bounds, **headline_values(self.headline)}
         return values if self.words is None else values | {"words": self.words}
 
 
@@ -118,7 +126,8 @@ def query_explanations(
 
     The score of a row is the run's headline, or `headline`. With `min_score`, `max_score` or `scorer`,
     explanations without such a score are left out. The order is `score` (highest first, unscored last),
-    `activation` (the unit's greatest activation first) or `unit`; ties go by layer, unit and explanation.
+    `lower` (the lower end of the interval, highest first; scores without an interval follow), `activation`
+    (the unit's greatest activation first) or `unit`; ties go by layer, unit and explanation.
     `offset` rows are skipped. Raises NeuroexplainError if `text` holds no word.
     """
     search = Search(
@@ -148,10 +157,10 @@ def list_headline_scores(
     sql = (
         "SELECT s.layer, e.explainer, s.scorer, s.value FROM scores s "
         "JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND {_of_headline(headline)} AND s.value IS NOT NULL AND e.chosen"
+        f"WHERE s.run_id = :run AND {of_headline(headline)} AND s.value IS NOT NULL AND e.chosen"
     )
     with store.read() as reader:
-        rows = reader.rows(sql, run=run.id, **_headline_values(headline))
+        rows = reader.rows(sql, run=run.id, **headline_values(headline))
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
@@ -159,7 +168,7 @@ def list_best(store: Store, run: Run, units: Sequence[UnitId]) -> dict[UnitId, Q
     """Each unit's chosen explanation with the highest headline score; units without one are left out."""
     sql = (
         f"SELECT {QUERY_COLUMNS} FROM explanations e JOIN units n ON {ITS_UNIT} "
-        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(run.headline)} "
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline(run.headline)} "
         "WHERE e.run_id = :run AND e.status = 'ok' AND e.chosen AND e.layer = :layer AND e.unit = :unit "
         "ORDER BY s.value DESC NULLS LAST LIMIT 1"
     )
@@ -167,7 +176,7 @@ def list_best(store: Store, run: Run, units: Sequence[UnitId]) -> dict[UnitId, Q
     with store.read() as reader:
         for unit in dict.fromkeys(units):
             values = {"run": run.id, "layer": unit.layer, "unit": unit.index}
-            rows = reader.rows(sql, **values, **_headline_values(run.headline))
+            rows = reader.rows(sql, **values, **headline_values(run.headline))
             for row in _query_rows(reader, run, run.headline, rows):
                 best[unit] = row
     return best
@@ -178,9 +187,9 @@ def _find_rows(reader: Reader, search: Search) -> list[Any]:
     ids = _find_few(reader, search)
     conditions = _explanation_conditions(search, ids, reader.dialect)
     if search.needs_score:
-        return _scored_rows(reader, search, conditions)
-    if ids is None and search.sort == "score":
-        scored = _scored_rows(reader, search, conditions)
+        return _best_rows(reader, search, conditions)
+    if ids is None and search.sort in ("score", "lower"):
+        scored = _best_rows(reader, search, conditions)
         if len(scored) == search.limit:
             return scored
         rest = replace(search, sort="unit", limit=search.limit - len(scored))
@@ -250,30 +259,64 @@ def _explanation_conditions(search: Search, ids: Sequence[int] | None, dialect: 
     return conditions
 
 
+def _best_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> list[Any]:
+    """Rows with a score. In the order `lower` those without an interval follow, by score."""
+    if search.sort != "lower":
+        return _scored_rows(reader, search, conditions)
+    rows = _scored_rows(reader, search, conditions)
+    if len(rows) == search.limit:
+        return rows
+    rest = replace(search, sort="score", limit=search.limit - len(rows))
+    return rows + _scored_rows(reader, rest, [*conditions, "s.ci_low IS NULL"])
+
+
 def _scored_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> list[Any]:
     """Rows with a score: each subset of the headline in the order of its index, then merged."""
     tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
-    where = ["s.run_id = :run", OF_METRIC, "s.value IS NOT NULL", *conditions, *_score_conditions(search)]
+    ordered_by = "s.ci_low" if search.sort == "lower" else "s.value"
+    where = ["s.run_id = :run", OF_METRIC, f"{ordered_by} IS NOT NULL", *conditions]
+    where += _score_conditions(search, few=_has_few(reader, search))
+    parts = [f"s.subset = :subset_{number}" for number in range(len(search.headline.subsets))]
+    if search.sort == "score" and search.layers is not None:
+        parts = [f"{part} AND s.layer = {layer}" for part in parts for layer in sorted(set(search.layers))]
     rows: list[Any] = []
-    for number in range(len(search.headline.subsets)):
-        rows += _sorted_rows(reader, search, tables, [*where, f"s.subset = :subset_{number}"])
-    if len(search.headline.subsets) > 1:
+    for part in parts:
+        rows += _sorted_rows(reader, search, tables, [*where, part])
+    if len(parts) > 1:
         rows = sorted(rows, key=SORT_KEYS[search.sort])[: search.limit]
     return rows
 
 
-def _score_conditions(search: Search) -> list[str]:
-    """The conditions of score `s`; its layer, for ix_scores_headline_layer, as well as the explanation's."""
+def _has_few(reader: Reader, search: Search) -> bool:
+    """Whether a query in the order `lower` has a bound that at most FEW_SCORES are above."""
+    if search.sort != "lower" or search.min_score is None:
+        return False
+    sql = (
+        "SELECT count(*) FROM (SELECT 1 FROM scores s WHERE s.run_id = :run "
+        f"AND {of_headline(search.headline)} AND s.value >= :least LIMIT :n) AS scores_above"
+    )
+    return bool(reader.value(sql, n=FEW_SCORES + 1, **search.values) <= FEW_SCORES)
+
+
+def _score_conditions(search: Search, *, few: bool) -> list[str]:
+    """The conditions of score `s`; its layer, which the indexes hold, as well as the explanation's.
+
+    few: whether few scores are above the lower bound, so that an index by value finds them soonest.
+    """
     layers = search.layers if search.units is None else sorted({unit.layer for unit in search.units})
+    # The order `lower` has one index for all layers. `+` keeps SQLite's planner from the other two.
+    plus = "+" if search.sort == "lower" and not few else ""
     conditions = []
     if layers is not None:
-        conditions.append(f"s.layer {sql_in(layers)}")
+        conditions.append(f"{plus}s.layer {sql_in(layers)}")
     if search.scorer is not None:
         conditions.append("s.scorer = :scorer")
     if search.min_score is not None:
-        conditions.append("s.value >= :least")
+        conditions.append(f"{plus}s.value >= :least")
     if search.max_score is not None:
-        conditions.append("s.value <= :most")
+        conditions.append(f"{plus}s.value <= :most")
+        if search.sort == "lower":  # no interval lies above its score
+            conditions.append("s.ci_low <= :most")
     return conditions
 
 
@@ -297,7 +340,7 @@ def _all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_
     of_run = "e.run_id + 0 = :run" if has_ids else "e.run_id = :run"
     tables = (
         f"explanations e JOIN units n ON {ITS_UNIT} "
-        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {_of_headline(search.headline)}"
+        f"LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline(search.headline)}"
     )
     return _sorted_rows(reader, search, tables, [*conditions, of_run])
 
@@ -308,12 +351,13 @@ def _sorted_rows(reader: Reader, search: Search, tables: str, where: Sequence[st
     return reader.rows(sql, n=search.limit, **search.values)
 
 
-def _of_headline(headline: Headline) -> str:
+def of_headline(headline: Headline) -> str:
     """The condition that score `s` is the headline of its explanation, by one scorer and model."""
     return f"{OF_METRIC} AND s.subset IN ({', '.join(f':subset_{n}' for n in range(len(headline.subsets)))})"
 
 
-def _headline_values(headline: Headline) -> dict[str, str]:
+def headline_values(headline: Headline) -> dict[str, str]:
+    """The values of the `:names` in of_headline."""
     return {"metric": headline.metric, **{f"subset_{n}": subset for n, subset in enumerate(headline.subsets)}}
 
 
@@ -340,28 +384,35 @@ def _among_units(units: Collection[UnitId]) -> str:
 
 def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
     if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
-        return [_query_row(run, headline, row, row.value) for row in rows]
-    correlations = _correlations(reader, sorted({row.id for row in rows}))
-    keys = [(row.id, row.scorer, row.scorer_model) for row in rows]
-    return [
-        _query_row(run, headline, row, correlations.get(key)) for key, row in zip(keys, rows, strict=True)
-    ]
+        return [_query_row(run, headline, row, row.value, None) for row in rows]
+    others = _scores_beside(reader, sorted({row.id for row in rows}))
+    query_rows = []
+    for row in rows:
+        key = row.id, row.scorer, row.scorer_model
+        correlation, beyond_words = others.get((*key, BILLS)), others.get((*key, BEYOND_WORDS))
+        query_rows.append(_query_row(run, headline, row, correlation, beyond_words))
+    return query_rows
 
 
-def _correlations(reader: Reader, explanation_ids: list[int]) -> dict[tuple[int, str, str], float | None]:
-    """Bills et al.'s score, over top and random records, by explanation, scorer and model."""
+def _scores_beside(
+    reader: Reader, explanation_ids: list[int]
+) -> dict[tuple[int, str, str, tuple[str, str]], float | None]:
+    """The scores BILLS and BEYOND_WORDS, by explanation, scorer, model, and metric and subset."""
     sql = (
-        "SELECT explanation_id, scorer, scorer_model, value FROM scores WHERE split = 'report' "
-        "AND metric = 'correlation' AND subset = 'top_and_random' AND explanation_id "
+        "SELECT explanation_id, scorer, scorer_model, metric, subset, value FROM scores "
+        f"WHERE split = 'report' AND metric IN ('{BILLS[0]}', '{BEYOND_WORDS[0]}') "
+        f"AND subset IN ('{BILLS[1]}', '{BEYOND_WORDS[1]}') AND explanation_id "
     )
     return {
-        (row.explanation_id, row.scorer, row.scorer_model): row.value
+        (row.explanation_id, row.scorer, row.scorer_model, (row.metric, row.subset)): row.value
         for ids in chunks(explanation_ids)
         for row in reader.rows(f"{sql}{sql_in(ids)}")
     }
 
 
-def _query_row(run: Run, headline: Headline, row: Any, correlation: float | None) -> QueryRow:
+def _query_row(
+    run: Run, headline: Headline, row: Any, correlation: float | None, beyond_words: float | None
+) -> QueryRow:
     unit = UnitId(row.layer, row.unit)
     source = run.source(row.layer)
     return QueryRow(
@@ -382,4 +433,5 @@ def _query_row(run: Run, headline: Headline, row: Any, correlation: float | None
         ci_low=row.ci_low,
         ci_high=row.ci_high,
         max_activation=row.max_activation,
+        beyond_words=beyond_words,
     )

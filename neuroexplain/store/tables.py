@@ -30,6 +30,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -303,6 +304,8 @@ predictions = Table(
     ),
 )
 
+HAS_INTERVAL = "split = 'report' AND ci_low IS NOT NULL"  # the scores that ix_scores_lower holds
+
 scores = Table(
     "scores",
     metadata,
@@ -333,6 +336,12 @@ scores = Table(
     ),
     Index("ix_scores_headline", "run_id", "metric", "subset", "split", "value"),
     Index("ix_scores_headline_layer", "run_id", "layer", "metric", "subset", "split", "value"),
+    Index(
+        "ix_scores_lower",
+        *("run_id", "metric", "subset", "ci_low", "layer", "value"),
+        sqlite_where=text(HAS_INTERVAL),
+        postgresql_where=text(HAS_INTERVAL),
+    ),
 )
 
 sessions = Table(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from neuroexplain.evidence import Exemplar, Explanation, Score, Split, Stats, Status
 from neuroexplain.runs import QueryRow, Run
-from neuroexplain.units import Kind, Source
+from neuroexplain.units import Kind, Side, Source
 
 MAX_INTEGER = 2**31 - 1  # of a layer, a unit or an id: integers of the database have 32 bits
 
@@ -69,12 +69,22 @@ ExemplarAnswer = derived(
     Exemplar,
     omitted=("unit", "stride"),
     own={
-        "split": Split | None,
+        "probability": float | None,
+        "probability_negative": float | None,
         "tokens": list[str],
         "token_ids": list[int],
         "activations": list[float],
     },
 )
+
+
+class SampleAnswer(Answer):
+    """What the probabilities of the sampled records of a side and a split follow from."""
+
+    side: Side
+    split: Split
+    threshold: float = Field(description="The largest size / uniform outside of the sample")
+    n_segments: int | None = Field(description="Visited segments of the split")
 
 
 class PredictionAnswer(BaseModel):
@@ -120,6 +130,7 @@ class NeuronAnswer(Answer):
     promoted_tokens: list[tuple[str, float]]
     suppressed_tokens: list[tuple[str, float]]
     exemplars: list[ExemplarAnswer]
+    samples: list[SampleAnswer]
     explanations: list[ExplanationAnswer]
 
 

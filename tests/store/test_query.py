@@ -6,9 +6,13 @@ import random
 import pytest
 from sqlalchemy import insert
 
-from neuroexplain.evidence import Explanation, Prediction, Provenance, Score
+from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Explanation, Headline, Prediction, Provenance, Score
+from neuroexplain.runs import Run
+from neuroexplain.scorers.base import choose_headline
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
+from neuroexplain.store.reader import Reader
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import create_run
 from neuroexplain.store.save_explained import save_explanation, save_prediction
@@ -60,13 +64,16 @@ def filled_store(shared_database):
                     draw.sample(["digits", "lexical"], draw.choice([0, 1, 2])) if status == "ok" else ()
                 ):
                     r = draw.choice([None, 0.3, round(draw.uniform(-1, 1), 2)])
+                    low = None if r is None else draw.choice([None, r, r - 0.1, r - draw.random()])
                     score_status = "ok" if r is not None else "no_records"
-                    score = Score("report", "top_and_random", "correlation", score_status, r, 320, 10)
+                    score = Score(
+                        "report", "top_and_random", "correlation", score_status, r, 320, 10, ci_low=low
+                    )
                     save_prediction(store, run_id, Prediction(e.id, e.unit, scorer, "ok", (), by), [score])
-                    scores.append((scorer, r))
-                for scorer, r in scores or [(None, None)]:
+                    scores.append((scorer, r, low))
+                for scorer, r, low in scores or [(None, None, None)]:
                     if run_id == 2 and status == "ok":
-                        expected.append((layer, n, e.id, text, chosen, scorer, r, strongest, peaks))
+                        expected.append((layer, n, e.id, text, chosen, scorer, r, strongest, peaks, low))
     return store, expected
 
 
@@ -81,17 +88,18 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
         and (peak_token_ids is None or set(peak_token_ids) & set(x[8]))
         and (x[4] or not chosen_only)
     ]
-    value = {"score": 6, "activation": 7, "unit": None}[sort]
+    values = {"score": (6,), "lower": (9, 6), "activation": (7,), "unit": ()}[sort]
     place = [(x[0], x[1], x[2], x[5] or "") for x in kept]
-    first = [() if value is None else (x[value] is None, -(x[value] or 0)) for x in kept]
+    first = [[(x[value] is None, -(x[value] or 0)) for value in values] for x in kept]
     order = sorted(range(len(kept)), key=lambda i: (first[i], place[i]))[:limit]
     return [(kept[i][0], kept[i][1], kept[i][2], kept[i][5], kept[i][6]) for i in order]
 
 
 @pytest.mark.parametrize("few", [4_000, 5, 0])
-@pytest.mark.parametrize("sort", ["score", "activation", "unit"])
+@pytest.mark.parametrize("sort", ["score", "lower", "activation", "unit"])
 def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, sort):
     monkeypatch.setattr("neuroexplain.store.search.FEW", few)
+    monkeypatch.setattr("neuroexplain.store.search.FEW_SCORES", few)
     store, expected = filled_store
     run = next(run for run in list_runs(store) if run.id == 2)
     texts, layers, peaks = (None, "relief", "near AND"), (None, (1,), (0, 2)), (None, (2,), (0, 5))
@@ -104,12 +112,89 @@ def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, so
         rows = query_explanations(store, run, **options)
         result = [(x.unit.layer, x.unit.index, x.explanation_id, x.scorer, x.correlation) for x in rows]
         expected_rows = plain(expected, **options)
-        if limit == 3 and sort == "score":  # undefined scores stand before unscored ones, in any order
+        if limit == 3 and sort in (
+            "score",
+            "lower",
+        ):  # undefined scores stand before unscored ones, in any order
             assert [x[4] for x in result] == [x[4] for x in expected_rows], options
         else:
             same_rows = sorted(result, key=repr) == sorted(expected_rows, key=repr)
             assert same_rows if limit == 99 else len(result) == len(expected_rows), options
-            if sort == "score":
+            if sort in ("score", "lower"):
                 assert [x[4] for x in result] == [x[4] for x in expected_rows], options
             if sort == "unit":
                 assert [x[:3] for x in result] == [x[:3] for x in expected_rows], options
+
+
+def test_lower_ends_are_read_from_their_index(filled_store):
+    """Without it, all scores of a run would be sorted."""
+    store, _ = filled_store
+    if store.dialect != "sqlite":
+        pytest.skip("PostgreSQL chooses by its statistics")
+    run = next(run for run in list_runs(store) if run.id == 2)
+    queries, rows = [], Reader.rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "rows", lambda self, sql, **v: queries.append((sql, v)) or rows(self, sql, **v))
+        for bounds in ({}, {"layers": [1, 2]}, {"max_score": 0.2}, {"min_score": -1}):
+            patch.setattr("neuroexplain.store.search.FEW_SCORES", 0)
+            query_explanations(store, run, sort="lower", limit=2, **bounds)
+    assert len(queries) == 4
+    with store.read() as reader:
+        for sql, values in queries:
+            plan = [row.detail for row in rows(reader, "EXPLAIN QUERY PLAN " + sql, **values)]
+            assert "ix_scores_lower" in plan[0], plan
+
+
+def test_bills_score_and_that_beyond_the_words_stand_beside_the_headline(database):
+    """A score that was not asked for is None; those of `select` and of other subsets are not taken for it."""
+    values = {("report", "correlation", "population"): 0.3, ("report", "correlation", "top_and_random"): 0.5}
+    values |= {
+        ("report", "correlation_beyond_words", "population"): 0.2,
+        ("report", "auprc", "population"): 0.1,
+    }
+    values |= {("select", "correlation", "population"): 0.9, ("report", "correlation", "top"): 0.8}
+    values |= {("select", "correlation_beyond_words", "population"): 0.7}
+    with open_store(database, create=True) as store:
+        run_id = create_run(store, FIELDS | {"n_sampled": 40, "split_rule": "passages"})
+        by = Provenance("none", None, "m", None, None)
+        for n, left_out in ((0, ()), (1, ("correlation_beyond_words", "top_and_random"))):
+            with store.write() as connection:
+                unit = {"run_id": run_id, "layer": 0, "unit": n, "status": "ok", "max_activation": 1.0}
+                connection.execute(insert(t.units).values(**unit))
+            e = save_explanation(store, run_id, Explanation(UnitId(0, n), "pairs", "ok", "rivers", by))
+            scores = [
+                Score(split, subset, metric, "ok", value, 320, 10)
+                for (split, metric, subset), value in values.items()
+                if metric not in left_out and subset not in left_out
+            ]
+            save_prediction(store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), by), scores)
+        (run,) = list_runs(store)
+        rows = query_explanations(store, run)
+        by_auprc = query_explanations(store, run, headline=choose_headline(run, "auprc"))
+    assert [(x.score, x.correlation, x.beyond_words) for x in rows] == [(0.3, 0.5, 0.2), (0.3, None, None)]
+    assert [(x.score, x.metric, x.correlation, x.beyond_words) for x in by_auprc] == [
+        (0.1, "auprc", 0.5, 0.2),
+        (0.1, "auprc", None, None),
+    ]
+
+
+def test_a_metric_is_looked_for_where_the_run_has_it():
+    sampled = make_run(n_sampled=40, n_random=32)
+    two_sided = make_run(n_sampled=40, n_random=32, config={"sign": "both"})
+    old = make_run(n_random=32)
+    for metric in ("correlation", "correlation_beyond_words", "auprc"):
+        assert choose_headline(sampled, metric) == Headline(metric, ("population",))
+    assert choose_headline(sampled, "r_squared") == Headline("r_squared", ("top_and_random",))
+    assert choose_headline(two_sided, "r_squared").subsets == ("top_and_random", "bottom_and_random")
+    assert choose_headline(old, "correlation").subsets == ("top_and_random",)
+    with pytest.raises(NeuroexplainError, match="no auprc, because it has no sampled records"):
+        choose_headline(old, "auprc")
+
+
+def make_run(**other):
+    config = {"n_random": 4, "config": {}, "split_rule": "passages"} | other
+    return Run(
+        *(1, "finished", "s", None, "float32", "act", (0,), 1, 4),
+        **{"seed": 0, "tokenizer_sha256": "", "n_segments": 1, "n_documents": 1, "n_tokens": 128},
+        **{"started_at": "", "finished_at": None} | config,
+    )
