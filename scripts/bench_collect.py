@@ -1,15 +1,17 @@
 """How much collecting costs over the bare forward pass:  python scripts/bench_collect.py [--json]
 
-Three works take turns in one process on the same segments, model, batch shape and dtype:
+Four works take turns in one process on the same segments, model, batch shape and dtype:
 
 - `forward` is Transformers' base model, all layers, without the head and without any hook of ours: the
-  floor. On a GPU attention and norms are compiled for all three works, unless `--no-compile`; `plain_forward`
+  floor. On a GPU attention and norms are compiled for all works, unless `--no-compile`; `plain_forward`
   is the forward pass before that.
-- `collect` is what `neuroexplain collect` does with a batch.
+- `collect` is what `neuroexplain collect` does with a batch: top, random and sampled records, statistics.
+- `collect_without_samples` is the same with `--sampled-records 0`, by a collector of its own.
 - `published` is the same pass with the published method's rule in place of ours.
 
-Printed are the median of the rounds' ratios, and their quartiles; the share of the device's matrix peak,
-measured here by one large product in the model's dtype; and the peak of memory.
+Printed are the median of the rounds' ratios, and their quartiles; what folding, all of `collect` but the
+forward pass, adds to that, with and without the samples; the share of the device's matrix peak, measured here
+by one large product in the model's dtype; and the peak of memory.
 
 New candidates get rarer as one over the segments read: after n segments, a segment is among a neuron's best k
 with probability k/n. So the cost of collecting depends on how many segments were read before, `--warm-up`; a
@@ -27,11 +29,13 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuroexplain.collecting.batch_size import find_batch_size
@@ -39,6 +43,7 @@ from neuroexplain.collecting.collector import Collector, send
 from neuroexplain.collecting.kernels import can_compile
 from neuroexplain.collecting.published import PublishedTopK
 from neuroexplain.runtime.tuning import CPU_BATCH_SIZE, keep_freed_memory
+from neuroexplain.sampling import split_segments
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.device import choose_device, choose_dtype
 from neuroexplain.subject.families import FAMILIES
@@ -58,10 +63,11 @@ SHAPES = {
     "tiny": {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     | {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128},
 }
-WORKS = ("forward", "collect", "published")
-TOP_K = 32
-Batch = tuple[Tensor, Tensor]  # token ids [batch, 128] on the device, segment numbers [batch] on the CPU
-Work = Callable[[Tensor, Tensor], object]
+WORKS = ("forward", "collect", "collect_without_samples", "published")
+TOP_K, N_RANDOM, N_SAMPLED, SEED = 32, 32, 40, 0
+# Token ids [batch, 128] on the device, segment numbers [batch] on the CPU, and the places of their splits.
+Batch = tuple[Tensor, Tensor, NDArray[np.int8]]
+Work = Callable[[Tensor, Tensor, NDArray[np.int8]], object]
 
 
 def main() -> None:
@@ -80,8 +86,11 @@ def main() -> None:
         collector.compile(batch_size)
     n_warm_up = options.warm_up or (16 * batch_size if on_gpu else 1000)
     peak_memory = warm_up(collector, take(batches, -(-n_warm_up // batch_size)), on_gpu)
+    without = new_collector(subject, options, n_sampled=0)
+    without.sum_up = collector.sum_up
+    warm_up(without, (read(number, batch_size) for number in range(-(-n_warm_up // batch_size))), on_gpu)
     published = published_pass(subject, collector)
-    works = dict(zip(WORKS, (forward, collector.read, published), strict=True))
+    works = dict(zip(WORKS, (forward, collector.read, without.read, published), strict=True))
     for work in works.values():
         work(*next(batches))
     rounds = measure_rounds(works, batches, options, on_gpu)
@@ -93,6 +102,7 @@ def main() -> None:
         "model": options.shape or Path(subject.name).name,
         "neurons": len(subject.layers) * subject.d_mlp,
         "batch": [batch_size, 128],
+        "n_sampled": N_SAMPLED,
         "segments_before": n_warm_up,
         "dtype": subject.dtype_name,
         "kernels": "compiled" if collector.compiled else "plain",
@@ -116,7 +126,7 @@ def load(options: argparse.Namespace) -> tuple[Subject, Callable[[int, int], Bat
     return subject, corpus_batches(subject, options.dataset)
 
 
-def new_collector(subject: Subject, options: argparse.Namespace) -> Collector:
+def new_collector(subject: Subject, options: argparse.Namespace, n_sampled: int = N_SAMPLED) -> Collector:
     return Collector(
         subject,
         range(len(subject.layers)),
@@ -125,14 +135,15 @@ def new_collector(subject: Subject, options: argparse.Namespace) -> Collector:
         top_k=TOP_K,
         positions=range(64, 97),
         special_peaks=True,
-        n_random=32,
-        seed=0,
+        n_random=N_RANDOM,
+        n_sampled=n_sampled,
+        seed=SEED,
         windows_on_host=options.windows == "host",
     )
 
 
 def forward_pass(subject: Subject) -> Work:
-    def forward(token_ids: Tensor, segments: Tensor) -> None:
+    def forward(token_ids: Tensor, segments: Tensor, splits: NDArray[np.int8]) -> None:
         with torch.inference_mode():
             subject.model(token_ids, use_cache=False)
 
@@ -146,7 +157,7 @@ def published_pass(subject: Subject, collector: Collector) -> Work:
         for layer in collector.layers
     }
 
-    def published(token_ids: Tensor, segments: Tensor) -> None:
+    def published(token_ids: Tensor, segments: Tensor, splits: NDArray[np.int8]) -> None:
         numbers = send(segments, subject.device)
         fold = lambda layer, acts: tops[layer].fold(acts, numbers)  # noqa: E731
         capture_activations(subject, token_ids, collector.sources, fold)
@@ -158,12 +169,12 @@ def take(batches: Iterator[Batch], n: int) -> list[Batch]:
     return list(islice(batches, n))
 
 
-def warm_up(collector: Collector, batches: list[Batch], on_gpu: bool) -> int:
-    """Fill the top k. Returns the peak of memory, in bytes."""
+def warm_up(collector: Collector, batches: Iterable[Batch], on_gpu: bool) -> int:
+    """Fill the top k and the samples. Returns the peak of memory, in bytes."""
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    for token_ids, segments in batches:
-        collector.read(token_ids, segments)
+    for batch in batches:
+        collector.read(*batch)
     if on_gpu:
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -175,7 +186,7 @@ def measure_rounds(
     """Each round's seconds by work. All works of a round read the same batches, in an order that rotates."""
     rounds = []
     for number in range(options.pairs):
-        turn = WORKS[number % 3 :] + WORKS[: number % 3]
+        turn = WORKS[number % len(WORKS) :] + WORKS[: number % len(WORKS)]
         round_batches = take(batches, options.batches)
         took = {name: seconds(works[name], round_batches, on_gpu) for name in turn}
         rounds.append(took)
@@ -198,6 +209,8 @@ def speeds(
         **plain,
         "collect_over_forward": ratio(rounds, "collect")[1],
         "collect_over_forward_quartiles": ratio(rounds, "collect")[::2],
+        "fold_over_forward": added(rounds, "collect"),
+        "fold_over_forward_without_samples": added(rounds, "collect_without_samples"),
         "published_over_forward": ratio(rounds, "published")[1],
         "published_over_forward_quartiles": ratio(rounds, "published")[::2],
         "matrix_peak_share": round(speed["collect"] * flops / matrix_peak, 4),
@@ -262,7 +275,8 @@ def random_batches(subject: Subject) -> Callable[[int, int], Batch]:
 
     def batch(number: int, size: int) -> Batch:
         ids = torch.randint(n_tokens, (size, 128), generator=torch.Generator().manual_seed(number))
-        return send(ids, subject.device), torch.arange(number * size, (number + 1) * size)
+        numbers = torch.arange(number * size, (number + 1) * size)
+        return send(ids, subject.device), numbers, split_segments(SEED, numbers.numpy(), None)
 
     return batch
 
@@ -278,12 +292,13 @@ def corpus_batches(subject: Subject, dataset: str | None) -> Callable[[int, int]
 
     text = dataset or str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
     stream = TokenStream.of(tokenize(read_documents((text,), None, "train", "text", None), subject.tokenizer))
-    order = visiting_order(stream.n_segments, "random", 0, None)
+    order = visiting_order(stream.n_segments, "random", SEED, None)
 
     def batch(number: int, size: int) -> Batch:
         numbers = torch.arange(number * size, (number + 1) * size)
-        ids = torch.from_numpy(stream.rows(order[numbers.numpy() % len(order)]).astype("int64"))
-        return send(ids, subject.device), numbers
+        rows = order[numbers.numpy() % len(order)]
+        ids = torch.from_numpy(stream.rows(rows).astype("int64"))
+        return send(ids, subject.device), numbers, stream.splits(rows, SEED)
 
     return batch
 
@@ -292,8 +307,8 @@ def seconds(work: Work, batches: list[Batch], on_gpu: bool) -> float:
     if on_gpu:
         torch.cuda.synchronize()
     began = time.perf_counter()
-    for token_ids, segments in batches:
-        work(token_ids, segments)
+    for batch in batches:
+        work(*batch)
     if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - began
@@ -305,6 +320,11 @@ def ratio(rounds: list[dict[str, float]], work: str) -> list[float]:
         round(value, 4)
         for value in statistics.quantiles([took["forward"] / took[work] for took in rounds], n=4)
     ]
+
+
+def added(rounds: list[dict[str, float]], work: str) -> float:
+    """What the work adds to the forward pass, as a share of its time: the rounds' median."""
+    return round(statistics.median(took[work] / took["forward"] - 1 for took in rounds), 4)
 
 
 def measure_matrix_peak(subject: Subject) -> float:

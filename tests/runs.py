@@ -9,7 +9,7 @@ from neuroexplain.collecting.merge import run_merge
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
 
-CONTENT = ("tokens", "units", "segments", "exemplars", "peak_tokens", "vocabulary_readings")
+CONTENT = ("tokens", "units", "segments", "exemplars", "samples", "peak_tokens", "vocabulary_readings")
 
 
 def command(made, db, *more):
@@ -20,6 +20,8 @@ def command(made, db, *more):
         "both",
         "--random-records",
         5,
+        "--sampled-records",
+        10,
         "--batch-size",
         2,
         "--checkpoint-every",
@@ -49,6 +51,7 @@ def content(db: Path):
             ]
             tables[table] = sorted((tuple(row.values()) for row in kept), key=repr)
     store.close()
+    tables["split_segments"] = sorted(run.split_segments.items())
     return tables, run
 
 
@@ -56,7 +59,7 @@ def assert_whole(db, undisturbed):
     """Exemplars exactly, statistics to rounding."""
     tables, run = content(db)
     assert run.config["shard"] is None
-    for table in CONTENT:
+    for table in (*CONTENT, "split_segments"):
         if table != "units":
             assert tables[table] == undisturbed[table], table
     for row, expected in zip(tables["units"], undisturbed["units"], strict=True):

@@ -25,8 +25,14 @@ def test_a_shape_needs_tensor_code_alone():
         "forward_tokens_per_s",
         "collect_tokens_per_s",
         "collect_over_forward",
+        "collect_without_samples_tokens_per_s",
         "published_tokens_per_s",
     )
     numbers += ("published_over_forward", "matrix_peak_share", "peak_memory_bytes")
     assert all(result[name] > 0 for name in numbers)
+    # What folding adds to the forward pass, with samples (1 / the ratio - 1, both medians) and without.
+    added = 1 / result["collect_over_forward"] - 1
+    assert abs(result["fold_over_forward"] - added) < 0.01 * (1 + added)
+    assert "fold_over_forward_without_samples" in result
+    assert result["n_sampled"] == 40
     assert (result["neurons"], result["batch"], result["pairs"]) == (128, [2, 128], 3)

@@ -129,7 +129,7 @@ def _merged_layer(parts: Sequence[Part], into: Store, run_id: int, layer: int) -
             merged,
             part,
             {number: segment.token_ids for number, segment in stored.items()},
-            splits={number: segment.split for number, segment in stored.items()},
+            splits=None if run.split_rule == "ranks" else {n: segment.split for n, segment in stored.items()},
             top_k=run.top_k,
             n_random=run.n_random,
             n_sampled=run.n_sampled,

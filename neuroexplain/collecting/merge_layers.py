@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays
 from neuroexplain.collecting.running_best import EMPTY
 from neuroexplain.collecting.top_k import hash_records, order_keys, rank_distinct
-from neuroexplain.evidence import SPLITS, Split
+from neuroexplain.evidence import Split
 from neuroexplain.exemplar_arrays import groups_of, join_records, take_columns, take_records
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, random_key, share_out, uniform_of
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, Kind
 
 
@@ -23,7 +24,7 @@ def merge_layers(
     b: CollectedLayer,
     token_ids: Mapping[int, NDArray[np.uint32]],
     *,
-    splits: Mapping[int, Split | None],
+    splits: Mapping[int, Split | None] | None,
     top_k: int,
     n_random: int,
     n_sampled: int,
@@ -32,15 +33,15 @@ def merge_layers(
 ) -> CollectedLayer:
     """Join one layer of two parts that visited different segments.
 
-    token_ids, splits: [128] and the split of every segment that a record comes from. n_tokens: how many
-    tokens each part's statistics rest on. Statistics are joined to rounding (Chan et al. 1979), records
-    exactly.
+    token_ids, splits: [128] and the split of every segment that a record comes from; splits is None for parts
+    of earlier versions, whose random records were drawn over all segments. n_tokens: how many tokens each
+    part's statistics rest on. Statistics are joined to rounding (Chan et al. 1979), records exactly.
     """
     exemplars: dict[Kind, ExemplarArrays] = {}
     for kind in dict.fromkeys((*a.exemplars, *b.exemplars)):
         joined, _ = join_records([part.exemplars[kind] for part in (a, b) if kind in part.exemplars])
         exemplars[kind] = (
-            _merge_random(joined, share_out(n_random, RANDOM_SHARES), splits, seed)
+            _merge_random(joined, n_random, splits, seed)
             if kind == "random"
             else _merge_top(joined, kind, token_ids, top_k)
         )
@@ -81,15 +82,18 @@ def _merge_top(
 
 
 def _merge_random(
-    joined: ExemplarArrays, counts: Mapping[Split, int], splits: Mapping[int, Split | None], seed: int
+    joined: ExemplarArrays, n_random: int, splits: Mapping[int, Split | None] | None, seed: int
 ) -> ExemplarArrays:
-    """Of each split the records of the segments with the smallest hashes, the same for every unit."""
+    """The records of the segments with the smallest hashes, of each split; the same for every unit."""
     segments = [int(segment) for segment in joined.segments[0]]
     order: list[int] = []  # columns
-    for split in SPLITS:
-        columns = [column for column, segment in enumerate(segments) if splits[segment] == split]
-        columns.sort(key=lambda column: (random_key(seed, segments[column]), segments[column]))
-        order += columns[: counts[split]]
+    if splits is None:
+        columns = range(len(segments))
+        order = sorted(columns, key=lambda n: (stable_hash(seed, segments[n]), segments[n]))[:n_random]
+    else:
+        for split, n_of_split in share_out(n_random, RANDOM_SHARES).items():
+            own = [column for column, segment in enumerate(segments) if splits[segment] == split]
+            order += sorted(own, key=lambda n: (random_key(seed, segments[n]), segments[n]))[:n_of_split]
     width, n = len(joined.counts), len(order)
     columns_of_all = np.broadcast_to(np.array(order, np.int64), (width, n))
     return take_records(joined, columns_of_all, np.full(width, n))

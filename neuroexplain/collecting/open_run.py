@@ -50,12 +50,20 @@ class OpenRun:
 def find_interrupted_run(store: Store, config: CollectConfig) -> Run | None:
     """The unfinished run of these options; None if no run is unfinished.
 
-    Raises NeuroexplainError, naming the differences, if the unfinished run has other options.
+    Raises NeuroexplainError, naming the differences, if the unfinished run has other options, or if an
+    earlier version began it, which drew other records.
     """
     options = config.as_json()
     run = next((run for run in list_runs(store) if run.status == "running"), None)
     if run is None:
         return None
+    if run.split_rule == "ranks":
+        raise NeuroexplainError(
+            f"Run {run.id} in {store.name} was interrupted, and an earlier version began it, whose random "
+            "records and splits are others: this version cannot go on with it. That version can, in a copy "
+            "of the database from before the upgrade.\n"
+            f"Or drop it, and collect anew:  neuroexplain runs --drop {run.id} --db {store.name}"
+        )
     different = [name for name in options if run.config.get(name) != options[name]]
     if different:
         differences = "; ".join(

@@ -24,7 +24,12 @@ def made(tmp_path_factory):
         "top_k": 4,
         "sign": "both",
     }
-    return folder, options | {"random_records": 5, "batch_size": 2, "checkpoint_every": 1e-6}
+    return folder, options | {
+        "random_records": 5,
+        "sampled_records": 10,
+        "batch_size": 2,
+        "checkpoint_every": 1e-6,
+    }
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from neuroexplain.collecting import statistics
 from neuroexplain.collecting.batch_size import largest_that_fits
 from neuroexplain.collecting.collector import Collector
 from neuroexplain.collecting.published import PublishedTopK
+from neuroexplain.collecting.running_best import EMPTY
 from neuroexplain.collecting.statistics import RunningStats, plain_sum_segments
-from neuroexplain.collecting.top_k import EMPTY, segments_of
+from neuroexplain.collecting.top_k import segments_of
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.families import FAMILIES
@@ -28,6 +29,7 @@ OPTIONS = {
     "top_k": 5,
     "positions": range(64, 97),
     "special_peaks": False,
+    "n_sampled": 10,
 }
 
 
@@ -39,7 +41,9 @@ def subject(tmp_path_factory):
 def batches(n_segments, size, seed=0):
     ids = torch.randint(2, 300, (n_segments, 128), generator=torch.Generator().manual_seed(seed))
     ids[n_segments // 2 :] = ids[: n_segments - n_segments // 2].clone()  # all again: duplicates
-    return list(zip(ids.split(size), torch.arange(n_segments).split(size), strict=True))
+    splits = np.random.default_rng(seed).integers(-1, 3, n_segments).astype(np.int8)  # some have none
+    parts = [splits[first : first + size] for first in range(0, n_segments, size)]
+    return list(zip(ids.split(size), torch.arange(n_segments).split(size), parts, strict=True))
 
 
 def bytes_by_device(state):
@@ -54,14 +58,21 @@ def bytes_by_device(state):
 
 
 @pytest.mark.parametrize(
-    ("sign", "windows_on_host", "at_most"),
-    [("positive", False, 5e9), ("both", False, 10e9), ("both", True, 1e9)],
+    ("n_sampled", "sign", "windows_on_host", "at_most"),
+    [
+        (0, "positive", False, 5e9),
+        (0, "both", False, 10e9),
+        (0, "both", True, 1e9),
+        (40, "positive", False, 8.2e9),
+        (40, "both", False, 16.4e9),
+        (40, "both", True, 2.4e9),
+    ],
 )
-def test_what_is_kept_of_458752_neurons_fits_on_the_device(sign, windows_on_host, at_most):
+def test_what_is_kept_of_458752_neurons_fits_on_the_device(n_sampled, sign, windows_on_host, at_most):
     """One layer of Llama-3-8B's shape, on the device that holds no data; 32 layers take 32 times as much."""
     unembedding = torch.zeros(1, 1, dtype=torch.bfloat16, device="meta")
     llama = Subject("llama", None, torch.nn.Module(), None, FAMILIES["llama"], [], unembedding, 14_336)
-    options = OPTIONS | {"top_k": 32, "sign": sign, "special_peaks": True}
+    options = OPTIONS | {"top_k": 32, "sign": sign, "special_peaks": True, "n_sampled": n_sampled}
     collector = Collector(llama, [0], **options, n_random=32, seed=0, windows_on_host=windows_on_host)
     sizes = bytes_by_device(collector.state())
     assert 32 * sizes["meta"] <= at_most
@@ -77,8 +88,8 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
     states = []
     for subject, on_host in ((on_cpu, False), (on_gpu, False), (on_gpu, True)):
         collector = Collector(subject, (0, 1), **OPTIONS, n_random=2, seed=0, windows_on_host=on_host)
-        for token_ids, segments in batches(60, 16):
-            collector.read(token_ids, segments)
+        for batch in batches(60, 16):
+            collector.read(*batch)
         states.append(
             list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
         )
@@ -87,14 +98,19 @@ def test_a_gpu_keeps_what_a_cpu_keeps(tmp_path):
             for kind, x in a.exemplars.items():
                 np.testing.assert_array_equal(x.segments, b.exemplars[kind].segments)
                 np.testing.assert_allclose(x.activations, b.exemplars[kind].activations, rtol=1e-3, atol=1e-5)
+            for group, sample in a.samples.items():
+                other = b.samples[group]
+                np.testing.assert_array_equal(sample.records.segments, other.records.segments)
+                np.testing.assert_allclose(sample.sizes, other.sizes, rtol=1e-3, atol=1e-8)
+                np.testing.assert_allclose(sample.thresholds, other.thresholds, rtol=1e-3, atol=1e-8)
             np.testing.assert_allclose(a.stats.std, b.stats.std, rtol=1e-3)
 
 
 def test_a_state_restored_in_the_middle_ends_the_same(subject):
     whole, first, second = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(3))
-    for n, (token_ids, segments) in enumerate(batches(60, 8)):
-        whole.read(token_ids, segments)
-        (first if n < 3 else second).read(token_ids, segments)
+    for n, batch in enumerate(batches(60, 8)):
+        whole.read(*batch)
+        (first if n < 3 else second).read(*batch)
         if n == 2:
             second.restore(first.state())
     assert_same_state(second.state(), whole.state())
@@ -125,9 +141,9 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
         lambda *args: (order.append("computed"), defer(*args), order.append("deferred")),
     )
     monkeypatch.setattr(later, "_fold", lambda *args: order.append("folded") or fold(*args))
-    for token_ids, segments in batches(60, 8):
-        at_once.read(token_ids, segments)
-        later.read(token_ids, segments)
+    for batch in batches(60, 8):
+        at_once.read(*batch)
+        later.read(*batch)
     assert order == ["computed", "deferred", "computed", "folded", "deferred", "folded"] * 8
     assert later.second_stream.stream.wait_event.call_count == torch.Tensor.record_stream.call_count == 2 * 8
     assert torch.cuda.current_stream.return_value.wait_stream.call_count == 8
@@ -136,14 +152,14 @@ def test_a_layer_is_folded_when_the_next_ones_activations_are_there(subject, a_l
 
 def test_of_a_batch_that_failed_nothing_waits_for_the_next(subject, a_layer_later, monkeypatch):
     collector = a_layer_later(Collector(subject, (0, 1), **OPTIONS, n_random=0, seed=0))
-    (token_ids, segments), (others, more) = batches(16, 8)
+    failing, following = batches(16, 8)
     with monkeypatch.context() as patched:
         patched.setattr(
             subject.layers[1], "forward", MagicMock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
         )
         with pytest.raises(torch.OutOfMemoryError):
-            collector.read(token_ids, segments)
-    collector.read(others, more)
+            collector.read(*failing)
+    collector.read(*following)
     assert {stats.n for stats in collector.stats.values()} == {8 * 64}
 
 
@@ -152,8 +168,10 @@ def assert_same_state(state, expected):
     for name, value in state.items():
         if isinstance(value, dict):
             assert_same_state(value, expected[name])
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, expected[name]), name
         else:
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[name])), name
+            assert value == expected[name], name
 
 
 @pytest.mark.parametrize("batch_size", [7, 32])
@@ -173,7 +191,7 @@ def test_the_published_rule_picks_the_same_records_at_position_96(subject, batch
         seen[layer].append(acts[:, 96].clone())
 
     for token_ids, segments in zip(ids.split(batch_size), torch.arange(200).split(batch_size), strict=True):
-        ours.read(token_ids, segments)
+        ours.read(token_ids, segments, np.zeros(len(segments), np.int8))
         capture_activations(subject, token_ids.to(subject.device), ours.sources, fold)
     n_compared = 0
     for layer in (0, 1):

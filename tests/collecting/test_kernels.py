@@ -88,14 +88,14 @@ def test_a_collector_compiles_reads_the_same_and_keeps_nothing_of_the_trial(tmp_
     subject = load_subject(str(tiny_subject(tmp_path)), "float32")
     plain, fast = (Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0) for _ in range(2))
     plain.sum_up = plain_sum_segments
-    for token_ids, segments in batches(60, 16):
-        plain.read(token_ids, segments)
+    for batch in batches(60, 16):
+        plain.read(*batch)
     monkeypatch.setattr(kernels, "compile_options", lambda: TRACED)
     fast.compile(16)
     assert fast.compiled
     assert_same_state(fast.state(), Collector(subject, (0, 1), **OPTIONS, n_random=3, seed=0).state())
-    for token_ids, segments in batches(60, 16):
-        fast.read(token_ids, segments)
+    for batch in batches(60, 16):
+        fast.read(*batch)
     assert_same_state(fast.state(), plain.state())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
 

@@ -86,11 +86,12 @@ def test_live_segments_are_those_of_the_whole_and_come_before_it_is_there(tmp_pa
         whole = WholeText(finish(write_tokens(config, tiny_tokenizer(), tmp_path / "whole")), config)
         expected = list(whole.batches(0, None, 7))
         assert len(expected) > 3
-        for (numbers, ids), (whole_numbers, whole_ids) in zip(live_batches, expected, strict=True):
-            np.testing.assert_array_equal(numbers, whole_numbers)
-            np.testing.assert_array_equal(ids, whole_ids)
-        numbers = list(chain.from_iterable(numbers.tolist() for numbers, _ in whole.batches(5, 9, 3)))
-        assert numbers == list(chain.from_iterable(numbers.tolist() for numbers, _ in live.batches(5, 9, 3)))
+        for batch, whole_batch in zip(live_batches, expected, strict=True):
+            for values, whole_values in zip(batch, whole_batch, strict=True):  # also the splits
+                np.testing.assert_array_equal(values, whole_values)
+        assert set(np.concatenate([splits for *_, splits in expected]).tolist()) == {-1, 0, 1, 2}
+        numbers = list(chain.from_iterable(numbers.tolist() for numbers, *_ in whole.batches(5, 9, 3)))
+        assert numbers == list(chain.from_iterable(numbers.tolist() for numbers, *_ in live.batches(5, 9, 3)))
         assert (live.whole().n_tokens, live.whole().n_documents) == (
             whole.whole().n_tokens,
             whole.whole().n_documents,
@@ -180,7 +181,8 @@ def test_who_follows_comes_late_or_to_what_breaks_off(tmp_path):
     threading.Timer(0.2, shared.set, kwargs={"state": FINISHED}).start()
     live = list(late.batches(0, None, 7))
     whole = WholeText(late.whole(), config).batches(0, None, 7)
-    assert [ids.tolist() for _, ids in live] == [ids.tolist() for _, ids in whole]
+    parts = [[values.tolist() for values in batch] for batch in whole]
+    assert [[values.tolist() for values in batch] for batch in live] == parts
     shared = SharedProgress()
     shared.set(n_tokens=1000, state=FAILED)
     with pytest.raises(NeuroexplainError, match="not tokenized to its end"):

@@ -13,14 +13,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from neuroexplain.collecting.run import find_finished_run, run_collect
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import list_runs, load_run
 from neuroexplain.store.units import load_unit
 from neuroexplain.units import UnitId
+from tests.collecting.draws import (
+    SAMPLED_SHARES,
+    SPLITS,
+    counts,
+    draw,
+    drawn_at_random,
+    size,
+    splits_of_documents,
+)
 from tests.fakes import tiny_subject, words
 
-K = 4
+K, N_SAMPLED, SEED = 4, 10, 19  # the seed: the text has all splits
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def corpus(tmp_path_factory):
 def collect(db: Path, folder: Path, corpus: Path, **options):
     store = open_store(str(db), create=True)
     config = CollectConfig(
-        **{"model": str(folder), "dataset": (str(corpus),), "top_k": K, "random_records": 3} | options
+        **{"model": str(folder), "dataset": (str(corpus),), "top_k": K, "random_records": 6} | options
     )
     list(run_collect(store, config))
     return store, config
@@ -90,6 +98,34 @@ def brute_force(cells, acts, positions, sign=1, barred=()):
     return kept[:K]
 
 
+def assert_samples(unit, acts, cells, barred):
+    """Both sides' sampled records of a unit, stored, are those of all its activations [segments, 128]."""
+    documents = [document for cell in cells for _, document, _ in cell]
+    ends = [documents.count(document) for document in range(documents[-1] + 1)]
+    splits = splits_of_documents(ends, seed=SEED)
+    records = iter([x for x in unit.exemplars if x.kind == "sampled"])
+    rank = 0
+    for side, sign in (("positive", 1), ("negative", -1)):
+        sizes = {}
+        for segment, cell in enumerate(cells):
+            counting = [token not in barred for token, _, _ in cell[64:]]
+            sizes[segment] = size(acts[segment, 64:], counting, segment, sign, SEED)
+        for split, n in counts(N_SAMPLED, SAMPLED_SHARES).items():
+            expected, threshold = draw(sizes, splits, split, n, SEED)
+            assert unit.thresholds[side, split] == threshold
+            for segment, own in expected:
+                x = next(records)
+                assert (x.rank, x.side, x.split, x.segment, x.size) == (rank, side, split, segment, own)
+                assert (x.start, x.token_ids.tolist()) == (64, [token for token, _, _ in cells[segment][64:]])
+                np.testing.assert_array_equal(x.activations, acts[segment, 64:])
+                assert x.peak_index == (sign * acts[segment, 64:]).argmax()
+                assert x.activation == acts[segment, 64 + x.peak_index]
+                _, document, offset = cells[segment][64 + x.peak_index]
+                assert (x.document, x.token_offset) == (document, offset - x.peak_index)
+                rank += 1
+    assert next(records, None) is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # in bfloat16 ties are common
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("activation", ["act", "post"])
@@ -109,6 +145,8 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
         special_peaks=specials,
         batch_size=1,
         dtype=dtype,
+        sampled_records=N_SAMPLED,
+        seed=SEED,
     )
     run = load_run(store)
     cells, acts = all_activations(folder, corpus, activation, dtype)
@@ -129,6 +167,7 @@ def test_exemplars_equal_brute_force(tmp_path, corpus, family, activation, posit
                     )
                     _, document, offset = cell[x.start + 32]
                     assert (x.document, x.token_offset) == (document, offset - 32)
+            assert_samples(neuron, acts[layer][:, :, n], cells, barred)
             tail = acts[layer][:, 64:, n].astype(np.float64)
             s = neuron.stats
             np.testing.assert_allclose(
@@ -158,20 +197,25 @@ def test_batch_size_and_order_of_visit_do_not_change_the_content(tmp_path, corpu
                 np.testing.assert_allclose(x.activations, y.activations, rtol=1e-4, atol=1e-5)
 
 
-def test_random_records_are_the_segments_with_the_smallest_hashes(tmp_path, corpus):
-    store, config = collect(tmp_path / "x.db", tiny_subject(tmp_path / "model"), corpus, segments=9, seed=4)
+def test_random_records_are_each_split_s_segments_with_the_smallest_hashes(tmp_path, corpus):
+    folder = tiny_subject(tmp_path / "model")
+    store, config = collect(tmp_path / "x.db", folder, corpus, segments=12, seed=SEED)
     run = load_run(store)
-    segments = [x.segment for x in load_unit(store, run, UnitId(1, 5)).exemplars if x.kind == "random"]
-    visited = np.random.default_rng(4).permutation(_cells(store, corpus))
-    expected = sorted((int(s) for s in visited[:9]), key=lambda s: stable_hash(4, s))[:3]
-    assert segments == expected
+    records = [x for x in load_unit(store, run, UnitId(1, 5)).exemplars if x.kind == "random"]
+    lengths = document_lengths(store, corpus)
+    splits = splits_of_documents(lengths, SEED)
+    visited = np.random.default_rng(SEED).permutation(sum(lengths) // 128)[:12].tolist()
+    assert [x.segment for x in records] == drawn_at_random(visited, splits, 6, SEED)
+    assert [x.split for x in records] == [splits[x.segment] for x in records]
+    assert run.split_segments == {split: [splits[s] for s in visited].count(split) for split in SPLITS}
+    assert min(run.split_segments.values()) > 0
     assert find_finished_run(store, config) is not None
 
 
-def _cells(store, corpus):
+def document_lengths(store, corpus):
     tokenizer = AutoTokenizer.from_pretrained(load_run(store).subject)
     lines = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
-    return sum(len(tokenizer(text).input_ids) + 1 for text in lines) // 128
+    return [len(tokenizer(text).input_ids) + 1 for text in lines]
 
 
 def test_asking_for_more_segments_than_there_are_takes_all_and_says_so(tmp_path, corpus):

@@ -19,9 +19,12 @@ from neuroexplain.collecting.run import run_collect
 from neuroexplain.collecting.statistics import RunningStats, sum_segments
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.runs import list_runs
+from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.units import load_unit
 from neuroexplain.subject.load import load_subject
+from neuroexplain.units import UnitId
 from tests.runs import assert_whole, command, content, merge
 
 N_PARTS = 4
@@ -49,6 +52,55 @@ def test_other_options_than_the_interrupted_runs_are_named(made, tmp_path):
         events.close()
         with pytest.raises(NeuroexplainError, match=r"top_k: 4 then, 5 now[^;]*runs --drop 1"):
             next(run_collect(store, CollectConfig(**made[1] | {"top_k": 5})))
+
+
+def test_what_is_compared_holds_records_of_every_kind_and_split(made, undisturbed, tmp_path):
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        list(run_collect(store, CollectConfig(**made[1])))
+        run = load_run(store)
+        units = [load_unit(store, run, UnitId(1, n)) for n in range(24)]
+    records = [record for unit in units for record in unit.exemplars]
+    groups = {(x.kind, x.side, x.split) for x in records if x.kind in ("random", "sampled")}
+    sides = [("random", None), ("sampled", "positive"), ("sampled", "negative")]
+    assert groups == {(*side, split) for side in sides for split in ("explain", "select", "report")}
+    assert {x.kind for x in records} == {"top", "bottom", "random", "sampled"}
+    assert content(tmp_path / "x.db")[0] == undisturbed
+    assert undisturbed["split_segments"] == sorted(run.split_segments.items())
+    assert len(undisturbed["split_segments"]) == 3
+    assert all(n > 0 for _, n in undisturbed["split_segments"])
+    assert len(undisturbed["samples"]) == 2 * 2 * 24  # layers, sides and neurons
+    thresholds = [threshold for unit in units for threshold in unit.thresholds.values()]
+    assert sum(threshold > 0 for threshold in thresholds) > len(thresholds) / 2  # the draws have a choice
+
+
+def test_a_run_of_an_earlier_version_is_not_gone_on_with(made, undisturbed, tmp_path):
+    config = CollectConfig(**made[1])
+    with open_store(str(tmp_path / "x.db"), create=True) as store:
+        events = run_collect(store, config)
+        next(event for event in events if event.done == 4)
+        events.close()
+        make_old(store)
+        for options in (config, replace(config, sampled_records=0), replace(config, top_k=5)):
+            with pytest.raises(NeuroexplainError, match="earlier version began it") as error:
+                next(run_collect(store, options))
+            assert "copy of the database from before the upgrade" in str(error.value)
+            assert f"neuroexplain runs --drop 1 --db {store.name}" in str(error.value)
+            assert "then," not in str(error.value)  # a list of options would help nobody
+    drop = [sys.executable, "-m", "neuroexplain.cli.main", "runs", "--drop", "1", "--db", store.name]
+    subprocess.run(drop, check=True, capture_output=True)
+    with open_store(str(tmp_path / "x.db")) as store:
+        list(run_collect(store, config))
+    assert content(tmp_path / "x.db")[0] == undisturbed
+
+
+def make_old(store):
+    """Make a run what earlier versions left, after the upgrade of its database."""
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE runs SET split_rule = 'ranks', n_sampled = 0, split_segments = '{}', "
+            "config = json_remove(config, '$.sampled_records')"
+        )
+        connection.exec_driver_sql("UPDATE segments SET split = NULL")
 
 
 @pytest.fixture
@@ -388,6 +440,58 @@ def test_what_does_not_belong_together_is_not_merged(parts, made, tmp_path):
     ):
         merge(*two, tmp_path / f"z{n}.db", allow_mixed=True)
         assert content(tmp_path / f"z{n}.db")[1].dtype == "float32"  # which holds the values of both
+
+
+@pytest.fixture(scope="module")
+def old_parts(made, tmp_path_factory):
+    """Two parts as earlier versions left them: their random records are those of all segments."""
+    folder = tmp_path_factory.mktemp("old")
+    for n in (1, 2):
+        with open_store(str(folder / f"{n}.db"), create=True) as store:
+            options = made[1] | {"sampled_records": 0, "random_records": 8}
+            list(run_collect(store, CollectConfig(**options, shard=(n, 2))))
+            make_old(store)
+    return folder
+
+
+def test_an_old_part_and_a_new_one_are_not_merged(old_parts, made, tmp_path):
+    options = made[1] | {"random_records": 8}
+    for name, more in (("new", {}), ("without", {"sampled_records": 0})):
+        with open_store(str(tmp_path / f"{name}.db"), create=True) as store:
+            list(run_collect(store, CollectConfig(**options | more, shard=(2, 2))))
+        for two in (
+            (old_parts / "1.db", tmp_path / f"{name}.db"),
+            (tmp_path / f"{name}.db", old_parts / "1.db"),
+        ):
+            for allow_mixed in (False, True):
+                with pytest.raises(NeuroexplainError) as error:
+                    merge(*two, tmp_path / "x.db", allow_mixed=allow_mixed)
+                assert str(error.value) == (
+                    f"{old_parts / '1.db'} was collected by an earlier version, whose random records and "
+                    "splits are others: merge old parts with old ones, or collect this part again with this "
+                    "version."
+                )
+
+
+def test_old_parts_are_merged_by_their_own_rule(old_parts, tmp_path):
+    merge(old_parts / "2.db", old_parts / "1.db", tmp_path / "x.db")
+    tables, run = content(tmp_path / "x.db")
+    assert (run.split_rule, run.n_sampled, tables["samples"], tables["split_segments"]) == (
+        "ranks",
+        0,
+        [],
+        [],
+    )
+    parts = [random_segments(old_parts / f"{n}.db") for n in (1, 2)]
+    assert [len(segments) for segments in parts] == [8, 8]
+    expected = sorted([*parts[0], *parts[1]], key=lambda segment: stable_hash(run.seed, segment))[:8]
+    assert random_segments(tmp_path / "x.db") == expected
+
+
+def random_segments(db):
+    with open_store(str(db)) as store:
+        unit = load_unit(store, load_run(store), UnitId(1, 7))
+    return [x.segment for x in unit.exemplars if x.kind == "random"]
 
 
 def test_a_part_needs_a_batch_size_and_a_number_that_exists(made):

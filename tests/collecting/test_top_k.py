@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from neuroexplain.collecting.running_best import EMPTY
 from neuroexplain.collecting.statistics import RunningStats
 from neuroexplain.collecting.top_k import (
-    EMPTY,
-    SPARE,
     Offer,
     TopK,
     fold_top_k,
@@ -61,14 +60,14 @@ def read_out(state, neuron):
 
 def fold(seen, rows, batch_size, *, lowest=False):
     acts, ids, allowed, segments = seen
-    state = TopK.empty(D, K, torch.float32, torch.device("cpu"))
+    state = TopK(D, K, torch.float32, torch.device("cpu"))
     for batch in torch.as_tensor(rows).split(batch_size):
         offer = Offer.of(ids[batch], segments[batch], POSITIONS, allowed[batch])
         fold_top_k(state, acts[batch], offer, lowest=lowest)
     return state
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, SPARE, SPARE + 1, N])
+@pytest.mark.parametrize("batch_size", [1, 7, TopK.spare, TopK.spare + 1, N])
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_running_top_k_equals_sorting_everything(seen, batch_size, backwards):
     rows = list(range(N))[:: -1 if backwards else 1]

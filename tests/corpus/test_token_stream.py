@@ -33,8 +33,10 @@ def test_tokens_written_are_found_again(tmp_path):
         np.testing.assert_array_equal(
             stream.rows(np.array([2, 0, 1])), joined[:384].reshape(3, 128)[[2, 0, 1]]
         )
-        for n in range(3):
-            np.testing.assert_array_equal(stream.segment(n).token_ids, joined[128 * n : 128 * n + 128])
+        for segment, n in zip(stream.segments(np.array([2, 0, 1]), 0), (2, 0, 1), strict=True):
+            assert segment.segment == n
+            np.testing.assert_array_equal(segment.token_ids, joined[128 * n : 128 * n + 128])
+        assert list(stream.segments(np.array([], np.int64), 0)) == []
         segments, positions, starts = (
             np.array([[0, 0, 2]]),
             np.array([[2, 3, 100]]),

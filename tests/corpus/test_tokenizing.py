@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from neuroexplain.config import CollectConfig
@@ -23,8 +24,8 @@ def decoded(tokenizer, config, folder):
             stream = end.value
             break
         notes += [progress.note] if progress.note else []
-    ids = [stream.segment(n).token_ids for n in range(stream.n_segments)]
-    return tokenizer.decode([i for segment in ids for i in segment]), notes
+    ids = stream.rows(np.arange(stream.n_segments))
+    return tokenizer.decode(ids.ravel().tolist()), notes
 
 
 def test_a_document_ends_with_one_eos():

@@ -26,6 +26,7 @@ OPTIONS = {
     "top_k": 4,
     "positions": range(64, 97),
     "special_peaks": False,
+    "n_sampled": 10,
 }
 
 
@@ -106,11 +107,12 @@ def collected(subject, source, cut=None):
     ids[30] = ids[2]
     collectors = [Collector(subject, (0, 1), source=source, **OPTIONS, n_random=3, seed=0) for _ in range(2)]
     collector = collectors[0]
+    splits = np.random.default_rng(0).integers(-1, 3, 40).astype(np.int8)
     for number, (token_ids, numbers) in enumerate(zip(ids.split(8), torch.arange(40).split(8), strict=True)):
         if number == cut:
             collectors[1].restore(collector.state())
             collector = collectors[1]
-        collector.read(token_ids, numbers)
+        collector.read(token_ids, numbers, splits[numbers])
     return list(collector.finish(lambda segments, positions, starts: (segments, positions, segments)))
 
 
@@ -119,6 +121,13 @@ def assert_same(layers, expected):
         for kind, x in a.exemplars.items():
             for name in ("counts", "segments", "starts", "peaks", "activations"):
                 np.testing.assert_array_equal(getattr(x, name), getattr(b.exemplars[kind], name))
+        for group, sample in a.samples.items():
+            for name in ("counts", "segments", "activations"):
+                np.testing.assert_array_equal(
+                    getattr(sample.records, name), getattr(b.samples[group].records, name)
+                )
+            np.testing.assert_array_equal(sample.sizes, b.samples[group].sizes)
+            np.testing.assert_array_equal(sample.thresholds, b.samples[group].thresholds)
         for name in ("mean", "std", "min", "max", "share_positive"):
             np.testing.assert_allclose(getattr(a.stats, name), getattr(b.stats, name), rtol=1e-6, atol=1e-9)
 

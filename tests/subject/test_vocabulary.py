@@ -37,7 +37,7 @@ def test_rows_without_a_token_are_not_read(tmp_path):
         "special_peaks": True,
     }
     collector = Collector(subject, (0,), **options, n_random=1, seed=0)
-    collector.read(torch.randint(2, n_tokens, (2, 128)), torch.arange(2))
+    collector.read(torch.randint(2, n_tokens, (2, 128)), torch.arange(2), np.zeros(2, np.int8))
     (layer,) = collector.finish(lambda segments, positions, starts: (segments, positions, segments))
     assert layer.vocabulary is not None
     assert layer.vocabulary.promoted_ids.max() < n_tokens
