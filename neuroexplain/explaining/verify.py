@@ -40,7 +40,8 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
 def _verify_records(store: Store, run: Run) -> Iterator[str]:
     """Faults of the records of all units, by the rules of their draws.
 
-    A layer's records are checked together. If a row of it cannot be read, none of them is, and a line says so.
+    A layer's records are checked together. If a row of it cannot be read, none of them is, and a line says
+    so.
     """
     random: set[int] = set()
     is_complete = True

@@ -61,8 +61,7 @@ class ResultWriter:
                 self._explaining_tokens += explanation.provenance.prompt_tokens
             if prediction is not None:
                 self.n_failed += prediction.status.failed
-                n_before = 0 if result.replaces is None else len(result.replaces.records)
-                self.scored_tokens += sum(len(r.values) for r in prediction.records[n_before:])
+                self.scored_tokens += sum(len(r.values) for r in prediction.records[_n_kept(result) :])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
@@ -111,3 +110,15 @@ class ResultWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
+
+
+def _n_kept(result: ExplanationResult) -> int:
+    """How many of a new prediction's records are the stored ones; none if more of a split are read."""
+    before, after = result.replaces, result.prediction
+    if (
+        before is None
+        or after is None
+        or (before.n_read, before.with_bills) != (after.n_read, after.with_bills)
+    ):
+        return 0
+    return len(before.records)

@@ -29,6 +29,7 @@ def find_record_faults(run: Run, layer: CollectedLayer, segments: Segments) -> I
     """A line for each fault of a layer. segments: those of its records, by number."""
     for kind, arrays in layer.exemplars.items():
         yield from _find_wrong_splits(run, layer.layer, kind, arrays, segments)
+    yield from _find_torn_documents(run, layer)
     if "random" in layer.exemplars:
         yield from _find_random_faults(run, layer.layer, layer.exemplars["random"], segments)
     for (side, split), sample in layer.samples.items():
@@ -85,6 +86,30 @@ def _find_wrong_splits(
             continue
         where = f"{layer}:{units[place]}, {name} record {ranks[place]}"
         yield f"{where}: its segment {segment} is {split}, and its passage {' and '.join(sorted(expected))}"
+
+
+def _find_torn_documents(run: Run, layer: CollectedLayer) -> Iterator[str]:
+    """Records by whose offsets their document begins elsewhere in the stream than by most others."""
+    drawn: dict[str, ExemplarArrays] = {**layer.exemplars}
+    drawn |= {f"sampled, {side}, {split}": s.records for (side, split), s in layer.samples.items()}
+    rows, names = [np.zeros((0, 5), np.int64)], list(drawn)
+    for number, arrays in enumerate(drawn.values()):
+        used = arrays.counts_mask() & (arrays.documents >= 0)
+        units, ranks = used.nonzero()
+        begins = arrays.segments[used].astype(np.int64) * run.segment_stride + arrays.starts[used]
+        begins -= arrays.token_offsets[used]
+        columns = [arrays.documents[used], begins, np.full(len(units), number), units, ranks]
+        rows.append(np.stack(columns, axis=1).astype(np.int64))
+    table = np.concatenate(rows)
+    distinct, first, counts = np.unique(table[:, :2], axis=0, return_index=True, return_counts=True)
+    is_torn = np.isin(distinct[:, 0], distinct[1:][np.diff(distinct[:, 0]) == 0][:, 0])
+    for document in np.unique(distinct[is_torn, 0])[:3].tolist():
+        places = np.flatnonzero(distinct[:, 0] == document)
+        usual = places[counts[places].argmax()]
+        for place in places[places != usual][:3].tolist():
+            _, begin, number, unit, rank = table[first[place]].tolist()
+            where, other = f"{layer.layer}:{unit}, {names[number]} record {rank}", distinct[usual, 1]
+            yield f"{where}: document {document} begins at {begin} by it, and at {other} by others"
 
 
 def _split_at(seed: int, begin: int, offset: int, token: int, known: bool) -> Split:

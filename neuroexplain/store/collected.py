@@ -54,13 +54,15 @@ def _samples(
     width = run.width(layer)
     records = records or no_records(width)
     decoded = [(row.unit, decode_sample(row)) for row in rows]
+    expected = {(unit, side) for unit in range(width) for side in run.sides}
+    if {(unit, sample.side) for unit, sample in decoded} != expected:
+        raise StoreUnreadable(f"Layer {layer} lacks rows of samples, or has ones of other units or sides.")
     n_sizes = np.zeros(width, np.int64)
     for unit, sample in decoded:
         n_sizes[unit] += len(sample.sizes)
-    misfits = np.flatnonzero(n_sizes != records.counts).tolist()
-    if misfits or len(rows) != width * len(run.sides):
-        where = f"of unit {layer}:{misfits[0]}" if misfits else f"of layer {layer}"
-        raise StoreUnreadable(f"The sampled records {where} and their rows of samples do not fit together.")
+    for unit in np.flatnonzero(n_sizes != records.counts)[:1].tolist():
+        n_records = records.counts[unit]
+        raise StoreUnreadable(f"Unit {layer}:{unit} has {n_records} sampled records, {n_sizes[unit]} sizes.")
     counts = {(side, split): np.zeros(width, np.int64) for side in run.sides for split in SPLITS}
     thresholds = {group: np.zeros(width) for group in counts}
     sizes = np.zeros(records.segments.shape, np.float32)

@@ -68,11 +68,11 @@ def score_by_hand(run, unit, prediction, split, side="positive"):
     """The weighted correlation, from the definition in evidence.md; None without a value."""
     weights = weights_by_hand(run, unit, split, prediction.n_read, side)
     records = {x.key: x for x in unit.exemplars}
+    explained = [x for x in unit.exemplars if x.split == "explain"]
+    weights = {key: w for key, w in weights.items() if not shares_text(records[key], explained)}
     levels = {r.key: r for r in prediction.records}
     w, predicted, truth = [], [], []
     for key, weight in weights.items():
-        if shares_text(records[key], [x for x in unit.exemplars if x.split == "explain"]):
-            continue
         first = 32 * (stable_hash(run.seed, "half", records[key].segment) % 2)
         assert levels[key].first == first
         a = records[key].activations[first : first + 32].astype(np.float64)

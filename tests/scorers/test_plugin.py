@@ -166,7 +166,7 @@ def test_what_is_not_known_is_named(scored):
     assert choose_headline(run, "r_squared").metric == "r_squared"
     with pytest.raises(
         NeuroexplainError,
-        match=r"'brier'.*There is absolute_deviation_explained, auprc, correlation, correlation_beyond_words, n",
+        match=r"'brier'.*There is absolute_deviation_explained, auprc, correlation, correlation_beyond_words",
     ):
         choose_headline(run, "brier")
     with pytest.raises(
