@@ -1,6 +1,6 @@
 """The running best of many rows at once: each row keeps its candidates with the largest keys (pure).
 
-Each row (a unit, or a unit's share of a split) has SPARE slots more than the candidates that it keeps. A
+Each row (a unit, or a unit's share of a split) has `spare` slots more than the candidates that it keeps. A
 candidate above the row's last kept key is written into a free slot and stays there. When a row has no free
 slot left, its keys are sorted, everything beyond what it keeps is dropped, and those slots are free again.
 Windows, the records' 64 activations, are nine tenths of the memory. They never move: they are written once
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +26,11 @@ from torch import Tensor
 from neuroexplain.units import RECORD_LENGTH
 
 EMPTY = torch.iinfo(torch.int64).min  # the key of an unused slot: below every candidate's
-SPARE = 16  # slots of each row beyond what it keeps; checkpoints have this shape
 
-# (rows of the batch, rows of the state, their slots), each [n]
-Admitted = tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]
+State = TypeVar("State", bound="RunningBest")
+
+# (rows of the batch, rows of the state, their slots), each [n_admitted]
+Admitted = tuple[Int[Tensor, "n_admitted"], Int[Tensor, "n_admitted"], Int[Tensor, "n_admitted"]]
 
 
 class RunningBest(ABC):
@@ -38,7 +39,8 @@ class RunningBest(ABC):
     kept: how many candidates a row keeps, the same for all rows or a pattern that repeats.
     """
 
-    tensors: tuple[str, ...] = ("kept", "keys", "windows", "free", "n_free", "least")
+    spare: int = 16  # slots of each row beyond what it keeps; checkpoints have this shape
+    tensors: ClassVar[tuple[str, ...]] = ("kept", "keys", "windows", "free", "n_free", "least")
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class RunningBest(ABC):
         windows_device: torch.device | None = None,
     ) -> None:
         """A state without records. The windows lie on `windows_device`, by default on `device`."""
-        slots, spare = max(kept) + SPARE, max(kept) + SPARE - min(kept)
+        slots = max(kept) + self.spare
         pattern = torch.tensor(kept, dtype=torch.int64, device=device)
         self.kept = pattern.repeat(n_rows // len(kept))  # [rows]
         self.keys = torch.full((n_rows, slots), EMPTY, dtype=torch.int64, device=device)
@@ -57,15 +59,13 @@ class RunningBest(ABC):
             (n_rows, slots, RECORD_LENGTH), dtype=dtype, device=windows_device or device
         )
         free = torch.arange(slots - 1, min(kept) - 1, -1, dtype=torch.int16, device=device)
-        self.free = free.expand(
-            n_rows, spare
-        ).contiguous()  # the first n_free are free; the last of them is next
+        # The first n_free are free; candidates take the last of these.
+        self.free = free.expand(n_rows, slots - min(kept)).contiguous()
         self.n_free = slots - self.kept
-        self.least = torch.full(
-            (n_rows,), EMPTY, dtype=torch.int64, device=device
-        )  # candidates must be above
+        # What a candidate's key must be above: the last kept key when the row was last sorted.
+        self.least = torch.full((n_rows,), EMPTY, dtype=torch.int64, device=device)
 
-    def narrow(self, rows: slice) -> Self:
+    def narrow(self: State, rows: slice) -> State:
         """The state of some rows. It shares memory with this one: folding into it folds into this one."""
         if (rows.start, rows.stop) == (0, len(self.keys)):
             return self
@@ -104,8 +104,8 @@ class RunningBest(ABC):
         if not len(batch_row):
             return
         row, key = rows[batch_row, place], keys[batch_row, place]
-        # SPARE segments at a time always find room. Later in a run whole batches do.
-        step = len(keys) if int(self._count(row).max()) <= SPARE else SPARE
+        # `spare` segments at a time always find room. Later in a run whole batches do.
+        step = len(keys) if int(self._count(row).max()) <= self.spare else self.spare
         for first in range(0, len(keys), step):
             if step < len(keys):
                 part = ((batch_row >= first) & (batch_row < first + step)).nonzero()[:, 0]
@@ -118,7 +118,7 @@ class RunningBest(ABC):
     def _find_slots(
         self, batch_row: Int[Tensor, "n"], row: Int[Tensor, "n"], key: Int[Tensor, "n"]
     ) -> Admitted:
-        """Take a slot for each candidate that is above its row's least; there are SPARE of a row at most."""
+        """Take a slot for each candidate that is above its row's least, of a row `spare` at most."""
         crowded = (self._count(row) > self.n_free).nonzero()[:, 0]
         if len(crowded):
             self.make_room(crowded)

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from neuroexplain.collecting.running_best import EMPTY, RunningBest
@@ -29,6 +28,11 @@ from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.runtime.tuning import CACHED_ACTIVATIONS
 from neuroexplain.sampling import half_of, uniform_of
 from neuroexplain.units import CROP_LENGTH, RANDOM_START, RECORD_LENGTH, Side
+
+# Spare slots of a row on a GPU. Three rows a unit and side take most of the memory of collecting: for
+# Llama-3-8B 6.7 GB with 16 spare slots, 4.7 GB with 6. On a CPU 16 are faster (0.09 in place of 0.14 s of a
+# batch's 6 s of processor time).
+SPARE_ON_GPU = 6
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Sample(RunningBest):
         windows_device: torch.device | None = None,
     ) -> None:
         # One more than is drawn: the last one's key is the threshold.
+        if device.type == "cuda":
+            self.spare = SPARE_ON_GPU
         super().__init__(
             len(SPLITS) * width, tuple(counts[split] + 1 for split in SPLITS), dtype, device, windows_device
         )
@@ -88,7 +94,7 @@ class Sample(RunningBest):
         self.segments = torch.zeros_like(self.keys)
         self.sizes = torch.zeros(self.keys.shape, dtype=torch.float32, device=device)
 
-    def narrow_to_units(self, units: slice) -> Self:
+    def narrow_to_units(self, units: slice) -> Sample:
         """The state of some units: see narrow."""
         return self.narrow(slice(len(SPLITS) * units.start, len(SPLITS) * units.stop))
 
@@ -150,8 +156,8 @@ def segment_sizes(
 
 
 def take_half(
-    windows: Float[Tensor, "batch record width"], halves: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch crop width"]:
+    windows: Shaped[Tensor, "batch record width"], halves: Int[Tensor, "batch"]
+) -> Shaped[Tensor, "batch crop width"]:
     """The scored half of each segment's tokens 64..127."""
     rows = torch.arange(len(windows), device=windows.device)
     n, _, width = windows.shape

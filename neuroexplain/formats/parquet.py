@@ -138,10 +138,29 @@ from datasets import load_dataset
 exemplars = load_dataset("FOLDER", "exemplars", split="train")
 ```
 
-Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 modulo 4. The
+{_split_text(run)} The
 text of the records comes from the corpus that the run read, under the licence of that corpus.
 `neuroexplain import parquet FOLDER` restores the run.
 """
+
+
+def _split_text(run: Run) -> str:
+    """Which records may be shown to an explainer, and which are scored."""
+    if run.split_rule == "ranks":
+        return (
+            "Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 "
+            "modulo 4."
+        )
+    text = (
+        "The table `segments` has each segment's split. Records of `explain` may be shown to an explainer; "
+        "scores use those of `report`."
+    )
+    if run.n_sampled:
+        text += (
+            f" {run.n_sampled} records of each side are sampled, with a probability proportional to their "
+            "`size`; the table `samples` has the thresholds."
+        )
+    return text
 
 
 class Parquet(Format):

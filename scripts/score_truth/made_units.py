@@ -1,0 +1,110 @@
+"""Units made by the rules of the known neurons: collected from a corpus as real ones are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from known_neurons.table import NEURONS
+from make_known_neurons import activate
+from numpy.typing import NDArray
+
+from neuroexplain.arrays import CollectedLayer
+from neuroexplain.collecting.records import RandomRecords, sampled_records, top_records
+from neuroexplain.collecting.sample import Sample, SampleOffer, fold_sample, segment_sizes
+from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
+from neuroexplain.config import CollectConfig
+from neuroexplain.corpus.documents import read_documents
+from neuroexplain.corpus.token_stream import TokenStream
+from neuroexplain.runs import Run
+from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
+from neuroexplain.store.engine import Store
+from neuroexplain.store.save_collected import (
+    create_run,
+    finish_run,
+    save_collected_layer,
+    save_segments,
+    save_vocabulary,
+)
+from neuroexplain.store.vocabulary import load_vocabulary
+from neuroexplain.subject.model import Subject
+from neuroexplain.units import SEGMENT_LENGTH, Source
+
+AT_ONCE = 64  # segments
+
+
+def rule_activations(
+    config: CollectConfig, subject: Subject, order: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Each rule's activation of every token of the visited segments, [segments, 128, rules]."""
+    n_tokens = (int(order.max()) + 1) * SEGMENT_LENGTH
+    values = np.zeros((n_tokens, len(NEURONS)), np.float32)
+    place = 0
+    for ids, by_rule in _documents(config, subject):
+        end = min(place + len(ids), n_tokens)
+        values[place:end] = by_rule[: end - place]
+        place = end
+        if place == n_tokens:
+            break
+    return values.reshape(-1, SEGMENT_LENGTH, len(NEURONS))[order]
+
+
+def _documents(config: CollectConfig, subject: Subject) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """The token ids of each document as they stand in the stream, and each rule's activations."""
+    tokenizer = subject.tokenizer
+    for text in read_documents(config.dataset, None, config.split, config.text_column, None):
+        encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
+        values = np.array([activate(rule, text, offsets) for _, rule, _, _ in NEURONS], np.float32).T
+        ids = list(encoded["input_ids"])
+        if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+            ids.append(tokenizer.eos_token_id)
+            values = np.concatenate([values, np.zeros((1, len(NEURONS)), np.float32)])
+        yield ids, values
+
+
+def store_made_units(
+    store: Store,
+    like: Run,
+    like_store: Store,
+    stream: TokenStream,
+    order: NDArray[np.int64],
+    acts: NDArray[np.float32],
+) -> None:
+    """Fold the activations as collecting does, and store them as a run of one layer."""
+    width, seed = acts.shape[2], like.seed
+    top = TopK(width, like.top_k, torch.float32, torch.device("cpu"))
+    sample = Sample(width, share_out(like.n_sampled, SAMPLED_SHARES), torch.float32, torch.device("cpu"))
+    random = RandomRecords(share_out(like.n_random, RANDOM_SHARES), seed, {0: width}, torch.float32)
+    for first in range(0, len(order), AT_ONCE):
+        numbers = order[first : first + AT_ONCE]
+        values = torch.from_numpy(acts[first : first + AT_ONCE])
+        ids = torch.from_numpy(stream.rows(numbers).astype(np.int64))
+        splits = stream.splits(numbers, seed)
+        fold_top_k(top, values, Offer.of(ids, torch.from_numpy(numbers), range(64, 97)), lowest=False)
+        offer = SampleOffer.of(numbers.tolist(), splits, seed, torch.device("cpu"))
+        fold_sample(sample, values, segment_sizes(values, ("positive",), offer)["positive"], offer)
+        random.keep(0, slice(0, width), values, random.draw(numbers.tolist(), splits))
+    samples = {
+        ("positive", split): arrays
+        for split, arrays in sampled_records(sample, "positive", stream.locate).items()
+    }
+    exemplars = {"top": top_records(top, stream.locate), "random": random.arrays(0, stream.locate)}
+    layer = CollectedLayer(0, exemplars, None, None, samples)  # type: ignore[arg-type]
+    fields = {name: getattr(like, name) for name in ("top_k", "n_random", "n_sampled", "seed", "split_rule")}
+    fields |= {"subject": "rules", "dtype": "float32", "activation": "act", "layers": [0], "n_layers": 1}
+    fields |= {"sources": [Source(0, "mlp", None, "output", width, "float32")], "versions": {}}
+    config = {"sign": "positive"}
+    run_id = create_run(store, {**fields, "config": config, "tokenizer_sha256": like.tokenizer_sha256})
+    save_vocabulary(store, run_id, load_vocabulary(like_store, like.id))
+    save_segments(store, run_id, stream.segments(np.sort(order), seed))
+    save_collected_layer(store, run_id, layer)
+    finish_run(
+        store,
+        run_id,
+        n_segments=len(order),
+        n_documents=stream.n_documents,
+        n_tokens=len(order) * SEGMENT_LENGTH,
+        split_segments=like.split_segments,
+    )
