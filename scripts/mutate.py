@@ -23,14 +23,19 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
-FILES = (  # scoring, splits and codecs; top k; how numbers are packed
+FILES = (  # scoring, splits and codecs; draws; top k and samples; how numbers are packed
     "neuroexplain/scoring/*.py",
+    "neuroexplain/sampling.py",
+    "neuroexplain/collecting/running_best.py",
+    "neuroexplain/collecting/sample.py",
     "neuroexplain/collecting/top_k.py",
     "neuroexplain/store/packing.py",
 )
 TESTS = (  # the fastest first: a change that they notice costs seconds
     "tests/scoring",
+    "tests/test_sampling.py",
     "tests/collecting/test_top_k.py",
+    "tests/collecting/test_sample.py",
     "tests/store/test_store.py",
     "tests/store/test_old_databases.py",
     "tests/scorers/test_plugin.py",

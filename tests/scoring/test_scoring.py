@@ -14,6 +14,7 @@ from neuroexplain.scoring.correlation import (
     ScoredRecord,
     absolute_deviation_explained,
     correlation_score,
+    fit_line,
     jackknife_interval,
     r_squared,
     score_records,
@@ -326,3 +327,23 @@ def test_select_ranks_alternate_between_its_halves():
     exemplars = build([(segment, 64, segment) for segment in range(16)], [])  # nothing is shared
     halves = halve_select(exemplars, assign_splits(exemplars), ("top",))
     assert halves == ({("top", 2), ("top", 10)}, {("top", 6), ("top", 14)})
+
+
+def test_the_interval_of_bills_says_why_it_is_missing():
+    spread = [[0.0, 1, 2, 3], [1.0, 0, 2, 5], [3.0, 1, 1, 4]]
+    perfect = [record(kind, values, values) for kind in ("top", "random") for values in spread]
+    assert jackknife_interval(perfect, ("top", "random")) == "the correlation is 1 or -1"
+    opposite = [record(x.kind, -x.simulated, x.recorded) for x in perfect]
+    assert jackknife_interval(opposite, ("top", "random")) == "the correlation is 1 or -1"
+    constant = [record(x.kind, [0.0] * 4, x.recorded) for x in perfect]
+    assert jackknife_interval(constant, ("top", "random")) == "the correlation is undefined"
+
+
+def test_without_records_no_token_is_counted():
+    for score in score_records("report", [], []):
+        assert (score.n_tokens, score.n_records, score.status) == (0, 0, "no_records")
+
+
+def test_two_tokens_are_enough_for_a_line():
+    assert fit_line([record("top", [1.0, 3.0], [10.0, 14.0])]) == (2.0, 8.0)
+    assert fit_line([record("top", [1.0], [10.0])]) is None
