@@ -337,6 +337,11 @@ def test_the_interval_of_bills_says_why_it_is_missing():
     assert jackknife_interval(opposite, ("top", "random")) == "the correlation is 1 or -1"
     constant = [record(x.kind, [0.0] * 4, x.recorded) for x in perfect]
     assert jackknife_interval(constant, ("top", "random")) == "the correlation is undefined"
+    reason = "without one of the records the correlation is undefined"
+    all_but_one_perfect = [record("top", [3.0, 2, 1, 0], perfect[0].recorded), *perfect[1:]]
+    assert jackknife_interval(all_but_one_perfect, ("top", "random")) == reason
+    all_but_one_constant = [record("top", [0.0, 0, 0, 7], perfect[0].recorded), *constant[1:]]
+    assert jackknife_interval(all_but_one_constant, ("top", "random")) == reason
 
 
 def test_without_records_no_token_is_counted():
