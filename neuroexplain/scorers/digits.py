@@ -127,14 +127,26 @@ class DigitsSimulator(OpenSimulator):
             predicted |= {place: PredictedTrial(values, detail) for place, values, detail in by_record}
         return Predictions([predicted[place] for place in range(len(records))], n_tokens)
 
+    def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
+        """Trials that all units share have prompts of their own, so their neutral prompts are sent once."""
+        predicted: dict[int, PredictedTrial] = {}  # by the trial's place
+        n_tokens = 0
+        for places in _places_by_sharing(trials):
+            records = [trials[place].token_ids for place in places]
+            predictions = self.simulate(explanation, records, tokens)
+            predicted |= dict(zip(places, predictions.trials, strict=True))
+            n_tokens += predictions.prompt_tokens
+        return Predictions([predicted[place] for place in range(len(trials))], n_tokens)
+
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
-        records = [trial.token_ids for trial in trials]
         requests = []
-        for places in group_records(records):
-            group = [records[place] for place in places]
-            requests.append(Request(len(self.build_prompt(explanation, group, tokens)[0])))
-            neutral_ids = self.build_prompt(None, group, tokens)[0]
-            requests.append(Request(len(neutral_ids), key=tuple(neutral_ids)))
+        for places in _places_by_sharing(trials):
+            records = [trials[place].token_ids for place in places]
+            for group_places in group_records(records):
+                group = [records[place] for place in group_places]
+                requests.append(Request(len(self.build_prompt(explanation, group, tokens)[0])))
+                neutral_ids = self.build_prompt(None, group, tokens)[0]
+                requests.append(Request(len(neutral_ids), key=tuple(neutral_ids)))
         return requests
 
     def example(self) -> LogprobRequest:
@@ -159,6 +171,12 @@ class DigitsSimulator(OpenSimulator):
 
     def _encode(self, text: str) -> list[int]:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _places_by_sharing(trials: Sequence[Trial]) -> list[list[int]]:
+    """The places of the trials that only this unit has, and of those that all units share."""
+    places = [[n for n, trial in enumerate(trials) if trial.is_shared is shared] for shared in (False, True)]
+    return [own for own in places if own]
 
 
 def group_records(records: Records) -> list[list[int]]:

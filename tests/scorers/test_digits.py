@@ -198,3 +198,29 @@ def test_a_tokenizer_without_single_tokens_for_either_is_refused():
 
     with pytest.raises(NeuroexplainError, match="--simulator lexical"):
         find_level_words(split)
+
+
+def test_the_neutral_prompt_of_records_that_all_units_share_is_sent_once(engine):
+    words = [" river", " sea", " stone", " the"]
+    vocabulary = vocabulary_of(words)
+    digits = DigitsSimulator(engine)
+
+    def trials_of(unit):
+        own = [Trial("sampled", n, "report", 0, ((unit + n) % 4,) * 32) for n in range(3)]
+        shared = [Trial("random", n, "report", 0, (n % 4,) * 31 + (1,), is_shared=True) for n in range(4)]
+        return [own[0], *shared, *own[1:]]
+
+    first, second = (digits.run("rivers", trials_of(unit), vocabulary) for unit in (0, 1))
+    planned = [digits.plan("rivers", trials_of(unit), vocabulary) for unit in (0, 1)]
+    keys = {request.key for request in planned[0]}
+    new = [request for request in planned[1] if request.key is None or request.key not in keys]
+    assert second.prompt_tokens == sum(request.n_tokens for request in new)
+    assert first.prompt_tokens - second.prompt_tokens == sum(
+        request.n_tokens for request in planned[0] if request.key in {r.key for r in planned[1]} - {None}
+    )
+    assert len(new) == len(planned[1]) - 1
+    shared = [trial for trial in trials_of(0) if trial.is_shared]
+    alone = DigitsSimulator(engine).run("rivers", shared, vocabulary)
+    for trial, predicted in zip(shared, alone.trials, strict=True):  # whatever else is in the command
+        place = trials_of(0).index(trial)
+        np.testing.assert_array_equal(predicted.values, first.trials[place].values)
