@@ -90,7 +90,7 @@ def _find_wrong_splits(
 
 def _find_torn_documents(run: Run, layer: CollectedLayer) -> Iterator[str]:
     """Records by whose offsets their document begins elsewhere in the stream than by most others."""
-    drawn: dict[str, ExemplarArrays] = {**layer.exemplars}
+    drawn = {str(kind): arrays for kind, arrays in layer.exemplars.items()}
     drawn |= {f"sampled, {side}, {split}": s.records for (side, split), s in layer.samples.items()}
     rows, names = [np.zeros((0, 5), np.int64)], list(drawn)
     for number, arrays in enumerate(drawn.values()):

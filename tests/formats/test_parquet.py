@@ -11,6 +11,7 @@ import pytest
 import neuroexplain as nx
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays
 from neuroexplain.as_json import unit_json
+from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import (
     SUBSETS,
@@ -22,12 +23,17 @@ from neuroexplain.evidence import (
     Segment,
     VocabularyEntry,
 )
+from neuroexplain.explaining.run import run_explain
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
+from neuroexplain.llm.local import LocalEngine
 from neuroexplain.lookup import load_page
+from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.explanations import list_explanations, list_predictions
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.runs import list_runs, load_run
 from neuroexplain.store.save_collected import (
     create_run,
@@ -37,9 +43,10 @@ from neuroexplain.store.save_collected import (
     save_vocabulary,
 )
 from neuroexplain.store.save_explained import save_explanations, save_predictions
-from neuroexplain.store.units import list_unit_ids
+from neuroexplain.store.units import list_segments, list_unit_ids
 from neuroexplain.units import UnitId
-from tests.fakes import run_fields
+from tests.explaining.conftest import collect, write_documents
+from tests.fakes import ScriptedLlm, run_fields, tiny_subject
 from tests.formats.parquet_changes import change_run_json, change_table
 
 
@@ -82,6 +89,80 @@ def test_parquet_comes_back_as_it_was_and_loads_as_a_data_set(store, tmp_path, d
         str(tmp_path / "out"), "scores", split="train", cache_dir=str(tmp_path / "cache")
     )
     assert {"metric", "value", "status", "reason"} <= set(scores.column_names)
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A store of a run of both sides whose special tokens are barred, with every kind of prediction."""
+    folder = tmp_path_factory.mktemp("sampled")
+    write_documents(folder / "text.jsonl", 60)
+    model = str(tiny_subject(folder / "model"))
+    collect(folder, folder / "x.db", model, sign="both", activation="post", special_peaks=False)
+    engine = LocalEngine(model)
+    with open_store(str(folder / "x.db")) as store:
+        run, units = load_run(store), (UnitId(0, 1), UnitId(1, 2))
+        lexical, digits = LexicalSimulator(engine, run.tokenizer_sha256), DigitsSimulator(engine)
+        list(run_explain(store, run, ExplainConfig(units, "tokens"), None, lexical))
+        llm = ScriptedLlm(lambda messages, sampling: f"mills and geese {sampling['seed']}")
+        list(run_explain(store, run, ExplainConfig(units, "excerpts", candidates=2), llm, digits))
+        yield store
+
+
+def test_samples_come_back_as_they_were(sampled, tmp_path, database):
+    run = load_run(sampled)
+    list(export_parquet(sampled, run, tmp_path / "out"))
+    with open_store(database, create=True) as back:
+        list(import_parquet(back, tmp_path / "out"))
+        again = load_run(back)
+        assert again == replace(run, id=again.id)
+        assert again.n_sampled > 0 < min(again.split_segments.values())
+        assert again.barred_ids
+        for layer in run.layers:
+            before, after = (load_collected_layer(a, r, layer) for a, r in ((sampled, run), (back, again)))
+            assert list(before.samples) == list(after.samples)
+            assert len(before.samples) == 6
+            for group, sample in before.samples.items():
+                np.testing.assert_array_equal(after.samples[group].sizes, sample.sizes)
+                np.testing.assert_array_equal(after.samples[group].thresholds, sample.thresholds)
+                for name in ExemplarArrays.__dataclass_fields__:
+                    mine, its = (getattr(s.records, name) for s in (after.samples[group], sample))
+                    np.testing.assert_array_equal(mine, its, err_msg=name)
+        assert sample_rows(back) == sample_rows(sampled)
+        segments = [
+            [(s.segment, s.split, s.token_ids.tolist()) for batch in list_segments(a, 1) for s in batch]
+            for a in (sampled, back)
+        ]
+        assert segments[0] == segments[1]
+        assert {split for _, split, _ in segments[0]} == {"explain", "select", "report", None}
+        read = [
+            {
+                (p.unit, p.scorer, p.n_read, p.with_bills, p.has_report, p.text, p.control_text)
+                for p in list_predictions(a, [e.id for e in list_explanations(a, 1)])
+            }
+            for a in (sampled, back)
+        ]
+        assert read[0] == read[1]
+        assert {(scorer, *more[:3]) for _, scorer, *more in read[0]} == {
+            ("lexical", 16, True, True),
+            ("digits", 8, False, True),
+            ("digits", 8, False, False),
+        }
+        scores = [
+            sorted(repr((s.unit, s.scorer, replace(s.score, control_explanation_id=None))) for s in stored)
+            for stored in (list_scores(a, range(1, 100)) for a in (sampled, back))
+        ]
+        assert scores[0] == scores[1]
+        assert len(scores[0]) > 40
+        assert any(s.score.effective_records for s in list_scores(back, range(1, 100)))
+        assert list(verify_run(back, again)) == []
+
+
+def sample_rows(store):
+    """All values of the table, checksums too."""
+    with store.read() as reader:
+        names = "layer, unit, side, counts, sizes, thresholds, checksum"
+        rows = reader.rows(f"SELECT {names} FROM samples ORDER BY layer, unit, side")  # noqa: S608
+    return [tuple(value if isinstance(value, int | str) else bytes(value) for value in row) for row in rows]
 
 
 def several_layers(where, n_layers):

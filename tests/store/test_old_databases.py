@@ -16,12 +16,14 @@ import pytest
 from neuroexplain.as_json import unit_json
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
+from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
 from neuroexplain.store.explanations import list_explanations
 from neuroexplain.store.integrity import count_orphans
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.units import list_unit_ids
+from neuroexplain.store.units import list_unit_ids, load_unit
+from neuroexplain.units import UnitId
 
 OLD = Path(__file__).resolve().parent.parent / "old"
 NAMES = ("both", "digits")
@@ -163,6 +165,30 @@ def test_an_export_of_that_version_comes_in_as_the_database_does(both, tmp_path)
         list(import_parquet(imported, tmp_path / f"{name}.parquet"))
         assert list(verify_run(imported, load_run(imported))) == []
         assert pages(imported) == pages(upgraded)
+
+
+def test_an_old_run_keeps_its_rule_through_an_export_and_back(both, tmp_path):
+    """As a database, and as an export of that version."""
+    name, _, new = both
+    with tarfile.open(OLD / f"{name}.parquet.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    with (
+        open_store(str(new), read_only=True) as upgraded,
+        open_store(str(tmp_path / "1.db"), create=True) as exported_now,
+        open_store(str(tmp_path / "2.db"), create=True) as exported_then,
+    ):
+        list(export_parquet(upgraded, load_run(upgraded), tmp_path / "out"))
+        list(import_parquet(exported_now, tmp_path / "out"))
+        list(import_parquet(exported_then, tmp_path / f"{name}.parquet"))
+        for store in (upgraded, exported_now, exported_then):
+            run = load_run(store)
+            by_rule = (run.split_rule, run.n_sampled, run.barred_ids, dict(run.split_segments))
+            assert by_rule == ("ranks", 0, (), {})
+            assert "population" not in run.headline.subsets
+            splits = {x.split for n in range(3) for x in load_unit(store, run, UnitId(1, n)).exemplars}
+            assert splits == {None}
+            assert list(verify_run(store, run)) == []
+        assert pages(exported_now) == pages(upgraded) == pages(exported_then)
 
 
 @pytest.mark.parametrize("statement", [2, 12, 30, 40, 45])
