@@ -66,13 +66,13 @@ def test_it_stands_in_query_and_show(scored):
     assert values == sorted(values, reverse=True)
     lowest = json.loads(typed("query", "--metric", "named_gap", "--max-score", "0", "--json", "--db", scored))
     assert all(row["metric"] == "named_gap" and row["score"] <= 0 for row in lowest)
-    assert "named_share" in typed("query", "--scorer", "share", "--db", scored)
+    assert "named share" in typed("query", "--scorer", "share", "--db", scored).replace("_", " ")
     page = json.loads(typed("show", "0:1", "--json", "--db", scored))
     scores = [s for e in page["explanations"] for s in e["scores"] if s["scorer"] == "share"]
     assert {s["metric"] for s in scores} == {"named_share", "named_gap"}
     predictions = [p for e in page["explanations"] for p in e["predictions"] if p["scorer"] == "share"]
     assert all(len(p["predicted"]) == 32 for p in predictions)
-    assert "named_share" in typed("show", "0:1", "--db", scored)
+    assert "named share" in typed("show", "0:1", "--db", scored).replace("_", " ")
 
 
 def test_it_stands_in_the_viewer_the_api_and_plots(scored, tmp_path):
@@ -108,7 +108,7 @@ def test_verify_computes_its_scores_again_and_sees_a_changed_one(scored, tmp_pat
 def test_where_it_is_not_installed_it_is_shown_and_verify_says_so(scored):
     SCORERS.unregister("share")
     try:
-        assert "named_share" in typed("show", "0:1", "--db", scored)
+        assert "named share" in typed("show", "0:1", "--db", scored).replace("_", " ")
         with open_store(str(scored), read_only=True) as store:
             faults = list(verify_run(store, load_run(store)))
         assert faults
