@@ -130,8 +130,9 @@ configs:
 # Neurons of {subject}
 
 Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`),
-from {run.n_tokens:,} tokens. Each unit has its strongest records ({run.top_k} at most) and {run.n_random}
-random ones, with one activation for each token, and its explanations, predictions and scores, if any.
+from {run.n_tokens:,} tokens. Each unit has its strongest records ({run.top_k} at most), {run.n_random} random
+and {run.n_sampled} sampled ones at most, with one activation for each token, and its explanations,
+predictions and scores, if any.
 
 ```python
 from datasets import load_dataset
