@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
     from numpy.typing import NDArray
 
+    from neuroexplain.store.score_summaries import ScoreSummary
+
 ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
@@ -158,6 +160,15 @@ def run_json(run: Run) -> dict[str, Any]:
     sources = [asdict(source) for source in run.sources]
     lists = {"layers": list(run.layers), "barred_ids": list(run.barred_ids), "sources": sources}
     return {**asdict(run), **lists, **old_width}
+
+
+def summary_json(summary: ScoreSummary) -> dict[str, Any]:
+    """The headline scores of one layer, explainer, side and scorer in numbers."""
+    return {
+        **asdict(summary),
+        "n_undefined": summary.n_undefined,
+        "share_above_control": summary.share_above_control,
+    }
 
 
 def query_json(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:

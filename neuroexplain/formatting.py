@@ -5,16 +5,50 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, StoredScore
+from neuroexplain.evidence import SUBSETS, Exemplar, Headline, Score, StoredScore
 from neuroexplain.runs import Run, Session
+
+if TYPE_CHECKING:
+    from neuroexplain.store.score_summaries import ScoreSummary
 
 SUMMED = (  # fields of Session that add up
     *("seconds", "n_neurons", "n_failed", "prompt_tokens", "completion_tokens"),
     *("scorer_prompt_tokens", "scored_tokens"),
 )
+# The scores that people read first, by metric and subset, in this order: (metric, subset) -> (name, meaning).
+SCORE_NAMES = {
+    ("correlation", "population"): (
+        "population score",
+        "How well the predictions from this explanation follow the unit's activations over the whole corpus: "
+        "1 is perfect, 0 is no relation. A correlation over random and sampled records, in which each counts "
+        "for as many segments as it stands for.",
+    ),
+    ("correlation_beyond_words", "population"): (
+        "beyond its words",
+        "The population score without the words that stand in the explanation: what it predicts of words "
+        "that it does not name. A mere list of words falls here, a rule does not.",
+    ),
+    **dict.fromkeys(
+        (("correlation", "top_and_random"), ("correlation", "bottom_and_random")),
+        (
+            "Bills' score",
+            "The correlation over the unit's strongest records and random ones, as Bills et al. (2023) define"
+            " it, to compare with published figures. It is mostly higher than the correlation over the whole "
+            "corpus, and falls little for an explanation that is far too broad.",
+        ),
+    ),
+    ("auprc", "population"): (
+        "AUPRC",
+        "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
+        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires.",
+    ),
+}
+INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
+CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
 _SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
 # Unicode categories of controls, of bidirectional and zero-width marks, of surrogates, private characters and
 # separators of lines and paragraphs.
@@ -51,21 +85,83 @@ def strength(value: float, strongest: float) -> float:
 def score_order(run: Run, stored: StoredScore) -> tuple[object, ...]:
     """A sort key of a unit's scores.
 
-    The headline comes first. The others follow by split (`report` first), scorer, metric (the headline's
-    first) and subset.
+    The headline comes first. The others follow by split (`report` first) and scorer: those of SCORE_NAMES in
+    their order, then by metric (the headline's first) and subset.
     """
     subsets = [subset for side in SUBSETS.values() for subset in side]
     headline, score = run.headline, stored.score
+    names, key = list(SCORE_NAMES), (score.metric, score.subset)
     return (
         not headline.is_of(score),
         score.split != "report",
         stored.scorer,
         stored.scorer_model,
+        names.index(key) if key in names else len(names),
         score.metric != headline.metric,
         score.metric,
         subsets.index(score.subset) if score.subset in subsets else len(subsets),
         score.subset,
     )
+
+
+def score_name(score: Score) -> str:
+    """A score's name for people: `population score`, or metric and subset of one that has no name."""
+    key = score.metric, score.subset
+    plain = f"{score.metric}, {score.subset}".replace("_", " ")
+    return SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
+
+
+def headline_name(headline: Headline) -> str:
+    """The name of a run's headline, or of another score that it is sorted by, as above."""
+    names = {SCORE_NAMES.get((headline.metric, subset), ("",))[0] for subset in headline.subsets}
+    return names.pop() if len(names) == 1 and "" not in names else str(headline).replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordGroup:
+    """Records with peaks of similar strength."""
+
+    name: str  # which part of the records, by the strength of their peaks
+    records: tuple[Exemplar, ...]  # the strongest peak first
+
+    @property
+    def low(self) -> float:
+        """The activation at the weakest peak."""
+        return self.records[-1].activation
+
+    @property
+    def high(self) -> float:
+        return self.records[0].activation
+
+    @property
+    def title(self) -> str:
+        low, high = f"{self.low:.3g}", f"{self.high:.3g}"
+        return f"{self.name}: " + (f"peaks of {low} to {high}" if low != high else f"peak of {low}")
+
+
+GROUPS = (  # names of groups, and the share of the records with peaks above each group's end
+    ("strongest tenth", 0.1),
+    ("rest of top quarter", 0.25),
+    ("second quarter", 0.5),
+    ("third quarter", 0.75),
+    ("lowest quarter", 1.0),
+)
+
+
+def group_by_strength(records: Sequence[Exemplar]) -> list[RecordGroup]:
+    """Records of one side by quantile of their peak's activation, the strongest first. No group is empty."""
+    ordered = sorted(records, key=lambda x: x.activation if x.side == "negative" else -x.activation)
+    ends = [math.ceil(share * len(ordered)) for _, share in GROUPS]
+    parts = [tuple(ordered[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
+    return [RecordGroup(name, part) for (name, _), part in zip(GROUPS, parts, strict=True) if part]
+
+
+def stands_for(probability: float) -> str:
+    """How many segments of the corpus a record stands for that was drawn with this probability."""
+    n = 1 / probability
+    if n < 1.05:
+        return "stands for itself"
+    return f"stands for {n:.1f} segments" if n < 9.95 else f"stands for {n:,.0f} segments"
 
 
 def session_text(session: Session) -> str:
@@ -130,9 +226,23 @@ def explained_by(explainer: str, model: str) -> str:
     return printable(explainer if explainer == model else f"{explainer}, {short_name(model)}")
 
 
+def undefined_text(summary: ScoreSummary) -> str:
+    """How many scores have no value, and their three most frequent reasons: `12: 9 few records, 3 dead`."""
+    if not summary.n_undefined:
+        return "0"
+    reasons = [f"{n:,} {status.replace('_', ' ')}" for status, n in list(summary.undefined.items())[:3]]
+    rest = ", ..." if len(summary.undefined) > len(reasons) else ""
+    return f"{summary.n_undefined:,}: {', '.join(reasons)}{rest}"
+
+
 def number(value: float | None) -> str:
     """Two decimals, never -0.00; a dash for None."""
     return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"
+
+
+def percent(share: float | None) -> str:
+    """A whole percentage; a dash for None."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -35,12 +35,20 @@ MinScore = Annotated[float | None, typer.Option(help="Smallest score to list.")]
 MaxScore = Annotated[float | None, typer.Option(help="Greatest score to list.")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="Metric to show and to sort by, like correlation; by default the run's headline."),
+    typer.Option(
+        help="Metric to show and to sort by, like correlation_beyond_words or auprc; by default the run's "
+        "headline."
+    ),
 ]
 ScorerName = Annotated[
     str | None, typer.Option("--scorer", help="List only scores by this scorer, by its main metric.")
 ]
-Sort = Annotated[str, typer.Option(help="Order of the rows: score, activation or unit.")]
+Sort = Annotated[
+    str,
+    typer.Option(
+        help="Order of the rows: score, lower (the lower end of the score's interval), activation or unit."
+    ),
+]
 Limit = Annotated[int, typer.Option(min=1, max=100_000_000, help="Most rows to list.")]
 ShowAll = Annotated[bool, typer.Option("--all", help="List candidates that were not chosen, too.")]
 Failed = Annotated[

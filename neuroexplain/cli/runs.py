@@ -26,23 +26,26 @@ def runs(
     if drop is not None:
         _drop_run(db, drop)
         return
-    from neuroexplain.as_json import run_json
-    from neuroexplain.cli.tables import runs_table, session_lines
+    from neuroexplain.as_json import run_json, summary_json
+    from neuroexplain.cli.tables import runs_table, session_lines, summaries_table
     from neuroexplain.formatting import printable
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import list_runs, list_sessions
+    from neuroexplain.store.score_summaries import summarize_scores
     from neuroexplain.store.vocabulary import lacks_token_bytes
 
     with open_store(db, read_only=True) as store:
         stored = list_runs(store)
         holdings = {run.id: _holdings(store, run) for run in stored}
         sessions = {run.id: list_sessions(store, run.id) for run in stored}
+        summaries = {run.id: summarize_scores(store, run) for run in stored}
         lacking = [run for run in stored if lacks_token_bytes(store, run.id)]
     if as_json:
         print_json(
             [
                 run_json(run)
                 | {"holds": holdings[run.id], "sessions": [asdict(session) for session in sessions[run.id]]}
+                | {"scores": [summary_json(summary) for summary in summaries[run.id]]}
                 for run in stored
             ]
         )
@@ -51,6 +54,9 @@ def runs(
         for run in stored:
             for line in session_lines(run, sessions[run.id]):
                 print(line)
+        for run in stored:
+            if summaries[run.id]:
+                print_table(summaries_table(run, summaries[run.id]))
         for run in lacking:
             print(f"run {run.id}: an earlier version stored its tokens' texts, which may lack spaces.")
             print(printable(f"Mend them:  neuroexplain upgrade --tokenizer {run.subject} --db {db}"))

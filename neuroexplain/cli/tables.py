@@ -6,22 +6,28 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import Failure, Status, StoredScore
+from neuroexplain.evidence import Failure, Headline, Status, StoredScore
 from neuroexplain.formatting import (
     explained_by,
+    headline_name,
     interval,
     join_sessions,
     number,
+    percent,
     printable,
+    score_name,
     score_order,
     session_text,
     short_name,
+    undefined_text,
 )
 from neuroexplain.runs import QueryRow, Run, Session
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+
+    from neuroexplain.store.score_summaries import ScoreSummary
 
 CELL_MARGIN = 3  # columns between two cells of a table
 LONGEST_WORD = 20  # columns: a longer word, like a path, may be broken
@@ -33,15 +39,20 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
     scored = [row for row in rows if row.scorer]
     has_scorers = len({(row.scorer, row.scorer_model) for row in scored}) > 1
     has_sides = any(row.side == "negative" for row in rows)
-    names = ["unit", "score", "95% interval", "explanation", "by", *(["scored by"] if has_scorers else [])]
-    table = Listing(names, right=("unit", "score", "95% interval"))
+    has_beyond = any(row.beyond_words is not None for row in rows)
+    figures = ["score", "95% interval", *(["beyond"] if has_beyond else [])]
+    names = ["unit", *figures, "explanation", "by", *(["scored by"] if has_scorers else [])]
+    table = Listing(names, right=("unit", *figures))
     if scored:
-        subsets = {row.subset for row in rows if row.subset}
-        metric = scored[0].metric + (f", {scored[0].subset}" if len(subsets) == 1 else "")
-        table.caption = f"score: {printable(metric)}"
+        subsets = tuple(dict.fromkeys(row.subset for row in rows if row.subset))
+        table.caption = f"score: {printable(headline_name(Headline(scored[0].metric, subsets)))}"
+        if has_beyond:
+            table.caption += "; beyond: the same without the words that stand in the explanation"
     for row in rows:
         by = explained_by(row.explainer, row.model) + (f", {row.side} side" if has_sides else "")
-        cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high), row.explanation, by]
+        cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high)]
+        cells += [number(row.beyond_words)] if has_beyond else []
+        cells += [row.explanation, by]
         if has_scorers:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
         table.add(cells)
@@ -65,7 +76,7 @@ def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
         value = f"{number(score.value)}  {interval(score.ci_low, score.ci_high)}"
         if score.status != Status.OK:
             value = f"{score.status.words}: {score.reason}"
-        metric = f"{score.metric}, {score.subset}"
+        metric = score_name(score)
         unit = run.label(stored.unit)
         line = f"{unit}  {stored.scorer:8}  {metric:30}  {value}  {score.n_records} records"
         lines.append(printable(line).rstrip())
@@ -87,6 +98,26 @@ def runs_table(runs: Sequence[Run], holdings: Mapping[int, str]) -> Listing:
             holdings.get(run.id, ""),
         ]
         table.add(cells)
+    return table
+
+
+def summaries_table(run: Run, summaries: Sequence[ScoreSummary]) -> Listing:
+    """The headline scores of a run in numbers: one line a layer, explainer and scorer."""
+    has_sides = len({s.side for s in summaries}) > 1
+    scorers = {explained_by(s.scorer, s.scorer_model) for s in summaries}
+    own_column = ["scored by"] if len(scorers) > 1 else []
+    figures = ["scored", "undefined", "mean", "95% interval", "above control"]
+    table = Listing(["layer", "by", *own_column, *figures], right=("layer", *figures))
+    by_scorer = f" by {min(scorers)}" if not own_column else ""
+    table.caption = (
+        f"run {run.id}: {headline_name(run.headline)}{by_scorer}, mean over units that have one; "
+        "above control: the share that scores above another unit's explanation on the same records"
+    )
+    for s in summaries:
+        by = explained_by(s.explainer, s.model) + (f", {s.side} side" if has_sides else "")
+        cells = [str(s.layer), by, *([explained_by(s.scorer, s.scorer_model)] if own_column else [])]
+        cells += [f"{s.n_scored:,}", undefined_text(s), number(s.mean), interval(s.ci_low, s.ci_high)]
+        table.add([*cells, percent(s.share_above_control)])
     return table
 
 

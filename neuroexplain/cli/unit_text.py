@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Score, Status
 from neuroexplain.formatting import (
+    RecordGroup,
     explained_by,
+    group_by_strength,
+    headline_name,
     interval,
     number,
     printable,
     random_histogram,
+    score_name,
     score_order,
     short_name,
     strength,
@@ -86,23 +90,32 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
     scores.sort(key=lambda stored: score_order(page.run, stored))
     for scorer, model in dict.fromkeys((stored.scorer, stored.scorer_model) for stored in scores):
         lines.append(Text(f"  {printable(scorer)}, {printable(short_name(model))}", style="dim"))
+        lines.append(Text(SCORE_COLUMNS, style="dim"))
         for stored in scores:
             if (stored.scorer, stored.scorer_model) == (scorer, model):
-                metric = printable(f"{stored.score.metric}, {stored.score.subset}")
-                lines.append(Text(f"  {metric:30} {_score_value(stored.score)}"))
+                style = "bold" if page.run.headline.is_of(stored.score) else ""
+                lines.append(Text(_score_line(stored.score), style=style))
     return lines
 
 
-def _score_value(score: Score) -> str:
-    """A score's value, interval and control; its status and reason where it is undefined."""
+SCORE_COLUMNS = "  score  95% interval    control  records"
+
+
+def _score_line(score: Score) -> str:
+    """A score under SCORE_COLUMNS, and its name; its status and reason where it is undefined."""
+    name = printable(score_name(score))
     if score.status != Status.OK:
-        return f"{score.status.words}: {printable(score.reason or '')}"
-    value = f"{number(score.value):5}  {interval(score.ci_low, score.ci_high):14}  {score.n_records} records"
-    return value if score.control is None else f"{value}  another's explanation {number(score.control)}"
+        return f"  {'-':>5}  {name}: {score.status.words}: {printable(score.reason or '')}"
+    control = "" if score.control is None else number(score.control)
+    bounds = interval(score.ci_low, score.ci_high)
+    return f"  {number(score.value):>5}  {bounds:14}  {control:>7}  {score.n_records:>7}  {name}"
 
 
 def _records(page: UnitPage, top: int, width: int) -> list[Text]:
-    """The strongest records of each kind and half as many random ones, each above its predicted levels."""
+    """The strongest records of each kind and half as many random ones, each above its predicted levels.
+
+    Then some of the sampled records, by strength.
+    """
     from rich.text import Text
 
     prediction = _levels_to_draw(page)
@@ -110,17 +123,45 @@ def _records(page: UnitPage, top: int, width: int) -> list[Text]:
     scale = _level_scale(list(predicted.values()))
     lines = [] if prediction is None else [Text(), _prediction_title(page, prediction)]
     strongest = max((abs(x.activation) for x in page.unit.exemplars), default=0.0)
-    for kind in ("top", "bottom", "random"):
-        n_lines = top if kind != "random" else max(1, top // 2)
-        records = [x for x in page.unit.exemplars if x.kind == kind][:n_lines]
-        if records:
-            lines += [Text(), Text(f"{kind} records", style="bold")]
+    for title, records in _titled_records(page, top):
+        lines += [Text(), title] if title.style == "bold" else [title]
         for record in records:
             lines.append(record_line(page, record, strongest, width))
             levels = predicted.get(record.key)
-            if levels is not None:
+            if levels is not None and (record.kind != "sampled" or _is_in_sight(page, record, levels, width)):
                 lines.append(_levels_line(page, record, levels, scale, width))
     return lines
+
+
+def _titled_records(page: UnitPage, top: int) -> Iterator[tuple[Text, Sequence[Exemplar]]]:
+    """The records to draw, each list after its title."""
+    from rich.text import Text
+
+    for kind in ("top", "bottom", "random"):
+        n_lines = top if kind != "random" else max(1, top // 2)
+        if records := [x for x in page.unit.exemplars if x.kind == kind][:n_lines]:
+            yield Text(f"{kind} records", style="bold"), records
+    for side in page.run.sides:
+        sampled = [x for x in page.unit.exemplars if x.kind == "sampled" and x.side == side]
+        if not sampled:
+            continue
+        of_side = f" of the {side} side" if len(page.run.sides) > 1 else ""
+        n_each = max(1, top // 4)
+        yield Text(f"sampled records{of_side}, the first of each group", style="bold"), ()
+        for group in group_by_strength(sampled):
+            yield Text(f"  {group.title}{_weights_text(page, group)}", style="dim"), group.records[:n_each]
+
+
+def _weights_text(page: UnitPage, group: RecordGroup) -> str:
+    """How many segments each record of a group stands for, as text after its title."""
+    weights = [1 / p for x in group.records if (p := page.probability(x)) is not None]
+    if not weights:
+        return ""
+    low, high = f"{min(weights):,.0f}", f"{max(weights):,.0f}"
+    n_segments = low if low == high else f"{low} to {high}"
+    noun = "segment" if n_segments == "1" else "segments"
+    each = "each stands" if len(group.records) > 1 else "it stands"
+    return f"; {each} for {n_segments} {noun}"
 
 
 def _statistics(page: UnitPage) -> list[Text]:
@@ -187,7 +228,7 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
     from neuroexplain.demo.run import BASELINE, LLM_EXPLAINER
 
     best = highlights.best
-    headline = f" ({best[0][1].run.headline})" if best else ""
+    headline = f" ({headline_name(best[0][1].run.headline)})" if best else ""
     title = f"The best explanations, scored{headline} on text that the explainer did not see"
     lines = [Text(), Text(title, style="bold"), Text()]
     for row, page in best:
@@ -274,7 +315,7 @@ def _levels_line(
     crop = range(predicted.first, predicted.first + len(predicted.values))
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("simulated".ljust(MARGIN), style="dim")
-    if not range(max(places.start, crop.start), min(places.stop, crop.stop)):
+    if not _is_in_sight(page, record, predicted, width):
         return line.append("(on tokens that do not fit here)", style="dim")
     for place in places:
         cells = cell_width(texts[place])
@@ -282,6 +323,12 @@ def _levels_line(
         level = float(predicted.values[place - crop.start]) if place in crop else None
         line.append(_bar(level, scale) * cells, style="cyan")
     return line
+
+
+def _is_in_sight(page: UnitPage, record: Exemplar, predicted: PredictedRecord, width: int) -> bool:
+    """Whether one of the predicted tokens fits into the line."""
+    places, _ = _places_around_peak(page, record, width)
+    return places.start < predicted.first + len(predicted.values) and predicted.first < places.stop
 
 
 def _bar(level: float | None, scale: tuple[float, float]) -> str:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from neuroexplain.as_json import query_json
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name
+from neuroexplain.formatting import corpus_name, headline_name
 from neuroexplain.lookup import Vocabulary, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
@@ -39,7 +39,7 @@ from neuroexplain.store.search import query_explanations
 from neuroexplain.units import PEAK_INDEX, UnitId
 from neuroexplain.web.reader import summarize
 from neuroexplain.web.record_view import record_views, simulated_views, simulations
-from neuroexplain.web.row_view import EMPTY_SEARCH, RowView, row_view
+from neuroexplain.web.row_view import EMPTY_SEARCH, SORT_LABELS, RowView, row_view
 from neuroexplain.web.templates import CONTENT_POLICY, STATIC, printable_lines, render
 from neuroexplain.web.unit_view import LAZY_KINDS, unit_view
 from neuroexplain.web.urls import UNITS_PER_FILE, UrlBuilder, site_file
@@ -146,6 +146,7 @@ def _pages(store: Store, run: Run, best: Sequence[RowView]) -> dict[str, str]:
             best=best,
             runs=[run],
             corpus=corpus_name(run),
+            headline=headline_name(run.headline),
             **common,
         ),
         "search": render(
@@ -154,7 +155,8 @@ def _pages(store: Store, run: Run, best: Sequence[RowView]) -> dict[str, str]:
             problem="",
             rows=[],
             scorers=SCORERS.names(),
-            headline=str(run.headline),
+            headline=headline_name(run.headline),
+            sorts=SORT_LABELS,
             previous=None,
             next=None,
             **common,

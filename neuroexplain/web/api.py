@@ -33,7 +33,7 @@ from neuroexplain.web.parameters import (
 )
 
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
-Sort = Annotated[str, Query(pattern="^(score|activation|unit|neuron)$")]
+Sort = Annotated[str, Query(pattern="^(score|lower|activation|unit|neuron)$")]
 
 router = APIRouter(prefix="/api")
 

@@ -6,10 +6,25 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from neuroexplain.evidence import Explanation, Provenance, Status, StoredScore
-from neuroexplain.formatting import explained_by, interval, number, printable, score_order, short_name
+from neuroexplain.formatting import (
+    SCORE_NAMES,
+    explained_by,
+    headline_name,
+    interval,
+    number,
+    printable,
+    score_name,
+    score_order,
+    short_name,
+)
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.web.record_view import SPLITS, LazySection, simulated_views, simulations
 from neuroexplain.web.urls import UrlBuilder
+
+SIMULATION_NOTE = (
+    "Above the true activation; below, in blue, the simulated level of the 32 underlined tokens, which the "
+    "simulator saw and is scored on."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,27 @@ class ScoreView:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureView:
+    """A score that is read first: the headline, or one that stands beside it."""
+
+    name: str
+    meaning: str  # in plain words; empty for a score without a name
+    value: str
+    interval: str
+    control: str
+    why_undefined: str  # empty if there is a value
+    is_headline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerView:
+    """The scores of one scorer that are read first, the headline first."""
+
+    name: str  # with its model
+    measures: tuple[MeasureView, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExplanationView:
     """One explanation with its scores, the headline first."""
 
@@ -37,8 +73,8 @@ class ExplanationView:
     author: str  # explainer and model; candidate and side where they matter
     chosen: bool
     headline: str
-    headline_name: str  # metric and subset; empty without a headline score, like the interval
-    headline_interval: str
+    headline_name: str  # empty without a headline score
+    scorers: tuple[ScorerView, ...]
     scores: tuple[ScoreView, ...]
     provenance: tuple[tuple[str, str], ...]
     prompt_sha256: str | None
@@ -60,8 +96,8 @@ def explanation_view(
         author=_author(page.run, explanation),
         chosen=explanation.chosen,
         headline="-" if headline is None else headline.value,
-        headline_name="" if headline is None else f"{headline.metric}, {headline.subset}",
-        headline_interval="" if headline is None else headline.interval,
+        headline_name="" if headline is None else headline_name(page.run.headline),
+        scorers=_scorer_views(page, explanation),
         scores=scores,
         provenance=_provenance_lines(explanation.explainer, provenance),
         prompt_sha256=provenance.prompt_sha256,
@@ -78,15 +114,42 @@ def _author(run: Run, explanation: Explanation) -> str:
     return author
 
 
-def _score_views(page: UnitPage, explanation: Explanation) -> tuple[ScoreView, ...]:
+def _sorted_scores(page: UnitPage, explanation: Explanation) -> list[StoredScore]:
     scores = [score for score in page.scores if score.explanation_id == explanation.id]
-    scores.sort(key=lambda score: score_order(page.run, score))
-    return tuple(_score_view(page.run, score) for score in scores)
+    return sorted(scores, key=lambda score: score_order(page.run, score))
+
+
+def _score_views(page: UnitPage, explanation: Explanation) -> tuple[ScoreView, ...]:
+    return tuple(_score_view(page.run, score) for score in _sorted_scores(page, explanation))
+
+
+def _scorer_views(page: UnitPage, explanation: Explanation) -> tuple[ScorerView, ...]:
+    """The headline of each scorer, and the scores of SCORE_NAMES, on `report`."""
+    by_scorer: dict[str, list[MeasureView]] = {}
+    for stored in _sorted_scores(page, explanation):
+        score, is_headline = stored.score, page.run.headline.is_of(stored.score)
+        key = score.metric, score.subset
+        if score.split == "report" and (is_headline or key in SCORE_NAMES):
+            scorer = printable(f"{stored.scorer}, {short_name(stored.scorer_model)}")
+            undefined = f"{score.status.words}: {score.reason or ''}"
+            measure = MeasureView(
+                name=printable(score_name(score)),
+                meaning=SCORE_NAMES[key][1] if key in SCORE_NAMES else "",
+                value=number(score.value),
+                interval=interval(score.ci_low, score.ci_high),
+                control="" if score.control is None else number(score.control),
+                why_undefined="" if score.status == Status.OK else printable(undefined),
+                is_headline=is_headline,
+            )
+            by_scorer.setdefault(scorer, []).append(measure)
+    return tuple(ScorerView(name, tuple(measures)) for name, measures in by_scorer.items())
 
 
 def _score_view(run: Run, stored: StoredScore) -> ScoreView:
     score = stored.score
     remark = f"{score.n_records} records, {score.n_tokens} tokens"
+    if score.effective_records is not None:
+        remark = f"{score.n_records} records that tell as much as {score.effective_records:.1f} equal ones"
     if score.status != Status.OK:
         remark = f"{score.status.words}: {score.reason}"
     elif score.control is not None:
@@ -132,6 +195,7 @@ def _simulation_sections(
             LazySection(
                 id=f"simulation-{prediction.id}",
                 title=f"true over simulated: {len(prediction.records)} records, {simulator}",
+                note=SIMULATION_NOTE,
                 state=f"simulation={prediction.id}",
                 records=simulated_views(page, prediction) if is_open else None,
                 source=urls.section(page.unit.id, f"simulations/{prediction.id}"),

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from neuroexplain.errors import NeuroexplainError, NotInStore
-from neuroexplain.formatting import corpus_name
+from neuroexplain.formatting import corpus_name, headline_name
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.runs import list_runs, load_prompt, load_run
@@ -30,7 +30,7 @@ from neuroexplain.web.parameters import (
 )
 from neuroexplain.web.reader import StoreReader
 from neuroexplain.web.record_view import find_simulation, record_views, simulated_views
-from neuroexplain.web.row_view import row_view
+from neuroexplain.web.row_view import SORT_LABELS, row_view
 from neuroexplain.web.templates import render
 from neuroexplain.web.try_view import EMPTY_TRY, token_links, try_view
 from neuroexplain.web.unit_view import unit_view
@@ -62,6 +62,7 @@ def start_page(reader: Reader, run_id: RunId = None) -> Response:
         best=[row_view(row) for row in best],
         runs=[listed for listed in list_runs(reader.store) if listed.status == "finished"],
         corpus=corpus_name(run),
+        headline=headline_name(run.headline),
     )
 
 
@@ -130,7 +131,8 @@ def search_page(
         problem=problem,
         rows=[row_view(row) for row in rows],
         scorers=SCORERS.names(),
-        headline="" if problem else str(run.headline),
+        headline="" if problem else headline_name(run.headline),
+        sorts=SORT_LABELS,
         previous=urls.search(**form, page=page - 1 or None) if page else None,
         next=urls.search(**form, page=page + 1) if has_more else None,
     )

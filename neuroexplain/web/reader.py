@@ -14,6 +14,7 @@ from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import count_explanations, count_units, load_run
+from neuroexplain.store.score_summaries import ScoreSummary, summarize_scores
 from neuroexplain.store.search import list_headline_scores
 from neuroexplain.units import UnitId
 from neuroexplain.web.charts import Chart, score_charts
@@ -31,6 +32,7 @@ class Summary:
     charts: tuple[Chart, ...]
     n_explanations: Sequence[tuple[str, str, str, int]]  # explainer, model, status and their number
     n_units: int
+    scores: Sequence[ScoreSummary] = ()
 
 
 class StoreReader:
@@ -79,4 +81,5 @@ def summarize(store: Store, run: Run) -> Summary:
         charts=score_charts(list_headline_scores(store, run)),
         n_explanations=count_explanations(store, run.id),
         n_units=sum(count_units(store, run.id).values()),
+        scores=summarize_scores(store, run),
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
 
 from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction
+from neuroexplain.formatting import group_by_strength, stands_for
 from neuroexplain.runs import UnitPage
 from neuroexplain.web.tokens import draw_tokens
 
 SPLITS = {
-    "explain": "shown to explainers",
+    "explain": "kept for explainers",
     "select": "kept for choosing",
     "report": "kept for the score",
 }
@@ -23,10 +24,12 @@ class RecordView:
     """One record as a page draws it."""
 
     name: str  # kind and rank
+    drawn: str  # how many segments it stands for; empty if its draw is not known
     activation: str  # at the peak
     split: str
     place: str  # in the corpus: document and token, or segment
     tokens: Markup  # by draw_tokens
+    heading: str = ""  # of the group that begins with this record; empty within a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class LazySection:
 
     id: str
     title: str
+    note: str  # a sentence on what the records are
     state: str  # NAME=VALUE in the address of a page on which the section is open
     records: tuple[RecordView, ...] | None  # None: not drawn yet
     source: str  # address of the records' HTML
@@ -46,11 +50,21 @@ class LazySection:
 
 
 def record_views(page: UnitPage, kind: str) -> tuple[RecordView, ...]:
-    """A unit's records of one kind, in rank order."""
+    """A unit's records of one kind, in rank order.
+
+    Records that were drawn with a known probability are in groups by the strength of their peaks.
+    """
     strongest = _strongest(page)
-    return tuple(
-        _record_view(page, record, strongest) for record in page.unit.exemplars if record.kind == kind
-    )
+    records = [record for record in page.unit.exemplars if record.kind == kind]
+    if not any(page.probability(record) is not None for record in records):
+        return tuple(_record_view(page, record, strongest) for record in records)
+    views: list[RecordView] = []
+    for side in dict.fromkeys(record.side for record in records):
+        prefix = f"{side} side, " if side is not None and len(page.run.sides) > 1 else ""
+        for group in group_by_strength([record for record in records if record.side == side]):
+            first, *rest = (_record_view(page, record, strongest) for record in group.records)
+            views += [replace(first, heading=prefix + group.title), *rest]
+    return tuple(views)
 
 
 def simulated_views(page: UnitPage, prediction: Prediction) -> tuple[RecordView, ...]:
@@ -83,6 +97,17 @@ def _strongest(page: UnitPage) -> float:
     return max((abs(record.activation) for record in page.unit.exemplars), default=0.0)
 
 
+def _drawn_text(page: UnitPage, record: Exemplar) -> str:
+    """How many segments a record stands for; of a random one of a run with two sides, for each of them."""
+    probability = page.probability(record)
+    if probability is None:
+        return ""
+    second = page.probability(record, "negative") if record.kind == "random" else None
+    if second is None or len(page.run.sides) == 1:
+        return stands_for(probability)
+    return f"{stands_for(probability)}, on the negative side {stands_for(second).removeprefix('stands ')}"
+
+
 def _record_view(
     page: UnitPage,
     record: Exemplar,
@@ -96,6 +121,7 @@ def _record_view(
         place = f"document {record.document}, token {record.token_offset}"
     return RecordView(
         name=f"{record.kind} {record.rank}",
+        drawn=_drawn_text(page, record),
         activation=f"{record.activation:.4g}",
         split=SPLITS.get(page.splits[record.key] or "", "in no split"),
         place=place,

@@ -14,6 +14,14 @@ EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "
 }
 
 
+SORT_LABELS = {  # the orders of a search, and how its form names them
+    "score": "score",
+    "lower": "lower end of its interval",
+    "activation": "activation",
+    "unit": "unit",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class RowView:
     """One line of search results: an explanation with its score."""
@@ -23,6 +31,7 @@ class RowView:
     explanation: str
     score: str
     interval: str
+    beyond_words: str  # the score without the words of the explanation; empty if there is none
     author: str  # explainer and model
     scorer: str  # with its model; empty without a score
     max_activation: str
@@ -36,6 +45,7 @@ def row_view(row: QueryRow) -> RowView:
         explanation=printable(row.explanation),
         score=number(row.score),
         interval=interval(row.ci_low, row.ci_high),
+        beyond_words="" if row.beyond_words is None else number(row.beyond_words),
         author=explained_by(row.explainer, row.model) + side,
         scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",

@@ -8,7 +8,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from neuroexplain.formatting import number, printable, short_name
+from neuroexplain.formatting import (
+    explained_by,
+    interval,
+    number,
+    percent,
+    printable,
+    short_name,
+    undefined_text,
+)
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -36,10 +44,14 @@ def _environment() -> Environment:
     )
     environment.trim_blocks = environment.lstrip_blocks = True
     filters = {
+        "explained_by": explained_by,
+        "interval": interval,
         "number": number,
+        "percent": percent,
         "printable": printable,
         "printable_lines": printable_lines,
         "short_name": short_name,
+        "undefined_text": undefined_text,
     }
     environment.filters |= filters
     return environment

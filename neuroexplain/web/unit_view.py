@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroexplain.evidence import Stats
+from neuroexplain.formatting import CONTROL_MEANING, INTERVAL_MEANING
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.units import Kind, UnitId
 from neuroexplain.web.charts import activation_chart
@@ -16,7 +17,13 @@ from neuroexplain.web.record_view import LazySection, RecordView, record_views
 from neuroexplain.web.tokens import visible
 from neuroexplain.web.urls import UrlBuilder
 
-LAZY_KINDS: tuple[Kind, ...] = ("bottom", "random")  # of records; the top records always come with the page
+# Kinds of records that are drawn when a reader opens them; the top records always come with the page.
+LAZY_KINDS: tuple[Kind, ...] = ("bottom", "sampled", "random")
+NOTES: Mapping[str, str] = {
+    "sampled": "Segments drawn with a chance that grows with the unit's squared activation in them, strong "
+    "and weak ones. Each says how many segments of the corpus it stands for.",
+    "random": "The same segments for every unit, whatever it does there.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,7 @@ class UnitView:
     run: Run
     status: str
     explanations: tuple[ExplanationView, ...]
+    meanings: tuple[tuple[str, str], ...]  # of the scores on the page: name and words
     other_candidates: tuple[ExplanationView, ...]  # candidates that were not chosen
     top_records: tuple[RecordView, ...]
     lazy_records: tuple[LazySection, ...]  # bottom and random records
@@ -63,6 +71,7 @@ def unit_view(
         run=run,
         status=unit.status,
         explanations=tuple(e for e in explanations if e.chosen or not has_choice),
+        meanings=_meanings(explanations),
         other_candidates=tuple(e for e in explanations if has_choice and not e.chosen),
         top_records=record_views(page, "top"),
         lazy_records=_lazy_records(page, urls, open_kinds),
@@ -73,6 +82,17 @@ def unit_view(
         previous=previous,
         next=following,
     )
+
+
+def _meanings(explanations: Sequence[ExplanationView]) -> tuple[tuple[str, str], ...]:
+    """Each score's name with its meaning, in the order of the page, then those of interval and control."""
+    measures = [m for e in explanations for scorer in e.scorers for m in scorer.measures]
+    meanings = {measure.name: measure.meaning for measure in measures if measure.meaning}
+    if any(measure.interval for measure in measures):
+        meanings["95% interval"] = INTERVAL_MEANING
+    if any(measure.control for measure in measures):
+        meanings["control"] = CONTROL_MEANING
+    return tuple(meanings.items())
 
 
 def _neighbours(unit: UnitId, width: int) -> tuple[UnitId | None, UnitId | None]:
@@ -88,6 +108,7 @@ def _lazy_records(page: UnitPage, urls: UrlBuilder, open_kinds: Collection[str])
         LazySection(
             id=kind,
             title=f"{n_records[kind]} {kind} records",
+            note=NOTES.get(kind, ""),
             state=f"show={kind}",
             records=record_views(page, kind) if kind in open_kinds else None,
             source=urls.section(page.unit.id, f"records/{kind}"),

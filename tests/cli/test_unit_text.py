@@ -6,34 +6,31 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.tables import Listing, query_table
+from neuroexplain.cli.tables import Listing, query_table, summaries_table
 from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
-from neuroexplain.evidence import Exemplar, PredictedRecord, Prediction, Provenance, Unit, VocabularyEntry
+from neuroexplain.evidence import (
+    Exemplar,
+    Explanation,
+    PredictedRecord,
+    Prediction,
+    Provenance,
+    Score,
+    StoredScore,
+    Unit,
+    VocabularyEntry,
+)
+from neuroexplain.formatting import group_by_strength
 from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.store.score_summaries import ScoreSummary
 from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId
 
 NEURON = UnitId(0, 1)
 WORDS = (" and", "\n", " a", " considerably", "日本", "s", " 🙂", ",")
 RUN = Run(
-    1,
-    "finished",
-    "m",
-    None,
-    "float32",
-    "act",
-    (0,),
-    2,
-    1,
-    1,
-    0,
-    0,
-    "",
-    {},
-    1,
-    1,
-    128,
-    "2026-01-01T00:00:00Z",
-    None,
+    **{"id": 1, "status": "finished", "subject": "m", "subject_revision": None, "dtype": "float32"},
+    **{"activation": "act", "layers": (0,), "n_layers": 2, "top_k": 1, "n_random": 1, "seed": 0},
+    **{"tokenizer_sha256": "", "config": {}, "n_segments": 1, "n_documents": 1, "n_tokens": 128},
+    **{"started_at": "2026-01-01T00:00:00Z", "finished_at": None},
 )
 
 
@@ -152,3 +149,121 @@ def test_words_of_tables_are_whole_at_every_width(width):
         assert word in words
     assert ("unit: 15:16" in lines) == (width < 60)  # a block a row where a table would break words
     assert all(len(line) <= width for line in lines)
+
+
+def sampled_record(rank: int, peak: float, side: str = "positive") -> Exemplar:
+    activations = np.zeros(64, np.float32)
+    activations[7] = peak
+    token_ids = np.arange(64, dtype=np.uint32) % len(WORDS)
+    return Exemplar(
+        *(NEURON, "sampled", rank, rank, 64, 0, 0, peak, token_ids, activations),
+        **{"split": "report", "side": side, "size": peak**2},
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 40])
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_groups_go_from_the_strongest_tenth_to_the_lowest_quarter(n, side):
+    sign = -1 if side == "negative" else 1
+    order = np.random.default_rng(n).permutation(n)
+    records = [sampled_record(rank, sign * float(peak + 1), side) for rank, peak in enumerate(order.tolist())]
+    groups = group_by_strength(records)
+    strengths = [abs(x.activation) for group in groups for x in group.records]
+    assert strengths == [float(n - place) for place in range(n)]
+    place = 0
+    for group in groups:  # a record's group by its share of stronger records, the other way round
+        first, last = place / n, (place + len(group.records) - 1) / n
+        low, high = {
+            "strongest tenth": (0, 0.1),
+            "rest of top quarter": (0.1, 0.25),
+            "second quarter": (0.25, 0.5),
+            "third quarter": (0.5, 0.75),
+            "lowest quarter": (0.75, 1),
+        }[group.name]
+        assert low <= first <= last < high
+        weakest, strongest = sign * strengths[place + len(group.records) - 1], sign * strengths[place]
+        ends = f"peaks of {weakest:g} to {strongest:g}" if weakest != strongest else f"peak of {strongest:g}"
+        assert group.title == f"{group.name}: {ends}"
+        place += len(group.records)
+
+
+def test_sampled_records_stand_in_groups_with_what_they_stand_for():
+    records = [sampled_record(rank, 20.0 - rank) for rank in range(20)]
+    page = make_page()
+    page = replace(
+        page,
+        unit=replace(page.unit, exemplars=(*page.unit.exemplars, *records)),
+        run=replace(RUN, n_sampled=20, split_rule="passages"),
+        probabilities={(x.key, "positive"): 1 / (x.rank + 1) for x in records},
+    )
+    lines = drawn(show_text(page, "x.db", top=8, width=80), 80)
+    at = lines.index("sampled records, the first of each group")
+    assert lines[at + 1] == "  strongest tenth: peaks of 19 to 20; each stands for 1 to 2 segments"
+    assert [line.split()[0] for line in lines[at + 2 : at + 4]] == ["20", "19"]
+    assert lines[at + 4] == "  rest of top quarter: peaks of 16 to 18; each stands for 3 to 5 segments"
+    assert "  lowest quarter: peaks of 1 to 5; each stands for 16 to 20 segments" in lines
+
+
+def test_the_headline_stands_first_then_beyond_its_words_then_bills():
+    def stored(metric, subset, value, **other):
+        score = Score("report", subset, metric, "ok", value, 100, 10, **other)
+        return StoredScore(NEURON, 1, "lexical", "m", score)
+
+    scores = [
+        stored("auprc", "population", 0.1),
+        stored("correlation", "top", 0.9),
+        stored("correlation", "top_and_random", 0.8),
+        stored("correlation_beyond_words", "population", 0.2, ci_low=0.1, ci_high=0.3),
+        stored("correlation", "population", 0.3, ci_low=-0.06, ci_high=-0.05, control=-0.01),
+    ]
+    explanation = Explanation(
+        NEURON, "pairs", "ok", "rivers", Provenance("none", None, "m", None, None), id=1
+    )
+    page = replace(
+        make_page(), explanations=(explanation,), scores=tuple(scores), run=replace(RUN, n_sampled=40)
+    )
+    lines = drawn(show_text(page, "x.db", width=80), 80)
+    at = lines.index("  score  95% interval    control  records")
+    assert lines[at + 1 : at + 6] == [
+        "   0.30  -0.06 to -0.05    -0.01       10  population score",
+        "   0.20  0.10 to 0.30                  10  beyond its words",
+        "   0.80                                10  Bills' score",
+        "   0.10                                10  AUPRC",
+        "   0.90                                10  correlation, top",
+    ]
+
+
+def test_the_column_of_the_score_beyond_the_words_is_there_where_a_row_has_one():
+    row = QueryRow(
+        *(NEURON, str(NEURON), "rivers", 1, "pairs", "m", "positive", "mlp", "digits", "some/m"),
+        *("correlation", "population", 0.5, None, 0.4, 0.6, 5.0),
+    )
+    assert "beyond" not in "".join(drawn(query_table([row]), 100))
+    lines = [
+        " ".join(line.split()) for line in drawn(query_table([row, replace(row, beyond_words=0.3)]), 100)
+    ]
+    assert "0:1 0.50 0.40 to 0.60 - rivers pairs, m" in lines
+    assert "0:1 0.50 0.40 to 0.60 0.30 rivers pairs, m" in lines
+    assert any(line.startswith("score: population score; beyond:") for line in lines)
+
+
+def test_a_run_in_numbers_fits_a_terminal_of_80_columns():
+    summary = ScoreSummary(
+        **{"layer": 31, "explainer": "excerpts", "model": "excerpts", "side": "positive"},
+        **{"scorer": "lexical", "scorer_model": "some/m", "metric": "correlation", "n_scored": 14_000},
+        **{"undefined": {"few_records": 300, "llm_error": 20, "dead": 3, "parse_error": 1}},
+        **{"mean": 0.123, "ci_low": 0.1, "ci_high": 0.146, "n_compared": 14_000, "n_above_control": 12_000},
+    )
+    lines = drawn(summaries_table(replace(RUN, n_sampled=40), [summary]), 80)
+    assert max(map(len, lines)) <= 80
+    words = " ".join(" ".join(lines).split())
+    for part in (
+        "324: 300 few",
+        "20 llm",
+        "14,000",
+        "0.12",
+        "86%",
+        "run 1: population score by lexical, some/m",
+    ):
+        assert part in words, words
+    assert "parse" not in words  # three reasons at most

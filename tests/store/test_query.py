@@ -2,8 +2,11 @@
 
 import itertools
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
+import scipy.stats
 from sqlalchemy import insert
 
 from neuroexplain.errors import NeuroexplainError
@@ -16,6 +19,7 @@ from neuroexplain.store.reader import Reader
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import create_run
 from neuroexplain.store.save_explained import save_explanation, save_prediction
+from neuroexplain.store.score_summaries import summarize_scores
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import UnitId
 from tests.fakes import run_fields
@@ -176,6 +180,57 @@ def test_bills_score_and_that_beyond_the_words_stand_beside_the_headline(databas
         (0.1, "auprc", 0.5, 0.2),
         (0.1, "auprc", None, None),
     ]
+
+
+def test_a_run_in_numbers_is_what_its_rows_give(database):
+    draw = random.Random(3)
+    expected: dict = {}
+    with open_store(database, create=True) as store:
+        run_id = create_run(store, FIELDS | {"n_sampled": 40, "config": {"sign": "both"}})
+        for layer, n in itertools.product(range(2), range(12)):
+            with store.write() as connection:
+                unit = {"run_id": run_id, "layer": layer, "unit": n, "status": "ok", "max_activation": 1.0}
+                connection.execute(insert(t.units).values(**unit))
+            for explainer, side, chosen in itertools.product(
+                ("pairs", "tokens"), ("positive", "negative"), (True, False)
+            ):
+                by = Provenance("none", None, "m", None, None)
+                e = Explanation(
+                    UnitId(layer, n), explainer, "ok", "a", by, int(not chosen), chosen, side=side
+                )
+                e = save_explanation(store, run_id, e)
+                value = draw.choice([None, round(draw.uniform(-1, 1), 3), round(draw.uniform(-1, 1), 3)])
+                control = None if value is None else draw.choice([None, value, value - 0.1, value + 0.1])
+                status = "ok" if value is not None else draw.choice(["few_records", "constant_simulation"])
+                own = Score("report", "population", "correlation", status, value, 9, 9, control=control)
+                others = [
+                    Score("select", "population", "correlation", "ok", 0.9, 9, 9),
+                    Score("report", "population", "auprc", "ok", 0.9, 9, 9),
+                    Score("report", "top_and_random", "correlation", "ok", 0.9, 9, 9),
+                ]
+                save_prediction(
+                    store, run_id, Prediction(e.id, e.unit, "lexical", "ok", (), by), [own, *others]
+                )
+                if chosen:
+                    key = layer, explainer, "m", side, "lexical", "m"
+                    expected.setdefault(key, []).append(own)
+        summaries = summarize_scores(store, list_runs(store)[0])
+    assert len(summaries) == len(expected) == 8
+    for s in summaries:
+        own = expected[s.layer, s.explainer, s.model, s.side, s.scorer, s.scorer_model]
+        values = [score.value for score in own if score.value is not None]
+        assert s.n_scored == len(values)
+        undefined = Counter(score.status for score in own if score.value is None)
+        assert dict(s.undefined) == undefined
+        assert list(s.undefined.values()) == sorted(undefined.values(), reverse=True)
+        assert s.mean == pytest.approx(np.mean(values))
+        low, high = scipy.stats.t.interval(
+            0.95, len(values) - 1, np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5
+        )
+        assert (s.ci_low, s.ci_high) == pytest.approx((low, high))
+        compared = [score for score in own if score.control is not None]
+        above = [score for score in compared if score.value > score.control]
+        assert s.share_above_control == pytest.approx(len(above) / len(compared))
 
 
 def test_a_metric_is_looked_for_where_the_run_has_it():

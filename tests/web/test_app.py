@@ -18,6 +18,7 @@ from neuroexplain.lookup import load_page
 from neuroexplain.probe import Probe
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
+from neuroexplain.store.score_summaries import ScoreSummary
 from neuroexplain.units import UnitId
 from neuroexplain.web.answers import Activations, NeuronAnswer, QueryResults, RunAnswer
 from neuroexplain.web.app import make_app
@@ -49,8 +50,8 @@ def prediction(store):
 
 
 OURS = set(  # the tags that templates write
-    "html head meta title link script body a header form input main footer kbd h1 h2 p ul li nav div span i "
-    "b strong small figure figcaption canvas details summary table thead tbody tr th td article section dl "
+    "html head meta title link script body a header form input main footer kbd h1 h2 h3 p ul li nav div span "
+    "i b strong small figure figcaption canvas details summary table thead tbody tr th td article section dl "
     "dt dd label select option button textarea pre code br noscript style".split()
 )
 
@@ -94,6 +95,7 @@ PAGES = [
 ]
 PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
+PAGES += ["/0/1?show=sampled", "/0/1/records/sampled", "/search?sort=lower"]
 PAGES += ["/search?q=%3Cscript%3E&token=%22%3E%3Cimg%20src=x%20onerror=a%3E&layer=%3Cb%3E&sort=%22onload="]
 
 
@@ -118,15 +120,22 @@ def test_hostile_names_and_tokens_are_text_too(store):
     page = replace(page, run=replace(run, **names), tokens=hostile)
     urls = UrlBuilder()
     ids = [prediction.id for prediction in page.predictions]
-    view = unit_view(page, urls, open_kinds=["random"], open_simulations=ids)
+    view = unit_view(page, urls, open_kinds=["random", "sampled"], open_simulations=ids)
     check(render("unit.html", unit=view, urls=urls, can_try=True))
     check(notebook_unit(page).split("</style>")[1])
     summary = Summary(
         charts=score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)]),
         n_explanations=[(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)],
         n_units=1,
+        scores=[
+            ScoreSummary(
+                *(0, *[HOSTILE_TEXT] * 6, 1, {HOSTILE_TEXT: 2}),
+                **{"mean": 0.5, "ci_low": None, "ci_high": None, "n_compared": 0, "n_above_control": 0},
+            )
+        ],
     )
     start = {"run": page.run, "runs": [page.run], "best": [], "corpus": HOSTILE_TEXT}
+    start["headline"] = "population score"
     check(render("start.html", urls=urls, summary=summary, **start))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
 

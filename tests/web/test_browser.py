@@ -98,6 +98,7 @@ def test_hostile_text_is_shown_and_does_not_run(page, live):
     for summary in page.query_selector_all("details:not([open]) > summary"):
         summary.click()
     expect(page.locator("#random .record").first).to_be_visible()
+    expect(page.locator("#sampled .record").first).to_be_visible()
     assert page.locator("main script, main img, main svg").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -234,7 +235,16 @@ def test_the_static_site_needs_only_a_file_server(page, site):
 
 
 @pytest.mark.parametrize(
-    "query", ["token=river", "token=river&layer=1", "q=river", "q=river&token=the&sort=neuron", "min_score=0"]
+    "query",
+    [
+        "token=river",
+        "token=river&layer=1",
+        "q=river",
+        "q=river&token=the&sort=neuron",
+        "min_score=0",
+        "sort=lower",
+        "sort=lower&layer=0",
+    ],
 )
 def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
     page.goto(f"{live}/search?{query}")
@@ -246,3 +256,12 @@ def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
     rows = page.locator("table.results tr td:first-child")
     expect(rows.first).to_be_visible()
     assert sorted(rows.all_inner_texts()) == sorted(live_units)
+    if "sort=lower" in query:
+        page.goto(f"{live}/search?{query}")
+        figures = page.locator("table.results tbody tr td:nth-child(3)").all_inner_texts()
+        page.goto(f"{site}search.html?{query}")
+        expect(rows.first).to_be_visible()
+        assert page.locator("table.results tr td:nth-child(3)").all_inner_texts() == figures
+        lows = [float(text.split(" ")[0]) if text else -2.0 for text in figures]
+        assert lows == sorted(lows, reverse=True)
+        assert len(set(lows)) > 3

@@ -119,6 +119,11 @@ function parseSearch(state) {
   };
 }
 
+// The lower end of a row's interval; -2 for a row without one, which stands behind the others.
+function lowerEnd(row) {
+  return row.ci_low === null ? -2 : row.ci_low;
+}
+
 // The rows of the search in its order; sorted by score, no more than tell whether there is a next page.
 async function findRows(search, index) {
   const numbers = await candidates(search.words, search.token, index);
@@ -131,8 +136,12 @@ async function findRows(search, index) {
     const fileRows = await load(`rows-${file}.json`);
     rows.push(...(own ? own.map((n) => fileRows[n - start]) : fileRows).filter(search.fits));
     // The files are sorted by score.
-    if (search.sort === "score" && rows.length > (search.page + 1) * PAGE_SIZE) break;
+    const end = (search.page + 1) * PAGE_SIZE, last = fileRows.at(-1).score;
+    if (search.sort === "score" && rows.length > end) break;
+    // No interval lies above its score, so nothing that follows has a higher lower end than `last`.
+    if (search.sort === "lower" && last !== null && rows.filter((row) => lowerEnd(row) > last).length > end) break;
   }
+  if (search.sort === "lower") rows.sort((a, b) => lowerEnd(b) - lowerEnd(a));
   if (search.sort === "activation") rows.sort((a, b) => b.max_activation - a.max_activation);
   if (search.sort === "unit" || search.sort === "neuron") {
     rows.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
@@ -144,13 +153,15 @@ async function findRows(search, index) {
 function resultsTable(rows) {
   const table = element("table", undefined, { class: "results" });
   const head = element("tr");
-  const titles = ["unit", "score", "95% interval", "explanation", "by", "scorer", "max"];
+  const hasBeyond = rows.some((row) => row.beyond_words !== null);
+  const beyond = hasBeyond ? ["beyond its words"] : [];
+  const titles = ["unit", "score", "95% interval", ...beyond, "explanation", "by", "scorer", "max"];
   head.append(...titles.map((title) => element("th", title)));
-  table.append(head, ...rows.map(resultsLine));
+  table.append(head, ...rows.map((row) => resultsLine(row, hasBeyond)));
   return table;
 }
 
-function resultsLine(row) {
+function resultsLine(row, hasBeyond) {
   const score = (value) => (value === null ? "-" : value.toFixed(2));
   const unit = `${row.layer}:${row.neuron}`, href = `neuron.html?at=${unit}`;
   const linkCell = (text, attributes) => {
@@ -163,6 +174,7 @@ function resultsLine(row) {
     linkCell(unit),
     element("td", score(row.score), { class: "num" }),
     element("td", row.ci_low === null ? "" : `${score(row.ci_low)} to ${score(row.ci_high)}`, { class: "num" }),
+    ...(hasBeyond ? [element("td", score(row.beyond_words), { class: "num" })] : []),
     linkCell(row.explanation, { class: "words" }),
     element("td", row.explainer, { class: "by" }),
     element("td", row.scorer || "", { class: "by" }),
