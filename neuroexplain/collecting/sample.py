@@ -85,7 +85,7 @@ class Sample(RunningBest):
         windows_device: torch.device | None = None,
     ) -> None:
         # One more than is drawn: the last one's key is the threshold.
-        if device.type == "cuda":
+        if device.type != "cpu":
             self.spare = SPARE_ON_GPU
         super().__init__(
             len(SPLITS) * width, tuple(counts[split] + 1 for split in SPLITS), dtype, device, windows_device

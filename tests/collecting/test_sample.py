@@ -11,7 +11,7 @@ from neuroexplain.collecting import merge_layers as merging
 from neuroexplain.collecting.collector import Collector
 from neuroexplain.collecting.merge_layers import merge_layers
 from neuroexplain.collecting.records import RandomSegments, sampled_records
-from neuroexplain.collecting.sample import Sample, SampleOffer, fold_sample, segment_sizes
+from neuroexplain.collecting.sample import SPARE_ON_GPU, Sample, SampleOffer, fold_sample, segment_sizes
 from neuroexplain.subject.load import load_subject
 from tests.collecting.draws import RANDOM_SHARES, SAMPLED_SHARES, SPLITS, counts, drawn_at_random
 from tests.fakes import tiny_subject
@@ -61,10 +61,12 @@ def nowhere(segments, positions, starts):
     return segments, positions, segments
 
 
-@pytest.mark.parametrize("batch_size", [1, Sample.spare, Sample.spare + 1, 30, N])
+@pytest.mark.parametrize("batch_size", [1, 6, 7, 16, 17, N])
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("side", ["positive", "negative"])
-def test_running_samples_equal_sorting_everything(offered, batch_size, backwards, side):
+@pytest.mark.parametrize("spare", [SPARE_ON_GPU, Sample.spare])
+def test_running_samples_equal_sorting_everything(offered, batch_size, backwards, side, spare, monkeypatch):
+    monkeypatch.setattr(Sample, "spare", spare)
     acts, numbers = offered[:2]
     state = Sample(D, COUNTS, torch.float32, torch.device("cpu"))
     rows = torch.arange(N - 1, -1, -1) if backwards else torch.arange(N)
