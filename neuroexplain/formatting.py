@@ -149,11 +149,22 @@ GROUPS = (  # names of groups, and the share of the records with peaks above eac
 
 
 def group_by_strength(records: Sequence[Exemplar]) -> list[RecordGroup]:
-    """Records of one side by quantile of their peak's activation, the strongest first. No group is empty."""
+    """Records of one side by quantile of their peak's activation, the strongest first. No group is empty.
+
+    Records with equal peaks are in one group, so that the ranges of two groups have nothing in common.
+    """
     ordered = sorted(records, key=lambda x: x.activation if x.side == "negative" else -x.activation)
-    ends = [math.ceil(share * len(ordered)) for _, share in GROUPS]
+    peaks = [record.activation for record in ordered]
+    ends = [_after_equals(peaks, math.ceil(share * len(peaks))) for _, share in GROUPS]
     parts = [tuple(ordered[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
     return [RecordGroup(name, part) for (name, _), part in zip(GROUPS, parts, strict=True) if part]
+
+
+def _after_equals(values: Sequence[float], end: int) -> int:
+    """The first place from `end` on where a value differs from the one before."""
+    while 0 < end < len(values) and values[end] == values[end - 1]:
+        end += 1
+    return end
 
 
 def stands_for(probability: float) -> str:

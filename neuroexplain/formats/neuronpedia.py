@@ -10,6 +10,8 @@ What Neuronpedia's importer and schema (apps/webapp/prisma/schema.prisma) asked 
 - An explanation names a type and a model that must exist: config/ holds both, to be added to its
   configuration.
 - It has no place for scores.
+- An activation may name an interval (binMin, binMax) and the share of tokens in it (binContains, 0 to 1). Its
+  pages list activations by interval, the strongest first. Sampled records have the intervals here.
 """
 
 from __future__ import annotations
@@ -18,20 +20,25 @@ import gzip
 import json
 import re
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from neuroexplain.evidence import Status
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain.evidence import Exemplar, Status
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name, random_histogram, short_name
+from neuroexplain.formatting import corpus_name, group_by_strength, random_histogram, short_name
 from neuroexplain.lookup import load_page
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.sampling import scored_first
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks
-from neuroexplain.units import SEGMENT_LENGTH, STRONGEST, UnitId
+from neuroexplain.units import CROP_LENGTH, SEGMENT_LENGTH, STRONGEST, Side, UnitId
 
 TABLES = ("features", "activations", "explanations")
 BATCH = 512  # units in one file
@@ -41,7 +48,7 @@ NO_BIN = -1.0  # marks a record among the strongest, in place of an interval and
 
 
 def export_neuronpedia(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
-    """Write the units' features, activations (top and bottom records) and explanations with status ok.
+    """Write the units' features, activations (top, bottom and sampled records), explanations with status ok.
 
     The folder appears when it is complete. Raises NeuroexplainError if it exists or cannot be written.
     """
@@ -147,29 +154,84 @@ def feature_row(page: UnitPage) -> dict[str, Any]:
 
 
 def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
-    """The top and bottom records, in rank order. Top records have the mark of the strongest activations."""
+    """The top and bottom records, in rank order, then the sampled ones by strength, each with its interval.
+
+    Top records have the mark of the strongest activations in place of an interval.
+    """
     rows = []
     for x in page.unit.exemplars:
-        if x.kind not in STRONGEST.values():
-            continue
-        values, is_top = x.activations.tolist(), x.kind == "top"
-        rows.append(
-            {
-                "id": f"{_key(page)}-{x.kind}-{x.rank}",
-                **_unit_columns(page),
-                "creatorId": CREATOR,
-                "tokens": [text.replace("\0", "\ufffd") for text in page.texts(x)],
-                "values": values,
-                "maxValue": max(values),
-                "maxValueTokenIndex": values.index(max(values)),
-                "minValue": min(values),
-                "dataSource": x.kind,
-                "binMin": NO_BIN if is_top else None,
-                "binMax": _strongest(page) if is_top else None,
-                "binContains": NO_BIN if is_top else None,
-            }
-        )
+        if x.kind in STRONGEST.values():
+            mark = Interval(NO_BIN, _strongest(page), NO_BIN) if x.kind == "top" else Interval()
+            rows.append(_activation_row(page, x, mark))
+    for side in page.run.sides:
+        for interval, records in sampled_intervals(page, side):
+            rows += [_activation_row(page, x, interval) for x in records]
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A range of activations, and the share of the corpus' tokens in it."""
+
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
+
+
+def sampled_intervals(page: UnitPage, side: Side) -> list[tuple[Interval, tuple[Exemplar, ...]]]:
+    """A side's sampled records in groups by strength, with intervals that join each other.
+
+    An interval ends where the next stronger one begins, the strongest one at the side's strongest activation.
+    Its share of tokens is estimated from the random and sampled records by the probabilities of their draws.
+    """
+    sign = -1.0 if side == "negative" else 1.0
+    strengths, weights = _weighted_strengths(page, side)
+    # Tokens after the last position of peaks can be stronger than the strongest record.
+    ends = [sign * x.activation for x in page.unit.exemplars if x.kind != "random"]
+    end = max([*ends, *strengths.tolist()], default=0.0)
+    groups = group_by_strength([x for x in page.unit.exemplars if x.kind == "sampled" and x.side == side])
+    intervals = []
+    for number, group in enumerate(groups):
+        begin = sign * group.records[-1].activation
+        is_inside = (strengths >= begin) & ((strengths < end) | (number == 0))
+        share = float(weights[is_inside].sum() / weights.sum()) if weights.sum() else None
+        low, high = sorted((sign * begin, sign * end))
+        intervals.append((Interval(low, high, share), group.records))
+        end = begin
+    return intervals
+
+
+def _weighted_strengths(page: UnitPage, side: Side) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How strongly a side fires at the tokens of scored halves, and how many segments each stands for.
+
+    A segment that was drawn twice counts once.
+    """
+    drawn = {x.segment: x for x in page.unit.exemplars if (x.key, side) in page.probabilities}
+    strengths, weights = [np.zeros(0)], [np.zeros(0)]
+    for x in drawn.values():
+        first = scored_first(page.run.seed, x.segment)
+        values = x.activations[first : first + CROP_LENGTH].astype(np.float64)
+        strengths.append(-values if side == "negative" else values)
+        weights.append(np.full(len(values), 1 / page.probabilities[x.key, side]))
+    return np.concatenate(strengths), np.concatenate(weights)
+
+
+def _activation_row(page: UnitPage, x: Exemplar, interval: Interval) -> dict[str, Any]:
+    values = x.activations.tolist()
+    return {
+        "id": f"{_key(page)}-{x.kind}-{x.rank}",
+        **_unit_columns(page),
+        "creatorId": CREATOR,
+        "tokens": [text.replace("\0", "\ufffd") for text in page.texts(x)],
+        "values": values,
+        "maxValue": max(values),
+        "maxValueTokenIndex": values.index(max(values)),
+        "minValue": min(values),
+        "dataSource": x.kind,
+        "binMin": interval.low,
+        "binMax": interval.high,
+        "binContains": interval.share,
+    }
 
 
 def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:

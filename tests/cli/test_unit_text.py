@@ -187,6 +187,23 @@ def test_groups_go_from_the_strongest_tenth_to_the_lowest_quarter(n, side):
         place += len(group.records)
 
 
+def test_equal_peaks_are_in_one_group():
+    records = [
+        sampled_record(rank, peak) for rank, peak in enumerate([5.0, 5.0, 5.0, 4.0, 3.0, 3.0, 3.0, 3.0])
+    ]
+    groups = [
+        (group.name, group.title.split(": ")[1], len(group.records)) for group in group_by_strength(records)
+    ]
+    assert groups == [
+        ("strongest tenth", "peak of 5", 3),
+        ("second quarter", "peak of 4", 1),
+        ("third quarter", "peak of 3", 4),
+    ]
+    assert [
+        len(group.records) for group in group_by_strength([sampled_record(n, 1.0) for n in range(9)])
+    ] == [9]
+
+
 def test_sampled_records_stand_in_groups_with_what_they_stand_for():
     records = [sampled_record(rank, 20.0 - rank) for rank in range(20)]
     page = make_page()
