@@ -175,7 +175,7 @@ def score_all(
 ) -> dict[str, Any]:
     """The results over all real units, by group, and how much each metric falls."""
     runs = {name: load_run(store) for name, store in stores.items()}
-    lexical = Lexical(stores["act"], runs["act"])
+    lexical = Lexical(stores["act"], runs["act"], corpus)
     texts = {side: own_text(stores[side.activation], runs[side.activation], side) for side in sides}
     estimates: dict[str, list[Estimate]] = {"population": [], "bills": []}
     falls: dict[str, Falls] = {"real": defaultdict(list), "made": defaultdict(list)}
@@ -254,19 +254,21 @@ def own_text(store: Store, run: Run, side: Chosen) -> str:
 
 
 class Lexical:
-    """The predictions of the simulator `lexical` for every token of the vocabulary."""
+    """The predictions of the simulator `lexical` for each token of the visited text."""
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: Store, run: Run, corpus: Corpus) -> None:
         from neuroexplain.llm.local import LocalEngine
 
         self._tokens = Vocabulary.load(store, run.id)
         self._simulator: Any = SCORERS.load("lexical").open(LocalEngine(embedded_model()), run)
+        self._ids = np.unique(corpus.token_ids)
+        self._size = corpus.vocabulary
 
     def table(self, text: str) -> Table:
-        """A value for each token id."""
-        ids = list(range(max(self._tokens) + 1))
-        (predicted,) = self._simulator.simulate(text, [ids], self._tokens).trials
-        table: Table = predicted.values
+        """A value for each token id; 0 for tokens that do not occur."""
+        (predicted,) = self._simulator.simulate(text, [self._ids.tolist()], self._tokens).trials
+        table = np.zeros(self._size, np.float32)
+        table[self._ids] = predicted.values
         return table
 
 

@@ -10,8 +10,9 @@ from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
 from neuroexplain.evidence import Prediction, Score, Split, Status
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import compute_scores
+from neuroexplain.scoring.probability_faults import find_wrong_probabilities
 from neuroexplain.scoring.record_faults import find_record_faults, find_segment_faults
-from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, tokens_needed
 from neuroexplain.scoring.splits import find_leaks
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
@@ -102,6 +103,9 @@ def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores)
     for key in dict.fromkeys((*recomputed, *stored)):
         if stored.get(key) != recomputed.get(key):
             yield f"the stored score {stored.get(key)} differs from the recomputed {recomputed.get(key)}"
+    if prediction.n_read is not None:
+        for split in HELD_OUT:
+            yield from find_wrong_probabilities(evidence, split, prediction.n_read)
     for leak in find_leaks(evidence.unit.exemplars, {r.key for r in prediction.records}, evidence.split_rule):
         yield f"a leak: {leak}"
 

@@ -165,7 +165,8 @@ def _leave_one_out(records: Sequence[WeightedRecord]) -> Array:
 def _without_each(values: Array) -> Array:
     """For each row the greatest value of each column in all other rows."""
     second, greatest = np.sort(values, axis=0)[-2:]
-    return np.where(values == greatest, second, greatest)
+    others: Array = np.where(values == greatest, second, greatest)
+    return others
 
 
 def weighted_auprc(predicted: Array, is_positive: NDArray[np.bool_], weights: Array) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from neuroexplain.scoring.population import (
     weighted_auprc,
     weighted_correlation,
 )
+from neuroexplain.scoring.probability_faults import find_wrong_probabilities
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import UnitId
@@ -277,6 +279,20 @@ def test_reading_fewer_records_is_drawing_fewer(n):
             bound = threshold if s in sampled[:n] else last
             by_size = min(1.0, sizes[s] / bound)
             assert d.probability == pytest.approx(1 - (1 - by_size) * (1 - n / N), rel=1e-12)
+
+
+def test_two_ways_to_compute_probabilities_agree_and_find_a_wrong_one():
+    acts = population()
+    for seed in range(6):
+        evidence = evidence_of(seed, acts)
+        for n in (1, 2, 5, N_SAMPLED, 30):
+            assert list(find_wrong_probabilities(evidence, "report", n)) == []
+    silent = evidence_of(1, np.zeros((N, 64), np.float32))
+    assert list(find_wrong_probabilities(silent, "report", 5)) == []
+    with patch("neuroexplain.scoring.side_evidence.probability_of", return_value=0.5):
+        assert "has the probability 0.5, not" in next(find_wrong_probabilities(evidence, "report", 5))
+    with patch.object(SideEvidence, "draw", return_value=[]):
+        assert "0 records are drawn" in next(find_wrong_probabilities(evidence, "report", 5))
 
 
 def test_a_silent_unit_is_known_by_its_random_records():

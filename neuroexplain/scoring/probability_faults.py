@@ -1,0 +1,49 @@
+"""Look for records whose probability is not the one that their draw gives (pure).
+
+Written from the rule and apart from SideEvidence.draw and sampling.py, so that each can find the other's
+faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from neuroexplain.evidence import Exemplar, Split
+from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.stable_hash import stable_hash
+
+CLOSE = 1e-9  # what two ways to compute a probability may differ by
+
+
+def find_wrong_probabilities(evidence: SideEvidence, split: Split, n_read: int) -> Iterator[str]:
+    """A line for each record of a split with a wrong probability, if n_read of each kind are read."""
+    of_split = [x for x in evidence.unit.exemplars if x.split == split]
+    random = [x.segment for x in of_split if x.kind == "random"][:n_read]
+    sampled = [x for x in of_split if x.kind == "sampled" and x.side == evidence.side]
+    ratios = {x.segment: _ratio(evidence.seed, x.segment, x.size or 0.0) for x in sampled}
+    bounds = [
+        *(ratios[x.segment] for x in sampled),
+        evidence.unit.thresholds.get((evidence.side, split), 0.0),
+    ]
+    inside = {x.segment for x in sampled[:n_read]}
+    threshold, last = bounds[min(n_read, len(sampled))], bounds[max(0, len(inside) - 1)]
+    not_random = 1 - Fraction(len(random), evidence.split_segments[split])
+    drawn = {d.record.segment: d for d in evidence.draw(split, n_read)}
+    if set(drawn) != inside | set(random):
+        yield f"{split}: {len(drawn)} records are drawn, not {len(inside | set(random))}"
+    for segment, own in drawn.items():
+        size = evidence.size_of(own.record)
+        bound = threshold if segment in inside else last
+        share = 0.0 if not inside or size <= 0 else 1.0 if bound == 0 else min(1.0, size / bound)
+        expected = 1 - (1 - share) * float(not_random)
+        if abs(own.probability - expected) > CLOSE:
+            yield f"{_name(own.record)} has the probability {own.probability}, not {expected}"
+
+
+def _ratio(seed: int, segment: int, size: float) -> float:
+    return size / float(Fraction(stable_hash(seed, "sampled", segment) + 1, 1 << 64))
+
+
+def _name(record: Exemplar) -> str:
+    return f"{record.kind} {record.rank}"
