@@ -10,6 +10,7 @@ from neuroexplain.explaining.controls import find_controls
 from neuroexplain.explaining.score import run_score
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scoring.side_evidence import Trial
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.runs import load_run
@@ -31,12 +32,12 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
     for prediction in list_predictions(store, texts):
         assert prediction.control_explanation_id not in (None, prediction.explanation_id)
         exemplars = {(x.kind, x.rank): x for x in load_unit(store, run, prediction.unit).exemplars}
-        records = [
-            exemplars[r.kind, r.rank].token_ids[r.first : r.first + CROP_LENGTH].tolist()
-            for r in prediction.records
-        ]
-        tokens = load_tokens(store, run.id, {i for record in records for i in record})
-        others = digits.simulate(texts[prediction.control_explanation_id], records, tokens).trials
+        trials = []
+        for r in prediction.records:
+            crop = exemplars[r.key].token_ids[r.first : r.first + CROP_LENGTH]
+            trials.append(Trial(*r.key, "report", r.first, tuple(crop.tolist()), r.kind == "random"))
+        tokens = load_tokens(store, run.id, {i for trial in trials for i in trial.token_ids})
+        others = digits.run(texts[prediction.control_explanation_id], trials, tokens).trials
         for r, other in zip(prediction.records, others, strict=True):
             np.testing.assert_allclose(r.control, other.values, atol=0.01)  # stored in half precision
     assert list(verify_run(store, run)) == []
