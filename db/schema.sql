@@ -59,6 +59,7 @@ CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGI
 END;
 CREATE INDEX ix_scores_headline ON scores (run_id, metric, subset, split, value);
 CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, metric, subset, split, value);
+CREATE INDEX ix_scores_lower ON scores (run_id, metric, subset, ci_low, layer, value) WHERE split = 'report' AND ci_low IS NOT NULL;
 CREATE INDEX ix_tokens_run_id_text ON tokens (run_id, text);
 CREATE INDEX ix_units_run_id_max_activation ON units (run_id, max_activation);
 CREATE TABLE peak_tokens (
@@ -97,7 +98,7 @@ CREATE TABLE "predictions" (
 	prompt_tokens INTEGER NOT NULL, 
 	completion_tokens INTEGER NOT NULL, 
 	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, n_read INTEGER, with_bills BOOLEAN, has_report BOOLEAN, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
@@ -128,9 +129,24 @@ CREATE TABLE runs (
 	n_tokens INTEGER NOT NULL, 
 	started_at VARCHAR(32) NOT NULL, 
 	finished_at VARCHAR(32), 
-	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, rectified BOOLEAN DEFAULT 0 NOT NULL, 
+	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, rectified BOOLEAN DEFAULT 0 NOT NULL, split_rule VARCHAR(16) DEFAULT 'ranks' NOT NULL, n_sampled INTEGER DEFAULT '0' NOT NULL, barred_ids JSON DEFAULT '[]' NOT NULL, split_segments JSON DEFAULT '{}' NOT NULL, 
 	PRIMARY KEY (id)
 );
+CREATE TABLE samples (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
+	side VARCHAR(8) NOT NULL, 
+	counts BLOB NOT NULL, 
+	sizes BLOB NOT NULL, 
+	thresholds BLOB NOT NULL, 
+	checksum VARCHAR(16) NOT NULL, 
+	PRIMARY KEY (run_id, layer, unit, side), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE scores (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 
@@ -152,7 +168,7 @@ CREATE TABLE scores (
 	control_explanation_id INTEGER, 
 	control_reason TEXT, 
 	n_tokens INTEGER NOT NULL, 
-	n_records INTEGER NOT NULL, 
+	n_records INTEGER NOT NULL, effective_records FLOAT, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
@@ -161,7 +177,7 @@ CREATE TABLE scores (
 CREATE TABLE segments (
 	run_id INTEGER NOT NULL, 
 	segment INTEGER NOT NULL, 
-	token_ids BLOB NOT NULL, 
+	token_ids BLOB NOT NULL, split VARCHAR(8), 
 	PRIMARY KEY (run_id, segment), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )

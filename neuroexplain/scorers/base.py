@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -176,18 +176,23 @@ class OpenScorer(ABC):
 def trials_read(
     scorer: Scorer, evidence: SideEvidence, n_read: int | None, with_bills: bool | None
 ) -> list[Trial]:
-    """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer."""
+    """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer.
+
+    Sampled records, random ones, and what only Bills' score reads are groups of their own: what is predicted
+    for the population does not depend on Bills' score, and the prompts of random records, which all units
+    share, are the same for all units.
+    """
     trials = scorer.trials(evidence)
     if n_read is None:
         return trials
-    keys: set[RecordKey] = set()
+    groups: dict[RecordKey, str] = {}
     for split in HELD_OUT:
-        keys |= {drawn.record.key for drawn in evidence.draw(split, n_read)}
         if with_bills:
             strongest = [t.key for t in trials if t.split == split and t.kind == evidence.strongest]
             random = [t.key for t in trials if t.split == split and t.kind == "random"]
-            keys |= {*strongest, *random[: len(strongest)]}
-    return [trial for trial in trials if trial.key in keys]
+            groups |= dict.fromkeys((*strongest, *random[: len(strongest)]), "bills")
+        groups |= {d.record.key: d.record.kind for d in evidence.draw(split, n_read)}
+    return [replace(trial, group=groups[trial.key]) for trial in trials if trial.key in groups]
 
 
 class NoEngine:

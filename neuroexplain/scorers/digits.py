@@ -128,10 +128,10 @@ class DigitsSimulator(OpenSimulator):
         return Predictions([predicted[place] for place in range(len(records))], n_tokens)
 
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
-        """Trials that all units share have prompts of their own, so their neutral prompts are sent once."""
+        """Each group of trials has prompts of its own: neutral ones that units share are sent once."""
         predicted: dict[int, PredictedTrial] = {}  # by the trial's place
         n_tokens = 0
-        for places in _places_by_sharing(trials):
+        for places in _places_by_group(trials):
             records = [trials[place].token_ids for place in places]
             predictions = self.simulate(explanation, records, tokens)
             predicted |= dict(zip(places, predictions.trials, strict=True))
@@ -140,7 +140,7 @@ class DigitsSimulator(OpenSimulator):
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         requests = []
-        for places in _places_by_sharing(trials):
+        for places in _places_by_group(trials):
             records = [trials[place].token_ids for place in places]
             for group_places in group_records(records):
                 group = [records[place] for place in group_places]
@@ -173,10 +173,10 @@ class DigitsSimulator(OpenSimulator):
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _places_by_sharing(trials: Sequence[Trial]) -> list[list[int]]:
-    """The places of the trials that only this unit has, and of those that all units share."""
-    places = [[n for n, trial in enumerate(trials) if trial.is_shared is shared] for shared in (False, True)]
-    return [own for own in places if own]
+def _places_by_group(trials: Sequence[Trial]) -> list[list[int]]:
+    """The places of each group's trials."""
+    groups = sorted({trial.group for trial in trials})
+    return [[n for n, trial in enumerate(trials) if trial.group == group] for group in groups]
 
 
 def group_records(records: Records) -> list[list[int]]:

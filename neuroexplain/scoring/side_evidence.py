@@ -45,7 +45,7 @@ class Trial:
     split: Split
     first: int  # its first token in the record
     token_ids: tuple[int, ...]  # [32]
-    is_shared: bool = False  # whether it is a trial of every unit of the run
+    group: str = ""  # trials of different groups are in different prompts
 
     @property
     def key(self) -> RecordKey:
@@ -211,8 +211,7 @@ class SideEvidence:
             if split is not None and split in splits and key not in self.leaking:
                 first = self.first_of(record)
                 token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
-                is_shared = self.split_rule == "passages" and record.kind == "random"
-                trials.append(Trial(*key, split, first, token_ids, is_shared))
+                trials.append(Trial(*key, split, first, token_ids))
         return trials
 
     def draw(self, split: Split, n: int | None = None) -> list[DrawnRecord]:

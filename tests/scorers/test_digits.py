@@ -206,8 +206,8 @@ def test_the_neutral_prompt_of_records_that_all_units_share_is_sent_once(engine)
     digits = DigitsSimulator(engine)
 
     def trials_of(unit):
-        own = [Trial("sampled", n, "report", 0, ((unit + n) % 4,) * 32) for n in range(3)]
-        shared = [Trial("random", n, "report", 0, (n % 4,) * 31 + (1,), is_shared=True) for n in range(4)]
+        own = [Trial("sampled", n, "report", 0, ((unit + n) % 4,) * 32, group="sampled") for n in range(3)]
+        shared = [Trial("random", n, "report", 0, (n % 4,) * 31 + (1,), group="random") for n in range(4)]
         return [own[0], *shared, *own[1:]]
 
     first, second = (digits.run("rivers", trials_of(unit), vocabulary) for unit in (0, 1))
@@ -219,7 +219,7 @@ def test_the_neutral_prompt_of_records_that_all_units_share_is_sent_once(engine)
         request.n_tokens for request in planned[0] if request.key in {r.key for r in planned[1]} - {None}
     )
     assert len(new) == len(planned[1]) - 1
-    shared = [trial for trial in trials_of(0) if trial.is_shared]
+    shared = [trial for trial in trials_of(0) if trial.group == "random"]
     alone = DigitsSimulator(engine).run("rivers", shared, vocabulary)
     for trial, predicted in zip(shared, alone.trials, strict=True):  # whatever else is in the command
         place = trials_of(0).index(trial)
