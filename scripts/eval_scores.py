@@ -201,11 +201,12 @@ def score_all(
                 score = own.get((subset, "correlation"))
                 if score is not None and score.value is not None:
                     interval = score.ci_low, score.ci_high
-                    estimates[key].append(Estimate(side.group, score.value, *interval, true_value))
+                    is_made = side.activation == "made"
+                    estimates[key].append(Estimate(side.group, score.value, *interval, true_value, is_made))
             scores[name] = metric_values(own, side)
             true_scores[name] = {"correlation, population": true_value, "auprc, population": true_auprc}
         add_falls(falls["made" if side.activation == "made" else "real"], scores, true_scores)
-    real = {key: [e for e in own if not e.group.startswith("made")] for key, own in estimates.items()}
+    real = {key: [e for e in own if not e.is_made] for key, own in estimates.items()}
     return {
         **{key: summary(own) for key, own in real.items()},
         "groups": {

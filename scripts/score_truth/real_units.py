@@ -28,6 +28,8 @@ class Chosen:
 
     @property
     def group(self) -> str:
+        if self.activation == "made":
+            return "made by rules"
         side = "" if self.activation == "act" else f" {self.side}"
         return f"layer {self.unit.layer} {self.activation}{side}, {self.density}"
 

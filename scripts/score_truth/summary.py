@@ -22,6 +22,7 @@ class Estimate:
     low: float | None
     high: float | None
     truth: float
+    is_made: bool  # whether it is of a unit that was made by a rule
 
 
 def add_falls(
