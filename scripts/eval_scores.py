@@ -163,7 +163,7 @@ def tokenize(config: CollectConfig, subject: Subject, folder: Path) -> TokenStre
 def made_sides(rules: NDArray[np.float32]) -> list[Chosen]:
     """The made units that fire in the visited text."""
     fires = rules[:, RANDOM_START:].max(axis=(0, 1)) > 0
-    return [Chosen("made", "positive", UnitId(0, n), "rules") for n in np.flatnonzero(fires).tolist()]
+    return [Chosen("made", "positive", UnitId(0, n), "made") for n in np.flatnonzero(fires).tolist()]
 
 
 def score_all(
@@ -178,7 +178,7 @@ def score_all(
     lexical = Lexical(stores["act"], runs["act"], corpus)
     texts = {side: own_text(stores[side.activation], runs[side.activation], side) for side in sides}
     estimates: dict[str, list[Estimate]] = {"population": [], "bills": []}
-    falls: dict[str, Falls] = {"real": defaultdict(list), "made": defaultdict(list)}
+    falls: dict[str, Falls] = {side.density: defaultdict(list) for side in sides}
     for number, side in enumerate(sides):
         truth = truth_of(side, activations[side.unit.layer, side.activation, side.unit.index])
         evidence = evidence_of(stores[side.activation], runs[side.activation], side)
@@ -205,7 +205,7 @@ def score_all(
                     estimates[key].append(Estimate(side.group, score.value, *interval, true_value, is_made))
             scores[name] = metric_values(own, side)
             true_scores[name] = {"correlation, population": true_value, "auprc, population": true_auprc}
-        add_falls(falls["made" if side.activation == "made" else "real"], scores, true_scores)
+        add_falls(falls[side.density], scores, true_scores)
     real = {key: [e for e in own if not e.is_made] for key, own in estimates.items()}
     return {
         **{key: summary(own) for key, own in real.items()},
@@ -303,7 +303,7 @@ def lines_of(results: Mapping[str, Any]) -> Iterator[str]:
                 figures = f"{own['bias']:+7.3f} {own['rmse']:6.3f} {coverage:>6} {own['n']:5}"
                 yield f"{group + ', ' + key:48} {figures}"
     for units, metrics in results["sanity"].items():
-        yield f"\n{units + ' units: median loss (true loss), falls':46} " + " ".join(
+        yield f"\n{units + ' units: mean loss (true loss), falls if truth does':46} " + " ".join(
             f"{c:>20}" for c in CHECKS
         )
         for metric, checks in metrics.items():
@@ -313,7 +313,8 @@ def lines_of(results: Mapping[str, Any]) -> Iterator[str]:
 def loss_text(loss: Mapping[str, Any] | None) -> str:
     if loss is None:
         return "-"
-    return f"{loss['median_loss']:.2f} ({loss['median_true_loss']:.2f}), {loss['falls']:.0%}"
+    falls = "-" if loss["falls_as_truth"] is None else f"{loss['falls_as_truth']:.0%}"
+    return f"{loss['mean_loss']:.2f} ({loss['mean_true_loss']:.2f}), {falls}"
 
 
 if __name__ == "__main__":

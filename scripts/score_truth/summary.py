@@ -13,6 +13,9 @@ from score_truth.explanations import CHECKS
 Falls = dict[tuple[str, str], list[tuple[float, float]]]  # by metric and check: (loss, true loss)
 
 
+LEAST_LOSS = 0.1  # of its value, from which on a true score counts as one that falls
+
+
 @dataclass(frozen=True)
 class Estimate:
     """One score beside its true value over the corpus."""
@@ -45,12 +48,18 @@ def add_falls(
 
 
 def sanity(falls: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """For each metric and check: the share of units whose score falls, and the loss beside the true one."""
+    """For each metric and check: the share of units whose score falls, and the loss beside the true one.
+
+    `falls_as_truth` is the share of those whose true score falls by a tenth or more.
+    """
     results: dict[str, Any] = {}
     for (metric, check), pairs in falls.items():
         lost, truth = np.array(pairs).T
         results.setdefault(metric, {})[check] = {
             "falls": float((lost > 0).mean()),
+            "falls_as_truth": float((lost[truth > LEAST_LOSS] > 0).mean())
+            if (truth > LEAST_LOSS).any()
+            else None,
             "mean_loss": float(lost.mean()),
             "mean_true_loss": float(truth.mean()),
             "median_loss": float(np.median(lost)),
