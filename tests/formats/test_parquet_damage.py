@@ -112,6 +112,16 @@ def with_size(rows, size):
     return rows.set_column(rows.schema.get_field_index("size"), "size", pa.array(sizes, pa.float32()))
 
 
+@dataclass(frozen=True)
+class SampledSize:
+    """Gives the sampled records another size."""
+
+    size: float | None
+
+    def __call__(self, rows):
+        return with_size(rows, self.size)
+
+
 DAMAGES = (
     ("vocabulary", [{"text": None}, {"token_id": 1 << 24}, {"token_id": 7}, "text", "none", "gone"]),
     (
@@ -193,7 +203,7 @@ DAMAGES = (
     ("samples", ["threshold", "side", "half", "none", "gone", "twice", "backwards", "cut"]),
     (
         "exemplars",
-        [lambda rows, x=x: with_size(rows, x) for x in (0.0, -1.0, float("nan"), None, float("inf"))],
+        [SampledSize(x) for x in (0.0, -1.0, float("nan"), None, float("inf"))],
     ),
     ("predictions", [{"n_read": -1}, {"n_read": 0}, {"n_read": 256}]),
     ("prompts", [{"text": "other"}, "text", "gone"]),
