@@ -1,7 +1,7 @@
 """A damaged Parquet export is refused with the name of the file, and nothing of it stays in the store."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
