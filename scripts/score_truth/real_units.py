@@ -40,7 +40,7 @@ def choose_units(
     """Sides of each group, by the share of the sum of squares that the strongest 1% of tokens have."""
     recorder = Recorder(subject, [], layers)
     with recorder.recording(True), torch.inference_mode():
-        for rows in order[:SELECTION_SEGMENTS].reshape(-1, 16):
+        for rows in np.array_split(order[:SELECTION_SEGMENTS], 4):
             subject.model(torch.from_numpy(stream.rows(rows).astype(np.int64)), use_cache=False)
     kinds: list[tuple[str, Side]] = [("act", "positive"), ("post", "positive"), ("post", "negative")]
     n_groups = 2 * len(kinds) * len(layers)
