@@ -227,6 +227,16 @@ def corpus_name(run: Run) -> str:
     return ", ".join(Path(name).name if name.startswith("/") else name for name in names[:3])
 
 
+def rule_note(run: Run) -> str | None:
+    """What a person should know of a run of an earlier version before its scores are read; None otherwise."""
+    if run.split_rule == "passages":
+        return None
+    return (
+        f"Run {run.id} is of an earlier version and goes on by its rule: records are split by rank, and its "
+        f"score is {' or '.join(run.headline.subsets)}. For scores of the whole corpus, collect again."
+    )
+
+
 def short_name(model: str) -> str:
     """A model's name; of a GGUF file the file's name alone."""
     return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model

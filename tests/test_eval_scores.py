@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.model
 def test_it_prints_bias_error_coverage_and_what_falls(tmp_path):
     with gzip.open(ROOT / "neuroexplain" / "demo" / "corpus.jsonl.gz", "rt", encoding="utf-8") as rows:
-        texts = list(islice(rows, 50))
+        texts = list(islice(rows, 24))
     corpus = tmp_path / "texts.jsonl"
     corpus.write_text("".join(texts), encoding="utf-8")
     command = [sys.executable, ROOT / "scripts" / "eval_scores.py", "--corpus", corpus]

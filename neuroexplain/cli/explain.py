@@ -40,7 +40,7 @@ from neuroexplain.cli.options import (
     scorer_names,
 )
 from neuroexplain.cli.progress import clock, draw, say
-from neuroexplain.cli.select_units import sample_units, select_units
+from neuroexplain.cli.select_units import sample_units, say_rule, select_units
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def explain(
         run = load_run(store, run_id)
         unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
         unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
+        say_rule(run)
         config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
         if dry_run:
             _estimate(store, run, config, engine, score_config, control or null)

@@ -7,6 +7,7 @@ import typer
 
 from neuroexplain.cli.app import app
 from neuroexplain.cli.progress import draw, say
+from neuroexplain.cli.select_units import say_rule
 from neuroexplain.errors import NeuroexplainError
 
 
@@ -39,6 +40,7 @@ def merge(
                 remove_if_unused(target)
                 raise
             run = load_run(target)
+        say_rule(run)
     shard = run.config.get("shard")
     completeness = f"{len(shard['parts'])} of {shard['of']} parts are in it." if shard else "It is whole."
     say(f"Run {run.id} in {into}: {run.n_tokens:,} tokens. {completeness}")

@@ -37,7 +37,7 @@ from neuroexplain.cli.options import (
 )
 from neuroexplain.cli.output import print_json
 from neuroexplain.cli.progress import draw, say
-from neuroexplain.cli.select_units import select_units
+from neuroexplain.cli.select_units import say_rule, select_units
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def score(
         run = load_run(store, run_id)
         stack.enter_context(writer_lock(store, f"run {run.id}", "score"))
         unit_ids = select_units(store, run, None, units)
+        say_rule(run)
         explanations = [] if text is not None else _stored_explanations(store, run, unit_ids, units)
         with open_engines(run, engine, scoring, explains=False, tell=say) as (_, scorers):
             if text is not None:  # only now: nothing is stored where an engine cannot be had

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from neuroexplain.cli.progress import say
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.formatting import rule_note
 
 if TYPE_CHECKING:
     from neuroexplain.runs import Run
@@ -49,6 +51,13 @@ def select_units(store: Store, run: Run, layers: str | None, units: str | None) 
                 f"Run {run.id} has no unit {unit}: it holds {run.size}, both counted from 0."
             )
     return list(unit_ids)
+
+
+def say_rule(run: Run) -> None:
+    """Say that a run of an earlier version goes on by its rule."""
+    note = rule_note(run)
+    if note is not None:
+        say(note)
 
 
 def sample_units(store: Store, run: Run, units: list[UnitId], n: int | None) -> list[UnitId]:

@@ -17,6 +17,7 @@ from neuroexplain.as_json import unit_json
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
+from neuroexplain.formatting import rule_note
 from neuroexplain.lookup import load_page
 from neuroexplain.store.engine import REVISION, open_store, upgrade_store
 from neuroexplain.store.explanations import list_explanations
@@ -215,3 +216,13 @@ def test_an_export_of_a_negative_run_holds_the_negative_side(tmp_path):
     with open_store(str(tmp_path / "i.db"), create=True) as store:
         list(import_parquet(store, folder))
         assert {explanation.side for explanation in list_explanations(store, 1)} == {"negative"}
+
+
+def test_explaining_and_scoring_say_that_an_old_run_goes_on_by_its_rule(both):
+    _, _, new = both
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "explain", "--db", str(new), "--units", "1:0"]
+    options = ["--explainer", "tokens", "--no-score"]
+    done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    assert "is of an earlier version and goes on by its rule: records are split by rank" in done.stderr
+    with open_store(str(new), read_only=True) as store:
+        assert rule_note(load_run(store)) in done.stderr
