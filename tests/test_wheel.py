@@ -32,7 +32,8 @@ assert EXPLAINERS["excerpts"].load_prompt().text
 from neuroexplain.web.row_view import EMPTY_SEARCH
 from neuroexplain.web.templates import STATIC, render
 from neuroexplain.web.urls import UrlBuilder
-empty = dict(form=EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", previous=None, next=None)
+empty = dict(form=EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", sorts={})
+empty |= dict(previous=None, next=None)
 assert "search.html" in render("search.html", urls=UrlBuilder(is_site=True), content_policy="", **empty)
 assert (STATIC / "vendor" / "chart.js" / "LICENSE.md").exists()
 print(neuroexplain.__file__)

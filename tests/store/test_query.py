@@ -130,11 +130,10 @@ def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, so
                 assert [x[:3] for x in result] == [x[:3] for x in expected_rows], options
 
 
+@pytest.mark.parametrize("shared_database", ["sqlite"], indirect=True)  # PostgreSQL chooses by its statistics
 def test_lower_ends_are_read_from_their_index(filled_store):
     """Without it, all scores of a run would be sorted."""
     store, _ = filled_store
-    if store.dialect != "sqlite":
-        pytest.skip("PostgreSQL chooses by its statistics")
     run = next(run for run in list_runs(store) if run.id == 2)
     queries, rows = [], Reader.rows
     with pytest.MonkeyPatch.context() as patch:
