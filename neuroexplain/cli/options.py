@@ -116,7 +116,8 @@ WithBills = Annotated[
     bool | None,
     typer.Option(
         "--bills/--no-bills",
-        help="Also score on top and random records as Bills et al. do (lexical always does).",
+        help="Also score on top and random records as Bills et al. do (lexical always does). It overstates, "
+        "and hardly falls where an explanation is too broad: docs/scores.md.",
         rich_help_panel=SCORES,
     ),
 ]
