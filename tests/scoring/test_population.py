@@ -415,3 +415,47 @@ def test_beyond_the_words_leaves_out_the_tokens_of_named_words():
     everything = ", ".join(words.values())
     undefined = beyond(compute_scores(evidence, predict(evidence, np.sin, everything)))
     assert (undefined.status, undefined.value) == (Status.LITTLE_VARIATION, None)
+
+
+def test_auprc_takes_truth_above_a_share_of_the_strongest_peak():
+    acts = population()
+    evidence = evidence_of(3, acts)
+    prediction = predict(evidence, np.sin)
+    with_control = replace(
+        prediction,
+        records=tuple(replace(r, control=-r.values) for r in prediction.records),
+        control_explanation_id=7,
+        control_text="",
+    )
+    x, y, w = [], [], []
+    for d in evidence.draw("report"):
+        half = slice(half_of(3, d.record.segment), half_of(3, d.record.segment) + 32)
+        x += np.sin(d.record.token_ids[half]).astype(np.float32).tolist()
+        y += acts[d.record.segment, half].tolist()
+        w += [1 / d.probability] * 32
+    positive = np.array(y) > 0.3 * acts.max()
+    assert positive.any()
+    score = next(s for s in compute_scores(evidence, with_control) if s.metric == "auprc")
+    assert score.value == pytest.approx(auprc_by_thresholds(np.array(x), positive, np.array(w)))
+    assert score.control == pytest.approx(auprc_by_thresholds(-np.array(x), positive, np.array(w)))
+    assert (score.split, score.control_explanation_id, score.ci_low) == ("report", 7, None)
+    alone = next(s for s in compute_scores(evidence, prediction) if s.metric == "auprc")
+    assert (alone.value, alone.control, alone.control_explanation_id) == (score.value, None, None)
+    constant = compute_scores(evidence, predict(evidence, np.zeros_like))
+    assert not any(s.metric == "auprc" for s in constant)
+
+
+def test_the_control_of_the_headline_is_of_the_same_records():
+    evidence = evidence_of(3, population())
+    prediction = predict(evidence, np.sin)
+    records = tuple(replace(r, control=np.cos(r.values)) for r in prediction.records)
+    with_control = replace(prediction, records=records, control_explanation_id=7, control_text="")
+    as_own = replace(prediction, records=tuple(replace(r, values=np.cos(r.values)) for r in records))
+    score, own = (main_score(compute_scores(evidence, p)) for p in (with_control, as_own))
+    assert score.control == own.value
+    assert score.value == main_score(compute_scores(evidence, prediction)).value
+    constant = replace(
+        with_control, records=tuple(replace(r, control=np.zeros_like(r.values)) for r in records)
+    )
+    score = main_score(compute_scores(evidence, constant))
+    assert (score.control, score.control_reason) == (None, "the other explanation's predictions are constant")
