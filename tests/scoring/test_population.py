@@ -442,7 +442,10 @@ def test_auprc_takes_truth_above_a_share_of_the_strongest_peak():
     alone = next(s for s in compute_scores(evidence, prediction) if s.metric == "auprc")
     assert (alone.value, alone.control, alone.control_explanation_id) == (score.value, None, None)
     constant = compute_scores(evidence, predict(evidence, np.zeros_like))
-    assert not any(s.metric == "auprc" for s in constant)
+    base_rate = np.average(positive, weights=np.array(w))
+    assert next(s.value for s in constant if s.metric == "auprc") == pytest.approx(base_rate)
+    silent = evidence_of(3, np.zeros_like(acts))
+    assert not any(s.metric == "auprc" for s in compute_scores(silent, predict(silent, np.sin)))
 
 
 def test_the_control_of_the_headline_is_of_the_same_records():
