@@ -30,5 +30,6 @@ def test_it_prints_bias_error_coverage_and_what_falls(tmp_path):
     assert results["segments"] < 400
     assert f"The corpus has {results['segments']} segments, not 100,000: it is read whole." in done.stderr
     assert {group.split(",")[0] for group in results["groups"]} >= {"layer 4 act", "layer 4 post positive"}
-    checks = results["sanity"]["selective"]["correlation, population"]
-    assert "half dropped" in checks
+    checks = results["sanity"]["made"]["correlation, population"]
+    assert set(checks) <= {"half dropped", "as many wrong", "five times too broad"}
+    assert checks["half dropped"]["n"] > 0
