@@ -462,3 +462,34 @@ def test_the_control_of_the_headline_is_of_the_same_records():
     )
     score = main_score(compute_scores(evidence, constant))
     assert (score.control, score.control_reason) == (None, "the other explanation's predictions are constant")
+
+
+def test_a_fifth_of_the_variation_is_enough_for_a_score_beyond_the_words():
+    """The strongest tokens are named one after the other, until less than a fifth of it is left."""
+    acts = population()
+    evidence = evidence_of(3, acts)
+    strengths, total = {}, 0.0
+    drawn = evidence.draw("report")
+    halves = {d.record.segment: half_of(3, d.record.segment) for d in drawn}
+    values = {d.record.segment: acts[d.record.segment, first : first + 32].astype(float)
+              for d, first in zip(drawn, halves.values(), strict=True)}  # fmt: skip
+    weights = {d.record.segment: 1 / d.probability for d in drawn}
+    mean = sum(weights[s] * values[s].sum() for s in values) / (32 * sum(weights.values()))
+    for s, own in values.items():
+        for place, value in enumerate(own):
+            strengths[100 * s + halves[s] + place] = weights[s] * (value - mean) ** 2
+    total = sum(strengths.values())
+    tokens = {i: VocabularyEntry(i, f" w{i}", False, b"") for i in range(100 * N + 64)}
+    tokens |= {i + 10**6: VocabularyEntry(i + 10**6, " x", False, b" x") for i in range(64)}
+    evidence = replace(evidence, tokens=tokens)
+    named, left = [], total
+    for token_id in sorted(strengths, key=lambda token_id: -strengths[token_id]):
+        before, left = left, left - strengths[token_id]
+        named.append(f"w{token_id}")
+        if left < 0.2 * total:
+            break
+    assert before >= 0.2 * total > left
+    for words, status in ((named[:-1], Status.OK), (named, Status.LITTLE_VARIATION)):
+        scores = compute_scores(evidence, predict(evidence, np.sin, " ".join(words) or "nothing"))
+        beyond = next(s for s in scores if s.metric == "correlation_beyond_words")
+        assert beyond.status == status, (len(words), before / total, left / total)
