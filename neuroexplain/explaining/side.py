@@ -71,8 +71,14 @@ def explain_side(
     for candidate in requests.revisions:
         revision = task.answers.get(candidate)
         if revision is None:
-            mistakes = contest.find_mistakes(best)
-            revision = ask_revision(task, requests, records, best, mistakes, candidate)
+            try:
+                mistakes = contest.find_mistakes(best)
+            except LlmReplyError as error:  # of the scorer, whose prediction the revision would be shown
+                request = requests.request(task.unit.id, candidate, task.evidence.side)
+                reason = f"the records to show could not be predicted: {error.reason}"
+                revision = replace(request, status=error.status, reason=reason, reply=error.reply)
+            else:
+                revision = ask_revision(task, requests, records, best, mistakes, candidate)
         explanations.append(revision)
         if revision.status == Status.OK:
             contest.predict(revision, first_splits)
@@ -140,7 +146,7 @@ class Contest:
     def find_mistakes(self, explanation: Explanation) -> list[Mistake]:
         """The records that a revision is shown: of `explain`, predicted for that purpose.
 
-        In runs that split by rank: of the first half of `select`.
+        In runs that split by rank: of the first half of `select`. Raises LlmReplyError.
         """
         evidence, prediction = self._task.evidence, self.prediction(explanation)
         if evidence.split_rule == "ranks":
@@ -148,10 +154,7 @@ class Contest:
             return find_mistakes(evidence, [r for r in prediction.records if r.key in shown_keys])
         if prediction.status != Status.OK:
             return []
-        try:
-            prediction, records = self._trials.predict_explain(prediction, explanation.hypotheses)
-        except LlmReplyError:
-            return []
+        prediction, records = self._trials.predict_explain(prediction, explanation.hypotheses)
         self._predictions[explanation.candidate] = prediction
         return find_mistakes(evidence, records)
 

@@ -218,6 +218,11 @@ def _why_undefined(
     if low_mass is not None:
         return low_mass
     simulated, recorded = _join(records)
+    return why_constant(simulated, recorded)
+
+
+def why_constant(simulated: NDArray[np.float64], recorded: NDArray[np.float64]) -> tuple[Status, str] | None:
+    """The status and the reason if there is no token, or one side is the same at all tokens."""
     if not len(recorded):
         return Status.LOW_DIGIT_MASS, "no token has a prediction"
     if np.ptp(recorded) == 0:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.evidence import POPULATION, PredictedRecord, Prediction, Score, Split, Status
-from neuroexplain.scoring.correlation import CORRELATION, why_low_mass
+from neuroexplain.scoring.correlation import CORRELATION, why_constant, why_low_mass
 from neuroexplain.scoring.named_words import find_named
 from neuroexplain.scoring.population import (
     LEAST_EFFECTIVE,
@@ -223,10 +223,4 @@ def _why_undefined(split: Split, records: Sequence[WeightedRecord]) -> tuple[Sta
         reason = f"the records have the weight of {effective:.1f} equal ones, fewer than {LEAST_EFFECTIVE:g}"
         return Status.FEW_RECORDS, reason
     predicted, truth, _ = join_tokens(records)
-    if not len(truth):
-        return Status.LOW_DIGIT_MASS, "no token has a prediction"
-    if np.ptp(truth) == 0:
-        return Status.CONSTANT_ACTIVATIONS, "the true activations are all equal"
-    if np.ptp(predicted) == 0:
-        return Status.CONSTANT_SIMULATION, "the simulated activations are all equal"
-    return None
+    return why_constant(predicted, truth)

@@ -18,6 +18,8 @@ CLOSE = 1e-9  # what two ways to compute a probability may differ by
 
 def find_wrong_probabilities(evidence: SideEvidence, split: Split, n_read: int) -> Iterator[str]:
     """A line for each record of a split with a wrong probability, if n_read of each kind are read."""
+    if not evidence.split_segments[split]:
+        return  # no segment of the split was visited, so nothing was drawn
     of_split = [x for x in evidence.unit.exemplars if x.split == split]
     random = [x.segment for x in of_split if x.kind == "random"][:n_read]
     sampled = [x for x in of_split if x.kind == "sampled" and x.side == evidence.side]

@@ -289,6 +289,7 @@ def test_two_ways_to_compute_probabilities_agree_and_find_a_wrong_one():
             assert list(find_wrong_probabilities(evidence, "report", n)) == []
     silent = evidence_of(1, np.zeros((N, 64), np.float32))
     assert list(find_wrong_probabilities(silent, "report", 5)) == []
+    assert list(find_wrong_probabilities(silent, "select", 5)) == []  # of which no segment was visited
     with patch("neuroexplain.scoring.side_evidence.probability_of", return_value=0.5):
         assert "has the probability 0.5, not" in next(find_wrong_probabilities(evidence, "report", 5))
     with patch.object(SideEvidence, "draw", return_value=[]):
