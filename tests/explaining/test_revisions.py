@@ -2,6 +2,8 @@
 
 import re
 
+from neuroexplain.errors import LlmReplyError
+from neuroexplain.evidence import Status
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.llm.prompts import displayed
 from neuroexplain.lookup import load_page
@@ -105,3 +107,21 @@ def test_in_old_runs_records_of_the_two_halves_share_nothing(old_store):
 def windows(exemplar):
     ids = exemplar.token_ids.tolist()
     return {tuple(ids[i : i + 16]) for i in range(len(ids) - 15)}
+
+
+def test_where_the_records_to_show_cannot_be_predicted_the_revision_has_that_status(
+    store, scorer, monkeypatch
+):
+    def refuse(*_):
+        raise LlmReplyError(Status.LLM_ERROR, "the server answered 500")
+
+    monkeypatch.setattr("neuroexplain.explaining.trials.SideTrials.predict_explain", refuse)
+    llm = ScriptedLlm(by_words)
+    explain(store, llm, scorer, revise=1)
+    failed = [e for e in list_explanations(store, load_run(store).id) if e.status != Status.OK]
+    assert {e.unit for e in failed} == set(NEURONS)
+    assert {e.status for e in failed} == {Status.LLM_ERROR}
+    assert {e.reason for e in failed} == {
+        "the records to show could not be predicted: the server answered 500"
+    }
+    assert not any("guessed from your phrase" in m[-1].content for m, _ in llm.requests)
