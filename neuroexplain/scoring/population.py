@@ -154,12 +154,12 @@ def _leave_one_out(records: Sequence[WeightedRecord]) -> Array:
         ends[i] = record.predicted.max(), -record.predicted.min(), record.truth.max(), -record.truth.min()
     n, x_sum, y_sum, xx, yy, xy = (moments.sum(axis=0) - moments).T
     spread = _without_each(ends)
-    is_defined = (spread[:, 0] + spread[:, 1] > 0) & (spread[:, 2] + spread[:, 3] > 0) & (n > 0)
-    n = np.where(n > 0, n, 1.0)
-    covariance, x_var, y_var = xy - x_sum * y_sum / n, xx - x_sum**2 / n, yy - y_sum**2 / n
-    is_defined &= (x_var > 0) & (y_var > 0)
-    scale = np.sqrt(np.where(is_defined, x_var * y_var, 1.0))
-    return np.where(is_defined, np.clip(covariance / scale, -1.0, 1.0), 0.0)
+    is_defined = (spread[:, 0] + spread[:, 1] > 0) & (spread[:, 2] + spread[:, 3] > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where no token is left, or a side is constant
+        covariance, x_var, y_var = xy - x_sum * y_sum / n, xx - x_sum**2 / n, yy - y_sum**2 / n
+        is_defined &= (x_var > 0) & (y_var > 0)
+        correlations = covariance / np.sqrt(x_var * y_var)
+    return np.where(is_defined, np.clip(correlations, -1.0, 1.0), 0.0)
 
 
 def _without_each(values: Array) -> Array:

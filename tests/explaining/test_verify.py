@@ -176,3 +176,17 @@ def test_a_split_that_is_gone_is_a_fault(made, tmp_path, kind):
         connection.execute("UPDATE segments SET split = NULL WHERE segment = ?", (segment,))
     connection.close()
     assert CliRunner().invoke(app, ["verify", "--db", str(copy)]).exit_code == 1
+
+
+def test_random_records_in_another_order_in_every_unit_are_a_fault(made, tmp_path):
+    copy = tmp_path / "x.db"
+    copy.write_bytes(made("positive", True).read_bytes())
+    with sqlite3.connect(copy) as connection:
+        (n_units,) = connection.execute("SELECT count(*) FROM exemplars WHERE layer = 0 AND kind = 'random'")
+        for unit in range(n_units[0]):
+            where = of_unit("exemplars", UnitId(0, unit), RANDOM)
+            change_blob(connection, where, "segments", "<u4", lambda v: v.__setitem__([0, 1], v[[1, 0]]))
+    connection.close()
+    done = CliRunner().invoke(app, ["verify", "--db", str(copy)])
+    assert done.exit_code == 1
+    assert "layer 0: random records are not in the order of splits and hashes" in done.stdout
