@@ -16,6 +16,7 @@ from neuroexplain.sampling import (
     sum_squares,
     uniform_of,
 )
+from neuroexplain.scoring.record_faults import _split_at
 from neuroexplain.stable_hash import stable_hash
 from tests.collecting.draws import only, size, split_of, splits_of_documents
 
@@ -67,6 +68,15 @@ def test_where_documents_are_not_known_a_passage_is_1024_tokens(stride):
     ]
     assert split_segments(9, segments, None, stride).tolist() == list(map(code_of, expected))
     assert {None, *SPLITS} == set(expected) if stride == 1 else set(SPLITS) == set(expected)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in a document", "without documents"])
+def test_verify_has_the_same_rule_for_a_token_s_split(known):
+    for begin in range(0, 2_000_000, 12_345):
+        for offset, token in ((0, 0), (0, 63), (-7, 40), (9000, 32)):
+            document = begin - offset
+            place = document + 8192 * ((offset + token) // 8192) if known else begin + token
+            assert _split_at(5, begin, offset, token, known) == split_of(place // 1024, 5)
 
 
 def test_a_split_s_share_is_three_two_and_three_eighths():

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuroexplain.evidence import Exemplar, Unit
+from neuroexplain.evidence import Exemplar, Status, Unit
+from neuroexplain.sampling import scored_first
 from neuroexplain.scoring.correlation import (
     ScoredRecord,
     absolute_deviation_explained,
@@ -206,6 +207,19 @@ def test_crops_hide_the_peak():
     firsts = [crop_first(0, UnitId(3, n), "top", n % 32) for n in range(2000)]
     assert (min(firsts), max(firsts)) == (1, 32)
     assert np.bincount(firsts, minlength=33)[1:].min() > 30
+
+
+@pytest.mark.parametrize("rule", ["ranks", "passages"])
+def test_records_of_fixed_tokens_have_a_scored_half_and_others_a_crop_that_hides_the_peak(rule):
+    unit = Unit(
+        UnitId(0, 0), Status.OK, None, tuple(build([(0, 0, 0)] * 8, [(n, 0, 0) for n in range(8)])), (), ()
+    )
+    evidence = SideEvidence(unit, seed=3, split_rule=rule)
+    for record in unit.exemplars:
+        if rule == "passages" and record.kind == "random":
+            assert evidence.first_of(record) == scored_first(3, record.segment)
+        else:
+            assert evidence.first_of(record) == crop_first(3, unit.id, record.kind, record.rank)
 
 
 def test_records_without_any_prediction_have_no_score_and_say_why():
