@@ -64,6 +64,25 @@ class LogprobRequest:
         """The token ids of all spellings, level after level."""
         return [token_id for spellings in self.level_token_ids for token_id in spellings]
 
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The prompt cut after each row."""
+        ids = list(self.token_ids)
+        return [ids[: row + 1] for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokenRequest:
+    """A request for the probability of each level as the token that follows each prompt."""
+
+    prompts: Sequence[Sequence[int]]
+    level_token_ids: Sequence[Sequence[int]]  # see LogprobRequest
+
+    @property
+    def flat_token_ids(self) -> list[int]:
+        """The token ids of all spellings, level after level."""
+        return [token_id for spellings in self.level_token_ids for token_id in spellings]
+
 
 TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
@@ -104,6 +123,16 @@ class LogprobMethod(Protocol):
 
     def read(self, answer: Any, request: LogprobRequest) -> NDArray[np.float64]:
         """Probabilities [rows, n_levels]; 0 for a token that the server left out."""
+        ...
+
+
+class NextTokenMethod(Protocol):
+    """A method for the tokens that follow prompts: see LogprobMethod."""
+
+    name: str
+
+    def read(self, answer: Any, request: NextTokenRequest) -> NDArray[np.float64]:
+        """Probabilities [n_prompts, n_levels]; 0 for a token that the server left out."""
         ...
 
 
@@ -188,7 +217,7 @@ class NextTokenAnswer(msgspec.Struct, frozen=True):
 
 
 class LogprobTokenIds:
-    """Chosen ids, at most 128, after one prompt: the prompt is cut after each row, all cuts in one request.
+    """Chosen ids, at most 128, after each of several prompts; a prompt with rows is cut after each of them.
 
     Exact, on any vLLM that knows `logprob_token_ids`. The prefix cache holds what a cut shares with the cut
     before it, in whole blocks, so each row costs half a block on average.
@@ -197,12 +226,11 @@ class LogprobTokenIds:
     name = "logprob_token_ids"
     path = "/v1/completions"
     decoder = msgspec.json.Decoder(NextTokenAnswer)
-    reports_cached_tokens = False  # only those of the last cut
+    reports_cached_tokens = False  # only those of the last prompt
 
-    def body(self, request: LogprobRequest) -> dict[str, Any]:
-        ids = list(request.token_ids)
+    def body(self, request: LogprobRequest | NextTokenRequest) -> dict[str, Any]:
         return {
-            "prompt": [ids[: row + 1] for row in request.rows],
+            "prompt": [list(prompt) for prompt in request.prompts],
             "max_tokens": 1,
             **NEUTRAL_SAMPLING,
             "logprobs": 1,
@@ -210,24 +238,68 @@ class LogprobTokenIds:
             "return_tokens_as_token_ids": True,
         }
 
-    def n_prompt_tokens(self, request: LogprobRequest) -> int:
-        return sum(row + 1 for row in request.rows)
+    def n_prompt_tokens(self, request: LogprobRequest | NextTokenRequest) -> int:
+        return sum(map(len, request.prompts))
 
-    def read(self, answer: NextTokenAnswer, request: LogprobRequest) -> NDArray[np.float64]:
-        n_rows, n_choices = len(request.rows), len(answer.choices)
-        if [choice.index for choice in answer.choices] != list(range(n_rows)):
-            raise ValueError(f"{n_choices} choices for {n_rows} prompts, or in another order")
+    def read(
+        self, answer: NextTokenAnswer, request: LogprobRequest | NextTokenRequest
+    ) -> NDArray[np.float64]:
         keys = [f"token_id:{token_id}" for token_id in request.flat_token_ids]
-        logprobs = np.zeros((n_rows, len(keys)))
-        for i, choice in enumerate(answer.choices):
-            entries = choice.logprobs.top_logprobs
-            if len(entries) != 1:
-                raise ValueError(f"top_logprobs: {len(entries)} entries for one token")
+        logprobs = np.zeros((len(request.prompts), len(keys)))
+        for i, entry in enumerate(_next_tokens(answer, len(request.prompts))):
             try:
-                logprobs[i] = [entries[0][key] for key in keys]
+                logprobs[i] = [entry[key] for key in keys]
             except KeyError as error:
                 raise ValueError(f"top_logprobs: {error} was requested and is missing") from error
         return sum_levels(logprobs, request.level_token_ids)
+
+
+class NextLogprobs:
+    """The k most likely tokens after each of several prompts. A level that is not among them gets 0.
+
+    Any vLLM answers it, up to its --max-logprobs. Of a question with two answers both are among them.
+    """
+
+    path = "/v1/completions"
+    decoder = msgspec.json.Decoder(NextTokenAnswer)
+    reports_cached_tokens = False
+
+    def __init__(self, k: int) -> None:
+        self.name = f"logprobs={k}"
+        self._k = k
+
+    def body(self, request: NextTokenRequest) -> dict[str, Any]:
+        return {
+            "prompt": [list(prompt) for prompt in request.prompts],
+            "max_tokens": 1,
+            **NEUTRAL_SAMPLING,
+            "logprobs": self._k,
+            "return_tokens_as_token_ids": True,
+        }
+
+    def n_prompt_tokens(self, request: NextTokenRequest) -> int:
+        return sum(map(len, request.prompts))
+
+    def read(self, answer: NextTokenAnswer, request: NextTokenRequest) -> NDArray[np.float64]:
+        keys = [f"token_id:{token_id}" for token_id in request.flat_token_ids]
+        logprobs = np.full((len(request.prompts), len(keys)), -math.inf)
+        for i, entry in enumerate(_next_tokens(answer, len(request.prompts))):
+            if len(entry) < self._k:
+                raise ValueError(f"top_logprobs: {len(entry)} tokens for {self._k}")
+            logprobs[i] = [entry.get(key, -math.inf) for key in keys]
+        return sum_levels(logprobs, request.level_token_ids)
+
+
+def _next_tokens(answer: NextTokenAnswer, n_prompts: int) -> list[dict[str, float]]:
+    """The log-probabilities after each prompt, by token. Raises ValueError if they are not in order."""
+    if [choice.index for choice in answer.choices] != list(range(n_prompts)):
+        raise ValueError(f"{len(answer.choices)} choices for {n_prompts} prompts, or in another order")
+    entries = []
+    for choice in answer.choices:
+        if len(choice.logprobs.top_logprobs) != 1:
+            raise ValueError(f"top_logprobs: {len(choice.logprobs.top_logprobs)} entries for one token")
+        entries.append(choice.logprobs.top_logprobs[0])
+    return entries
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):

@@ -94,6 +94,22 @@ class Engine(Protocol):
         """
         ...
 
+    def next_distributions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
+        *,
+        exact: bool = False,
+    ) -> NDArray[np.float64]:
+        """The probability of each level as the token that follows each prompt, [n_prompts, n_levels].
+
+        As level_distributions, but for many prompts with one row each, the last. All begin with the same
+        `shared` tokens, and each has more. exact: raise EngineError if the engine leaves out tokens that are
+        not among the most likely ones. A server takes at most 128 spellings.
+        """
+        ...
+
     def close(self) -> None:
         """Release the engine's resources. Waiting requests fail at once."""
         ...
@@ -110,27 +126,36 @@ class VocabularyEngine(Engine, Protocol):
 
 
 def chat_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The token ids of a chat, up to where the model's answer begins.
+    """The token ids of a chat, up to where the model's answer begins."""
+    return head_token_ids(tokenizer, chat_text(tokenizer, messages))
+
+
+def head_token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of the beginning of a chat's text. The model's first token, if any, is part of it."""
+    return list(tokenizer(text, add_special_tokens=not tokenizer.chat_template).input_ids)
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The text of a chat, up to where the model's answer begins.
 
     A tokenizer without a chat template gets the turns as plain text. If the template refuses a system turn
     (Gemma 2's does), that turn's text begins the next turn.
     """
-    if tokenizer.chat_template:
-        # Reasoning would get into explanations, so it is switched off; templates without the switch ignore
-        # it.
-        apply = partial(
-            tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = apply(turns)
-        except TemplateError:
-            if len(turns) < 2 or turns[0]["role"] != "system":
-                raise
-            first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-            text = apply([first, *turns[2:]])
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer("\n\n".join(message.content for message in messages)).input_ids)
+    if not tokenizer.chat_template:
+        return "\n\n".join(message.content for message in messages)
+    # Reasoning would get into explanations, so it is switched off; templates without the switch ignore it.
+    apply = partial(
+        tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text: str = apply(turns)
+    except TemplateError:
+        if len(turns) < 2 or turns[0]["role"] != "system":
+            raise
+        first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+        text = apply([first, *turns[2:]])
+    return text
 
 
 def opened_thought(tokenizer: Any, prompt_ids: Sequence[int]) -> str:

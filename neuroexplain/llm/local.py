@@ -1,4 +1,8 @@
-"""An engine in this process, by Transformers. Prompts run one by one, so no answer depends on others."""
+"""An engine in this process, by Transformers. No answer depends on what else was asked.
+
+A prompt runs alone, or in a batch of fixed shape: the kernel that a matrix product takes, and with it the
+last bits of a result, depends on the shape and not on the other rows.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opene
 from neuroexplain.subject.load import load_causal_lm
 from neuroexplain.subject.tokenizer import tokenizer_sha256
 
+PROMPTS_AT_ONCE = 8  # of one length, in a forward pass. 16 are as fast, and more rows stay unused
 # The argument that holds the keys and values; Transformers 5 renamed it.
 _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
 
@@ -88,6 +93,46 @@ class LocalEngine:
             logits = self._logits(token_ids[shared:], [row - shared for row in rows], shared_cache)
             logprobs = logits[:, chosen] - logits.logsumexp(-1, keepdim=True)  # [rows, spellings]
         return sum_levels(logprobs.double().cpu().numpy(), level_token_ids)
+
+    def next_distributions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
+        *,
+        exact: bool = False,
+    ) -> NDArray[np.float64]:
+        by_length: dict[int, list[int]] = {}  # places of the prompts
+        for place, prompt in enumerate(prompts):
+            self._check_length(len(prompt))
+            by_length.setdefault(len(prompt), []).append(place)
+        if shared >= min(by_length, default=shared + 1):
+            raise ValueError(f"a prompt has no more than the first {shared} tokens")
+        levels = np.zeros((len(prompts), len(level_token_ids)))
+        chosen = [token_id for spellings in level_token_ids for token_id in spellings]
+        for places in by_length.values():
+            for first in range(0, len(places), PROMPTS_AT_ONCE):
+                batch = places[first : first + PROMPTS_AT_ONCE]
+                with self._forward_lock, torch.inference_mode():
+                    logits = self._next_logits([prompts[place] for place in batch], shared)
+                    logprobs = logits[:, chosen] - logits.logsumexp(-1, keepdim=True)
+                levels[batch] = sum_levels(logprobs.double().cpu().numpy(), level_token_ids)
+        return levels
+
+    def _next_logits(self, prompts: Sequence[Sequence[int]], shared: int) -> torch.Tensor:
+        """The logits after prompts of one length, [n_prompts, vocab], float32."""
+        shared_cache, n_cached = self._read_shared(tuple(prompts[0][:shared]))
+        for prompt in prompts:
+            self.usage.add(len(prompt), n_cached, 0)
+            n_cached = shared  # computed once
+        rows = [list(prompt[shared:]) for prompt in prompts]
+        rows += [rows[-1]] * (PROMPTS_AT_ONCE - len(rows))
+        if shared_cache is not None:
+            shared_cache.batch_repeat_interleave(PROMPTS_AT_ONCE)
+        cache = {"use_cache": shared_cache is not None, _CACHE: shared_cache}
+        batch = torch.tensor(rows, device=self._model.device)
+        logits: torch.Tensor = self._model(batch, logits_to_keep=1, **cache).logits[: len(prompts), -1]
+        return logits.float()
 
     def _logits(
         self, token_ids: Sequence[int], rows: Sequence[int], shared_cache: Any = None

@@ -20,28 +20,25 @@ from numpy.typing import NDArray
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import (
-    EXACT_METHODS,
-    MOST_LIKELY_COUNTS,
     NEUTRAL_SAMPLING,
     LogprobMethod,
     LogprobRequest,
     LogprobTokenIds,
-    PromptLogprobs,
+    NextTokenMethod,
+    NextTokenRequest,
     PromptLogprobTokenIds,
     ReportedUsage,
 )
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
 from neuroexplain.llm.gate import FIRST_PAUSE
-from neuroexplain.llm.transport import FAULT_OF_STATUS, REPLY_LENGTH, Refused, Transport, reply_text, unusable
+from neuroexplain.llm.method_choice import PROBES, MethodChoice
+from neuroexplain.llm.transport import FAULT_OF_STATUS, REPLY_LENGTH, Transport, reply_text, unusable
 
 ENGINE_OPTIONS = (
     "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | "
     "--local MODEL (in this process)"
 )
-PROBES = 3  # tries before a page or a method counts as not offered, since a fault may be gone the next time
-SAMPLE_ROWS = 3  # rows of a prompt by which methods are compared
-SAMPLE_CONTEXT = 32  # tokens before the first of these rows
-TOLERANCE = 0.05  # of a probability by two methods: in bfloat16 a server repeats itself to about 0.01
+PROMPTS_PER_REQUEST = 32  # of next_distributions: a few hundred tokens beyond what they share
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -95,6 +92,7 @@ class ServerEngine:
         self._tokenizer_name, self._trust_remote_code = tokenizer, trust_remote_code
         self._method_lock = threading.Lock()
         self._method: LogprobMethod | None = None
+        self._next_method: NextTokenMethod | None = None
         try:
             card = self._choose_model(self._list_models(), model)
         except BaseException as error:
@@ -116,8 +114,8 @@ class ServerEngine:
     @property
     def version(self) -> str:
         """The server's version, and the log-probability method once it was chosen."""
-        method = "" if self._method is None else f", {self._method.name}"
-        return self._server_version + method
+        methods = [method.name for method in (self._method, self._next_method) if method is not None]
+        return ", ".join([self._server_version, *dict.fromkeys(methods)])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -163,59 +161,45 @@ class ServerEngine:
         request = LogprobRequest(token_ids, rows, level_token_ids)
         return self._send(self.find_method(request), request)
 
-    def find_method(self, request: LogprobRequest) -> LogprobMethod:
-        """The best log-probability method that the server offers, chosen once by a piece of this prompt.
+    def find_method(self, request: LogprobRequest | NextTokenRequest) -> LogprobMethod | NextTokenMethod:
+        """The best log-probability method that the server offers, chosen once by a piece of this request.
 
-        Raises EngineError if the server offers none.
+        Rows of a prompt and tokens that follow prompts have a method each. Raises EngineError if the server
+        offers none.
         """
         with self._method_lock:
+            choice = MethodChoice(self._send, self.url)
+            if isinstance(request, NextTokenRequest):
+                self._next_method = self._next_method or choice.for_next_tokens(request)
+                return self._next_method
             if self._method is None:
-                self._method = self._choose_method(request)
+                self._method = choice.for_rows(request, self._find_cache_block_size())
             return self._method
+
+    def next_distributions(
+        self,
+        prompts: Sequence[Sequence[int]],
+        level_token_ids: Sequence[Sequence[int]],
+        shared: int = 0,
+        *,
+        exact: bool = False,
+    ) -> NDArray[np.float64]:  # the server's cache finds `shared` itself
+        self._check_length(max(map(len, prompts), default=0) + 1)
+        levels = [np.zeros((0, len(level_token_ids)))]
+        for first in range(0, len(prompts), PROMPTS_PER_REQUEST):
+            request = NextTokenRequest(prompts[first : first + PROMPTS_PER_REQUEST], level_token_ids)
+            method = self.find_method(request)
+            if exact and not isinstance(method, LogprobTokenIds):
+                raise EngineError(
+                    f"The server at {self.url} gives only the most likely tokens ({method.name}), and the "
+                    "probabilities of chosen ones are needed. Start vLLM 0.32 or newer, or name a model for "
+                    "this process:  --simulator-local MODEL"
+                )
+            levels.append(self._send(method, request))
+        return np.concatenate(levels)
 
     def close(self) -> None:
         self._transport.close()
-
-    def _choose_method(self, request: LogprobRequest) -> LogprobMethod:
-        """The first exact method that answers rightly, else as many most likely tokens as the server gives.
-
-        The most likely tokens are requested first: an exact method must give the same probabilities for
-        these. Cut prompts are left out if the server would compute more tokens for them than for the whole
-        prompt.
-        """
-        sample, refusals = _sample(request), dict[str, str]()
-        most_likely, reference = None, None
-        for k in MOST_LIKELY_COUNTS:
-            reference = self._try(PromptLogprobs(k), sample, refusals)
-            if reference is not None:
-                most_likely = PromptLogprobs(k)
-                break
-        for method in EXACT_METHODS:
-            is_cut = isinstance(method, LogprobTokenIds)
-            if is_cut and most_likely is not None and self._cuts_cost_more(request):
-                continue
-            levels = self._try(method, sample, refusals)
-            if levels is not None and (reference is None or _agree(levels, reference)):
-                return method
-            if levels is not None:
-                refusals[method.name] = "its answers differ from the most likely tokens"
-        if most_likely is not None:
-            return most_likely
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refusals.items())
-        raise EngineError(
-            f"The server at {self.url} gives no probabilities of chosen tokens, and --simulator digits needs "
-            f"them:{reasons}\n"
-            "Start vLLM 0.32 or newer (on a GPU with --enable-scale-out), name another server for the "
-            "simulation with --simulator-server, or use --simulator lexical."
-        )
-
-    def _cuts_cost_more(self, request: LogprobRequest) -> bool:
-        """Whether a prompt's cuts cost the server more than the whole prompt; False if it does not tell.
-
-        Each row costs half a block of the prefix cache on average.
-        """
-        block_size = self._find_cache_block_size()
-        return block_size is not None and len(request.rows) * (block_size + 1) / 2 > len(request.token_ids)
 
     def _find_cache_block_size(self) -> float | None:
         """Tokens in a block of the prefix cache: infinite without a cache, None if unknown."""
@@ -229,31 +213,20 @@ class ServerEngine:
             return None
         return float(block_size[1]) if 'enable_prefix_caching="True"' in labels[1] else math.inf
 
-    def _try(
-        self, method: LogprobMethod, request: LogprobRequest, refusals: dict[str, str]
-    ) -> NDArray[np.float64] | None:
-        """The method's answer; None if the server gives none, and then `refusals` gets the reason by name."""
-        for _ in range(PROBES):
-            try:
-                return self._send(method, request)
-            except LlmReplyError as error:
-                refusals[method.name] = error.reason
-                if isinstance(error, Refused):
-                    break
-        return None
-
-    def _send(self, method: LogprobMethod, request: LogprobRequest) -> NDArray[np.float64]:
+    def _send(self, method: Any, request: Any) -> NDArray[np.float64]:
+        """The answer of a log-probability method: probabilities [rows or prompts, n_levels]."""
         answer, raw = self._post_request(method, request)
         if isinstance(method, PromptLogprobTokenIds) and answer.prompt_token_id_logprobs is None:
             # Rows that the prefix cache holds have no probabilities, so the prompt is computed again.
             method = PromptLogprobTokenIds(read_cache=False)
             answer, raw = self._post_request(method, request)
         try:
-            return method.read(answer, request)
+            levels: NDArray[np.float64] = method.read(answer, request)
         except ValueError as error:
             raise unusable(str(error), raw) from error
+        return levels
 
-    def _post_request(self, method: LogprobMethod, request: LogprobRequest) -> tuple[Any, bytes]:
+    def _post_request(self, method: Any, request: Any) -> tuple[Any, bytes]:
         body, n_tokens = method.body(request), method.n_prompt_tokens(request)
         return self._post(
             method.path, body, method.decoder, n_tokens, reports_cached_tokens=method.reports_cached_tokens
@@ -370,25 +343,6 @@ def _check_text(answer: TextAnswer, raw: bytes, max_tokens: int) -> TextChoice:
         length = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
         raise LlmReplyError(Status.PARSE_ERROR, f"the answer {fault}{length}", reply_text(raw))
     return choice
-
-
-def _sample(request: LogprobRequest) -> LogprobRequest:
-    """A piece of the prompt around its first rows, to compare methods by.
-
-    Each level token, and each token that follows a row and is thus likely, is a level of its own.
-    """
-    rows = request.rows[:SAMPLE_ROWS]
-    first, end = max(0, rows[0] - SAMPLE_CONTEXT), min(rows[-1] + 2, len(request.token_ids))
-    following = {request.token_ids[row + 1] for row in rows}
-    chosen = sorted(following | set(request.flat_token_ids))
-    return LogprobRequest(
-        request.token_ids[first:end], [row - first for row in rows], [[token_id] for token_id in chosen]
-    )
-
-
-def _agree(levels: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
-    """Whether two methods give the same probabilities, where the reference has one: it may be cut."""
-    return bool((np.abs(levels - reference)[reference > 0] < TOLERANCE).all())
 
 
 def _normalize_url(url: str) -> str:

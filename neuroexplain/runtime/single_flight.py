@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
@@ -18,24 +20,40 @@ class SingleFlight(Generic[Result]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._results: dict[Hashable, Future[Result]] = {}
+        self._results: dict[Any, Future[Result]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Result]) -> tuple[Result, bool]:
         """The result for the key, and whether this call computed it."""
+        results, computed = self.get_many([key], lambda _: [compute()])
+        return results[0], bool(computed)
+
+    def get_many(
+        self, keys: Sequence[Key], compute: Callable[[list[Key]], Sequence[Result]]
+    ) -> tuple[list[Result], list[Key]]:
+        """The result for each key, and the keys that this call computed: those that nobody asked for before.
+
+        compute gets these keys, each once, and returns their results in their order.
+        """
+        futures: list[Future[Result]] = []
+        own: dict[Key, Future[Result]] = {}
         with self._lock:
-            known = self._results.get(key)
-            if known is None:
-                future = self._results[key] = Future()
-                if len(self._results) > self._size:
-                    del self._results[next(iter(self._results))]
-        if known is not None:
-            return known.result(), False
-        try:
-            future.set_result(compute())
-        except BaseException as error:
-            with self._lock:
-                self._results.pop(key, None)
-            future.set_exception(error)
-            raise
-        return future.result(), True
+            for key in keys:
+                if key not in self._results:
+                    self._results[key] = own[key] = Future()
+                futures.append(self._results[key])
+            for key in list(islice(self._results, max(0, len(self._results) - self._size))):
+                del self._results[key]
+        if own:
+            try:
+                for future, result in zip(own.values(), compute(list(own)), strict=True):
+                    future.set_result(result)
+            except BaseException as error:
+                with self._lock:
+                    for key in own:
+                        self._results.pop(key, None)
+                for future in own.values():
+                    if not future.done():
+                        future.set_exception(error)
+                raise
+        return [future.result() for future in futures], list(own)

@@ -33,7 +33,7 @@ from neuroexplain.runs import Run
 from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
 
 if TYPE_CHECKING:
-    from neuroexplain.llm.distributions import LogprobRequest
+    from neuroexplain.llm.distributions import LogprobRequest, NextTokenRequest
     from neuroexplain.llm.prompts import Prompt
 
 # Sampled and random records of a split that a scorer reads, each: of a scorer that costs nothing, and of one
@@ -164,7 +164,7 @@ class OpenScorer(ABC):
         """What the model predicts for the trials from the explanation. It does not depend on their order."""
         ...
 
-    def example(self) -> LogprobRequest | None:
+    def example(self) -> LogprobRequest | NextTokenRequest | None:
         """A request of usual size, to choose a server's log-probability method by; None if none is sent."""
         return None
 

@@ -64,3 +64,21 @@ def find_named(texts: Sequence[str], explanation: str) -> NDArray[np.bool_]:
         if WITHOUT_SPACES.search(text) and text.strip().casefold() in folded:
             named[place] = True
     return named
+
+
+def words_of_tokens(texts: Sequence[str]) -> list[str]:
+    """The word that each token of a record spells or spells a part of, [n]; empty for white space.
+
+    texts: each token's text where it stands, so that joined they are the record's text. A token of no word
+    or of several, and each token in scripts without spaces, is taken as it is, without white space.
+    """
+    ends = np.cumsum([len(text) for text in texts])
+    words_of: list[list[str]] = [[] for _ in texts]
+    for match in WORD.finditer("".join(texts)):
+        if WITHOUT_SPACES.search(match[0]) is None:
+            first, last = np.searchsorted(ends, [match.start(), match.end() - 1], "right")
+            for words in words_of[first : last + 1]:
+                words.append(match[0])
+    return [
+        words[0] if len(words) == 1 else text.strip() for words, text in zip(words_of, texts, strict=True)
+    ]

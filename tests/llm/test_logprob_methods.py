@@ -24,6 +24,8 @@ class Server032:
     def __call__(self, body):
         if "token_ids" in body:
             return self.at_rows(body) if "rows" in self.offered else (404, {"detail": "Not Found"})
+        if "logprobs" in body and "logprob_token_ids" not in body:
+            return self.top_next(body)
         if "logprob_token_ids" in body:
             return (
                 self.at_next(body)
@@ -59,6 +61,22 @@ class Server032:
             best = {*np.argsort(-self.logprobs[before])[: body["prompt_logprobs"]].tolist(), own}
             entries.append({i: self.logprobs[before, i] for i in best})
         return 200, {**top_answer(*entries), "usage": {"prompt_tokens": len(body["prompt"])}}
+
+    def top_next(self, body):
+        k = body["logprobs"]
+        if f"top {k}" not in self.offered:
+            return 400, {"error": {"message": "greater than max allowed"}}
+        best = [np.argsort(-self.logprobs[prompt[-1]])[:k] for prompt in body["prompt"]]
+        choices = [
+            {
+                "index": n,
+                "logprobs": {
+                    "top_logprobs": [{f"token_id:{i}": self.logprobs[prompt[-1], i] for i in ids.tolist()}]
+                },
+            }
+            for n, (prompt, ids) in enumerate(zip(body["prompt"], best, strict=True))
+        ]
+        return 200, {"choices": choices, "usage": {"prompt_tokens": sum(map(len, body["prompt"]))}}
 
     def metrics(self):
         return (
@@ -156,3 +174,76 @@ def test_log_probabilities_that_cannot_be_are_a_failed_attempt_with_the_reply(sc
     with pytest.raises(LlmReplyError, match="no log-probability") as failed:
         engine.level_distributions(PROMPT, ROWS, LEVELS)
     assert "top_logprobs" in failed.value.reply
+
+
+QUESTIONS = [[*PROMPT[:5], n] for n in range(3, 80)]
+
+
+@pytest.mark.parametrize(
+    ("offered", "method"),
+    [
+        ({"next", "top 20"}, "logprob_token_ids"),
+        ({"next"}, "logprob_token_ids"),
+        ({"top 20"}, "logprobs=20"),
+        ({"top 5", "top 20"}, "logprobs=20"),
+        ({"top 5"}, "logprobs=5"),
+    ],
+)
+def test_next_tokens_are_asked_for_by_the_best_method_many_prompts_a_request(scripted, offered, method):
+    scripted.choose = server = Server032(offered)
+    engine = connect(scripted)
+    levels = engine.next_distributions(QUESTIONS, LEVELS)
+    p = np.exp(server.logprobs[np.array(QUESTIONS)[:, -1]])
+    true = np.stack([p[:, ids].sum(axis=1) for ids in LEVELS], axis=1)
+    if "=" not in method:
+        np.testing.assert_allclose(levels, true, rtol=1e-5)
+    else:
+        assert ((levels < true + 1e-9) & ((levels > 0) | (true < 0.1))).all()
+        assert (levels > 0).any()
+    assert engine.version == f"unknown, {method}"
+    n = len(scripted.requests)
+    engine.next_distributions(QUESTIONS, LEVELS)
+    assert len(scripted.requests) == n + 3  # 77 prompts, 32 a request
+    assert engine.next_distributions([], LEVELS).shape == (0, 3)
+
+
+def test_a_server_that_cuts_its_answers_cannot_answer_exactly(scripted):
+    scripted.choose = Server032({"top 20"})
+    engine = connect(scripted)
+    with pytest.raises(EngineError, match=r"logprobs=20.*--simulator-local"):
+        engine.next_distributions(QUESTIONS, LEVELS, exact=True)
+
+
+def test_a_method_for_next_tokens_with_wrong_answers_is_not_chosen(scripted):
+    scripted.choose = server = Server032({"next", "top 20"})
+    right = server.at_next
+    server.at_next = lambda body: right({**body, "prompt": [[*p, 3] for p in body["prompt"]]})
+    engine = connect(scripted)
+    engine.next_distributions(QUESTIONS, [[i] for i in range(3, 40)])
+    assert engine.version.endswith(", logprobs=20")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: answer["choices"].pop(),
+        lambda answer: answer["choices"].reverse(),
+        lambda answer: answer["choices"][0]["logprobs"]["top_logprobs"].append({}),
+        lambda answer: answer["choices"][0]["logprobs"]["top_logprobs"][0].popitem(),
+        lambda answer: answer["choices"][0]["logprobs"]["top_logprobs"][0].update({"token_id:5": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("offered", ["next", "top 20"])
+def test_wrong_next_tokens_are_no_values(scripted, offered, spoil):
+    scripted.choose = server = Server032({offered})
+    engine = connect(scripted)
+    engine.next_distributions(QUESTIONS, LEVELS)
+
+    def spoiled(body):
+        answer = (server.at_next if offered == "next" else server.top_next)(body)[1]
+        spoil(answer)
+        return 200, answer
+
+    scripted.choose = spoiled
+    with pytest.raises(LlmReplyError):
+        engine.next_distributions(QUESTIONS[:4], LEVELS)

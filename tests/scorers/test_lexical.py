@@ -5,7 +5,8 @@ import pytest
 
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.prompts import load_prompt
-from neuroexplain.scorers.lexical import LexicalSimulator, likelihood_ratio
+from neuroexplain.scorers._likelihood import mean_log_ratio
+from neuroexplain.scorers.lexical import LexicalSimulator
 from tests.fakes import WORDS
 from tests.tokens import vocabulary_of
 
@@ -29,12 +30,12 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
     *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
     assert all("the old mill" in phrasing for phrasing in phrasings)
     assert "the old mill" not in others
-    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer._encode(text)) == 1}
+    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer._likelihood._encode(text)) == 1}
     assert spelled
 
     def probability(text):
         probabilities = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
-        return sum(probabilities[i] for i in spelled | {scorer._encode("river")[0]})
+        return sum(probabilities[i] for i in spelled | {scorer._likelihood._encode("river")[0]})
 
     ratios = []
     for phrasing in phrasings:
@@ -49,14 +50,14 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
 @pytest.mark.parametrize(
     ("p", "q", "value"),
     [
-        ([0.2, 0.1], [0.1, 0.1], (np.log(2) / 2) ** 2),
+        ([0.2, 0.1], [0.1, 0.1], np.log(2) / 2),
         ([0.4, 0.1], [0.1, 0.4], 0.0),
         ([0.0], [0.0], 0.0),
-        ([0.1], [0.2], 0.0),
+        ([0.1], [0.2], -np.log(2)),
     ],
 )
-def test_what_is_less_likely_than_elsewhere_counts_nothing(p, q, value):
-    assert likelihood_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
+def test_the_ratio_is_the_mean_of_logarithms(p, q, value):
+    assert mean_log_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
 
 
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):

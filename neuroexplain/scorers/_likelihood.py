@@ -1,0 +1,140 @@
+"""How much likelier a word is after an explanation than after others, by any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.llm.engine import Engine, VocabularyEngine
+from neuroexplain.llm.prompts import Prompt
+from neuroexplain.runtime.single_flight import SingleFlight
+from neuroexplain.scorers.base import Request
+from neuroexplain.subject.tokenizer import tokenizer_sha256
+
+TINY = 1e-12  # added to probabilities: two words that are both less likely than it have the ratio 1
+IDS_PER_REQUEST = 128  # chosen ids that a server takes in one request
+# Probabilities of a token after an explanation's phrasings that are kept, some 100 bytes each: those of a
+# thousand explanations.
+PROBABILITIES_KEPT = 1_000_000
+EXPLANATIONS_KEPT = 100  # distributions over a whole vocabulary, 0.6 MB each for 50,000 tokens
+
+Phrasings = NDArray[np.float64]  # [n_phrasings]: a probability after each phrasing
+
+
+class LikelihoodRatios:
+    """The mean over phrasings of log(p / q), of a word after an explanation.
+
+    p is the probability that a phrasing goes on with the word, in any spelling that is one token: with or
+    without a space before it, with or without a capital. q is the mean of p over other explanations, the
+    lines of the prompt file's last turn. An engine in this process gives the whole vocabulary at once; a
+    server is asked for the spellings of the words that are needed.
+    """
+
+    def __init__(self, engine: Engine, prompt: Prompt, subject_tokenizer_sha256: str) -> None:
+        self.engine, self._prompt = engine, prompt
+        self._same_tokenizer = tokenizer_sha256(engine.tokenizer) == subject_tokenizer_sha256
+        self._special_ids = set(engine.tokenizer.all_special_ids)
+        self._others = prompt.fill({"explanation": ""})[-1].content.splitlines()
+        self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
+        self._known: SingleFlight[Phrasings] = SingleFlight(PROBABILITIES_KEPT)
+        self._known_others: SingleFlight[Phrasings] = SingleFlight(PROBABILITIES_KEPT)
+        self._of_vocabulary = lru_cache(maxsize=EXPLANATIONS_KEPT)(self._read_vocabulary)
+
+    def ratios(self, explanation: str, tokens: Sequence[VocabularyEntry]) -> tuple[NDArray[np.float64], int]:
+        """The mean log ratio of each token's word, [n], and how many prompt tokens were sent for it.
+
+        -inf for white space, special tokens and parts of characters.
+        """
+        spellings = [self._spellings(token) for token in tokens]
+        ids = sorted({token_id for spelled in spellings for token_id in spelled})
+        own, n_sent = self._probabilities(self._known, [explanation], ids)
+        others, n_more = self._probabilities(self._known_others, self._others, ids)
+        place = {token_id: n for n, token_id in enumerate(ids)}
+        ratios = np.full(len(tokens), -np.inf)
+        for n, spelled in enumerate(spellings):
+            if spelled:
+                columns = [place[token_id] for token_id in spelled]
+                p, q = own[columns].sum(axis=0), others[columns].sum(axis=0)
+                ratios[n] = mean_log_ratio(p, q)
+        return ratios, n_sent + n_more
+
+    def plan(self, explanation: str, tokens: Sequence[VocabularyEntry]) -> list[Request]:
+        """The requests of `ratios`: none of an engine that gives whole vocabularies.
+
+        What is asked of the other explanations is counted once a command, as if all units had the same words.
+        """
+        if _gives_vocabulary(self.engine):
+            return []
+        n_ids = len({token_id for token in tokens for token_id in self._spellings(token)})
+        return [
+            Request(len(ids), key=("likelihood", text, n, first))
+            for text in (explanation, *self._others)
+            for n, ids in enumerate(self._prompts(text))
+            for first in range(0, n_ids, IDS_PER_REQUEST)
+        ]
+
+    def _probabilities(
+        self, known: SingleFlight[Phrasings], texts: Sequence[str], ids: Sequence[int]
+    ) -> tuple[NDArray[np.float64], int]:
+        """The probability of each id after each phrasing, [n_ids, n_phrasings], and prompt tokens sent.
+
+        It is the mean over the texts. known: what was asked for these texts before, by text and id.
+        """
+        if _gives_vocabulary(self.engine):
+            return np.mean([self._of_vocabulary(text)[:, ids] for text in texts], axis=0).T, 0
+        prompts = [prompt for text in texts for prompt in self._prompts(text)]
+        n_sent = 0
+
+        def ask(keys: list[tuple[str, int]]) -> list[Phrasings]:
+            nonlocal n_sent
+            rows: list[Phrasings] = []
+            for first in range(0, len(keys), IDS_PER_REQUEST):
+                chosen = [[token_id] for _, token_id in keys[first : first + IDS_PER_REQUEST]]
+                probabilities = self.engine.next_distributions(prompts, chosen, exact=True)
+                n_sent += sum(map(len, prompts))
+                rows += list(probabilities.reshape(len(texts), -1, len(chosen)).mean(axis=0).T)
+            return rows
+
+        rows, _ = known.get_many([(texts[0], token_id) for token_id in ids], ask)
+        return np.array(rows).reshape(len(ids), -1), n_sent
+
+    def _read_vocabulary(self, explanation: str) -> NDArray[np.float32]:
+        """The probability of every token after each phrasing, [n_phrasings, vocab]."""
+        engine: VocabularyEngine = self.engine  # type: ignore[assignment]
+        logprobs = [engine.next_token_logprobs(ids) for ids in self._prompts(explanation)]
+        probabilities: NDArray[np.float32] = np.exp(logprobs).astype(np.float32)
+        return probabilities
+
+    def _prompts(self, explanation: str) -> list[list[int]]:
+        *phrasings, _ = self._prompt.fill({"explanation": explanation})
+        return [list(self.engine.tokenizer(phrasing.content).input_ids) for phrasing in phrasings]
+
+    def _spellings_of(self, token: VocabularyEntry) -> list[int]:
+        """The ids of a token's word: the token itself, and the spellings of its word that are single tokens.
+
+        If the subject has another tokenizer, the token itself is the first token of its text.
+        """
+        word = token.text.strip()
+        if token.special or not word or "\ufffd" in word:
+            return []
+        itself = [token.token_id] if self._same_tokenizer else self._encode(token.text)[:1]
+        words = {word, word.lower(), word.capitalize()}
+        encoded = [self._encode(text) for cased in words for text in (cased, f" {cased}")]
+        return sorted({*itself, *(ids[0] for ids in encoded if len(ids) == 1)} - self._special_ids)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def mean_log_ratio(p: NDArray[Any], q: NDArray[Any]) -> float:
+    """The mean of log(p / q) of probabilities p and q, [n_phrasings]."""
+    return float(np.mean(np.log((p + TINY) / (q + TINY))))
+
+
+def _gives_vocabulary(engine: Engine) -> bool:
+    return hasattr(engine, "next_token_logprobs")
