@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from neuroexplain.config import EngineConfig, ScoreConfig
-from neuroexplain.errors import NeuroexplainError
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.vllm import serve_vllm
@@ -23,9 +21,8 @@ def open_engines(
 ) -> Iterator[tuple[Engine | None, list[OpenScorer]]]:
     """The explainer's engine (None unless `explains`) and the scorers in their order, closed at the end.
 
-    Scorers use the engine that `score` names. If it names none, scorers that need distributions use the
-    explainer's engine; scorers that need a whole vocabulary use the explainer's engine if it is local, else
-    the embedded model. Raises NeuroexplainError if an engine cannot be had.
+    Scorers use the engine that `score` names; if it names none, the explainer's. Raises NeuroexplainError if
+    an engine cannot be had.
     """
     scorers = [SCORERS.load(name, "--scorer") for name in (() if score is None else score.scorers)]
     named = None if score is None else score.engine
@@ -38,11 +35,10 @@ def open_engines(
             scoring = explaining
         elif needs_distributions:
             scoring = open_engine(named, stack, tell)
-        engines = ScorerEngines(config, named, explaining, scoring, tell)
-        opened = [engines.open_scorer(scorer, run) for scorer in scorers]
+        opened = [open_scorer(scorer, scoring, run, tell) for scorer in scorers]
         if score is not None:
-            for open_scorer in opened:
-                open_scorer.n_read, open_scorer.with_bills = score.records, score.bills
+            for scorer_of_run in opened:
+                scorer_of_run.n_read, scorer_of_run.with_bills = score.records, score.bills
         yield explaining if explains else None, opened
 
 
@@ -75,45 +71,13 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
     return engine
 
 
-@dataclass(frozen=True)
-class ScorerEngines:
-    """The engines that are open, from which each scorer gets the one that it needs."""
-
-    config: EngineConfig  # the explainer's
-    named: EngineConfig | None  # the scorers' own, if one is named
-    explaining: Engine | None
-    scoring: Engine | None  # for distributions
-    tell: Tell
-
-    def open_scorer(self, scorer: Scorer, run: Run) -> OpenScorer:
-        """The scorer with an engine that gives what it needs."""
-        if scorer.needs == "nothing":
-            return scorer.open(None, run)
-        if scorer.needs == "vocabulary":
-            return scorer.open(self._vocabulary_engine(scorer), run)
-        assert self.scoring is not None
-        opened = scorer.open(self.scoring, run)
-        example = opened.example()
-        if isinstance(self.scoring, ServerEngine) and example is not None:
-            method = self.scoring.find_method(example)
-            self.tell(f"Reading distributions by {method.name}.")
-        return opened
-
-    def _vocabulary_engine(self, scorer: Scorer) -> Engine:
-        """A local engine: an open one of the right model, else the named model, else the embedded one."""
-        from neuroexplain.llm.local import LocalEngine
-        from neuroexplain.subject.load import embedded_model
-
-        if self.named is not None and self.named.local is None:
-            raise NeuroexplainError(
-                f"The scorer {scorer.name} needs the distribution over a whole vocabulary, which a "
-                "server does not give. Name a model for this process:  --simulator-local MODEL, or "
-                "leave it out for the embedded one"
-            )
-        config = self.config if self.named is None else self.named
-        model = config.local or embedded_model()
-        opened = self.scoring or self.explaining
-        if isinstance(opened, LocalEngine) and (self.named is None or opened.model == model):
-            return opened
-        self.tell(f"Loading {model} ...")
-        return LocalEngine(model, trust_remote_code=config.trust_remote_code)
+def open_scorer(scorer: Scorer, engine: Engine | None, run: Run, tell: Tell) -> OpenScorer:
+    """The scorer with its engine. Of a server, the method for its probabilities is chosen and told."""
+    if scorer.needs == "nothing":
+        return scorer.open(None, run)
+    assert engine is not None
+    opened = scorer.open(engine, run)
+    example = opened.example()
+    if isinstance(engine, ServerEngine) and example is not None:
+        tell(f"Reading probabilities by {engine.find_method(example).name}.")
+    return opened

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # that asks a model for each record (error against prompt tokens: docs/scores.md).
 RECORDS_OF_CHEAP, RECORDS_OF_COSTLY = 16, 8
 
-Needs = Literal["distributions", "vocabulary", "nothing"]
+Needs = Literal["distributions", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Scorer(ABC):
     name: ClassVar[str]
     main_metric: ClassVar[str]  # stored also if it is undefined
     metrics: ClassVar[tuple[str, ...]] = ()  # further ones, stored if they have a value
-    # What the model must give: distributions over chosen tokens (any engine) or over its vocabulary (a local
-    # engine).
+    # What an engine must give: the probabilities of chosen tokens; nothing if the scorer asks no model.
     needs: ClassVar[Needs] = "distributions"
     codec: ClassVar[str] = "floats"  # how predictions are stored: a key of scoring.codecs.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
