@@ -102,14 +102,16 @@ def main(corpus: str) -> None:
     records = cut(documents, tokenizer)
     offsets = {r["document"]: r["offsets"] for r in records}
     neurons = []
-    for name, rule, true, false in NEURONS:
+    for kind, name, rule, true, false in NEURONS:
         if len(false) != 5:
             raise ValueError(f"{name}: {len(false)} false explanations")
         activations = {d: activate(rule, text, offsets[d]) for d, text in documents if d in offsets}
         top, others = choose(name, records, activations)
         if len(top) < RECORDS:
             print(f"{name}: only {len(top)} top records", file=sys.stderr)
-        neurons.append({"name": name, "true": true, "false": false, "top": top, "random": others})
+        neurons.append(
+            {"name": name, "kind": kind, "true": true, "false": false, "top": top, "random": others}
+        )
     lines = (json.dumps(neuron, ensure_ascii=False, separators=(",", ":")) for neuron in neurons)
     OUT.write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
     print(f"{len(neurons)} neurons, {OUT.stat().st_size:,} bytes")

@@ -1,4 +1,4 @@
-"""The neurons: a rule each, what a person would say of it, and five explanations that are false but tempting.
+"""The neurons, by kind: a rule each, what a person would say of it, and five false but tempting explanations.
 
 A false one is the same theme in another form, too wide, too narrow, a frequent neighbour, or a plausible
 other.
@@ -23,9 +23,10 @@ from known_neurons.rules import (
 
 NAME = r"[A-Z][a-z]+"
 
-# Name, rule, the true explanation, the false ones.
-NEURONS: list[tuple[str, Rule, str, list[str]]] = [
-    # word groups
+Neuron = tuple[str, Rule, str, list[str]]  # name, rule, the true explanation, the false ones
+
+BY_KIND: dict[str, list[Neuron]] = {
+  "words": [
     ("colours", words("red blue green yellow white black brown gray grey purple pink scarlet crimson",
      "dark pale bright golden silver"),
      "names of colors",
@@ -126,7 +127,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
      "materials that things are made of",
      ["tools and machines", "colors", "jewelry and money", "buildings and bridges",
      "mining and factories"]),
-    # themes, with the words around them
+  ],
+  "themes": [
     ("war", theme("army war soldiers troops battle enemy military guns weapons regiment bomb attack",
      "general captain killed"),
      "text about war and the army",
@@ -167,7 +169,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
      "text about the sea and ships",
      ["text about rivers and lakes", "text about mountains and forests", "text about trains and cars",
      "text about fish and cooking", "text about rain and storms"]),
-    # syntax
+  ],
+  "syntax": [
     ("prepositions", words("in on at under over between behind beside near above below against through "
      "across", "into from with by"),
      "prepositions, such as under and between",
@@ -236,7 +239,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
     ("possessives", pattern((r"\w('s)\b", 1.0), (r"\w(')\s", 0.7), (r"\b(?:his|her|their|its|my)\b", 0.3)),
      "the possessive ending 's",
      ["plural nouns", "quotation marks", "names of people", "negations such as n't", "commas and periods"]),
-    # position and context
+  ],
+  "position and context": [
     ("sentence start", pattern((r'(?:^|[.?!]\"? +|\n)\"?([A-Z]\w*)', 1.0)),
      "the first word of a sentence",
      ["the last word of a sentence", "names of people", "quotation marks", "verbs",
@@ -277,7 +281,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
      "what is called new: the noun that follows the word new",
      ["the word new", "names of places such as New York", "inventions and technology",
      "adjectives such as old and young", "news reports"]),
-    # digits, casing, punctuation
+  ],
+  "casing and digits": [
     ("years", pattern((r"\b1[5-9]\d\d\b", 1.0), (r"\b\d{1,2}(?=, 1[5-9]\d\d)", 0.4)),
      "years, such as 1927",
      ["names of the months", "amounts of money", "small numbers", "page numbers", "history"]),
@@ -317,7 +322,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
      "words with a hyphen, such as old-fashioned",
      ["adjectives such as old", "dashes between sentences", "words with an apostrophe",
      "numbers written as words", "long words"]),
-    # languages
+  ],
+  "languages": [
     ("French", foreign(FRENCH),
      "French words",
      ["Spanish words", "Paris and France", "quoted speech in English", "food and restaurants",
@@ -333,4 +339,8 @@ NEURONS: list[tuple[str, Rule, str, list[str]]] = [
      "words of a language other than English",
      ["English words in quotation marks", "names of foreign countries",
      "adjectives of nationality, such as French", "rare English words", "long words"]),
-]  # fmt: skip
+  ],
+}  # fmt: skip
+
+# Kind, then as in Neuron.
+NEURONS = [(kind, *neuron) for kind, neurons in BY_KIND.items() for neuron in neurons]

@@ -56,7 +56,7 @@ def _documents(config: CollectConfig, subject: Subject) -> Iterator[tuple[list[i
     for text in read_documents(config.dataset, None, config.split, config.text_column, None):
         encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
-        values = np.array([activate(rule, text, offsets) for _, rule, _, _ in NEURONS], np.float32).T
+        values = np.array([activate(rule, text, offsets) for _, _, rule, _, _ in NEURONS], np.float32).T
         ids = list(encoded["input_ids"])
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.llm.engine import Usage
 from neuroexplain.scorers.base import PredictedTrial, Predictions
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scoring.side_evidence import Trial
@@ -105,7 +107,7 @@ def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
     (outcome,) = script.evaluate(neurons, scorer)
     assert outcome.won
     assert outcome.true == pytest.approx(1)
-    summary = script.summarize([outcome], tokens=7, seconds=1.25)
+    summary = script.summarize([outcome])
     a, b = (np.corrcoef(x, [0, 1, 0, 2])[0, 1] for x in ([0, 1, 0, 1], [2, 0, 1, 0]))
     assert summary == {
         "wins": 1,
@@ -113,10 +115,25 @@ def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
         "mean_true": 1.0,
         "mean_false": pytest.approx((a + b) / 2, abs=1e-4),
         "mean_margin": pytest.approx(1 - a, abs=1e-4),
-        "tokens": 7,
-        "seconds": 1.2,
         "undefined": 0,
     }
+    assert script.summarize_kinds([outcome]) == {"other": summary}
+
+
+def test_halves_share_each_kind_and_cost_is_by_scored_token():
+    halves = [script.read_neurons(FILE, 1, half) for half in ("choose", "report")]
+    names = [{neuron.name for neuron in half} for half in halves]
+    assert not names[0] & names[1]
+    assert names[0] | names[1] == set(NEURONS)
+    kinds = [Counter(neuron.kind for neuron in half) for half in halves]
+    assert all(0 <= kinds[0][kind] - kinds[1][kind] <= 1 for kind in kinds[0])
+    assert len(kinds[0]) == 6
+    usage = Usage()
+    usage.add(1000, 200, 1)
+    cost = script.cost_of(usage, halves[0][:2], 1.25)
+    assert (cost["computed"], cost["computed_per_token"]) == (800, round(800 / (2 * 6 * 2 * 64), 2))
+    usage.add(1000, None, 1)
+    assert script.cost_of(usage, halves[0], 1.25)["computed"] is None
 
 
 def test_a_tie_is_no_win(tmp_path):
@@ -130,7 +147,7 @@ def test_what_is_undefined_or_failed_is_counted_apart_and_never_a_zero(tmp_path)
     (outcome,) = script.evaluate(neurons, Listed({"t": [0, 0, 0], "a": failed, "b": [0, 1, 0]}))
     assert (outcome.true, outcome.won, outcome.margin, len(outcome.false)) == (None, False, None, 1)
     assert outcome.reasons == ("a constant side", "llm_error: no answer")
-    summary = script.summarize([outcome], 0, 0)
+    summary = script.summarize([outcome])
     assert (summary["wins"], summary["undefined"], summary["mean_true"], summary["mean_margin"]) == (
         0,
         2,
