@@ -19,6 +19,7 @@ from neuroexplain.evidence import Exemplar, VocabularyEntry
 from neuroexplain.explaining.explainers import EXPLAINERS, Mistake, render_mistakes
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import load_prompt
+from neuroexplain.scorers._questions import WordQuestions
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.store.engine import open_store
 from neuroexplain.units import UnitId
@@ -90,6 +91,8 @@ def filled_prompts() -> dict[str, str]:
         "geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS
     )
     prompts["digits"] = TokenizerOnly.tokenizer.decode(ids)
+    questions = WordQuestions(TokenizerOnly(), load_prompt("simulate/words"))  # type: ignore[arg-type]
+    prompts["words"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("geese", "gander"))
     return prompts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.scorers.base import Request
 from neuroexplain.subject.tokenizer import tokenizer_sha256
 
+PART_OF_CHARACTER = re.compile("[\ufffd\ud800-\udfff]")
 TINY = 1e-12  # added to probabilities: two words that are both less likely than it have the ratio 1
 IDS_PER_REQUEST = 128  # chosen ids that a server takes in one request
 # Probabilities of a token after an explanation's phrasings that are kept, some 100 bytes each: those of a
@@ -120,7 +122,7 @@ class LikelihoodRatios:
         If the subject has another tokenizer, the token itself is the first token of its text.
         """
         word = token.text.strip()
-        if token.special or not word or "\ufffd" in word:
+        if token.special or not word or PART_OF_CHARACTER.search(word):
             return []
         itself = [token.token_id] if self._same_tokenizer else self._encode(token.text)[:1]
         words = {word, word.lower(), word.capitalize()}

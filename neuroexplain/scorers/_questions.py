@@ -118,13 +118,18 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 def find_answer_ids(tokenizer: Any) -> list[list[int]]:
     """The ids of each answer's spellings that are single tokens: with a capital, and with a space before.
 
-    Raises NeuroexplainError if the tokenizer has none for yes or for no.
+    A tokenizer that has none of them gets the first tokens of the answers. Raises NeuroexplainError if these
+    are the same.
     """
-    ids = []
-    for answer in ANSWERS:
-        spellings = [f"{space}{cased}" for space in ("", " ") for cased in (answer, answer.capitalize())]
-        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in spellings]
-        ids.append(sorted({token_ids[0] for token_ids in encoded if len(token_ids) == 1}))
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    cased = [(answer, answer.capitalize()) for answer in ANSWERS]
+    encoded = [[encode(space + text) for space in ("", " ") for text in texts] for texts in cased]
+    ids = [sorted({spelled[0] for spelled in of_answer if len(spelled) == 1}) for of_answer in encoded]
     if not all(ids):
-        raise NeuroexplainError("The tokenizer has no single tokens for yes and no: use --simulator lexical.")
+        ids = [sorted({encode(text)[0] for text in texts}) for texts in cased]
+    if set(ids[0]) & set(ids[1]):
+        raise NeuroexplainError("The tokenizer cannot tell yes from no: use --simulator lexical.")
     return ids

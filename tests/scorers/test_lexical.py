@@ -7,8 +7,9 @@ from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers._likelihood import mean_log_ratio
 from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.scoring.side_evidence import Trial
 from tests.fakes import WORDS
-from tests.tokens import vocabulary_of
+from tests.tokens import HOSTILE, vocabulary_of
 
 
 def test_lexical_gives_nothing_to_white_space_special_tokens_and_parts_of_characters(engine):
@@ -71,3 +72,39 @@ def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
     moved = {90 + i: VocabularyEntry(90 + i, text, False) for i, text in enumerate(texts)}
     values = scorer.simulate("rivers", [[90 + i for i in order]], moved).trials[0].values
     assert values.tolist() == [value_of[texts[i]] for i in order]
+
+
+class OnlyChosen:
+    """An engine that gives chosen tokens, at most 128 at once, as a server does."""
+
+    in_flight = 1
+
+    def __init__(self, engine):
+        self.engine, self.tokenizer, self.n_requests = engine, engine.tokenizer, 0
+
+    def next_distributions(self, prompts, level_token_ids, shared=0, *, exact=False):
+        assert exact
+        assert len(level_token_ids) <= 128
+        self.n_requests += len(prompts)
+        return self.engine.next_distributions(prompts, level_token_ids)
+
+
+def test_a_server_is_asked_for_the_spellings_that_are_needed_and_gives_the_same_values(engine):
+    vocabulary = vocabulary_of([*WORDS, *(f" {word}" for word in WORDS), *HOSTILE])
+    record = list(range(len(vocabulary)))
+    served = OnlyChosen(engine)
+    local, remote = (LexicalSimulator(x, "another tokenizer") for x in (engine, served))
+    for explanation in ("the old mill", "rivers"):
+        before = served.n_requests
+        trials = [Trial("random", 0, "report", 0, tuple(record))]
+        planned = {request.key for request in remote.plan(explanation, trials, vocabulary)}
+        expected = local.simulate(explanation, [record], vocabulary).trials[0].values
+        predictions = remote.simulate(explanation, [record], vocabulary)
+        np.testing.assert_allclose(predictions.trials[0].values, expected, rtol=1e-3, atol=1e-6)
+        assert predictions.prompt_tokens > 0
+        if before == 0:
+            assert served.n_requests == len(planned)
+        n = served.n_requests
+        assert remote.simulate(explanation, [record[::2]], vocabulary).prompt_tokens == 0
+        assert served.n_requests == n
+    assert local.plan("rivers", [], vocabulary) == []
