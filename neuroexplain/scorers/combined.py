@@ -1,4 +1,4 @@
-"""`lexical` and `words` in one value: how likely a word is after an explanation, and whether it belongs to it.
+"""`lexical` and `words` in one value: how likely a word is after an explanation, and if it belongs to it.
 
 The value of a token is `max(0, ratio + WEIGHT * raised) ** 2`: ratio is the mean log likelihood ratio of its
 word (`_likelihood.py`), raised what a question about it raises the log odds of yes by (`_questions.py`). Both
