@@ -21,7 +21,7 @@ from neuroexplain.runtime.interrupt import Interrupted, stopping
 
 # Help lists the commands in the order in which their files are imported.
 # isort: off
-from neuroexplain.cli import collect, explain, score  # noqa: F401
+from neuroexplain.cli import collect, explain, score, check  # noqa: F401
 from neuroexplain.cli import query, show, serve, runs  # noqa: F401
 from neuroexplain.cli import merge, exchange, plot, verify, demo  # noqa: F401
 # isort: on

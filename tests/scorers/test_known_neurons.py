@@ -1,6 +1,5 @@
 """Neurons known by construction, the script that judges simulators by them, and a simulator judged so."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -14,6 +13,7 @@ from transformers import AutoTokenizer
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.explaining import known_neurons
 from neuroexplain.llm.engine import Usage
 from neuroexplain.scorers.base import PredictedTrial, Predictions
 from neuroexplain.scorers.digits import DigitsSimulator
@@ -23,17 +23,6 @@ from neuroexplain.subject.load import embedded_model
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "tests" / "known" / "neurons.json"
 NEURONS = {neuron["name"]: neuron for neuron in json.loads(FILE.read_text("utf-8"))}
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script("eval_simulators")
 
 
 class Listed:
@@ -65,7 +54,7 @@ def known(tmp_path, explanations, activations, n=1):
     }
     path = tmp_path / "known.json"
     path.write_text(json.dumps([neuron] * n))
-    return script.read_neurons(path, None)
+    return known_neurons.read_neurons(path, None)
 
 
 def test_every_neuron_has_a_true_and_five_false_explanations_and_whole_records():
@@ -104,10 +93,10 @@ def test_the_rule_holds_at_every_token(name, fires):
 def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
     neurons = known(tmp_path, ["t", "a", "b"], [0.0, 1.0, 0.0, 2.0])
     scorer = Listed({"t": [0, 1, 0, 2], "a": [0, 1, 0, 1], "b": [2, 0, 1, 0]})
-    (outcome,) = script.evaluate(neurons, scorer)
+    (outcome,) = known_neurons.evaluate(neurons, scorer)
     assert outcome.won
     assert outcome.true == pytest.approx(1)
-    summary = script.summarize([outcome])
+    summary = known_neurons.summarize([outcome])
     a, b = (np.corrcoef(x, [0, 1, 0, 2])[0, 1] for x in ([0, 1, 0, 1], [2, 0, 1, 0]))
     assert summary == {
         "wins": 1,
@@ -117,11 +106,11 @@ def test_the_true_one_wins_where_it_beats_every_false_one(tmp_path):
         "mean_margin": pytest.approx(1 - a, abs=1e-4),
         "undefined": 0,
     }
-    assert script.summarize_kinds([outcome]) == {"other": summary}
+    assert known_neurons.summarize_kinds([outcome]) == {"other": summary}
 
 
 def test_halves_share_each_kind_and_cost_is_by_scored_token():
-    halves = [script.read_neurons(FILE, 1, half) for half in ("choose", "report")]
+    halves = [known_neurons.read_neurons(FILE, 1, half) for half in ("choose", "report")]
     names = [{neuron.name for neuron in half} for half in halves]
     assert not names[0] & names[1]
     assert names[0] | names[1] == set(NEURONS)
@@ -130,24 +119,26 @@ def test_halves_share_each_kind_and_cost_is_by_scored_token():
     assert len(kinds[0]) == 6
     usage = Usage()
     usage.add(1000, 200, 1)
-    cost = script.cost_of(usage, halves[0][:2], 1.25)
+    cost = known_neurons.cost_of(usage, halves[0][:2], 1.25)
     assert (cost["computed"], cost["computed_per_token"]) == (800, round(800 / (2 * 6 * 2 * 64), 2))
     usage.add(1000, None, 1)
-    assert script.cost_of(usage, halves[0], 1.25)["computed"] is None
+    assert known_neurons.cost_of(usage, halves[0], 1.25)["computed"] is None
 
 
 def test_a_tie_is_no_win(tmp_path):
-    (outcome,) = script.evaluate(known(tmp_path, ["t", "a"], [0.0, 1.0]), Listed({"t": [0, 1], "a": [0, 1]}))
+    (outcome,) = known_neurons.evaluate(
+        known(tmp_path, ["t", "a"], [0.0, 1.0]), Listed({"t": [0, 1], "a": [0, 1]})
+    )
     assert not outcome.won
 
 
 def test_what_is_undefined_or_failed_is_counted_apart_and_never_a_zero(tmp_path):
     neurons = known(tmp_path, ["t", "a", "b"], [0.0, 1.0, 0.5])
     failed = LlmReplyError("llm_error", "no answer")
-    (outcome,) = script.evaluate(neurons, Listed({"t": [0, 0, 0], "a": failed, "b": [0, 1, 0]}))
+    (outcome,) = known_neurons.evaluate(neurons, Listed({"t": [0, 0, 0], "a": failed, "b": [0, 1, 0]}))
     assert (outcome.true, outcome.won, outcome.margin, len(outcome.false)) == (None, False, None, 1)
     assert outcome.reasons == ("a constant side", "llm_error: no answer")
-    summary = script.summarize([outcome])
+    summary = known_neurons.summarize([outcome])
     assert (summary["wins"], summary["undefined"], summary["mean_true"], summary["mean_margin"]) == (
         0,
         2,
@@ -157,7 +148,7 @@ def test_what_is_undefined_or_failed_is_counted_apart_and_never_a_zero(tmp_path)
 
 
 def test_a_token_without_a_prediction_is_not_scored(tmp_path):
-    (outcome,) = script.evaluate(
+    (outcome,) = known_neurons.evaluate(
         known(tmp_path, ["t", "a"], [0.0, 1.0, 9.0, 2.0]), Listed({"t": [0, 1, np.nan, 2], "a": [1, 0, 0, 0]})
     )
     assert outcome.true == pytest.approx(1)
@@ -165,7 +156,7 @@ def test_a_token_without_a_prediction_is_not_scored(tmp_path):
 
 def test_neurons_of_one_name_stay_apart_with_many_requests_at_once(tmp_path):
     neurons = known(tmp_path, ["t", "a"], [0.0, 1.0], n=5)
-    outcomes = list(script.evaluate(neurons, Listed({"t": [0, 1], "a": [1, 0]}, in_flight=4)))
+    outcomes = list(known_neurons.evaluate(neurons, Listed({"t": [0, 1], "a": [1, 0]}, in_flight=4)))
     assert [x.correlations for x in outcomes] == [(1.0, -1.0)] * 5
 
 
