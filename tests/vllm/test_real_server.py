@@ -25,6 +25,7 @@ from neuroexplain.llm.distributions import (
     NEUTRAL_SAMPLING,
     LogprobRequest,
     LogprobTokenIds,
+    NextLogprobs,
     PromptLogprobs,
     PromptLogprobTokenIds,
 )
@@ -33,7 +34,11 @@ from neuroexplain.llm.local import LocalEngine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
+from neuroexplain.scorers._questions import find_answer_ids
+from neuroexplain.scorers.combined import CombinedSimulator
 from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.scorers.words import WordsSimulator
 from tests.fakes import tiny_subject, words
 from tests.proxy import FAULTS, PASSING, Proxy
 from tests.tokens import HOSTILE
@@ -135,6 +140,40 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     # Of two spellings one may be cut.
     single = np.array([len(spelled) == 1 for spelled in digits.level_token_ids])
     np.testing.assert_allclose(levels[seen & single], true[seen & single], atol=0.005)
+
+
+QUESTION_WORDS = [" she", " bought", " two", " 10", "house", "\u2019", "<|im_end|>", "Monday"]
+
+
+@pytest.mark.parametrize("method", [LogprobTokenIds(), NextLogprobs(20)], ids=lambda method: method.name)
+def test_questions_about_words_get_the_local_engine_s_answers(url, local, method):
+    server = ServerEngine(url)
+    questions = WordsSimulator(local)._questions
+    if isinstance(method, LogprobTokenIds):
+        assert server.find_method(questions.example()).name == "logprob_token_ids"
+    else:
+        server._next_method = method
+    prompts = [questions.build_prompt("days of the week", word.strip()) for word in QUESTION_WORDS]
+    ids = find_answer_ids(local.tokenizer)
+    true, answers = (engine.next_distributions(prompts, ids) for engine in (local, server))
+    cut = 0.0 if isinstance(method, LogprobTokenIds) else 0.03  # of spellings that are not among the 20
+    assert (np.abs(answers - true + cut / 2) < 0.005 + cut / 2).all()
+    assert server.version.endswith(f", {method.name}")
+
+
+@pytest.mark.parametrize("kind", [LexicalSimulator, CombinedSimulator])
+def test_lexical_and_combined_by_the_server_are_those_of_the_local_engine(url, local, kind):
+    """Within the noise of a server that computes in float32, in other batches."""
+    vocabulary = {i: VocabularyEntry(i, text, False) for i, text in enumerate([*QUESTION_WORDS, *HOSTILE])}
+    records = [list(vocabulary)]
+    server = ServerEngine(url)
+    for explanation in ("days of the week", "buying and selling"):
+        (remote,), (own,) = (
+            kind(engine, "other").simulate(explanation, records, vocabulary).trials
+            for engine in (server, local)
+        )
+        assert own.values.max() > 1
+        np.testing.assert_allclose(np.sqrt(remote.values), np.sqrt(own.values), atol=0.05)
 
 
 def test_scored_rows_are_refused_without_a_gpu(url):
