@@ -195,7 +195,7 @@ class EngineConfig:
 class ScoreConfig:
     """How explanations are scored."""
 
-    scorers: tuple[str, ...] = ("digits",)  # the first chooses among candidates
+    scorers: tuple[str, ...] = ("combined",)  # the first chooses among candidates
     engine: EngineConfig | None = None  # the scorers' own; None: the explainer's
     records: int | None = None  # sampled records of a split, and random ones; None: by what a scorer costs
     bills: bool | None = (
@@ -210,7 +210,7 @@ class ScoreConfig:
             _check_range("--score-records", n, 2 <= n <= MOST_RECORDS, f"from 2 to {MOST_RECORDS}")
 
         if not self.scorers:
-            raise NeuroexplainError("No scorer was named. Give one or more:  --scorer digits,lexical")
+            raise NeuroexplainError("No scorer was named. Give one or more:  --scorer combined,lexical")
         for name in self.scorers:
             SCORERS.load(name, "--scorer")
         if len(set(self.scorers)) < len(self.scorers):

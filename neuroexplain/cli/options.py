@@ -96,8 +96,9 @@ ScorerNames = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="One or more scorers: digits (the default; a capable model judges each token, after Bills et "
-        "al. 2023) or lexical (any model; sees no context). The first one chooses among candidates.",
+        help="One or more scorers: combined (the default: the next two in one), lexical (how likely a word is "
+        "after the explanation), words (a question a word), digits (each token in its context, as Bills et al. "
+        "2023). The first one chooses among candidates. `neuroexplain check` measures them by your model.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -169,6 +170,6 @@ def renamed_option(context: typer.Context, name: str, old_name: str) -> Any:
 
 
 def scorer_names(context: typer.Context) -> tuple[str, ...]:
-    """The scorers that --scorer names; by default `digits`."""
+    """The scorers that --scorer names; by default `combined`."""
     text = renamed_option(context, "scorer", "simulator")
-    return ("digits",) if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    return ("combined",) if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,9 +1,12 @@
 """`lexical` and `words` in one value: how likely a word is after an explanation, and if it belongs to it.
 
-The value of a token is `max(0, ratio + WEIGHT * raised) ** 2`: ratio is the mean log likelihood ratio of its
-word (`_likelihood.py`), raised what a question about it raises the log odds of yes by (`_questions.py`). Both
-are logarithms of odds over neutral explanations. A small model's answers hardly differ from word to word, and
-then the ratio decides; a larger model's differ by several nats. docs/decisions.md has the measurements.
+The value of a token is `max(0, ratio + WEIGHT * raised - NOISE) ** POWER`: ratio is the mean log likelihood ratio
+of its word (`_likelihood.py`), raised what a question about it raises the log odds of yes by
+(`_questions.py`). Both are logarithms of odds over other explanations. A small model's answers hardly differ
+from word to word, and then the ratio decides; a larger model's differ by several nats.
+
+Rejected, measured on the known neurons: the product of the two, their positive parts added, a ratio that only
+counts where the answer is yes. docs/decisions.md has the tables.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from neuroexplain.scorers.base import PredictedTrial, Predictions, Request
 from neuroexplain.scorers.words import distinct_words, words_of_record
 from neuroexplain.scoring.side_evidence import Trial
 
-WEIGHT = 1.0  # of the question, beside the likelihood ratio
+WEIGHT = 2.0  # of the question, beside the likelihood ratio
+NOISE = 1.0  # nats: words that have nothing to do with an explanation differ from others by as much
+POWER = 1.5  # 2 rewards the likeliest words alone, once NOISE is taken off
 
 
 class CombinedSimulator(OpenSimulator):
@@ -54,7 +59,8 @@ class CombinedSimulator(OpenSimulator):
                 ratios[int(token_id)] + WEIGHT * raised[word] if word else 0.0
                 for token_id, word in zip(record, of_record, strict=True)
             ]
-            predicted.append(PredictedTrial((np.maximum(np.array(sums), 0.0) ** 2).astype(np.float32)))
+            values = np.maximum(np.array(sums) - NOISE, 0.0) ** POWER
+            predicted.append(PredictedTrial(values.astype(np.float32)))
         return Predictions(predicted, n_sent + n_more)
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:

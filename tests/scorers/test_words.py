@@ -50,11 +50,11 @@ def test_each_word_is_asked_for_once_with_each_explanation():
     simulator = WordsSimulator(engine)
     vocabulary = vocabulary_of([" mill", "ed", " geese", " Geese"])
     first = simulator.simulate("rivers", [[0, 1, 2], [0, 1], [2, 2]], vocabulary)
-    assert len(engine.asked) == len(set(engine.asked)) == 3 * 2  # "milled" and "geese", two neutral ones
+    assert len(engine.asked) == len(set(engine.asked)) == 2 * 5  # "milled" and "geese", four neutral ones
     assert first.prompt_tokens == sum(len(engine.tokenizer(text).input_ids) for text in engine.asked)
     assert simulator.simulate("rivers", [[2, 0, 1]], vocabulary).prompt_tokens == 0
     simulator.simulate("the sea", [[0, 1, 3]], vocabulary)
-    assert len(engine.asked) == 6 + 2 + 2  # the neutral ones of "Geese" alone
+    assert len(engine.asked) == 10 + 2 + 4  # the neutral ones of "Geese" alone
 
 
 def test_the_plan_is_what_is_sent(engine):
