@@ -1,7 +1,7 @@
 """`lexical` and `words` in one value: how likely a word is after an explanation, and if it belongs to it.
 
-The value of a token is `max(0, ratio + WEIGHT * raised - NOISE) ** POWER`: ratio is the mean log likelihood ratio
-of its word (`_likelihood.py`), raised what a question about it raises the log odds of yes by
+The value of a token is `max(0, ratio + WEIGHT * raised - NOISE) ** POWER`: ratio is the mean log likelihood
+ratio of its word (`_likelihood.py`), raised what a question about it raises the log odds of yes by
 (`_questions.py`). Both are logarithms of odds over other explanations. A small model's answers hardly differ
 from word to word, and then the ratio decides; a larger model's differ by several nats.
 
