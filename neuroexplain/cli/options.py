@@ -97,8 +97,8 @@ ScorerNames = Annotated[
     typer.Option(
         "--scorer",
         help="One or more scorers: combined (the default: the next two in one), lexical (how likely a word "
-        "is after the explanation), words (a question a word), digits (each token in its context, after Bills "
-        "et al. 2023). The first one chooses among candidates. `neuroexplain check` measures them.",
+        "is after the explanation), words (a question a word), digits (each token in its context, after "
+        "Bills et al. 2023). The first one chooses among candidates. `neuroexplain check` measures them.",
         rich_help_panel=SCORES,
     ),
 ]
