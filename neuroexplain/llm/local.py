@@ -131,7 +131,9 @@ class LocalEngine:
             shared_cache.batch_repeat_interleave(PROMPTS_AT_ONCE)
         cache = {"use_cache": shared_cache is not None, _CACHE: shared_cache}
         batch = torch.tensor(rows, device=self._model.device)
-        logits: torch.Tensor = self._model(batch, logits_to_keep=1, **cache).logits[: len(prompts), -1]
+        # An index, not the number 1: for a slice the product with the unembedding copies it once a row.
+        last = torch.tensor([len(rows[0]) - 1], device=self._model.device)
+        logits: torch.Tensor = self._model(batch, logits_to_keep=last, **cache).logits[: len(prompts), 0]
         return logits.float()
 
     def _logits(
