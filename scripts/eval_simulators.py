@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,13 +89,22 @@ def main() -> int:
         help="use this many top and this many random records of each neuron (default: all)",
     )
     parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="take every n-th of these neurons, from the first on (default: 1)",
+    )
+    parser.add_argument("--false", type=int, help="false explanations of each neuron (default: all)")
+    parser.add_argument(
         "--half", choices=("all", *HALVES), default="all", help="which neurons (default: all)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     console = Console(stderr=True)
     try:
-        neurons = read_neurons(options.neurons, options.records, options.half)
+        neurons = read_neurons(options.neurons, options.records, options.half)[:: options.every]
+        if options.false is not None:
+            neurons = [replace(n, explanations=n.explanations[: 1 + options.false]) for n in neurons]
         with ExitStack() as stack:
             scorer = open_simulator(options, stack)
             began, outcomes = time.perf_counter(), []

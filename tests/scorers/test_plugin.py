@@ -170,7 +170,8 @@ def test_what_is_not_known_is_named(scored):
     ):
         choose_headline(run, "brier")
     with pytest.raises(
-        NeuroexplainError, match=r"--scorer 'detection' is not known. There is digits, lexical, share"
+        NeuroexplainError,
+        match=r"--scorer 'detection' is not known. There is combined, digits, lexical, share, words",
     ):
         choose_headline(run, None, "detection")
 
