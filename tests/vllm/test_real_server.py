@@ -298,7 +298,7 @@ def copy_of(collected, name):
 
 
 NEURONS = ("0:3", "1:5", "0:8")
-EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts")
+EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts", "--scorer", "digits")
 
 
 def read_results(db):
@@ -337,6 +337,22 @@ def test_explain_and_score_end_to_end(clean):
         assert (explanation["explainer"], explanation["status"]) == ("excerpts", "ok")
         assert {s["scorer"] for s in explanation["scores"]} == {"digits"}
         assert all(len(s["digit_mass"]) == 32 for s in explanation["predictions"])
+
+
+def test_the_default_scorer_and_lexical_by_the_same_server(collected, url):
+    db = copy_of(collected, "combined.db")
+    explained = run(db, "explain", "--neurons", ",".join(NEURONS), "--explainer", "tokens", "--server", url)
+    assert explained.returncode == 0, explained.stderr
+    assert "Reading probabilities by logprob_token_ids" in explained.stderr
+    scored = run(db, "score", "0:3", "--scorer", "lexical", "--server", url)
+    assert scored.returncode == 0, scored.stderr
+    scorers = {}
+    for neuron, explanations in read_results(db).items():
+        scores = [score for explanation in explanations for score in explanation["scores"]]
+        scorers[neuron] = {score["scorer"] for score in scores}
+        assert not {score["status"] for score in scores} & {"llm_error", "parse_error", "low_digit_mass"}
+    assert scorers == {"0:3": {"combined", "lexical"}, "1:5": {"combined"}, "0:8": {"combined"}}
+    assert run(db, "verify").returncode == 0
 
 
 @pytest.mark.parametrize(
