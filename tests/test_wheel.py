@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment without the checkout, has the prompts and the migrations."""
+"""The wheel alone, in an environment without the checkout, has the prompts, the migrations and the known neurons."""
 
 import site
 import subprocess
@@ -36,6 +36,10 @@ empty = dict(form=EMPTY_SEARCH, problem="", rows=[], scorers=[], headline="", so
 empty |= dict(previous=None, next=None)
 assert "search.html" in render("search.html", urls=UrlBuilder(is_site=True), content_policy="", **empty)
 assert (STATIC / "vendor" / "chart.js" / "LICENSE.md").exists()
+from neuroexplain.explaining.check import neurons_to_check
+assert len(neurons_to_check(None)) == 67
+from neuroexplain.llm.prompts import load_prompt
+assert load_prompt("simulate/words").text
 print(neuroexplain.__file__)
 """
     where = python("-c", code, executable=fresh, cwd=tmp_path).strip()
