@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment without the checkout, has the prompts, the migrations and the known neurons."""
+"""The wheel alone, without the checkout, has the prompts, the migrations and the known neurons."""
 
 import site
 import subprocess
