@@ -229,14 +229,7 @@ class LogprobTokenIds:
     reports_cached_tokens = False  # only those of the last prompt
 
     def body(self, request: LogprobRequest | NextTokenRequest) -> dict[str, Any]:
-        return {
-            "prompt": [list(prompt) for prompt in request.prompts],
-            "max_tokens": 1,
-            **NEUTRAL_SAMPLING,
-            "logprobs": 1,
-            "logprob_token_ids": request.flat_token_ids,
-            "return_tokens_as_token_ids": True,
-        }
+        return {**_next_tokens_body(request, 1), "logprob_token_ids": request.flat_token_ids}
 
     def n_prompt_tokens(self, request: LogprobRequest | NextTokenRequest) -> int:
         return sum(map(len, request.prompts))
@@ -269,13 +262,7 @@ class NextLogprobs:
         self._k = k
 
     def body(self, request: NextTokenRequest) -> dict[str, Any]:
-        return {
-            "prompt": [list(prompt) for prompt in request.prompts],
-            "max_tokens": 1,
-            **NEUTRAL_SAMPLING,
-            "logprobs": self._k,
-            "return_tokens_as_token_ids": True,
-        }
+        return _next_tokens_body(request, self._k)
 
     def n_prompt_tokens(self, request: NextTokenRequest) -> int:
         return sum(map(len, request.prompts))
@@ -288,6 +275,17 @@ class NextLogprobs:
                 raise ValueError(f"top_logprobs: {len(entry)} tokens for {self._k}")
             logprobs[i] = [entry.get(key, -math.inf) for key in keys]
         return sum_levels(logprobs, request.level_token_ids)
+
+
+def _next_tokens_body(request: LogprobRequest | NextTokenRequest, k: int) -> dict[str, Any]:
+    """The JSON for one token after each prompt, with the k most likely ones, named by id."""
+    return {
+        "prompt": [list(prompt) for prompt in request.prompts],
+        "max_tokens": 1,
+        **NEUTRAL_SAMPLING,
+        "logprobs": k,
+        "return_tokens_as_token_ids": True,
+    }
 
 
 def _next_tokens(answer: NextTokenAnswer, n_prompts: int) -> list[dict[str, float]]:

@@ -102,8 +102,8 @@ class MethodChoice:
         raise EngineError(
             f"The server at {self._url} gives no probabilities of chosen tokens, and the simulator needs "
             f"them:{reasons}\n"
-            "Start vLLM 0.32 or newer (on a GPU with --enable-scale-out), name another server for the "
-            "simulation with --simulator-server, or use --simulator lexical."
+            "Start vLLM 0.32 or newer (on a GPU with --enable-scale-out), or name another engine for the "
+            "simulation:  --simulator-server URL | --simulator-local MODEL"
         )
 
 

@@ -31,20 +31,20 @@ Question = tuple[str, str]  # an explanation and a word
 
 
 class WordQuestions:
-    """The log odds of yes over no for words, over those of neutral explanations.
+    """The log odds of yes over no for words, over those for other explanations.
 
-    A neutral explanation says what the model answers for a word whatever it is asked for. Its answers are
-    asked for once, for all units.
+    The others, lines of the prompt file's last turn, are different categories: what the model answers for a
+    word when it is asked for something else. They are asked for once, for all units.
     """
 
     def __init__(self, engine: Engine, prompt: Prompt) -> None:
         self.engine, self._prompt = engine, prompt
-        self._neutral = prompt.fill({"explanation": "", "word": ""})[-1].content.splitlines()
+        self._others = prompt.fill({"explanation": "", "word": ""})[-1].content.splitlines()
         self._answer_ids = find_answer_ids(engine.tokenizer)
         self._parts = lru_cache(maxsize=256)(self._encode_around)
         self._ending = lru_cache(maxsize=65_536)(self._encode_ending)
         self._answers: SingleFlight[float] = SingleFlight(ANSWERS_KEPT)
-        self._neutral_answers: SingleFlight[float] = SingleFlight(ANSWERS_KEPT)
+        self._other_answers: SingleFlight[float] = SingleFlight(ANSWERS_KEPT)
 
     def raised_odds(self, explanation: str, words: Sequence[str]) -> tuple[NDArray[np.float64], int]:
         """How much the explanation raises the log odds of yes for each word, [n], and prompt tokens sent.
@@ -52,24 +52,24 @@ class WordQuestions:
         NaN where the engine gave no answer a probability.
         """
         own, n_sent = self._log_odds(self._answers, explanation, words)
-        neutral = np.zeros(len(words))
-        for text in self._neutral:
-            odds, n_more = self._log_odds(self._neutral_answers, text, words)
-            neutral += odds / len(self._neutral)
+        others = np.zeros(len(words))
+        for text in self._others:
+            odds, n_more = self._log_odds(self._other_answers, text, words)
+            others += odds / len(self._others)
             n_sent += n_more
-        return own - neutral, n_sent
+        return own - others, n_sent
 
     def plan(self, explanation: str, words: Sequence[str]) -> list[Request]:
         """The requests of `raised_odds`. A word is asked for once with each explanation."""
         return [
             Request(len(self.build_prompt(text, word)), key=("question", text, word))
-            for text in (explanation, *self._neutral)
+            for text in (explanation, *self._others)
             for word in words
         ]
 
     def example(self) -> NextTokenRequest:
         """A request of usual form, to choose a server's log-probability method by."""
-        prompts = [self.build_prompt(self._neutral[0], word) for word in ("house", "went", "the")]
+        prompts = [self.build_prompt(self._others[0], word) for word in ("house", "went", "the")]
         return NextTokenRequest(prompts, self._answer_ids)
 
     def build_prompt(self, explanation: str, word: str) -> list[int]:

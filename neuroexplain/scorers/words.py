@@ -1,10 +1,11 @@
 """A simulator that asks a question a word: does it belong to the explanation, yes or no?
 
-The value of a word is `max(0, own - neutral) ** 2`: own is the log odds of yes for the explanation, neutral
-the mean of those for neutral explanations (`_questions.py`). Its words are those of the record's text; a
+The value of a word is `max(0, own - others) ** 2`: own is the log odds of yes for the explanation, others
+the mean of those for four other categories (`_questions.py`). Its words are those of the record's text; a
 token gets the value of the word that it is a part of. The context of a word is not seen.
 
-Rejected, measured on the known neurons: docs/decisions.md has the tables.
+Rejected, measured on the known neurons: neutral explanations ("any kind of word" is answered yes for every
+word), worked examples, the plain probability of yes. docs/decisions.md has the tables.
 """
 
 from __future__ import annotations
