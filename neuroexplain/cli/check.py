@@ -25,6 +25,7 @@ from neuroexplain.cli.options import (
 from neuroexplain.cli.output import print_json, stdout_console
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.runtime.interrupt import stopping
 from neuroexplain.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def check(
     )
     neurons = neurons_to_check(None if all_neurons else of_kind)
     checks: list[SimulatorCheck] = []
+    stopping.farewell = "Interrupted. A check keeps nothing: begin again, or with fewer --neurons."
     with ExitStack() as stack:
         engine = open_engine(named or default, stack, say)
         draw(_events(names, engine, neurons, checks))

@@ -69,7 +69,7 @@ def main() -> None:
         say(f"Error: {error}")
         sys.exit(1 if isinstance(error, EngineLost) else 2)
     except Interrupted:
-        say("Interrupted. Finished work is kept; the same command goes on from there.")
+        say(stopping.farewell)
         sys.exit(stopping.status)
     except (ReaderLeft, BrokenPipeError):
         _discard_stdout()

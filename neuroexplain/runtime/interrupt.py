@@ -22,6 +22,8 @@ class Stopping:
     def __init__(self) -> None:
         self.gently = False
         self.signal_number: int | None = None  # the signal that arrived last
+        # What a stopped command says. A command that keeps nothing says so instead.
+        self.farewell = "Interrupted. Finished work is kept; the same command goes on from there."
 
     @property
     def status(self) -> int:

@@ -1,6 +1,9 @@
 """`neuroexplain check` on a tiny model: figures of each simulator, and what is refused."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -74,3 +77,18 @@ def test_a_neuron_without_a_margin_counts_as_0():
     undefined = check("a", (0.9, 0.1), (None, 0.2), (None, 0.2))
     assert best_of([undefined, check("b", (0.5, 0.1), (0.5, 0.1), (0.5, 0.1))]).scorer == "b"
     assert best_of([undefined, check("b", (0.2, 0.1), (0.2, 0.1), (0.2, 0.1))]).scorer == "a"
+
+
+def test_a_check_that_is_interrupted_says_that_nothing_is_kept(model):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "check", "--local", model, "--all"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = process.stderr.readline()
+    assert first.startswith("Loading")
+    for line in process.stderr:
+        if line.startswith("lexical: 67 of 67"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "Interrupted. A check keeps nothing: begin again, or with fewer --neurons."
+    assert out == ""
