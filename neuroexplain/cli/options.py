@@ -96,9 +96,10 @@ ScorerNames = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="One or more scorers: combined (the default: the next two in one), lexical (how likely a word "
-        "is after the explanation), words (a question a word), digits (each token in its context, after "
-        "Bills et al. 2023). The first one chooses among candidates. `neuroexplain check` measures them.",
+        help="One or more scorers: combined (the next two in one; the default by a server), lexical (how "
+        "likely a word is after the explanation; the default by --local), words (a question a word), "
+        "digits (each token in its context, after Bills et al. 2023). The first one chooses among "
+        "candidates. `neuroexplain check` measures them.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -170,6 +171,12 @@ def renamed_option(context: typer.Context, name: str, old_name: str) -> Any:
 
 
 def scorer_names(context: typer.Context) -> tuple[str, ...]:
-    """The scorers that --scorer names; by default `combined`."""
+    """The scorers that --scorer names. By default `combined` by a server, `lexical` by a local model.
+
+    In this process a question a word takes a minute a unit, and a model of 135M answers by chance.
+    """
     text = renamed_option(context, "scorer", "simulator")
-    return ("combined",) if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    options = context.params
+    is_local = options["simulator_local"] or (options["local"] and not options["simulator_server"])
+    default = ("lexical",) if is_local else ("combined",)
+    return default if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
