@@ -203,6 +203,29 @@ CREATE TABLE sessions (
 	PRIMARY KEY (id), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 );
+CREATE TABLE simulator_checks (
+	run_id INTEGER NOT NULL, 
+	scorer VARCHAR(32) NOT NULL, 
+	scorer_model TEXT NOT NULL, 
+	engine_version TEXT NOT NULL, 
+	created_at VARCHAR(32) NOT NULL, 
+	n_neurons INTEGER NOT NULL, 
+	n_explanations INTEGER NOT NULL, 
+	n_records INTEGER NOT NULL, 
+	n_won INTEGER NOT NULL, 
+	n_undefined INTEGER NOT NULL, 
+	mean_true FLOAT, 
+	mean_false FLOAT, 
+	mean_margin FLOAT NOT NULL, 
+	computed_per_token FLOAT, 
+	seconds FLOAT NOT NULL, 
+	kinds JSON NOT NULL, 
+	PRIMARY KEY (run_id, scorer, scorer_model), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE sources (
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 

@@ -54,6 +54,7 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
         "exemplars": [exemplar_json(page, exemplar) for exemplar in unit.exemplars],
         "samples": samples_json(page),
         "explanations": [explanation_json(page, explanation) for explanation in page.explanations],
+        "checks": [asdict(check) for check in page.checks],
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import SUBSETS, Exemplar, Headline, Score, StoredScore
-from neuroexplain.runs import Run, Session
+from neuroexplain.runs import Run, Session, SimulatorCheck
 
 if TYPE_CHECKING:
     from neuroexplain.store.score_summaries import ScoreSummary
@@ -186,6 +186,14 @@ def session_text(session: Session) -> str:
     if session.scored_tokens and session.scorer_prompt_tokens >= 0.05 * session.scored_tokens:
         text += f", {session.scorer_prompt_tokens / session.scored_tokens:.1f} prompt tokens per scored token"
     return text + (f"; {session.n_failed:,} failed" if session.n_failed else "") + "."
+
+
+def check_text(check: SimulatorCheck) -> str:
+    """How well a simulator did on known neurons, in a few words."""
+    return (
+        f"wins {check.n_won} of {check.n_neurons} known neurons (guessing wins {check.n_by_chance:.0f}), "
+        f"margin {number(check.mean_margin)}"
+    )
 
 
 def join_sessions(sessions: Iterable[Session]) -> list[Session]:

@@ -14,6 +14,7 @@ from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.runs import list_checks
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import find_token_ids, load_tokens, load_vocabulary
@@ -94,6 +95,7 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
         predictions=tuple(predictions),
         scores=tuple(scores),
         probabilities=_load_probabilities(run, unit),
+        checks=tuple(list_checks(store, run.id)),
     )
 
 

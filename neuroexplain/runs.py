@@ -22,6 +22,8 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.units import SEGMENT_LENGTH, SIDES, Side, Source, UnitId, ranges_text
 
+MOST = 2**31 - 1  # that an integer of the database holds
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -142,6 +144,47 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatorCheck:
+    """How well a simulator and its model predicted neurons whose true explanation is known.
+
+    A correlation that is undefined or failed is in no mean of correlations. Its neuron is not won, and has
+    the margin 0 if it is that of the true explanation.
+    """
+
+    scorer: str
+    scorer_model: str
+    engine_version: str
+    created_at: str  # ISO 8601, UTC
+    n_neurons: int
+    n_explanations: int  # of each neuron: the true one, and false ones
+    n_records: int  # of each neuron: top ones, and as many random ones
+    n_won: int  # neurons whose true explanation has the highest correlation
+    n_undefined: int  # correlations
+    mean_true: float | None  # correlation of the true explanations
+    mean_false: float | None
+    mean_margin: float  # of the true explanation over the best false one
+    computed_per_token: float | None  # prompt tokens for each scored one; None if a server does not tell
+    seconds: float
+    kinds: Mapping[str, Mapping[str, float | None]]  # n, n_won, mean_true and mean_margin by kind of neuron
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that cannot be."""
+        in_order = (0, self.n_won, self.n_neurons, MOST)
+        counts = (self.n_records, self.n_undefined)
+        if (
+            sorted(in_order) != list(in_order)
+            or not 0 < self.n_explanations <= MOST
+            or not all(0 <= n <= MOST for n in counts)
+        ):
+            raise ValueError("impossible counts of neurons")
+
+    @property
+    def n_by_chance(self) -> float:
+        """How many neurons guessing wins."""
+        return self.n_neurons / self.n_explanations
+
+
+@dataclass(frozen=True, slots=True)
 class QueryRow:
     """One line of `neuroexplain query`: an explanation with its headline score by one scorer and model."""
 
@@ -179,6 +222,11 @@ class UnitPage:
     # With which probability a random or sampled record was drawn, if the run tells. A random record has one
     # for each side of the run.
     probabilities: Mapping[tuple[RecordKey, Side], float] = field(default_factory=dict)
+    checks: tuple[SimulatorCheck, ...] = ()  # of the simulators of the run, by scorer and model
+
+    def check_of(self, scorer: str, model: str) -> SimulatorCheck | None:
+        """How well a simulator and its model did on known neurons; None if that was not measured."""
+        return next((c for c in self.checks if (c.scorer, c.scorer_model) == (scorer, model)), None)
 
     def probability(self, record: Exemplar, side: Side | None = None) -> float | None:
         """With which probability a record was drawn for a side: by default its own, or the run's first."""

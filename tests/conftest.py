@@ -17,9 +17,9 @@ from neuroexplain.explaining.engines import open_engines
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.save_explained import save_explanation
+from neuroexplain.store.save_explained import save_checks, save_explanation
 from neuroexplain.units import UnitId
-from tests.fakes import tiny_subject, words
+from tests.fakes import made_check, tiny_subject, words
 
 ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
 MARKUP = "</script></pre> <svg/onload=alert(1)> &lt;b&gt; <!-- ]]> javascript:alert(1)"
@@ -59,6 +59,8 @@ def hostile(tmp_path_factory):
             UnitId(0, 2), "human", "ok", f"not chosen {ATTACK}", mine, candidate=1, chosen=False
         )
         save_explanation(store, run.id, other)
+        checks = [made_check(scorer_model=name) for name in (model, f"not the scorer {ATTACK}")]
+        save_checks(store, run.id, checks)
     return folder
 
 

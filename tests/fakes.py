@@ -13,12 +13,35 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from neuroexplain.llm.engine import Message, Reply, Usage
+from neuroexplain.runs import SimulatorCheck
 from neuroexplain.units import Source
 
 WORDS = (
     "the river ran past the old mill while seven grey geese slept under a low red moon "
     "and nobody spoke of money"
 ).split()
+
+
+def made_check(**other: Any) -> SimulatorCheck:
+    """How well a simulator did on known neurons: 7 of 12 won, one kind of neuron."""
+    fields = {
+        "scorer": "lexical",
+        "scorer_model": "model",
+        "engine_version": "local",
+        "created_at": "2026-11-29T00:00:00+00:00",
+        "n_neurons": 12,
+        "n_explanations": 3,
+        "n_records": 4,
+        "n_won": 7,
+        "n_undefined": 1,
+        "mean_true": 0.5,
+        "mean_false": None,
+        "mean_margin": 0.25,
+        "computed_per_token": None,
+        "seconds": 1.5,
+        "kinds": {"words": {"n": 12, "n_won": 7, "mean_true": 0.5, "mean_margin": None}},
+    }
+    return SimulatorCheck(**fields | other)
 
 
 def words(n: int, seed: int = 0) -> str:

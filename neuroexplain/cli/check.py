@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,11 +13,13 @@ import typer
 from neuroexplain.cli.app import app
 from neuroexplain.cli.engine_options import default_engine, named_engine
 from neuroexplain.cli.options import (
+    DEFAULT_DB,
     AsJson,
     InFlight,
     Local,
     MaxWait,
     ModelName,
+    RunId,
     ServedTokenizer,
     Server,
     TrustRemoteCode,
@@ -24,14 +28,15 @@ from neuroexplain.cli.options import (
 )
 from neuroexplain.cli.output import print_json, stdout_console
 from neuroexplain.cli.progress import draw, say
-from neuroexplain.errors import NeuroexplainError
+from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.formatting import printable
 from neuroexplain.runtime.interrupt import stopping
 from neuroexplain.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from neuroexplain.explaining.check import SimulatorCheck
     from neuroexplain.explaining.known_neurons import KnownNeuron
     from neuroexplain.llm.engine import Engine
+    from neuroexplain.runs import SimulatorCheck
 
 DEFAULT_SIMULATORS = "lexical,words,combined"
 
@@ -54,6 +59,15 @@ def check(
         int, typer.Option("--neurons", min=1, help="Known neurons of each of six kinds to check by.")
     ] = 2,
     all_neurons: Annotated[bool, typer.Option("--all", help="Check by all known neurons.")] = False,
+    db: Annotated[
+        str | None,
+        typer.Option(
+            "--db",
+            envvar="NEUROEXPLAIN_DB",
+            help="Database to store the figures in, with a run (default: neuroexplain.db, if there is one).",
+        ),
+    ] = None,
+    run_id: RunId = None,
     as_json: AsJson = False,
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
@@ -62,7 +76,8 @@ def check(
     """Measure how well a model simulates, on neurons whose true explanation is known.
 
     Each simulator predicts them from the true explanation and from two false ones. A neuron is won if the
-    true one has the highest correlation. Which simulator to use is said at the end.
+    true one has the highest correlation. Which simulator to use is said at the end. The figures are stored
+    with the run, and stand beside its scores.
     """
     from neuroexplain.explaining.check import neurons_to_check
     from neuroexplain.explaining.check import simulators as known_simulators
@@ -85,26 +100,55 @@ def check(
         vllm_args=vllm_args,
         tokenizer=tokenizer,
     )
+    place = _place_to_store(db, run_id)
     neurons = neurons_to_check(None if all_neurons else of_kind)
     checks: list[SimulatorCheck] = []
     stopping.farewell = "Interrupted. A check keeps nothing: begin again, or with fewer --neurons."
     with ExitStack() as stack:
         engine = open_engine(named or default, stack, say)
         draw(_events(names, engine, neurons, checks))
-        model_name, version = engine.model, engine.version
+    if place is not None:
+        _store(place, checks)
     if as_json:
-        print_json(_json(model_name, version, checks))
+        print_json(_json(checks))
     else:
         console = stdout_console()
-        for part in _report(model_name, checks, len(neurons)):
+        for part in _report(checks):
             console.print(part)
+
+
+def _place_to_store(db: str | None, run_id: int | None) -> tuple[str, int] | None:
+    """The database and the run's id; None where none is named, and there is no default one."""
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    if db is None and run_id is None and not Path(DEFAULT_DB).exists():
+        return None
+    try:
+        with open_store(db or DEFAULT_DB) as store:
+            return db or DEFAULT_DB, load_run(store, run_id).id
+    except NotInStore:
+        if db is None and run_id is None:
+            return None
+        raise
+
+
+def _store(place: tuple[str, int], checks: Sequence[SimulatorCheck]) -> None:
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.save_explained import save_checks
+
+    db, run_id = place
+    with open_store(db) as store:
+        save_checks(store, run_id, checks)
+    say(f"Stored with run {run_id} of {db}: it stands beside the scores.")
 
 
 def _events(
     names: Sequence[str], engine: Engine, neurons: Sequence[KnownNeuron], checks: list[SimulatorCheck]
 ) -> Generator[Progress]:
     """Progress by neuron; `checks` gets what each simulator earned."""
-    from neuroexplain.explaining.check import SimulatorCheck, check_simulators
+    from neuroexplain.explaining.check import check_simulators
+    from neuroexplain.runs import SimulatorCheck
 
     n_done = dict.fromkeys(names, 0)
     for name, result in check_simulators(names, engine, neurons):
@@ -115,41 +159,35 @@ def _events(
             yield Progress(name, n_done[name], len(neurons), "neurons")
 
 
-def _json(model: str, version: str, checks: Sequence[SimulatorCheck]) -> dict[str, object]:
+def _json(checks: Sequence[SimulatorCheck]) -> dict[str, object]:
     from neuroexplain.explaining.check import best_of
 
-    simulators = {check.scorer: {**check.summary, **check.cost, "kinds": check.kinds} for check in checks}
-    return {"model": model, "version": version, "best": best_of(checks).scorer, "simulators": simulators}
+    best = best_of(checks)
+    simulators = {check.scorer: asdict(check) for check in checks}
+    return {"model": best.scorer_model, "best": best.scorer, "simulators": simulators}
 
 
-def _report(model: str, checks: Sequence[SimulatorCheck], n_neurons: int) -> list[object]:
+def _report(checks: Sequence[SimulatorCheck]) -> list[object]:
     """The figures of each simulator, of the best one by kind, and what to use."""
     from rich.table import Table
     from rich.text import Text
 
-    from neuroexplain.explaining.check import N_FALSE, best_of
+    from neuroexplain.explaining.check import best_of
 
     table = Table("simulator", "won", "true", "false", "margin", "tokens a scored token", "seconds", box=None)
     for check in checks:
-        summary, cost = check.summary, check.cost
-        means = [_cell(summary[f"mean_{name}"]) for name in ("true", "false", "margin")]
-        table.add_row(
-            check.scorer,
-            f"{summary['wins']} of {summary['n']}",
-            *means,
-            _cell(cost["computed_per_token"], 1),
-            _cell(cost["seconds"], 0),
-        )
+        means = map(_cell, (check.mean_true, check.mean_false, check.mean_margin))
+        cost = _cell(check.computed_per_token, 1), _cell(check.seconds, 0)
+        table.add_row(check.scorer, f"{check.n_won} of {check.n_neurons}", *means, *cost)
     best = best_of(checks)
     kinds = Table(f"{best.scorer}, by kind", "won", "true", "margin", box=None)
-    for kind, summary in best.kinds.items():
-        means = [_cell(summary[f"mean_{name}"]) for name in ("true", "margin")]
-        kinds.add_row(kind, f"{summary['wins']} of {summary['n']}", *means)
-    chance = n_neurons / (1 + N_FALSE)
+    for kind, figures in best.kinds.items():
+        means = map(_cell, (figures["mean_true"], figures["mean_margin"]))
+        kinds.add_row(kind, f"{figures['n_won']} of {figures['n']}", *means)
     advice = Text(
-        f"{model} simulates best with  --scorer {best.scorer}\n"
-        f"Guessing wins {chance:.0f} of {n_neurons}. true: mean correlation of true explanations; margin: "
-        "how far it is above that of the best false one."
+        f"{printable(best.scorer_model)} simulates best with  --scorer {best.scorer}\n"
+        f"Guessing wins {best.n_by_chance:.0f} of {best.n_neurons}. true: mean correlation of true "
+        "explanations; margin: how far it is above that of the best false one."
     )
     return [table, "", kinds, "", advice]
 

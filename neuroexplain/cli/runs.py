@@ -27,10 +27,10 @@ def runs(
         _drop_run(db, drop)
         return
     from neuroexplain.as_json import run_json, summary_json
-    from neuroexplain.cli.tables import runs_table, session_lines, summaries_table
+    from neuroexplain.cli.tables import check_lines, runs_table, session_lines, summaries_table
     from neuroexplain.formatting import printable
     from neuroexplain.store.engine import open_store
-    from neuroexplain.store.runs import list_runs, list_sessions
+    from neuroexplain.store.runs import list_checks, list_runs, list_sessions
     from neuroexplain.store.score_summaries import summarize_scores
     from neuroexplain.store.vocabulary import lacks_token_bytes
 
@@ -38,6 +38,7 @@ def runs(
         stored = list_runs(store)
         holdings = {run.id: _holdings(store, run) for run in stored}
         sessions = {run.id: list_sessions(store, run.id) for run in stored}
+        checks = {run.id: list_checks(store, run.id) for run in stored}
         summaries = {run.id: summarize_scores(store, run) for run in stored}
         lacking = [run for run in stored if lacks_token_bytes(store, run.id)]
     if as_json:
@@ -45,6 +46,7 @@ def runs(
             [
                 run_json(run)
                 | {"holds": holdings[run.id], "sessions": [asdict(session) for session in sessions[run.id]]}
+                | {"checks": [asdict(check) for check in checks[run.id]]}
                 | {"scores": [summary_json(summary) for summary in summaries[run.id]]}
                 for run in stored
             ]
@@ -57,6 +59,8 @@ def runs(
         for run in stored:
             if summaries[run.id]:
                 print_table(summaries_table(run, summaries[run.id]))
+            for line in check_lines(run, checks[run.id]):
+                print(line)
         for run in lacking:
             print(f"run {run.id}: an earlier version stored its tokens' texts, which may lack spaces.")
             print(printable(f"Mend them:  neuroexplain upgrade --tokenizer {run.subject} --db {db}"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import Failure, Headline, Status, StoredScore
 from neuroexplain.formatting import (
+    check_text,
     explained_by,
     headline_name,
     interval,
@@ -21,7 +22,7 @@ from neuroexplain.formatting import (
     short_name,
     undefined_text,
 )
-from neuroexplain.runs import QueryRow, Run, Session
+from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -129,6 +130,14 @@ def session_lines(run: Run, sessions: Iterable[Session]) -> list[str]:
         by = ", ".join(name for name in names if name)
         lines.append(printable(f"run {run.id}, {by}: {session_text(session)}"))
     return lines
+
+
+def check_lines(run: Run, checks: Iterable[SimulatorCheck]) -> list[str]:
+    """How well simulators do on known neurons, one line a simulator."""
+    return [
+        printable(f"run {run.id}, {explained_by(check.scorer, check.scorer_model)} {check_text(check)}")
+        for check in checks
+    ]
 
 
 @dataclass

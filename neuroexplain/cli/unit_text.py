@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Score, Status
 from neuroexplain.formatting import (
     RecordGroup,
+    check_text,
     explained_by,
     group_by_strength,
     headline_name,
@@ -89,7 +90,9 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
     scores = [s for s in page.scores if s.explanation_id == explanation.id and s.score.split == "report"]
     scores.sort(key=lambda stored: score_order(page.run, stored))
     for scorer, model in dict.fromkeys((stored.scorer, stored.scorer_model) for stored in scores):
-        lines.append(Text(f"  {printable(scorer)}, {printable(short_name(model))}", style="dim"))
+        check = page.check_of(scorer, model)
+        trust = "" if check is None else f", which {check_text(check)}"
+        lines.append(Text(f"  {printable(scorer)}, {printable(short_name(model))}{trust}", style="dim"))
         lines.append(Text(SCORE_COLUMNS, style="dim"))
         for stored in scores:
             if (stored.scorer, stored.scorer_model) == (scorer, model):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,29 +19,14 @@ from neuroexplain.explaining.known_neurons import (
     summarize,
     summarize_kinds,
 )
-from neuroexplain.llm.engine import Engine, Usage
+from neuroexplain.llm.engine import Engine
+from neuroexplain.runs import SimulatorCheck
 from neuroexplain.scorers._simulation import OpenSimulator, Simulator
 from neuroexplain.scorers.base import SCORERS
+from neuroexplain.store.statements import now
 
 N_RECORDS = 2  # top records of a neuron, and random ones
 N_FALSE = 2  # explanations beside the true one
-
-
-@dataclass(frozen=True)
-class SimulatorCheck:
-    """What a simulator earned on the known neurons, and what it cost."""
-
-    scorer: str
-    outcomes: tuple[Outcome, ...]
-    cost: dict[str, float | int | None]
-
-    @property
-    def summary(self) -> dict[str, float | int | None]:
-        return summarize(self.outcomes)
-
-    @property
-    def kinds(self) -> dict[str, dict[str, float | int | None]]:
-        return summarize_kinds(self.outcomes)
 
 
 def neurons_to_check(n_of_kind: int | None) -> list[KnownNeuron]:
@@ -62,7 +47,7 @@ def simulators() -> tuple[str, ...]:
 def check_simulators(
     names: Sequence[str], engine: Engine, neurons: Sequence[KnownNeuron]
 ) -> Iterator[tuple[str, Outcome | SimulatorCheck]]:
-    """Yield each outcome with its simulator's name, and after the last of a simulator what it earned."""
+    """Yield each outcome with its simulator's name, and after the last of a simulator how well it did."""
     for name in names:
         run: Any = SimpleNamespace(tokenizer_sha256=NO_TOKENIZER)
         simulator = SCORERS.load(name).open(engine, run)
@@ -71,26 +56,38 @@ def check_simulators(
         for outcome in evaluate(neurons, simulator):
             outcomes.append(outcome)
             yield name, outcome
-        usage = _difference(engine.usage.snapshot(), before)
-        cost = cost_of(usage, neurons, time.perf_counter() - began)
-        yield name, SimulatorCheck(name, tuple(outcomes), cost)
+        cost = cost_of(engine.usage.since(before), neurons, time.perf_counter() - began)
+        yield name, _check_of(name, engine, outcomes, cost)
+
+
+def _check_of(
+    name: str, engine: Engine, outcomes: Sequence[Outcome], cost: Mapping[str, Any]
+) -> SimulatorCheck:
+    kinds = {
+        kind: {"n": of_kind["n"], "n_won": of_kind["wins"]}
+        | {name: of_kind[name] for name in ("mean_true", "mean_margin")}
+        for kind, of_kind in summarize_kinds(outcomes).items()
+    }
+    summary: dict[str, Any] = summarize(outcomes)
+    return SimulatorCheck(
+        scorer=name,
+        scorer_model=engine.model,
+        engine_version=engine.version,
+        created_at=now(),
+        n_neurons=len(outcomes),
+        n_explanations=1 + N_FALSE,
+        n_records=2 * N_RECORDS,
+        n_won=summary["wins"],
+        n_undefined=summary["undefined"],
+        mean_true=summary["mean_true"],
+        mean_false=summary["mean_false"],
+        mean_margin=sum(outcome.margin or 0.0 for outcome in outcomes) / len(outcomes),
+        computed_per_token=cost["computed_per_token"],
+        seconds=cost["seconds"],
+        kinds=kinds,
+    )
 
 
 def best_of(checks: Sequence[SimulatorCheck]) -> SimulatorCheck:
-    """The simulator to use: the largest mean margin, where a neuron without one counts as 0."""
-
-    def margin(check: SimulatorCheck) -> float:
-        return sum(outcome.margin or 0.0 for outcome in check.outcomes)
-
-    return max(checks, key=margin)
-
-
-def _difference(usage: Usage, before: Usage) -> Usage:
-    """What was used since."""
-    since = Usage()
-    since.requests = usage.requests - before.requests
-    since.prompt_tokens = usage.prompt_tokens - before.prompt_tokens
-    since.completion_tokens = usage.completion_tokens - before.completion_tokens
-    is_known = usage.cached_tokens is not None and before.cached_tokens is not None
-    since.cached_tokens = usage.cached_tokens - before.cached_tokens if is_known else None  # type: ignore[operator]
-    return since
+    """The simulator to use: that with the largest mean margin."""
+    return max(checks, key=lambda check: check.mean_margin)

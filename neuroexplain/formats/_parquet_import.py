@@ -37,7 +37,7 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.save_explained import save_explanations, save_predictions, save_prompt
+from neuroexplain.store.save_explained import save_checks, save_explanations, save_predictions, save_prompt
 from neuroexplain.store.units import count_layer_units
 from neuroexplain.units import RECORD_LENGTH
 
@@ -59,7 +59,7 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     done. Raises NeuroexplainError if the folder is not an export of this format, and DamagedFolder if a part
     of it is damaged; then nothing of the run stays in the store.
     """
-    run, hashes = read_run(folder)
+    run, checks, hashes = read_run(folder)
     same = {stored.status: stored.id for stored in list_runs(store) if _identity(stored) == _identity(run)}
     if "finished" in same:
         note = f"Run {same['finished']} of {store.name} is this run already: nothing to do."
@@ -71,6 +71,7 @@ def import_parquet(store: Store, folder: Path) -> Generator[Progress]:
     try:
         with store.bulk_writing():
             yield from _import_tables(store, run_id, folder, run)
+            save_checks(store, run_id, checks)
     except DamagedFolder:
         delete_run(store, run_id)
         raise

@@ -1,11 +1,11 @@
-"""Read run.json of a Parquet export: the run, and the hashes of the other files."""
+"""Read run.json of a Parquet export: the run, checks of its simulators, and the other files' hashes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,7 +14,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import SPLITS
 from neuroexplain.formats import _parquet_version_1 as version_1
 from neuroexplain.formats._parquet_tables import VERSION, DamagedFolder
-from neuroexplain.runs import Run
+from neuroexplain.runs import Run, SimulatorCheck
 from neuroexplain.units import SEGMENT_LENGTH, Source
 
 LONGEST_ACTIVATION = 32  # characters, the width of the column
@@ -30,10 +30,18 @@ MAX_TOKEN_ID = (1 << 24) - 1
 MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
 
 
-def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
-    """The run, and the SHA-256 of each file by its path in the folder.
+class ExportedRun(NamedTuple):
+    """What run.json holds."""
 
-    The hashes are None if the export is older than they are. Raises NeuroexplainError if the folder is not
+    run: Run
+    checks: list[SimulatorCheck]
+    hashes: Mapping[str, str] | None  # SHA-256 by path in the folder; None if the export is older than they
+
+
+def read_run(folder: Path) -> ExportedRun:
+    """The run, with checks of its simulators and the hashes of the other files.
+
+    Raises NeuroexplainError if the folder is not
     an export of this format, and DamagedFolder if a value of the run is missing or impossible.
     """
     file = folder / "run.json"
@@ -45,6 +53,7 @@ def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
         raise DamagedFolder(file, f"{missing[0]} is missing")
     try:
         run = msgspec.convert(contents, Run)
+        checks = msgspec.convert(contents.get("checks", []), list[SimulatorCheck])
         hashes = msgspec.convert(contents["files"], dict[str, str]) if "files" in contents else None
     except msgspec.ValidationError as error:
         raise DamagedFolder(file, error) from error
@@ -54,7 +63,7 @@ def read_run(folder: Path) -> tuple[Run, Mapping[str, str] | None]:
     if impossible:
         name = impossible[0]
         raise DamagedFolder(file, f"{name} is {json.dumps(contents[name])[:60]}")
-    return run, hashes
+    return ExportedRun(run, checks, hashes)
 
 
 def _read_json(folder: Path, file: Path) -> dict[str, Any]:

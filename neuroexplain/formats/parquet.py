@@ -24,13 +24,13 @@ from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
 from neuroexplain.formatting import short_name
-from neuroexplain.runs import Run
+from neuroexplain.runs import Run, SimulatorCheck
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.rows import chunks
-from neuroexplain.store.runs import load_prompt
+from neuroexplain.store.runs import list_checks, load_prompt
 from neuroexplain.store.units import list_segments
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import UnitId
@@ -58,7 +58,7 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             prompts |= _write_explained(store, run, layer, partial)
             yield Progress("exporting", done, len(run.layers), "layers")
         write_rows(partial, "prompts", "all", (_prompt_row(store, sha256) for sha256 in sorted(prompts)))
-        _finish(run, partial)
+        _finish(run, list_checks(store, run.id), partial)
 
 
 def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabulary: TokenTexts) -> None:
@@ -100,14 +100,15 @@ def _prompt_row(store: Store, sha256: str) -> dict[str, str]:
     return {"sha256": sha256, "name": name, "text": text}
 
 
-def _finish(run: Run, folder: Path) -> None:
+def _finish(run: Run, checks: Sequence[SimulatorCheck], folder: Path) -> None:
     """Remove the folders of empty tables; write the card and run.json."""
     tables = [table for table in TABLES if any((folder / table).iterdir())]
     for table in set(TABLES) - set(tables):
         (folder / table).rmdir()
     (folder / "README.md").write_text(_card(run, tables), encoding="utf-8")
     hashes = {name: sha256_of(file) for name, file in list_files(folder).items()}
-    contents = {"format": VERSION, **run_json(run), "files": hashes}
+    stored = {"checks": [asdict(check) for check in checks], "files": hashes}
+    contents = {"format": VERSION, **run_json(run), **stored}
     (folder / "run.json").write_text(json.dumps(contents, indent=1))
 
 

@@ -56,6 +56,16 @@ class Usage:
             usage.completion_tokens, usage.cached_tokens = self.completion_tokens, self.cached_tokens
         return usage
 
+    def since(self, before: Usage) -> Usage:
+        """What was counted since a snapshot."""
+        usage = self.snapshot()
+        usage.requests -= before.requests
+        usage.prompt_tokens -= before.prompt_tokens
+        usage.completion_tokens -= before.completion_tokens
+        if usage.cached_tokens is not None:
+            usage.cached_tokens -= before.cached_tokens or 0
+        return usage
+
 
 class Engine(Protocol):
     """An LLM. A failed request raises LlmReplyError, and a lost engine EngineLost."""

@@ -78,12 +78,9 @@ class ResultWriter:
         return session_text(self._session()) if self.n_units else None
 
     def _session(self) -> Session:
-        pairs = list(zip(self._engines, self._usage_before, strict=True))
-        cached = [
-            e.usage.cached_tokens - (before.cached_tokens or 0)
-            for e, before in pairs
-            if e.usage.cached_tokens is not None
-        ]
+        pairs = zip(self._engines, self._usage_before, strict=True)
+        used = [engine.usage.since(before) for engine, before in pairs]
+        cached = [usage.cached_tokens for usage in used if usage.cached_tokens is not None]
         prompt_tokens = self.prompt_tokens
         return Session(
             started_at=self._started_at,
@@ -96,9 +93,7 @@ class ResultWriter:
             n_failed=self.n_failed,
             prompt_tokens=prompt_tokens,
             cached_tokens=sum(cached) if cached else None,
-            completion_tokens=sum(
-                e.usage.completion_tokens - before.completion_tokens for e, before in pairs
-            ),
+            completion_tokens=sum(usage.completion_tokens for usage in used),
             scorer_prompt_tokens=0 if self._scorer is None else prompt_tokens - self._explaining_tokens,
             scored_tokens=self.scored_tokens,
         )

@@ -25,7 +25,7 @@ from neuroexplain.evidence import (
     Status,
     StoredScore,
 )
-from neuroexplain.runs import Run
+from neuroexplain.runs import Run, SimulatorCheck
 from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Side, Source, UnitId
 
 IDS_AT_ONCE = 10_000  # values in one IN (...); SQLite takes 32,766
@@ -231,6 +231,11 @@ def decode_reading(row: Any, direction: Literal["promoted", "suppressed"]) -> tu
     with readable_row("vocabulary_readings", row):
         ids, logits = (unpack_array(name, getattr(row, name)).tolist() for name in columns)
         return tuple(zip(ids, logits, strict=True))
+
+
+def decode_check(row: Any) -> SimulatorCheck:
+    with readable_row("simulator_checks", row):
+        return SimulatorCheck(**fields_of(row, SimulatorCheck) | {"kinds": dict(decode_json(row.kinds))})
 
 
 def fields_of(row: Any, dataclass: Any) -> dict[str, Any]:

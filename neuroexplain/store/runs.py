@@ -1,13 +1,13 @@
-"""Read runs, their numbers of units and explanations, and the sessions that worked on them."""
+"""Read runs, with their sessions, checks of simulators, and numbers of units and explanations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from neuroexplain.errors import NotInStore
-from neuroexplain.runs import Run, Session
+from neuroexplain.runs import Run, Session, SimulatorCheck
 from neuroexplain.store.engine import Store
-from neuroexplain.store.rows import decode_run, fields_of
+from neuroexplain.store.rows import decode_check, decode_run, fields_of
 from neuroexplain.units import Source
 
 
@@ -68,6 +68,14 @@ def list_sessions(store: Store, run_id: int) -> list[Session]:
     with store.read() as reader:
         rows = reader.rows("SELECT * FROM sessions WHERE run_id = :run ORDER BY id", run=run_id)
     return [Session(**fields_of(row, Session)) for row in rows]
+
+
+def list_checks(store: Store, run_id: int) -> list[SimulatorCheck]:
+    """How well simulators did on known neurons, those of this run, by scorer and model."""
+    sql = "SELECT * FROM simulator_checks WHERE run_id = :run ORDER BY scorer, scorer_model"
+    with store.read() as reader:
+        rows = reader.rows(sql, run=run_id)
+    return [decode_check(row) for row in rows]
 
 
 def load_prompt(store: Store, sha256: str) -> tuple[str, str]:

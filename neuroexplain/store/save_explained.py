@@ -1,4 +1,4 @@
-"""Save prompts, explanations, predictions, scores and sessions.
+"""Save prompts, explanations, predictions, scores, sessions and checks.
 
 Each public function is one transaction. Saving an explanation or a prediction again replaces its row.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
 from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Provenance, Score, Status
-from neuroexplain.runs import Session
+from neuroexplain.runs import Session, SimulatorCheck
 from neuroexplain.scoring.codecs import CODECS
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
@@ -76,6 +76,14 @@ def save_session(store: Store, run_id: int, session: Session, session_id: int | 
             return int(connection.execute(new).scalar_one())
         connection.execute(update(t.sessions).where(t.sessions.c.id == session_id).values(**values))
     return session_id
+
+
+def save_checks(store: Store, run_id: int, checks: Sequence[SimulatorCheck]) -> None:
+    """Store how well simulators did on known neurons, in place of earlier checks of the same ones."""
+    rows = [{"run_id": run_id, **asdict(check)} for check in checks]
+    if rows:
+        with store.write() as connection:
+            upsert_many(connection, t.simulator_checks, rows, ["run_id", "scorer", "scorer_model"])
 
 
 def save_prediction(store: Store, run_id: int, prediction: Prediction, scores: Sequence[Score]) -> None:

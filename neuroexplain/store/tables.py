@@ -344,6 +344,28 @@ scores = Table(
     ),
 )
 
+simulator_checks = Table(
+    "simulator_checks",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("scorer", String(32), primary_key=True),
+    Column("scorer_model", SafeText, primary_key=True),
+    Column("engine_version", SafeText, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("n_neurons", Integer, nullable=False),
+    Column("n_explanations", Integer, nullable=False),
+    Column("n_records", Integer, nullable=False),
+    Column("n_won", Integer, nullable=False),
+    Column("n_undefined", Integer, nullable=False),
+    Column("mean_true", Float),
+    Column("mean_false", Float),
+    Column("mean_margin", Float, nullable=False),
+    Column("computed_per_token", Float),
+    Column("seconds", Float, nullable=False),
+    Column("kinds", JSON, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 sessions = Table(
     "sessions",
     metadata,

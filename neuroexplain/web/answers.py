@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from neuroexplain.evidence import Exemplar, Explanation, Score, Split, Stats, Status
-from neuroexplain.runs import QueryRow, Run
+from neuroexplain.runs import QueryRow, Run, SimulatorCheck
 from neuroexplain.units import Kind, Side, Source
 
 MAX_INTEGER = 2**31 - 1  # of a layer, a unit or an id: integers of the database have 32 bits
@@ -59,6 +59,7 @@ RunAnswer = derived(
         "d_mlp": (int | None, Field(None, description="The width of MLP neurons")),
     },
 )
+CheckAnswer = derived("CheckAnswer", SimulatorCheck)
 StatsAnswer = derived("StatsAnswer", Stats, own={field.name: float | None for field in fields(Stats)})
 ScoreAnswer = derived("ScoreAnswer", Score, own={"scorer": str, "scorer_model": str})
 QueryResult = derived(
@@ -132,6 +133,7 @@ class NeuronAnswer(Answer):
     exemplars: list[ExemplarAnswer]
     samples: list[SampleAnswer]
     explanations: list[ExplanationAnswer]
+    checks: list[CheckAnswer]
 
 
 class QueryResults(Answer):

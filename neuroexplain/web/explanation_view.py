@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from neuroexplain.evidence import Explanation, Provenance, Status, StoredScore
 from neuroexplain.formatting import (
     SCORE_NAMES,
+    check_text,
     explained_by,
     headline_name,
     interval,
@@ -59,6 +60,7 @@ class ScorerView:
     """The scores of one scorer that are read first, the headline first."""
 
     name: str  # with its model
+    trust: str  # how well it does on known neurons; empty if that was not measured
     measures: tuple[MeasureView, ...]
 
 
@@ -125,12 +127,11 @@ def _score_views(page: UnitPage, explanation: Explanation) -> tuple[ScoreView, .
 
 def _scorer_views(page: UnitPage, explanation: Explanation) -> tuple[ScorerView, ...]:
     """The headline of each scorer, and the scores of SCORE_NAMES, on `report`."""
-    by_scorer: dict[str, list[MeasureView]] = {}
+    by_scorer: dict[tuple[str, str], list[MeasureView]] = {}
     for stored in _sorted_scores(page, explanation):
         score, is_headline = stored.score, page.run.headline.is_of(stored.score)
         key = score.metric, score.subset
         if score.split == "report" and (is_headline or key in SCORE_NAMES):
-            scorer = printable(f"{stored.scorer}, {short_name(stored.scorer_model)}")
             undefined = f"{score.status.words}: {score.reason or ''}"
             measure = MeasureView(
                 name=printable(score_name(score)),
@@ -141,8 +142,15 @@ def _scorer_views(page: UnitPage, explanation: Explanation) -> tuple[ScorerView,
                 why_undefined="" if score.status == Status.OK else printable(undefined),
                 is_headline=is_headline,
             )
-            by_scorer.setdefault(scorer, []).append(measure)
-    return tuple(ScorerView(name, tuple(measures)) for name, measures in by_scorer.items())
+            by_scorer.setdefault((stored.scorer, stored.scorer_model), []).append(measure)
+    return tuple(
+        ScorerView(
+            name=printable(f"{scorer}, {short_name(model)}"),
+            trust="" if (check := page.check_of(scorer, model)) is None else check_text(check),
+            measures=tuple(measures),
+        )
+        for (scorer, model), measures in by_scorer.items()
+    )
 
 
 def _score_view(run: Run, stored: StoredScore) -> ScoreView:

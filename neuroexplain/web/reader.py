@@ -9,11 +9,11 @@ from typing import Any
 
 from neuroexplain.lookup import Vocabulary, find_explanations, load_page
 from neuroexplain.probe import Probe
-from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.runs import QueryRow, Run, SimulatorCheck, UnitPage
 from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
-from neuroexplain.store.runs import count_explanations, count_units, load_run
+from neuroexplain.store.runs import count_explanations, count_units, list_checks, load_run
 from neuroexplain.store.score_summaries import ScoreSummary, summarize_scores
 from neuroexplain.store.search import list_headline_scores
 from neuroexplain.units import UnitId
@@ -33,6 +33,7 @@ class Summary:
     n_explanations: Sequence[tuple[str, str, str, int]]  # explainer, model, status and their number
     n_units: int
     scores: Sequence[ScoreSummary] = ()
+    checks: Sequence[SimulatorCheck] = ()
 
 
 class StoreReader:
@@ -82,4 +83,5 @@ def summarize(store: Store, run: Run) -> Summary:
         n_explanations=count_explanations(store, run.id),
         n_units=sum(count_units(store, run.id).values()),
         scores=summarize_scores(store, run),
+        checks=list_checks(store, run.id),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from neuroexplain.formatting import (
+    check_text,
     explained_by,
     interval,
     number,
@@ -52,6 +53,7 @@ def _environment() -> Environment:
         "printable_lines": printable_lines,
         "short_name": short_name,
         "undefined_text": undefined_text,
+        "check_text": check_text,
     }
     environment.filters |= filters
     return environment

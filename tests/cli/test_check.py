@@ -1,16 +1,24 @@
 """`neuroexplain check` on a tiny model: figures of each simulator, and what is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
-from neuroexplain.explaining.check import SimulatorCheck, best_of, neurons_to_check, simulators
+from neuroexplain.explaining.check import best_of, check_simulators, neurons_to_check, simulators
 from neuroexplain.explaining.known_neurons import Outcome, packaged_neurons
+from neuroexplain.llm.local import LocalEngine
+from neuroexplain.runs import SimulatorCheck
+from neuroexplain.store.engine import open_store
+from neuroexplain.store.runs import list_checks
+from neuroexplain.store.save_explained import save_checks
 from tests.fakes import tiny_subject
 
 KINDS = ["words", "themes", "syntax", "position and context", "casing and digits", "languages"]
@@ -29,16 +37,14 @@ def test_each_simulator_has_its_figures_and_the_best_margin_is_named(model):
     assert list(results["simulators"]) == ["lexical", "words"]
     margins = {}
     for name, figures in results["simulators"].items():
-        assert figures["n"] == 6
+        assert figures["n_neurons"] == 6
         assert list(figures["kinds"]) == KINDS
-        assert sum(kind["wins"] for kind in figures["kinds"].values()) == figures["wins"]
-        assert figures["tokens"] > 0
-        margins[name] = figures["mean_margin"] or 0.0
+        assert sum(kind["n_won"] for kind in figures["kinds"].values()) == figures["n_won"]
+        margins[name] = figures["mean_margin"]
     assert results["best"] == max(margins, key=margins.get)
     assert results["model"] == model
-    # Of words, only what follows the shared part is computed.
-    words = results["simulators"]["words"]
-    assert words["computed"] < words["tokens"] / 2
+    # Of words, only what follows the shared part is computed: a word and the end of the question.
+    assert 0 < results["simulators"]["words"]["computed_per_token"] < 60
 
 
 def test_the_report_fits_a_screen_and_says_what_to_use(model):
@@ -69,14 +75,89 @@ def test_neurons_are_spread_over_the_kinds_and_come_with_the_package():
     assert {"digits", "lexical", "words", "combined"} <= set(simulators())
 
 
-def test_a_neuron_without_a_margin_counts_as_0():
-    def check(name, *correlations):
-        outcomes = tuple(Outcome("one", "words", of_neuron, ()) for of_neuron in correlations)
-        return SimulatorCheck(name, outcomes, {})
+def test_a_neuron_without_a_margin_counts_as_0(monkeypatch, model):
+    outcomes = {
+        "lexical": [(0.9, 0.1), (None, 0.2), (None, 0.2)],  # 0.8 on one neuron of three
+        "words": [(0.5, 0.1), (0.5, 0.1), (0.5, 0.1)],
+    }
 
-    undefined = check("a", (0.9, 0.1), (None, 0.2), (None, 0.2))
-    assert best_of([undefined, check("b", (0.5, 0.1), (0.5, 0.1), (0.5, 0.1))]).scorer == "b"
-    assert best_of([undefined, check("b", (0.2, 0.1), (0.2, 0.1), (0.2, 0.1))]).scorer == "a"
+    def evaluate(_, simulator):
+        of_scorer = outcomes[simulator.scorer.name]
+        return (Outcome(str(n), "words", correlations, ()) for n, correlations in enumerate(of_scorer))
+
+    monkeypatch.setattr("neuroexplain.explaining.check.evaluate", evaluate)
+    with closing(LocalEngine(model)) as engine:
+        results = [
+            result for _, result in check_simulators(["lexical", "words"], engine, neurons_to_check(1))
+        ]
+    lexical, words = (result for result in results if isinstance(result, SimulatorCheck))
+    assert (lexical.n_won, lexical.n_undefined, lexical.n_neurons) == (1, 2, 3)
+    assert lexical.mean_margin == pytest.approx(0.8 / 3)
+    assert lexical.mean_true == pytest.approx(0.9)
+    assert words.mean_margin == pytest.approx(0.4)
+    assert best_of([lexical, words]) is words
+
+
+@pytest.fixture
+def db(hostile, tmp_path, monkeypatch):
+    """A copy of a database with scores, as neuroexplain.db of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copy(hostile / "x.db", tmp_path / "neuroexplain.db")
+    return tmp_path / "neuroexplain.db"
+
+
+def printed(*command):
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_figures_are_stored_with_the_run_and_stand_beside_its_scores(model, db):
+    with open_store(str(db), read_only=True) as store:
+        earlier = {(c.scorer, c.scorer_model): c for c in list_checks(store, 1)}
+    figures = json.loads(
+        printed("check", "--local", model, "--scorer", "lexical", "--neurons", "1", "--json")
+    )
+    with open_store(str(db), read_only=True) as store:
+        stored = {(c.scorer, c.scorer_model): c for c in list_checks(store, 1)}
+    new = stored["lexical", model]
+    assert asdict(new) == figures["simulators"]["lexical"]
+    assert stored == {**earlier, ("lexical", model): new}
+    again = replace(new, n_won=5)
+    with open_store(str(db)) as store:
+        save_checks(store, 1, [again])
+        assert {(c.scorer, c.scorer_model): c for c in list_checks(store, 1)} == {
+            **stored,
+            ("lexical", model): again,
+        }
+
+
+def test_runs_and_show_say_how_far_a_simulator_can_be_trusted(hostile, db):
+    about = "wins 7 of 12 known neurons (guessing wins 4), margin 0.25"
+    own, other = sorted(line for line in printed("runs").splitlines() if "known neurons" in line)
+    assert own == f"run 1, lexical, {hostile / 'model'} {about}"
+    assert other.endswith(about)
+    assert "not the scorer" in other
+    checks = json.loads(printed("runs", "--json"))[0]["checks"]
+    assert [check["n_won"] for check in checks] == [7, 7]
+    (line,) = (line for line in printed("show", "0:3").splitlines() if "known neurons" in line)
+    assert line.strip() == f"lexical, {hostile / 'model'}, which {about}"
+    assert json.loads(printed("show", "0:3", "--json"))["checks"] == checks
+
+
+def test_a_run_that_is_not_there_is_said_before_the_model_is_loaded(model, db):
+    for more, reason in ((["--run", "9"], "no finished run 9"), (["--db", "absent.db"], "absent.db")):
+        done = CliRunner().invoke(app, ["check", "--local", "no such model", *more])
+        assert reason in str(done.exception)
+
+
+def test_without_a_database_nothing_is_stored(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["check", "--local", model, "--scorer", "lexical", "--neurons", "1"])
+    assert done.exit_code == 0, done.output
+    assert "Stored" not in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_check_that_is_interrupted_says_that_nothing_is_kept(model):

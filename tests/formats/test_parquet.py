@@ -34,7 +34,7 @@ from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
-from neuroexplain.store.runs import list_runs, load_run
+from neuroexplain.store.runs import list_checks, list_runs, load_run
 from neuroexplain.store.save_collected import (
     create_run,
     finish_run,
@@ -294,9 +294,15 @@ def test_times_are_kept(back, folder):
     assert predictions[0].provenance.created_at == "2024-02-02T00:00:00+00:00"
 
 
+def test_checks_of_simulators_come_back(store, back, folder):
+    list(import_parquet(back, folder))
+    assert list_checks(back, 1) == list_checks(store, 1)
+    assert list_checks(back, 1)
+
+
 def test_an_export_of_an_earlier_version_is_imported(back, folder):
-    """Without hashes, and without the times of explanations and simulations."""
-    change_run_json(folder, "files")
+    """Without hashes and checks, and without the times of explanations and simulations."""
+    change_run_json(folder, "files", "checks")
     for table in ("explanations", "predictions"):
         change_table(folder, table, lambda rows: rows.drop_columns(["created_at"]))
     list(import_parquet(back, folder))

@@ -12,6 +12,7 @@ from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.runs import Run
 from neuroexplain.store.runs import list_runs
 from neuroexplain.units import Source
+from tests.fakes import made_check
 from tests.formats.parquet_changes import change_run_json, change_table
 
 SOURCE = asdict(Source(0, "mlp", None, "output", 24, "float32"))
@@ -65,6 +66,11 @@ def test_a_file_that_is_missing_or_has_changed_is_named(back, folder, table):
             {"dtype": "int4"},
             {"activation": ""},
             {"files": 3},
+        ),
+        *({"checks": checks} for checks in (3, [{}], [asdict(made_check()) | {"mean_margin": None}])),
+        *(
+            {"checks": [asdict(made_check()) | changed]}
+            for changed in ({"n_explanations": 0}, {"n_won": 13}, {"n_won": -1}, {"n_neurons": 1 << 40})
         ),
         *({"config": {"segment_stride": stride}} for stride in ("x", 0, None)),
         *({"split_rule": rule} for rule in ("x", 3, "ranks")),
