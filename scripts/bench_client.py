@@ -25,11 +25,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers.digits import TOKENS_PER_PROMPT, DigitsSimulator, find_level_words
-from neuroexplain.subject.load import embedded_model, load_causal_lm
+from neuroexplain.subject.load import load_causal_lm
 from neuroexplain.units import CROP_LENGTH
 
 # Records in two prompts: one with the explanation, and one with the neutral explanation.

@@ -120,7 +120,8 @@ def load(options: argparse.Namespace) -> tuple[Subject, Callable[[int, int], Bat
     if options.shape is not None:
         subject = build(options.shape, options.dtype, options.device)
         return subject, random_batches(subject)
-    from neuroexplain.subject.load import embedded_model, load_subject
+    from neuroexplain.demo.embedded_model import embedded_model
+    from neuroexplain.subject.load import load_subject
 
     subject = load_subject(options.model or embedded_model(), options.dtype, options.device)
     return subject, corpus_batches(subject, options.dataset)

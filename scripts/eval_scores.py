@@ -36,6 +36,7 @@ from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.reading import prepare_text
 from neuroexplain.corpus.token_stream import TokenStream
 from neuroexplain.corpus.visiting_order import visiting_order
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import PredictedRecord, Prediction, Provenance, Score, Status
 from neuroexplain.explaining.explainers import list_peak_tokens
@@ -48,7 +49,7 @@ from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import load_tokens
-from neuroexplain.subject.load import embedded_model, load_subject
+from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import RANDOM_START, UnitId
 

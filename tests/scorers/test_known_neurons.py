@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.explaining import known_neurons
@@ -18,7 +19,6 @@ from neuroexplain.llm.engine import Usage
 from neuroexplain.scorers.base import PredictedTrial, Predictions
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scoring.side_evidence import Trial
-from neuroexplain.subject.load import embedded_model
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "tests" / "known" / "neurons.json"
