@@ -51,8 +51,9 @@ def demo_model() -> Generator[Progress, None, str]:
     path = find_embedded_model()
     if path is not None:
         return str(path)
-    if _is_in_hub_cache():
-        return HUB_NAME
+    folder = _find_in_hub_cache()
+    if folder is not None:
+        return str(folder)
     path = _cached()
     yield from fetch_model(SMOLLM2, path)
     return str(path)
@@ -66,7 +67,10 @@ def _cached() -> Path:
     return platformdirs.user_cache_path("neuroexplain") / SMOLLM2.file_name
 
 
-def _is_in_hub_cache() -> bool:
+def _find_in_hub_cache() -> Path | None:
+    """The folder of a whole download. By the hub's name, loading would ask the hub for what is new."""
     from huggingface_hub import try_to_load_from_cache
 
-    return all(isinstance(try_to_load_from_cache(HUB_NAME, name), str) for name in HUB_FILES)
+    paths = [try_to_load_from_cache(HUB_NAME, name) for name in HUB_FILES]
+    folders = {Path(path).parent if isinstance(path, str) else None for path in paths}
+    return folders.pop() if len(folders) == 1 else None

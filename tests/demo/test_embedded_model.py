@@ -87,7 +87,7 @@ def test_the_hubs_download_is_used_where_it_is_whole(nowhere, monkeypatch):
         write(repository / "snapshots" / "abc" / name, json.dumps({}).encode())
     assert returned(demo_model())[0] == str(fetched[0])  # the weights are missing
     write(repository / "snapshots" / "abc" / "model.safetensors")
-    assert returned(demo_model()) == (HUB_NAME, [])
+    assert returned(demo_model()) == (str(repository / "snapshots" / "abc"), [])
     assert len(fetched) == 1
 
 
