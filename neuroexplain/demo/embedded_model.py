@@ -31,7 +31,7 @@ def embedded_model() -> str:
         raise NeuroexplainError(
             f"The model that is used where none is named, {SMOLLM2.stem}, is not on this machine.\n"
             f"{ways_to_install(SMOLLM2)}\n"
-            "Or let the demo get it:  neuroexplain demo"
+            "Or let the demo get it:\n  neuroexplain demo"
         )
     return str(path)
 

