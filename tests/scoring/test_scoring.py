@@ -69,6 +69,12 @@ def test_a_constant_side_has_no_score():
         correlation_score([0, np.nan], [1, 2])
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_values_of_any_scale_have_a_correlation(scale):
+    assert correlation_score([scale, 2 * scale, 3 * scale], [2, 1, 3]) == pytest.approx(0.5)
+    assert correlation_score([1, 2, 3], [2 * scale, scale, 3 * scale]) == pytest.approx(0.5)
+
+
 def record(kind, simulated, recorded):
     return ScoredRecord(kind, np.array(simulated, np.float64), np.array(recorded, np.float64))
 
