@@ -34,14 +34,14 @@ def evidence_of(records, side="positive", **more):
 def test_explainers_see_top_records_above_0_and_then_the_strongest_sampled_ones_of_other_segments():
     records = [
         record("top", 0, 1, 9.0), record("top", 1, 2, 8.0, "report"), record("top", 2, 3, 7.0),
-        record("top", 3, 4, 0.0),
+        record("top", 3, 12, 0.5), record("top", 4, 4, 0.0),
         record("random", 0, 5, 6.0),
-        sampled(0, 6, 2.0), sampled(1, 7, 5.0), sampled(2, 3, 7.0), sampled(3, 8, 5.0), sampled(4, 9, 0.0),
+        sampled(0, 6, 0.25), sampled(1, 7, 5.0), sampled(2, 3, 7.0), sampled(3, 8, 5.0), sampled(4, 9, 0.0),
         sampled(5, 10, 6.0, "select"), sampled(6, 11, 6.0, side="negative"),
     ]  # fmt: skip
     evidence = evidence_of(records)
-    expected = [("top", 0), ("top", 2), ("sampled", 1), ("sampled", 3), ("sampled", 0)]
-    for n in range(1, 7):
+    expected = [("top", 0), ("top", 2), ("top", 3), ("sampled", 1), ("sampled", 3), ("sampled", 0)]
+    for n in range(1, 8):
         assert [x.key for x in evidence.explain_records(n)] == expected[:n]
 
 
@@ -133,3 +133,17 @@ def test_the_evidence_of_a_run_has_its_rules(n_sampled):
     assert evidence.texts(unit.exemplars[0])[:3] == ["0 ", "1 ", "2 "]
     assert SideEvidence.of(run, unit, "negative").tokens == {}
     assert tokens_needed(unit.exemplars) == set(range(64))
+
+
+@pytest.mark.parametrize(
+    ("n_sampled", "n_random", "positive", "negative"),
+    [
+        (None, None, "top", "bottom"),
+        (0, {"explain": 0, "report": 1}, "top_and_random", "bottom_and_random"),
+        (1, {"report": 1}, "population", "population"),
+    ],
+)
+def test_the_headline_is_of_the_records_that_the_run_draws(n_sampled, n_random, positive, negative):
+    drawn = {} if n_sampled is None else {"n_sampled": n_sampled, "n_random": n_random}
+    assert evidence_of([], **drawn).headline_subset == positive
+    assert evidence_of([], "negative", **drawn).headline_subset == negative
