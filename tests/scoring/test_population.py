@@ -123,7 +123,7 @@ def test_a_leave_one_out_that_is_undefined_counts_as_0():
 def test_the_interval_does_not_depend_on_scales_and_offsets(seed):
     records = records_of(seed)
     expected = jackknife_interval(records)
-    for scale, offset, weight in ((1e-6, 0.0, 1e-3), (1e-3, -5.0, 1e-4), (1e6, 5e6, 1e4)):
+    for scale, offset, weight in ((1e-6, 0.0, 1e-3), (1e-3, -5.0, 1e-4), (1e6, 5e6, 1e4), (1.0, 1e8, 1.0)):
         for name in ("predicted", "truth"):
             moved = [
                 replace(r, **{name: scale * getattr(r, name) + offset, "weight": r.weight * weight})
@@ -149,6 +149,26 @@ def test_an_interval_is_of_numbers_where_one_record_dwarfs_the_others():
             large = replace(records[0], **{name: getattr(records[0], name) * 10.0**power})
             low, high = jackknife_interval([large, *records[1:]])
             assert -1 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("name", ["predicted", "truth"])
+def test_an_interval_is_of_numbers_where_the_variation_of_all_records_but_one_is_lost(name):
+    signs = np.array([1.0, -1, 1, -1, 1, -1])
+    records = [replace(r, weight=1.0, **{name: 1e-30 * signs}) for r in records_of(4)]
+    low, high = jackknife_interval([replace(records[0], **{name: signs}), *records[1:]])
+    assert -1 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_never_makes_a_leave_one_out_larger_than_1(sign):
+    for seed in range(30):
+        first, *others = records_of(seed)
+        perfect = [replace(record, predicted=sign * 0.1 * record.truth) for record in others]
+        interval = jackknife_interval([first, *perfect])
+        if isinstance(interval, str):
+            assert interval == "without one of the records the correlation is 1 or -1"
+        else:
+            assert -1 <= interval[0] <= interval[1] <= 1
 
 
 def test_a_record_without_tokens_counts_as_a_record():
@@ -358,6 +378,24 @@ def test_two_ways_to_compute_probabilities_agree_and_find_a_wrong_one():
     assert line == f"report: {len(drawn) - 1} records are drawn, not {len(drawn)}"
     with patch.object(SideEvidence, "draw", return_value=[]):
         assert "0 records are drawn" in next(find_wrong_probabilities(evidence, "report", 5))
+
+
+def test_the_two_ways_agree_where_the_sample_holds_all_that_fires_and_on_units_of_two_sides():
+    acts = population()
+    acts[np.argsort(acts.max(axis=1))[:-5]] = 0.0
+    for seed in range(3):
+        few = evidence_of(seed, acts)
+        assert [x.kind for x in few.unit.exemplars].count("sampled") <= 5
+        evidence = evidence_of(seed, population())
+        negative = [
+            replace(x, rank=x.rank + 50, side="negative", segment=x.segment + N)
+            for x in evidence.unit.exemplars
+            if x.kind == "sampled"
+        ]
+        unit = replace(evidence.unit, exemplars=(*evidence.unit.exemplars, *negative))
+        for n in (1, 3, N_SAMPLED, 30):
+            assert list(find_wrong_probabilities(few, "report", n)) == []
+            assert list(find_wrong_probabilities(replace(evidence, unit=unit), "report", n)) == []
 
 
 def test_a_silent_unit_is_known_by_its_random_records():
