@@ -397,6 +397,14 @@ def test_the_interval_of_bills_says_why_it_is_missing():
     assert jackknife_interval(all_but_one_constant, ("top", "random")) == reason
 
 
+def test_three_records_of_each_kind_are_needed_for_an_interval():
+    rng = np.random.default_rng(1)
+    records = [record(kind, rng.normal(size=8), rng.normal(size=8)) for kind in ["top"] * 3 + ["random"] * 2]
+    assert jackknife_interval(records, ("top", "random")) == "2 random records, 3 are needed"
+    low, high = jackknife_interval(records[:3], ("top",))
+    assert -1 <= low < high <= 1
+
+
 def test_without_records_no_token_is_counted():
     for score in score_records("report", [], []):
         assert (score.n_tokens, score.n_records, score.status) == (0, 0, "no_records")
