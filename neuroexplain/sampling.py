@@ -74,7 +74,8 @@ def split_segments(
     distinct, index = np.unique(passages, return_inverse=True)
     codes = [SPLITS.index(split_of_passage(seed, passage)) for passage in distinct.tolist()]
     splits = np.array(codes, np.int8)[index.reshape(passages.shape)]
-    return np.where((splits == splits[:, :1]).all(axis=1), splits[:, 0], np.int8(NO_SPLIT))
+    least, greatest = splits.min(axis=1), splits.max(axis=1)
+    return np.where(least == greatest, least, np.int8(NO_SPLIT))
 
 
 def count_passages(segments: NDArray[np.int64], document_places: NDArray[np.int64]) -> int:
@@ -130,14 +131,13 @@ def probability_of(
     """The probability with which a segment of `report` is among the random or the sampled records.
 
     size and uniform are the segment's. last: the smallest size / uniform in the sample, threshold: the
-    largest outside; both 0 if every segment with a size above 0 is in the sample. A record inside was drawn
-    given the threshold; one outside, given the last inside: with the threshold for both, totals come out 2.7%
-    too low. n_random of the split's n_segments are random ones.
+    largest outside, 0 if every segment with a size above 0 is in the sample. A record inside was drawn given
+    the threshold; one outside, given the last inside: with the threshold for both, totals come out 2.7% too
+    low. n_random of the split's n_segments are random ones.
     """
     random = n_random / n_segments
     if size <= 0:
         return random
-    is_inside = last == 0 or size / uniform >= last
-    bound = threshold if is_inside else last
+    bound = threshold if size / uniform >= last else last
     sampled = 1.0 if bound == 0 else min(1.0, size / bound)
     return 1 - (1 - sampled) * (1 - random)

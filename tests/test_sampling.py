@@ -9,6 +9,7 @@ from neuroexplain.sampling import (
     NO_SPLIT,
     RANDOM_SHARES,
     SAMPLED_SHARES,
+    count_passages,
     probability_of,
     scored_first,
     share_out,
@@ -77,6 +78,18 @@ def test_verify_has_the_same_rule_for_a_token_s_split(known):
             document = begin - offset
             place = document + 8192 * ((offset + token) // 8192) if known else begin + token
             assert _split_at(5, begin, offset, token, known) == split_of(place // 1024, 5)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200, 1536, 1537, 1600])
+def test_passages_are_counted_until_more_than_24_are_sure(n):
+    """Of one document, whose passages are its pieces of 64 segments."""
+    counted = count_passages(np.arange(n), np.array([0]))
+    assert counted == min(25, -(-n // 64))
+
+
+def test_short_documents_share_passages_with_their_neighbours():
+    begins = np.arange(0, 40 * 128, 30)
+    assert count_passages(np.arange(40), begins) == 5
 
 
 def test_a_split_s_share_is_three_two_and_three_eighths():

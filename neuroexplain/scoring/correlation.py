@@ -234,7 +234,9 @@ def why_constant(simulated: NDArray[np.float64], recorded: NDArray[np.float64]) 
 
 def why_low_mass(masses: Sequence[NDArray[np.float32]]) -> tuple[Status, str] | None:
     """The status and the reason if too few tokens came back with a prediction; None without masses."""
-    share = float((np.concatenate(masses) >= LEAST_MASS).mean()) if masses else 1.0
+    if not masses:
+        return None
+    share = float((np.concatenate(masses) >= LEAST_MASS).mean())
     if share >= LEAST_SHARE_WITH_MASS:
         return None
     reason = f"only {share:.0%} of the tokens came back with a digit mass of {LEAST_MASS} or more"

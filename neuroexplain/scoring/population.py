@@ -94,12 +94,9 @@ def share_of_variation(records: Sequence[WeightedRecord]) -> float:
     Distances are from the mean of all tokens. 0 if the truth is constant.
     """
     _, truth, weights = join_tokens(records)
-    kept = np.concatenate(
-        [np.ones(len(r.truth), np.bool_) if r.kept is None else r.kept for r in records]
-        or [np.zeros(0, bool)]
-    )
     if not weights.sum():
         return 0.0
+    kept = np.concatenate([np.ones(len(r.truth), np.bool_) if r.kept is None else r.kept for r in records])
     squares = weights * (truth - np.average(truth, weights=weights)) ** 2
     return float(squares[kept].sum() / squares.sum()) if squares.sum() > 0 else 0.0
 

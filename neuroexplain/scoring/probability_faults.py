@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from neuroexplain.evidence import Exemplar, Split
+from neuroexplain.scoring.record_faults import exact_uniform
 from neuroexplain.scoring.side_evidence import SideEvidence
-from neuroexplain.stable_hash import stable_hash
 
 CLOSE = 1e-9  # what two ways to compute a probability may differ by
 
@@ -23,28 +23,24 @@ def find_wrong_probabilities(evidence: SideEvidence, split: Split, n_read: int) 
     of_split = [x for x in evidence.unit.exemplars if x.split == split]
     random = [x.segment for x in of_split if x.kind == "random"][:n_read]
     sampled = [x for x in of_split if x.kind == "sampled" and x.side == evidence.side]
-    ratios = {x.segment: _ratio(evidence.seed, x.segment, x.size or 0.0) for x in sampled}
-    bounds = [
-        *(ratios[x.segment] for x in sampled),
-        evidence.unit.thresholds.get((evidence.side, split), 0.0),
-    ]
     inside = {x.segment for x in sampled[:n_read]}
-    threshold, last = bounds[min(n_read, len(sampled))], bounds[max(0, len(inside) - 1)]
+    bounds: list[float] = []  # size / uniform of each sampled record, and the threshold
+    if sampled:
+        uniforms = [exact_uniform(evidence.seed, x.segment) for x in sampled]
+        bounds += [evidence.size_of(x) / u for x, u in zip(sampled, uniforms, strict=True)]
+        bounds.append(evidence.unit.thresholds[evidence.side, split])
     not_random = 1 - Fraction(len(random), evidence.split_segments[split])
     drawn = {d.record.segment: d for d in evidence.draw(split, n_read)}
     if set(drawn) != inside | set(random):
         yield f"{split}: {len(drawn)} records are drawn, not {len(inside | set(random))}"
     for segment, own in drawn.items():
-        size = evidence.size_of(own.record)
-        bound = threshold if segment in inside else last
-        share = 0.0 if not inside or size <= 0 else 1.0 if bound == 0 else min(1.0, size / bound)
+        share = 0.0
+        if inside:
+            bound = bounds[len(inside)] if segment in inside else bounds[len(inside) - 1]
+            share = min(1.0, evidence.size_of(own.record) / bound) if bound else 1.0
         expected = 1 - (1 - share) * float(not_random)
         if abs(own.probability - expected) > CLOSE:
             yield f"{_name(own.record)} has the probability {own.probability}, not {expected}"
-
-
-def _ratio(seed: int, segment: int, size: float) -> float:
-    return size / float(Fraction(stable_hash(seed, "sampled", segment) + 1, 1 << 64))
 
 
 def _name(record: Exemplar) -> str:

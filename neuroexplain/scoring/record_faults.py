@@ -20,7 +20,17 @@ from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import Side
 
 Segments = Mapping[int, Segment]
-EIGHTHS: tuple[Split, ...] = ("explain",) * 3 + ("select",) * 2 + ("report",) * 3
+MOST_LINES = 3  # of one fault: more of them say no more
+EIGHTHS: tuple[Split, ...] = (
+    "explain",
+    "explain",
+    "explain",
+    "select",
+    "select",
+    "report",
+    "report",
+    "report",
+)
 OF_RANDOM: Mapping[Split, Fraction] = {"explain": Fraction(1, 4), "select": Fraction(1, 4)}
 OF_SAMPLED: Mapping[Split, Fraction] = {"explain": Fraction(2, 5), "select": Fraction(1, 5)}
 
@@ -54,7 +64,7 @@ def find_segment_faults(run: Run, splits: Mapping[int, Split | None], random: se
             yield f"{split} has {len(drawn)} random records of {n_visited} segments, not {min(n, n_visited)}"
         last = max((_hash(run.seed, "random", number) for number in drawn), default=-1)
         missed = [m for m in members if m not in random and _hash(run.seed, "random", m) < last]
-        for number in missed[:3]:
+        for number in missed[:MOST_LINES]:
             yield f"segment {number} ({split}) has a smaller hash than a random record, and is none"
 
 
@@ -103,10 +113,10 @@ def _find_torn_documents(run: Run, layer: CollectedLayer) -> Iterator[str]:
     table = np.concatenate(rows)
     distinct, first, counts = np.unique(table[:, :2], axis=0, return_index=True, return_counts=True)
     is_torn = np.isin(distinct[:, 0], distinct[1:][np.diff(distinct[:, 0]) == 0][:, 0])
-    for document in np.unique(distinct[is_torn, 0])[:3].tolist():
+    for document in np.unique(distinct[is_torn, 0])[:MOST_LINES].tolist():
         places = np.flatnonzero(distinct[:, 0] == document)
         usual = places[counts[places].argmax()]
-        for place in places[places != usual][:3].tolist():
+        for place in places[places != usual][:MOST_LINES].tolist():
             _, begin, number, unit, rank = table[first[place]].tolist()
             where, other = f"{layer.layer}:{unit}, {names[number]} record {rank}", distinct[usual, 1]
             yield f"{where}: document {document} begins at {begin} by it, and at {other} by others"
@@ -115,17 +125,17 @@ def _find_torn_documents(run: Run, layer: CollectedLayer) -> Iterator[str]:
 def _split_at(seed: int, begin: int, offset: int, token: int, known: bool) -> Split:
     """The split of a record's token. begin: the record's place in the stream, offset: in its document."""
     if not known:
-        return EIGHTHS[_hash(seed, "passage", (begin + token) // 1024) % 8]
+        return EIGHTHS[_hash(seed, "passage", (begin + token) // 1024) % len(EIGHTHS)]
     document_begin, place = begin - offset, offset + token
     piece = document_begin + place - place % 8192
-    return EIGHTHS[_hash(seed, "passage", piece // 1024) % 8]
+    return EIGHTHS[_hash(seed, "passage", piece // 1024) % len(EIGHTHS)]
 
 
 def _find_random_faults(run: Run, layer: int, random: ExemplarArrays, segments: Segments) -> Iterator[str]:
     """Random records that differ between units, have no split, or are out of order."""
-    for unit in np.flatnonzero((random.segments != random.segments[:1]).any(axis=1))[:3].tolist():
+    for unit in np.flatnonzero((random.segments != random.segments[:1]).any(axis=1))[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: its random records are of other segments than those of {layer}:0"
-    numbers = random.segments[0, : int(random.counts[0])].tolist()
+    numbers = _random_segments(random)
     splits = [segments[number].split for number in numbers]
     if None in splits:
         yield f"layer {layer}: random record {splits.index(None)} is of a segment without a split"
@@ -139,6 +149,12 @@ def _find_random_faults(run: Run, layer: int, random: ExemplarArrays, segments: 
         yield f"layer {layer}: random records are not in the order of splits and hashes"
 
 
+def _random_segments(random: ExemplarArrays) -> list[int]:
+    """The segments of the first unit's random records, in rank order."""
+    numbers: list[int] = random.segments[0, : random.counts[0]].tolist()
+    return numbers
+
+
 def _find_sample_faults(
     run: Run, layer: int, side: Side, split: Split, sample: SampleArrays, segments: Segments
 ) -> Iterator[str]:
@@ -148,22 +164,22 @@ def _find_sample_faults(
     n = _share(run.n_sampled, OF_SAMPLED, split)
     distinct = np.unique(records.segments[used]).tolist()
     wrong = [number for number in distinct if segments[number].split != split]
-    for unit in np.flatnonzero((np.isin(records.segments, wrong) & used).any(axis=1))[:3].tolist():
+    for unit in np.flatnonzero((np.isin(records.segments, wrong) & used).any(axis=1))[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: its {name} are of a segment of another split"
-    sizes = np.where(used, _sizes_of(run, side, records, segments), np.float32(0))
-    for unit, rank in np.argwhere((sizes != sample.sizes) & used)[:3].tolist():
+    sizes = _sizes_of(run, side, records, segments)
+    for unit, rank in np.argwhere((sizes != sample.sizes) & used)[:MOST_LINES].tolist():
         stored, true_size = sample.sizes[unit, rank], sizes[unit, rank]
         yield f"{layer}:{unit}: size {rank} of its {name} is {stored}, and its activations give {true_size}"
     ratios = np.where(used, sample.sizes / _uniforms(run, records.segments), 0.0)
     is_sorted = (np.diff(ratios, axis=1) <= 0).all(axis=1)
-    for unit in np.flatnonzero(~is_sorted)[:3].tolist():
+    for unit in np.flatnonzero(~is_sorted)[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: its {name} are not in the order of size / uniform"
     last = np.where(used, ratios, np.inf).min(axis=1, initial=np.inf)
-    for unit in np.flatnonzero(last < sample.thresholds)[:3].tolist():
+    for unit in np.flatnonzero(last < sample.thresholds)[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: the threshold {sample.thresholds[unit]} of its {name} is above {last[unit]}"
-    for unit in np.flatnonzero((records.counts < n) & (sample.thresholds > 0))[:3].tolist():
+    for unit in np.flatnonzero((records.counts < n) & (sample.thresholds > 0))[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: its {name} are {records.counts[unit]}, not {n}, in spite of a threshold"
-    for unit in np.flatnonzero(records.counts > n)[:3].tolist():
+    for unit in np.flatnonzero(records.counts > n)[:MOST_LINES].tolist():
         yield f"{layer}:{unit}: its {name} are {records.counts[unit]}, more than {n}"
 
 
@@ -178,18 +194,18 @@ def _find_missed(
 ) -> Iterator[str]:
     """Random records that should have been sampled: their size / uniform is above the threshold."""
     columns = [
-        column
-        for column, number in enumerate(random.segments[0, : int(random.counts[0])].tolist())
-        if segments[number].split == split
+        column for column, number in enumerate(_random_segments(random)) if segments[number].split == split
     ]
     if not columns:
         return
     sizes = _sizes_of(run, side, random, segments)[:, columns]
     numbers = random.segments[:, columns]
     ratios = sizes / _uniforms(run, numbers)
-    sampled = np.where(sample.records.counts_mask(), sample.records.segments.astype(np.int64), -1)
-    is_sampled = (numbers[:, :, None].astype(np.int64) == sampled[:, None, :]).any(axis=2)
-    for unit, column in np.argwhere(~is_sampled & (ratios > sample.thresholds[:, None]))[:3].tolist():
+    is_same = numbers[:, :, None] == sample.records.segments[:, None, :]
+    is_sampled = (is_same & sample.records.counts_mask()[:, None, :]).any(axis=2)
+    for unit, column in np.argwhere(~is_sampled & (ratios > sample.thresholds[:, None]))[
+        :MOST_LINES
+    ].tolist():
         yield (
             f"{layer}:{unit}: segment {numbers[unit, column]} is random and above the threshold of the "
             f"sampled records of {split}, {side}, and is none of them"
@@ -210,7 +226,7 @@ def _sizes_of(run: Run, side: Side, records: ExemplarArrays, segments: Segments)
                 counts[place] = ~np.isin(segments[number].token_ids[-64:], run.barred_ids)
         half = np.where(np.take_along_axis(counts[index.reshape(width, k)], columns, axis=2), half, 0)
     half = half if side == "positive" else -half
-    parts = np.where(half > 0, half, np.float32(0)).astype(np.float32)
+    parts: NDArray[np.float32] = half.clip(min=0)
     parts = parts * parts
     for size in (16, 8, 4, 2, 1):
         parts = parts[:, :, :size] + parts[:, :, size : 2 * size]
@@ -219,8 +235,12 @@ def _sizes_of(run: Run, side: Side, records: ExemplarArrays, segments: Segments)
 
 def _uniforms(run: Run, numbers: NDArray[np.uint32]) -> NDArray[np.float64]:
     distinct, index = np.unique(numbers, return_inverse=True)
-    values = [float(Fraction(_hash(run.seed, "sampled", n) + 1, 1 << 64)) for n in distinct.tolist()]
-    return np.array(values)[index.reshape(numbers.shape)]
+    return np.array([exact_uniform(run.seed, n) for n in distinct.tolist()])[index.reshape(numbers.shape)]
+
+
+def exact_uniform(seed: int, segment: int) -> float:
+    """A segment's number in (0, 1], by which its size is divided."""
+    return float(Fraction(_hash(seed, "sampled", segment) + 1, 1 << 64))
 
 
 def _share(n: int, shares: Mapping[Split, Fraction], split: Split) -> int:

@@ -223,21 +223,22 @@ class SideEvidence:
         records = [record for key, record in self.by_key.items() if self.splits[key] == split]
         sampled = [record for record in records if record.kind == "sampled"]
         random = [record for record in records if record.kind == "random"]
-        ratios = [(record.size or 0.0) / uniform_of(self.seed, record.segment) for record in sampled]
-        threshold = self.unit.thresholds.get((self.side, split), 0.0)
+        random = random if n is None else random[:n]
+        n_segments = self.split_segments[split]
+        if not sampled:  # nothing was drawn by size
+            return [DrawnRecord(record, len(random) / n_segments) for record in random]
+        ratios = [self.size_of(record) / uniform_of(self.seed, record.segment) for record in sampled]
+        threshold = self.unit.thresholds[self.side, split]
         if n is not None and n < len(sampled):
             sampled, threshold, ratios = sampled[:n], ratios[n], ratios[:n]
-        random = random if n is None else random[:n]
-        last = ratios[-1] if ratios and threshold > 0 else 0.0
         drawn = {record.segment: record for record in random} | {record.segment: record for record in sampled}
-        n_segments = self.split_segments[split]
         return [
             DrawnRecord(
                 record,
                 probability_of(
-                    self.size_of(record) if ratios else 0.0,  # without a sample nothing was drawn by size
+                    self.size_of(record),
                     uniform_of(self.seed, record.segment),
-                    last,
+                    ratios[-1],
                     threshold,
                     len(random),
                     n_segments,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuroexplain.scoring.named_words import find_named, stem_of
+from neuroexplain.scoring.named_words import find_named, stem_of, words_of_tokens
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,15 @@ def test_in_scripts_without_spaces_a_token_is_a_word():
 
 def test_digits_and_accents_are_letters_of_words():
     assert named([" 1961", " caf", "é", " cafe"], "1961 café") == [" 1961", " caf", "é"]
+
+
+def test_each_token_has_the_word_that_it_spells_a_part_of():
+    """White space has none; a token of several words, or in a script without spaces, is taken as it is."""
+    words = {"The": "The", " run": "running", "ning": "running", " New York": "New York", ",": ","}
+    words |= {" sea": "sea's", "'s": "sea's", "\n ": "", "東京": "東京", "は": "は", " a": "a"}
+    assert words_of_tokens(list(words)) == list(words.values())
+    assert words_of_tokens([]) == []
+
+
+def test_a_token_of_one_word_and_a_part_of_the_next_is_taken_as_it_is():
+    assert words_of_tokens([" it is", "land", " here"]) == ["it is", "island", "here"]

@@ -27,10 +27,12 @@ from neuroexplain.scoring.population import (
     correlate_records,
     effective_records,
     jackknife_interval,
+    join_tokens,
     share_of_variation,
     weighted_auprc,
     weighted_correlation,
 )
+from neuroexplain.scoring.population_scores import score_population
 from neuroexplain.scoring.probability_faults import find_wrong_probabilities
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.stable_hash import stable_hash
@@ -53,6 +55,13 @@ def test_a_weight_counts_as_that_many_tokens(tokens):
     else:
         assert r == pytest.approx(np.corrcoef(repeated_x, repeated_y)[0, 1], abs=1e-9)
         assert weighted_correlation(3 * x - 2, y, 0.1 * w) == pytest.approx(r, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_values_of_any_scale_have_a_correlation(scale):
+    x, y, w = np.array([1.0, 2, 3]), np.array([2.0, 1, 3]), np.ones(3)
+    assert weighted_correlation(scale * x, y, w) == pytest.approx(0.5)
+    assert weighted_correlation(x, scale * y, w) == pytest.approx(0.5)
 
 
 def test_a_token_without_weight_does_not_count():
@@ -108,6 +117,66 @@ def test_a_leave_one_out_that_is_undefined_counts_as_0():
     only = replace(records[0], predicted=records[0].truth + np.arange(6))
     records = [only, *records[1:]]  # without the first, every prediction is 0
     assert jackknife_interval(records) == pytest.approx(interval_by_definition(records), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_does_not_depend_on_scales_and_offsets(seed):
+    records = records_of(seed)
+    expected = jackknife_interval(records)
+    for scale, offset, weight in ((1e-6, 0.0, 1e-3), (1e-3, -5.0, 1e-4), (1e6, 5e6, 1e4), (1.0, 1e8, 1.0)):
+        for name in ("predicted", "truth"):
+            moved = [
+                replace(r, **{name: scale * getattr(r, name) + offset, "weight": r.weight * weight})
+                for r in records
+            ]
+            assert jackknife_interval(moved) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["predicted", "truth"])
+@pytest.mark.parametrize("constant", [0.1, -0.3, 1 / 3])
+def test_without_the_only_record_that_varies_the_correlation_counts_as_0(name, constant):
+    """Also where sums of equal values leave a rest by rounding."""
+    records = records_of(1)
+    records = [records[0], *(replace(r, **{name: np.full(6, constant)}) for r in records[1:])]
+    assert jackknife_interval(records) == pytest.approx(interval_by_definition(records), abs=1e-9)
+
+
+def test_an_interval_is_of_numbers_where_one_record_dwarfs_the_others():
+    """Without it, the sums of the others are lost in rounding."""
+    records = records_of(2)
+    for name in ("predicted", "truth"):
+        for power in (6, 7, 8, 9, 10, 12, 15):
+            large = replace(records[0], **{name: getattr(records[0], name) * 10.0**power})
+            low, high = jackknife_interval([large, *records[1:]])
+            assert -1 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("name", ["predicted", "truth"])
+def test_an_interval_is_of_numbers_where_the_variation_of_all_records_but_one_is_lost(name):
+    signs = np.array([1.0, -1, 1, -1, 1, -1])
+    records = [replace(r, weight=1.0, **{name: 1e-30 * signs}) for r in records_of(4)]
+    low, high = jackknife_interval([replace(records[0], **{name: signs}), *records[1:]])
+    assert -1 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_never_makes_a_leave_one_out_larger_than_1(sign):
+    for seed in range(30):
+        first, *others = records_of(seed)
+        perfect = [replace(record, predicted=sign * 0.1 * record.truth) for record in others]
+        interval = jackknife_interval([first, *perfect])
+        if isinstance(interval, str):
+            assert interval == "without one of the records the correlation is 1 or -1"
+        else:
+            assert -1 <= interval[0] <= interval[1] <= 1
+
+
+def test_a_record_without_tokens_counts_as_a_record():
+    records = records_of(3)
+    empty = replace(records[0], predicted=np.zeros(0), truth=np.zeros(0))
+    records = [empty, *records[1:]]
+    assert jackknife_interval(records) == pytest.approx(interval_by_definition(records), abs=1e-9)
+    assert [len(values) for values in join_tokens([])] == [0, 0, 0]
 
 
 def test_there_is_no_interval_without_two_records_of_each_kind_and_at_1():
@@ -167,6 +236,7 @@ def test_the_share_of_variation_by_hand():
     )
     assert share_of_variation([record]) == pytest.approx(3 / 12)  # mean 1: squares 1, 1, 1, 9
     assert share_of_variation([replace(record, kept=None)]) == 1
+    assert share_of_variation([replace(record, truth=0.01 * record.truth)]) == pytest.approx(3 / 12)
     assert share_of_variation([replace(record, truth=np.ones(4))]) == 0
     assert share_of_variation([]) == 0
 
@@ -292,8 +362,40 @@ def test_two_ways_to_compute_probabilities_agree_and_find_a_wrong_one():
     assert list(find_wrong_probabilities(silent, "select", 5)) == []  # of which no segment was visited
     with patch("neuroexplain.scoring.side_evidence.probability_of", return_value=0.5):
         assert "has the probability 0.5, not" in next(find_wrong_probabilities(evidence, "report", 5))
+    drawn = evidence.draw("report", 5)
+    for place in (0, len(drawn) - 1):
+        off = [*drawn]
+        off[place] = replace(off[place], probability=off[place].probability - 1e-6)
+        record = off[place].record
+        with patch.object(SideEvidence, "draw", return_value=off):
+            (line,) = find_wrong_probabilities(evidence, "report", 5)
+        assert line == (
+            f"{record.kind} {record.rank} has the probability {off[place].probability}, "
+            f"not {drawn[place].probability}"
+        )
+    with patch.object(SideEvidence, "draw", return_value=drawn[1:]):
+        (line,) = find_wrong_probabilities(evidence, "report", 5)
+    assert line == f"report: {len(drawn) - 1} records are drawn, not {len(drawn)}"
     with patch.object(SideEvidence, "draw", return_value=[]):
         assert "0 records are drawn" in next(find_wrong_probabilities(evidence, "report", 5))
+
+
+def test_the_two_ways_agree_where_the_sample_holds_all_that_fires_and_on_units_of_two_sides():
+    acts = population()
+    acts[np.argsort(acts.max(axis=1))[:-5]] = 0.0
+    for seed in range(3):
+        few = evidence_of(seed, acts)
+        assert [x.kind for x in few.unit.exemplars].count("sampled") <= 5
+        evidence = evidence_of(seed, population())
+        negative = [
+            replace(x, rank=x.rank + 50, side="negative", segment=x.segment + N)
+            for x in evidence.unit.exemplars
+            if x.kind == "sampled"
+        ]
+        unit = replace(evidence.unit, exemplars=(*evidence.unit.exemplars, *negative))
+        for n in (1, 3, N_SAMPLED, 30):
+            assert list(find_wrong_probabilities(few, "report", n)) == []
+            assert list(find_wrong_probabilities(replace(evidence, unit=unit), "report", n)) == []
 
 
 def test_a_silent_unit_is_known_by_its_random_records():
@@ -463,6 +565,36 @@ def test_the_control_of_the_headline_is_of_the_same_records():
     )
     score = main_score(compute_scores(evidence, constant))
     assert (score.control, score.control_reason) == (None, "the other explanation's predictions are constant")
+
+
+def test_without_a_control_its_own_reason_is_given():
+    evidence = evidence_of(3, population())
+    reason = "no other unit is explained"
+    scores = score_population(evidence, predict(evidence, np.sin), "report", reason)
+    assert {score.metric for score in scores} == {"correlation", "correlation_beyond_words", "auprc"}
+    for score in scores:
+        assert (score.status, score.control, score.control_reason) == (Status.OK, None, reason)
+
+
+def test_a_control_whose_words_leave_too_little_has_this_reason():
+    evidence = evidence_of(3, population())
+    tokens = {i: VocabularyEntry(i, f" w{i}", False, b"") for i in range(100 * N + 64)}
+    tokens |= {i + 10**6: VocabularyEntry(i + 10**6, " x", False, b" x") for i in range(64)}
+    evidence = replace(evidence, tokens=tokens)
+    prediction = predict(evidence, np.sin)
+    records = tuple(replace(r, control=np.cos(r.values)) for r in prediction.records)
+    everything = " ".join(f"w{i}" for i in range(100 * N + 64))
+    for text in ("nothing", everything):
+        controlled = replace(prediction, records=records, control_explanation_id=7, control_text=text)
+        scores = {score.metric: score for score in score_population(evidence, controlled, "report", None)}
+        beyond, plain = scores["correlation_beyond_words"], scores["correlation"]
+        assert (plain.control_reason, plain.control_explanation_id) == (None, 7)
+        if text == "nothing":
+            assert (beyond.control, beyond.control_reason) == (plain.control, None)
+        else:
+            assert (beyond.status, beyond.control, beyond.control_explanation_id) == (Status.OK, None, 7)
+            reason = "the other explanation's words leave too little variation of the activations"
+            assert beyond.control_reason == reason
 
 
 def test_a_fifth_of_the_variation_is_enough_for_a_score_beyond_the_words():

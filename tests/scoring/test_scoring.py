@@ -1,6 +1,7 @@
 """Levels, splits, crops and scores against the recorded reference, brute force and properties."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,14 @@ from neuroexplain.scoring.correlation import (
 )
 from neuroexplain.scoring.levels import expected_level, raised_level, to_levels
 from neuroexplain.scoring.side_evidence import SideEvidence
-from neuroexplain.scoring.splits import assign_splits, crop_first, find_leaks, halve_select, split_by_rank
+from neuroexplain.scoring.splits import (
+    assign_splits,
+    crop_first,
+    find_leaks,
+    find_shared,
+    halve_select,
+    split_by_rank,
+)
 from neuroexplain.units import UnitId
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "bills_golden.json").read_text())
@@ -67,6 +75,12 @@ def test_a_constant_side_has_no_score():
     assert correlation_score([0, 1, 0], [7.0, 7.0, 7.0]) is None
     with pytest.raises(ValueError, match="finite"):
         correlation_score([0, np.nan], [1, 2])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_values_of_any_scale_have_a_correlation(scale):
+    assert correlation_score([scale, 2 * scale, 3 * scale], [2, 1, 3]) == pytest.approx(0.5)
+    assert correlation_score([1, 2, 3], [2 * scale, scale, 3 * scale]) == pytest.approx(0.5)
 
 
 def record(kind, simulated, recorded):
@@ -193,6 +207,31 @@ def test_leaks_are_found_where_brute_force_finds_them(places):
     ]
     with patch("neuroexplain.scoring.splits.assign_splits", return_value=by_rank):
         assert len(find_leaks(exemplars, later)) == len(pairs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(exemplars_strategy())
+def test_in_runs_that_split_by_passage_what_shares_text_with_explain_is_found(places):
+    """Two records of one segment have one split there, unless something is wrong: only verify looks."""
+    exemplars = [replace(x, split=split_by_rank(x.rank)) for x in build(*places)]
+    splits = {x.key: x.split for x in exemplars}
+    explain = [x for x in exemplars if x.split == "explain"]
+    later = [x for x in exemplars if x.split in ("select", "report")]
+    shared = {x.key for x in later if any(leaks(replace(y, segment=-1), x) for y in explain)}
+    assert find_shared(exemplars, splits) == shared
+    pairs = [(x, y) for x in later for y in explain if leaks(x, y)]
+    assert len(find_leaks(exemplars, {x.key for x in later}, "passages")) == len(pairs)
+
+
+def test_segments_that_overlap_leak():
+    """With a stride of 1, segments share tokens if fewer than 128 numbers apart."""
+    ids = np.arange(64, dtype=np.uint32)
+    seen, near, far = (
+        Exemplar(UnitId(0, 0), "random", rank, segment, 64, None, 0, 1.0, ids + 100 * rank, ids, 1, split)
+        for rank, (segment, split) in enumerate([(1000, "explain"), (873, "report"), (1128, "report")])
+    )
+    leak = "random 1 and random 0, which was seen, are of segment 873"
+    assert find_leaks([seen, near, far], {near.key, far.key}, "passages") == [leak]
 
 
 def test_levels_are_raised_by_odds_beyond_noise():
@@ -358,9 +397,77 @@ def test_the_interval_of_bills_says_why_it_is_missing():
     assert jackknife_interval(all_but_one_constant, ("top", "random")) == reason
 
 
+def test_three_records_of_each_kind_are_needed_for_an_interval():
+    rng = np.random.default_rng(1)
+    records = [record(kind, rng.normal(size=8), rng.normal(size=8)) for kind in ["top"] * 3 + ["random"] * 2]
+    assert jackknife_interval(records, ("top", "random")) == "2 random records, 3 are needed"
+    low, high = jackknife_interval(records[:3], ("top",))
+    assert -1 <= low < high <= 1
+
+
 def test_without_records_no_token_is_counted():
     for score in score_records("report", [], []):
         assert (score.n_tokens, score.n_records, score.status) == (0, 0, "no_records")
+
+
+def test_two_tokens_are_enough_for_a_correlation():
+    assert correlation_score([1, 2], [5, 3]) == pytest.approx(-1)
+    assert correlation_score([1], [5]) is None
+    assert correlation_score([], []) is None
+
+
+def scored(kind, simulated, control=None):
+    recorded = [0.0, 1.0, 3.0, 2.0]
+    own = record(kind, simulated, recorded)
+    return own if control is None else replace(own, control=np.array(control, np.float64))
+
+
+def test_predictions_are_calibrated_on_select_for_report_only():
+    records = [scored("top", [0, 1, 2, np.nan]), scored("random", [1, 0, 0, 4])]
+    calibration = [record("top", [0, 2], [1.0, 2.0]), record("random", [7, 7], [0.0, 0.0])]
+    scores = {(s.subset, s.metric): s for s in score_records("report", records, calibration)}
+    top = [scores["top", metric] for metric in ("r_squared", "absolute_deviation_explained")]
+    errors = np.array([0.0 - 1.0, 1.0 - 1.5, 3.0 - 2.0])  # the line is 1 + level / 2; a token has no level
+    assert top[0].value == pytest.approx(1 - (errors**2).sum() / 10)
+    assert top[1].value == pytest.approx(1 - np.abs(errors).sum() / 4)
+    assert [(s.n_tokens, s.n_records) for s in top] == [(3, 1)] * 2
+    assert ("random", "correlation") in scores
+    assert ("random", "r_squared") not in scores  # no line: all levels are equal
+    assert {s.metric for s in score_records("select", records, calibration)} == {"correlation"}
+    flat = [scored("top", [5, 5, 5, 5])]
+    assert {s.metric for s in score_records("report", flat, calibration)} == {"correlation"}
+
+
+def test_a_missing_control_of_bills_score_has_its_reason():
+    def top(*scores, **more):
+        return next(s for s in score_records("report", scores, (), **more) if s.subset == "top")
+
+    given = top(scored("top", [0, 1, 2, 3], control=[3, 2, 1, 0]), control_explanation_id=4)
+    assert given.control == pytest.approx(-0.8)
+    assert (given.control_explanation_id, given.control_reason) == (4, None)
+    constant = top(scored("top", [0, 1, 2, 3], control=[1, 1, 1, 1]), control_explanation_id=4)
+    reason = "the other explanation's simulation is constant"
+    assert (constant.control, constant.control_reason) == (None, reason)
+    without = top(scored("top", [0, 1, 2, 3]), control_reason="there is no other unit")
+    assert (without.control, without.control_reason) == (None, "there is no other unit")
+    assert without.value == pytest.approx(0.8)
+    undefined = [top(scored("top", [1, 1, 1, 1]), control_reason=reason) for reason in ("none", None)]
+    assert [s.control_reason for s in undefined] == ["none", "the simulated activations are all equal"]
+    assert all(s.reason == s.ci_reason == "the simulated activations are all equal" for s in undefined)
+
+
+def test_the_kinds_that_a_score_lacks_are_named():
+    reasons = [s.reason for s in score_records("select", [record("top", [1, 2], [0.0, 2.0])], [])]
+    nothing = "no random records in the split select"
+    assert reasons == [nothing, None, nothing]
+    assert score_records("select", [], [])[0].reason == "no top and no random records in the split select"
+
+
+def test_a_token_without_mass_on_any_level_is_an_error():
+    levels, mass = expected_level(np.array([[0.0, 0.25, 0.25], [0.5, 0.0, 0.0]]))
+    assert (levels.tolist(), mass.tolist()) == ([1.5, 0.0], [0.5, 0.5])
+    with pytest.raises(ValueError, match="no mass"):
+        expected_level(np.array([[0.1, 0.2], [0.0, 0.0]]))
 
 
 def test_two_tokens_are_enough_for_a_line():
