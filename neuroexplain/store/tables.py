@@ -366,6 +366,20 @@ simulator_checks = Table(
     sqlite_with_rowid=False,
 )
 
+vectors = Table(  # of the texts of explanations, by blocks of their ids: see store/vectors.py
+    "vectors",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _run(),
+    Column("block", Integer, nullable=False),
+    Column("model", SafeText, nullable=False),
+    Column("is_current", Boolean(create_constraint=False), nullable=False),
+    Column("checksum", String(16), nullable=False),
+    Column("dimensions", Integer, nullable=False),  # numbers of each explanation
+    *map(_packed, ("explanation_ids", "text_hashes", "scales", "numbers")),
+    UniqueConstraint("run_id", "block", "model", name="uq_vectors_run_id_block_model"),
+)
+
 sessions = Table(
     "sessions",
     metadata,
