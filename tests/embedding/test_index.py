@@ -171,7 +171,7 @@ def test_a_reader_embeds_for_itself_and_writes_nothing(tmp_path, monkeypatch):
         assert len(search(store, run, LetterEmbedder())) == 5
         assert list_blocks(store, run.id, "letters") == {}
         monkeypatch.setattr(index_module, "MOST_UNSTORED", 5)
-        with pytest.raises(NeuroexplainError, match="query --db .*x.db --run 1 --like TEXT"):
+        with pytest.raises(NeuroexplainError, match=r"query --db .*x.db --run 1 --like TEXT"):
             search(store, run, LetterEmbedder())
     with open_store(str(file)) as store:
         search(store, run, LetterEmbedder())

@@ -177,7 +177,7 @@ def mean_reciprocal_rank(pairs, monkeypatch, folder, part=None):
 
 @pytest.mark.parametrize(("name", "least"), [("search_oracle", 0.88), ("search_pairs", 0.81)])
 def test_people_find_what_they_mean(monkeypatch, tmp_path, name, least):
-    """search_pairs: 60 pairs of ours, by which the rule of the words' part was chosen; see docs/decisions.md."""
+    """search_pairs holds 60 pairs of ours, by which the words' part was chosen: docs/decisions.md."""
     pairs = json.loads((FOLDER / f"{name}.json").read_text())
     both, words, vectors = (
         mean_reciprocal_rank(pairs, monkeypatch, tmp_path, part) for part in (None, "words", "vectors")
