@@ -100,7 +100,7 @@ class MeaningIndex:
         if not keeps and total > MOST_UNSTORED:
             raise NeuroexplainError(
                 f"Up to {total:,} explanations have no vector of {self.embedder.model} yet, and "
-                f"{self._store.name} is open to read only.\n"
+                f"{self._store.name} cannot be written to here.\n"
                 f"Store them once:  neuroexplain query --db {self._store.name} "
                 f"--run {self.run.id} --like TEXT"
             )

@@ -32,8 +32,8 @@ from neuroexplain.store.search import (
     score_conditions,
 )
 
-DEPTH = 1_000  # explanations of each ranking, so a search lists at most twice as many
-FEW = 50_000  # explanations up to which those that meet the conditions are read first
+DEPTH = 500  # explanations of each ranking, so a search lists at most twice as many
+FEW = 10_000  # explanations up to which those that meet the conditions are read first
 MOST_BY_WORDS = 10_000  # words that more explanations hold do not rank
 ALL = 1_000_000  # rows: no limit
 
@@ -76,13 +76,16 @@ class _Conditions:
         return self._has_ids or search.needs_score or search.layers is not None or search.units is not None
 
     def all_ids(self, most: int) -> list[int] | None:
-        """The ids of all explanations that meet the conditions; None if there are more than `most`."""
+        """The ids of all explanations that meet the conditions; None if there are more than `most`.
+
+        An id with scores by several scorers may stand several times.
+        """
         run = "e.run_id + 0 = :run" if self._has_ids else "e.run_id = :run"
         sql = f"SELECT e.id FROM explanations e WHERE {' AND '.join([run, *self._of_explanation])} LIMIT :n"
         if self.search.needs_score:
             where = ["s.run_id = :run", of_headline(self.search.headline), *self.of_row]
             sql = (
-                "SELECT DISTINCT e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
+                "SELECT e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
                 f"WHERE {' AND '.join(where)} LIMIT :n"
             )
         ids = self.reader.column(sql, n=most + 1, **self.search.values)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from neuroexplain.store.rows import sql_in
 BLOCKS_AT_ONCE = 64  # of one reading: 64 MB with 256 dimensions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VectorBlock:
     """The vectors of one block, in ascending order of their explanations."""
 
@@ -34,7 +35,7 @@ class VectorBlock:
     text_hashes: NDArray[np.uint64]  # [n]: text_hash of what was embedded
     vectors: Int8Vectors  # [n, dimensions]
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """16 hexadecimal digits that change if an explanation or its text does."""
         return checksum_of(
