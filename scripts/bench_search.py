@@ -7,7 +7,6 @@ vectors, under several conditions, and one command from its start to its end.
 
 import argparse
 import json
-import os
 import re
 import resource
 import statistics
@@ -107,19 +106,15 @@ def milliseconds(work: object, texts: list[str]) -> dict[str, float]:
 
 def time_command(*more: str) -> dict[str, float]:
     command = [sys.executable, "-m", "neuroexplain.cli.main", "query", "--db", options.db, *more]
-    times, computing, peaks = [], [], []
+    times, computing = [], []
     for text in queries[:COMMANDS]:
-        began = time.perf_counter()
-        with subprocess.Popen([*command, "--like", text], stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"the command ended with status {process.returncode}")
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*command, "--like", text], stdout=subprocess.DEVNULL, check=True)
         times.append(time.perf_counter() - began)
-        computing.append(usage.ru_utime + usage.ru_stime)
-        peaks.append(usage.ru_maxrss >> 10)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        computing.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     medians = {"median_s": statistics.median(times), "processor_s": statistics.median(computing)}
-    return {**{name: round(value, 2) for name, value in medians.items()}, "MiB": max(peaks)}
+    return {name: round(value, 2) for name, value in medians.items()}
 
 
 def resident() -> int:

@@ -256,7 +256,7 @@ def explanation_conditions(search: Search, ids: Sequence[int] | None, dialect: s
     if search.layers is not None:
         conditions.append(f"e.layer {sql_in(search.layers)}")
     if search.units is not None:
-        conditions.append(_among_units(search.units))
+        conditions.append(among_units(search.units))
     if search.chosen_only:
         conditions.append("e.chosen")
     if ids is not None:
@@ -378,7 +378,7 @@ def _peaks_on(token_ids: Sequence[int]) -> str:
     )
 
 
-def _among_units(units: Collection[UnitId]) -> str:
+def among_units(units: Collection[UnitId]) -> str:
     """The condition that explanation `e` is of one of the units. Consecutive units are one range."""
     ranges: list[list[UnitId]] = []
     for unit in sorted(units):

@@ -84,6 +84,8 @@ def test_ranks_are_fused_by_their_reciprocals():
     assert fuse_ranks([["a", "b", "c", "d"], ["b", "c"]]) == ["b", "c", "a", "d"]
     assert fuse_ranks([["a", "b"], ["b", "a"]]) == ["a", "b"]  # equal sums: the first ranking
     assert fuse_ranks([[], []]) == []
+    # twice the third place, 2/63, is more than the first place once, 1/61
+    assert fuse_ranks([["a", "b", "c"], ["d", "e", "c"]]) == ["c", "a", "d", "b", "e"]
 
 
 @given(st.permutations(range(12)), st.permutations(range(12)), st.integers(0, 12))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import neuroexplain as nx
 from neuroexplain.embedding.index import MeaningIndex
 from neuroexplain.embedding.ranking import content_words, cosines_with, fuse_ranks, to_int8
 from neuroexplain.embedding.token_table import TokenTable
@@ -17,6 +18,7 @@ from neuroexplain.store import search_by_meaning
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.save_explained import save_explanations
 from neuroexplain.store.search import query_explanations
+from neuroexplain.units import UnitId
 from tests.conftest import HOSTILE_EXPLANATION
 from tests.embedding.stores import LetterEmbedder, explanation_of, fill_run, score
 
@@ -87,9 +89,11 @@ def plain(expected, like, *, text, layers, min_score, max_score, chosen_only, li
 
 
 @pytest.mark.parametrize("depth", [500, 7])
-@pytest.mark.parametrize("few", [10_000, 20, 0])
+@pytest.mark.parametrize("few", [20_000, 20, 0])
 def test_a_search_equals_ranking_all_that_meet_the_conditions(filled, monkeypatch, few, depth):
-    monkeypatch.setattr(search_by_meaning, "FEW", few)
+    monkeypatch.setattr(search_by_meaning, "MANY", few)
+    monkeypatch.setattr(search_by_meaning, "MANY_SCORES", few)
+    monkeypatch.setattr("neuroexplain.store.search.FEW", few)
     monkeypatch.setattr(search_by_meaning, "DEPTH", depth)
     store, run, index, expected = filled
     scores = ((None, None), (0.1, None), (None, 0.2), (-0.5, 0.5))
@@ -106,6 +110,28 @@ def test_a_search_equals_ranking_all_that_meet_the_conditions(filled, monkeypatc
         rows = query_explanations(store, run, like=index.similarities(like), **options)
         result = [(row.explanation_id, row.scorer) for row in rows]
         assert result == plain(expected, like, **options, depth=depth), (like, options)
+
+
+@pytest.mark.parametrize("many", [200_000, 2])
+def test_only_the_units_that_are_named_are_searched(filled, monkeypatch, many):
+    monkeypatch.setattr(search_by_meaning, "MANY", many)
+    store, run, index, expected = filled
+    named = {UnitId(0, 3), UnitId(0, 4), UnitId(2, 9)}
+    rows = query_explanations(store, run, like=index.similarities("sea"), units=named, chosen_only=False)
+    assert {row.explanation_id for row in rows} == {x[0] for x in expected if x[1] in named}
+    assert rows
+
+
+def test_python_searches_by_meaning_and_keeps_the_vectors(tmp_path):
+    file = str(tmp_path / "x.db")
+    with open_store(file, create=True) as store:
+        fill_run(store, ["months of the year", "ships and sailing", "birds"])
+    with nx.open(file) as db:
+        rows = db.query(like="a boat on the sea", layers=[0, 1])
+        assert [row.explanation for row in rows] == ["ships and sailing", "months of the year"]
+        assert db.query(like="poultry", limit=1).to_frame()["explanation"].tolist() == ["birds"]
+        with pytest.raises(NeuroexplainError, match="sentence-transformers"):
+            db.query(like="poultry", embedding="no-such-model")
 
 
 def test_pages_follow_each_other(filled):
