@@ -103,12 +103,7 @@ def query(
         raise NeuroexplainError(
             "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
         )
-    if min_score is not None and max_score is not None and min_score > max_score:
-        raise NeuroexplainError(
-            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
-        )
-    if like is not None and sort is not None:
-        raise NeuroexplainError(f"--like has its own order: leave out --sort {sort}, or --like.")
+    _check_bounds(min_score, max_score, like, sort)
     with open_store(db, read_only=like is None) as store:
         run = load_run(store, run_id)
         layers = None if layer is None else select_layers(run, layer)
@@ -134,6 +129,17 @@ def query(
             limit=limit,
         )
     _print_rows(rows, db, as_json, as_csv)
+
+
+def _check_bounds(
+    min_score: float | None, max_score: float | None, like: str | None, sort: str | None
+) -> None:
+    if min_score is not None and max_score is not None and min_score > max_score:
+        raise NeuroexplainError(
+            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
+        )
+    if like is not None and sort is not None:
+        raise NeuroexplainError(f"--like has its own order: leave out --sort {sort}, or --like.")
 
 
 def _find_similarities(store: "Store", run: "Run", text: str, embedding: str) -> "Similarities":

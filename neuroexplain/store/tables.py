@@ -222,10 +222,7 @@ vocabulary_readings = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
-    _packed("promoted_ids"),
-    _packed("promoted_logits"),
-    _packed("suppressed_ids"),
-    _packed("suppressed_logits"),
+    *map(_packed, ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")),
     sqlite_with_rowid=False,
 )
 

@@ -104,15 +104,8 @@ def search_page(
     urls, problem, has_more = UrlBuilder(run_id), "", False
     rows: list[QueryRow] = []
     scorer = scorer or simulator
-    form = {
-        "q": q,
-        "like": like,
-        "token": token,
-        "layer": layer,
-        "min_score": min_score,
-        "max_score": max_score,
-    }
-    form |= {"scorer": scorer, "metric": metric, "sort": sort}
+    form = {"q": q, "like": like, "token": token, "layer": layer, "scorer": scorer}
+    form |= {"min_score": min_score, "max_score": max_score, "metric": metric, "sort": sort}
     form = {name: value or "" for name, value in form.items()}
     run = load_run(reader.store, run_id)
     try:
