@@ -270,6 +270,28 @@ CREATE TABLE "units" (
  WITHOUT ROWID
 
 ;
+CREATE TABLE vectors (
+	id INTEGER NOT NULL, 
+	run_id INTEGER NOT NULL, 
+	block INTEGER NOT NULL, 
+	model TEXT NOT NULL, 
+	is_current BOOLEAN NOT NULL, 
+	checksum VARCHAR(16) NOT NULL, 
+	dimensions INTEGER NOT NULL, 
+	explanation_ids BLOB NOT NULL, 
+	text_hashes BLOB NOT NULL, 
+	scales BLOB NOT NULL, 
+	numbers BLOB NOT NULL, 
+	PRIMARY KEY (id), 
+	CONSTRAINT uq_vectors_run_id_block_model UNIQUE (run_id, block, model), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+);
+CREATE TRIGGER vectors_explanation_insert AFTER INSERT ON explanations BEGIN
+  UPDATE vectors SET is_current = false WHERE run_id = new.run_id AND is_current AND block IN (new.id / 4096, (SELECT max(block) FROM vectors WHERE run_id = new.run_id));
+END;
+CREATE TRIGGER vectors_explanation_update AFTER UPDATE OF text ON explanations BEGIN
+  UPDATE vectors SET is_current = false WHERE run_id = new.run_id AND is_current AND block = new.id / 4096;
+END;
 CREATE TABLE vocabulary_readings (
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 

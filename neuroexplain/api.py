@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.as_json import QUERY_COLUMNS, query_json, run_json, unit_json
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING, open_embedder
 from neuroexplain.evidence import Exemplar, Explanation, StoredScore
 from neuroexplain.formatting import number, printable
 from neuroexplain.lookup import find_explanations, load_page
@@ -18,6 +20,8 @@ from neuroexplain.units import UnitId
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from neuroexplain.embedding.held import MeaningIndexes
 
 
 class QueryRows(list[QueryRow]):
@@ -94,6 +98,7 @@ class Database:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._meanings: dict[str, MeaningIndexes] = {}  # by embedding
 
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
@@ -118,22 +123,32 @@ class Database:
         self,
         text: str | None = None,
         *,
+        like: str | None = None,
+        embedding: str = DEFAULT_EMBEDDING,
         layers: Collection[int] | None = None,
         min_score: float | None = None,
         max_score: float | None = None,
         metric: str | None = None,
         scorer: str | None = None,
         peak_token: str | None = None,
-        sort: str = "score",
+        sort: str | None = None,
         chosen_only: bool = True,
         limit: int = 100,
         run: int | None = None,
     ) -> QueryRows:
-        """Explanations by words, layers, score, scorer and peak token, best first."""
+        """Explanations by words, meaning, layers, score, scorer and peak token, best first.
+
+        like: a text; the nearest explanations by meaning come first. embedding: `wordllama`, a model of
+        sentence-transformers, or the URL of a server with /v1/embeddings. Vectors that the database lacks are
+        computed for this object alone, which keeps all of them in memory. Raises NeuroexplainError if more
+        than 50,000 are lacking: `neuroexplain query --like` stores them.
+        """
+        its_run = load_run(self._store, run)
         rows = find_explanations(
             self._store,
-            load_run(self._store, run),
+            its_run,
             text=text,
+            like=None if like is None else self._find_meanings(embedding).similarities(its_run, like),
             layers=layers,
             min_score=min_score,
             max_score=max_score,
@@ -145,6 +160,14 @@ class Database:
             limit=limit,
         )
         return QueryRows(rows)
+
+    def _find_meanings(self, embedding: str) -> MeaningIndexes:
+        if embedding not in self._meanings:
+            from neuroexplain.embedding.held import MeaningIndexes
+
+            api_key = os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None
+            self._meanings[embedding] = MeaningIndexes(self._store, lambda: open_embedder(embedding, api_key))
+        return self._meanings[embedding]
 
     def runs_frame(self) -> pd.DataFrame:
         """One row a run, with the fields that a run has in `runs --json`."""

@@ -6,7 +6,7 @@ The terminal, the viewer, the API and Python share these two readings, so they s
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import SPLITS, RecordKey, Tokens, Unit, VocabularyEntry
@@ -20,6 +20,9 @@ from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import find_token_ids, load_tokens, load_vocabulary
 from neuroexplain.units import Side, UnitId
 
+if TYPE_CHECKING:
+    from neuroexplain.embedding.ranking import Similarities
+
 SORTS = ("score", "lower", "activation", "unit")
 
 
@@ -28,18 +31,24 @@ def find_explanations(
     run: Run,
     *,
     peak_token: str | None = None,
-    sort: str = "score",
+    sort: str | None = None,
     metric: str | None = None,
     scorer: str | None = None,
+    like: Similarities | None = None,
     **bounds: Any,
 ) -> list[QueryRow]:
     """The rows of store.search.query_explanations, in the words of a person.
 
     peak_token is the text of the token that units peak on. metric and scorer choose the score that is shown,
-    sorted by and bounded; without them it is the run's headline. Raises NeuroexplainError for a token that is
-    not in the vocabulary, and for an unknown order, metric or scorer.
+    sorted by and bounded; without them it is the run's headline. The order is `score` unless another is
+    given; with `like` it is that of meaning. Raises NeuroexplainError for a token that is not in the
+    vocabulary, for an unknown order, metric or scorer, and for `like` with another order.
     """
-    sort = "unit" if sort == "neuron" else sort  # its name in earlier versions
+    if like is not None and sort is not None:
+        raise NeuroexplainError(
+            f"A search by meaning has its own order, and {sort!r} was given, too. Leave one of them out."
+        )
+    sort = {None: "score", "neuron": "unit"}.get(sort, sort)  # neuron: the name in earlier versions
     if sort not in SORTS:
         raise NeuroexplainError(f"Sorting by {sort!r} is not known; there is {', '.join(SORTS)}.")
     peaks = find_token_ids(store, run.id, peak_token) if peak_token else None
@@ -53,7 +62,7 @@ def find_explanations(
 
         headline = choose_headline(run, metric, scorer)
     return query_explanations(
-        store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, **bounds
+        store, run, peak_token_ids=peaks, sort=sort, headline=headline, scorer=scorer, like=like, **bounds
     )
 
 

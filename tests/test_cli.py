@@ -75,6 +75,27 @@ def test_query_and_show_answer_in_json(made):
     assert all(r["scored"][1] - r["scored"][0] == 32 == len(r["expected_levels"]) for r in simulated)
 
 
+def test_a_search_by_meaning_stores_its_vectors_and_then_imports_nothing_heavy(made):
+    first = run("query", "--db", "x.db", "--like", "words about a river", "--json", cwd=made)
+    assert "embedding:" in first.stderr
+    rows = json.loads(first.stdout)
+    assert len(rows) == 20
+    second = run("query", "--db", "x.db", "--like", "words about a river", "--json", cwd=made)
+    assert (json.loads(second.stdout), second.stderr) == (rows, "")
+    layer = run("query", "--db", "x.db", "--like", "a river", "--layer", "1", "--csv", cwd=made).stdout
+    assert {line.split(",")[0] for line in layer.splitlines()[1:]} == {"1"}
+    heavy = ("torch", "scipy", "alembic", "transformers", "sqlalchemy", "wordllama", "httpx")
+    code = f"""import sys
+sys.argv = ["neuroexplain", "query", "--like", "sea", "--db", "x.db"]
+from neuroexplain.cli.main import main
+try:
+    main()
+except SystemExit:
+    print([m for m in {heavy} if m in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=made, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_digits_scores_without_a_null_unless_asked(made):
     options = ("--simulator", "digits", "--local", "model", "--db", "x.db", "--json")
     done = run("score", "0:2", "--text", "geese", *options, cwd=made)
@@ -159,6 +180,10 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
             ("explain", "--db", "x.db", "--layer", "0", "--vllm", "m", "--vllm-args", "it's"),
             "No closing quotation",
         ),
+        (("query", "--db", "x.db", "--like", "sea", "--sort", "unit"), "has its own order"),
+        (("query", "--db", "x.db", "--like", " "), "nothing to search for"),
+        (("query", "--db", "x.db", "--like", "sea", "--failed"), "--failed lists by"),
+        (("query", "--db", "x.db", "--like", "a", "--embedding", "http://127.0.0.1:9"), "no server that"),
         (("explain", "--db", "x.db"), "Name a layer"),
         (("explain", "--db", "x.db", "--layer", "9", "--local", "model"), "has no layer 9"),
         (("explain", "--db", "x.db", "--layer", "0"), "There is no server at"),

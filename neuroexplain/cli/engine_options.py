@@ -29,6 +29,11 @@ def default_engine(
     return replace(config, default_server=url) if url else config
 
 
+def find_api_key() -> str | None:
+    """The key of servers, NEUROEXPLAIN_API_KEY. Raises NeuroexplainError if no key looks like that."""
+    return default_engine().api_key
+
+
 def named_engine(
     default: EngineConfig,
     *,

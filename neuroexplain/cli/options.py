@@ -29,6 +29,14 @@ Units = Annotated[
 ]
 OldUnits = Annotated[str | None, typer.Option("--neurons", help="The old name of --units.")]
 
+Embedding = Annotated[
+    str,
+    typer.Option(
+        help="What finds explanations by meaning: wordllama, a model of sentence-transformers, or the URL of "
+        "a server with /v1/embeddings (URL#MODEL if it has several)."
+    ),
+]
+
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that comes with a model. Read it first."),

@@ -11,6 +11,7 @@ from neuroexplain.cli.options import (
     DEFAULT_DB,
     AsJson,
     Db,
+    Embedding,
     Layers,
     OldScorerNames,
     OldUnits,
@@ -21,15 +22,24 @@ from neuroexplain.cli.options import (
 from neuroexplain.cli.output import print_json, print_table
 from neuroexplain.cli.progress import say
 from neuroexplain.cli.select_units import select_layers, select_units
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from neuroexplain.embedding.ranking import Similarities
     from neuroexplain.runs import QueryRow, Run
     from neuroexplain.store.engine import Store
 
 Words = Annotated[str | None, typer.Argument(help="Words that the explanation must hold.")]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        help="Find explanations by meaning, nearest first: those like this text, joined with those that hold "
+        "its words. At the first time every explanation gets a vector, which the database keeps."
+    ),
+]
 PeakToken = Annotated[str | None, typer.Option(help="A token that the units peak on.")]
 MinScore = Annotated[float | None, typer.Option(help="Smallest score to list.")]
 MaxScore = Annotated[float | None, typer.Option(help="Greatest score to list.")]
@@ -45,9 +55,10 @@ ScorerName = Annotated[
     str | None, typer.Option("--scorer", help="List only scores by this scorer, by its main metric.")
 ]
 Sort = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Order of the rows: score, lower (the lower end of the score's interval), activation or unit."
+        help="Order of the rows: score, lower (the lower end of the score's interval), activation or unit; "
+        "score unless --like is given, which has its own."
     ),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000_000, help="Most rows to list.")]
@@ -62,6 +73,8 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 def query(
     context: typer.Context,
     text: Words = None,
+    like: Like = None,
+    embedding: Embedding = DEFAULT_EMBEDDING,
     db: Db = DEFAULT_DB,
     run_id: RunId = None,
     layer: Layers = None,
@@ -73,28 +86,25 @@ def query(
     metric: Metric = None,
     scorer: ScorerName = None,
     simulator: OldScorerNames = None,
-    sort: Sort = "score",
+    sort: Sort = None,
     limit: Limit = 20,
     show_all: ShowAll = False,
     failed: Failed = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Find explanations by text, layer, score or peak token, best first."""
+    """Find explanations by text, meaning, layer, score or peak token, best first."""
     from neuroexplain.lookup import find_explanations
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    bounds = (text, min_score, max_score, peak_token, metric, scorer, simulator)
+    bounds = (text, like, min_score, max_score, peak_token, metric, scorer, simulator)
     if failed and (as_csv or any(value is not None for value in bounds)):
         raise NeuroexplainError(
             "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
         )
-    if min_score is not None and max_score is not None and min_score > max_score:
-        raise NeuroexplainError(
-            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
-        )
-    with open_store(db, read_only=True) as store:
+    _check_bounds(min_score, max_score, like, sort)
+    with open_store(db, read_only=like is None) as store:
         run = load_run(store, run_id)
         layers = None if layer is None else select_layers(run, layer)
         selection = renamed_option(context, "units", "neurons")
@@ -106,6 +116,7 @@ def query(
             store,
             run,
             text=text,
+            like=None if like is None else _find_similarities(store, run, like, embedding),
             layers=layers,
             units=unit_ids,
             metric=metric,
@@ -118,6 +129,28 @@ def query(
             limit=limit,
         )
     _print_rows(rows, db, as_json, as_csv)
+
+
+def _check_bounds(
+    min_score: float | None, max_score: float | None, like: str | None, sort: str | None
+) -> None:
+    if min_score is not None and max_score is not None and min_score > max_score:
+        raise NeuroexplainError(
+            f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."
+        )
+    if like is not None and sort is not None:
+        raise NeuroexplainError(f"--like has its own order: leave out --sort {sort}, or --like.")
+
+
+def _find_similarities(store: "Store", run: "Run", text: str, embedding: str) -> "Similarities":
+    from neuroexplain.cli.engine_options import find_api_key
+    from neuroexplain.cli.progress import draw
+    from neuroexplain.embedding.base import open_embedder
+    from neuroexplain.embedding.index import MeaningIndex
+
+    index = MeaningIndex(store, run, open_embedder(embedding, find_api_key()))
+    draw(index.steps())
+    return index.similarities(text)
 
 
 def _print_failures(

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from neuroexplain.cli.app import app
-from neuroexplain.cli.options import DEFAULT_DB, Db, TrustRemoteCode
+from neuroexplain.cli.options import DEFAULT_DB, Db, Embedding, TrustRemoteCode
 from neuroexplain.cli.progress import say
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 
 
@@ -24,6 +25,7 @@ def serve(
         typer.Option(help="The subject, to try texts of your own: hub name, folder or .gguf file."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    embedding: Embedding = DEFAULT_EMBEDDING,
     token: Annotated[
         str | None, typer.Option(envvar="NEUROEXPLAIN_TOKEN", help="Token that every request must carry.")
     ] = None,
@@ -39,12 +41,17 @@ def serve(
         )
     with open_store(db, read_only=True) as store:
         dtype = load_run(store).dtype
+        from neuroexplain.cli.engine_options import find_api_key
+        from neuroexplain.embedding.base import open_embedder
         from neuroexplain.probe import Probe
         from neuroexplain.web.app import make_app
         from neuroexplain.web.serving import listen, serve_until_stopped
 
         probe = None if model is None else Probe(model, dtype, trust_remote_code=trust_remote_code)
-        viewer = make_app(store, probe=probe, token=token)
+        api_key = find_api_key()
+        viewer = make_app(
+            store, probe=probe, token=token, open_embedder=lambda: open_embedder(embedding, api_key)
+        )
         listening, address = listen(host, port)
         say(f"{db} is at {address}  (Ctrl-C ends it)")
         serve_until_stopped(viewer, listening)

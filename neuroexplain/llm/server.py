@@ -82,7 +82,7 @@ class ServerEngine:
         name. exit_report: says how the process of a server of our own ended; None while it runs. Raises
         EngineError if the URL lists no models or not this one.
         """
-        self.url = _normalize_url(url)
+        self.url = normalize_url(url)
         self.in_flight = in_flight
         self.usage = Usage()
         root = self.url.removesuffix("/v1")
@@ -345,7 +345,7 @@ def _check_text(answer: TextAnswer, raw: bytes, max_tokens: int) -> TextChoice:
     return choice
 
 
-def _normalize_url(url: str) -> str:
+def normalize_url(url: str) -> str:
     """The URL that ends with /v1, however it was typed."""
     url = url.strip().rstrip("/").removesuffix("/models")
     if "://" not in url:

@@ -33,6 +33,33 @@ POSTGRESQL_SEARCH_DDL = (
     "USING gin (to_tsvector('simple', coalesce(text, '')))",
 )
 POSTGRESQL_MATCH = "to_tsvector('simple', coalesce(e.text, '')) @@ plainto_tsquery('simple', :words)"
+IDS_A_BLOCK = 4_096  # ids of explanations in one row of the table `vectors`; part of the schema
+# A new or changed text makes its block of vectors outdated; so does a new one beyond all blocks the last one.
+OF_CHANGED_TEXT = f"block = new.id / {IDS_A_BLOCK}"
+OF_NEW_TEXT = f"block IN (new.id / {IDS_A_BLOCK}, (SELECT max(block) FROM vectors WHERE run_id = new.run_id))"
+OUTDATE = "UPDATE vectors SET is_current = false WHERE run_id = new.run_id AND is_current AND "
+SQLITE_VECTORS_DDL = (
+    f"""CREATE TRIGGER vectors_explanation_insert AFTER INSERT ON explanations BEGIN
+  {OUTDATE}{OF_NEW_TEXT};
+END""",
+    f"""CREATE TRIGGER vectors_explanation_update AFTER UPDATE OF text ON explanations BEGIN
+  {OUTDATE}{OF_CHANGED_TEXT};
+END""",
+)
+POSTGRESQL_VECTORS_DDL = (
+    f"""CREATE FUNCTION vectors_outdate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF TG_OP = 'INSERT' THEN
+    {OUTDATE}{OF_NEW_TEXT};
+  ELSE
+    {OUTDATE}{OF_CHANGED_TEXT};
+  END IF;
+  RETURN NULL;
+END $$""",
+    "CREATE TRIGGER vectors_explanation_insert AFTER INSERT ON explanations "
+    "FOR EACH ROW EXECUTE FUNCTION vectors_outdate()",
+    "CREATE TRIGGER vectors_explanation_update AFTER UPDATE OF text ON explanations "
+    "FOR EACH ROW EXECUTE FUNCTION vectors_outdate()",
+)
 # How many of a run's explanations the index of words lacks. PostgreSQL keeps its index complete.
 N_NOT_INDEXED = {
     "sqlite": (
@@ -65,6 +92,11 @@ def set_up_connections(engine: Engine, *, read_only: bool) -> None:
 def search_ddl(dialect_name: str) -> tuple[str, ...]:
     """The statements that create the index of the explanations' words."""
     return SQLITE_SEARCH_DDL if dialect_name == "sqlite" else POSTGRESQL_SEARCH_DDL
+
+
+def vectors_ddl(dialect_name: str) -> tuple[str, ...]:
+    """The statements that let a new or changed text make its block of vectors outdated."""
+    return SQLITE_VECTORS_DDL if dialect_name == "sqlite" else POSTGRESQL_VECTORS_DDL
 
 
 def search_words(query: str) -> list[str]:

@@ -19,7 +19,7 @@ from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-REVISION = "0010"  # the newest migration; a test compares
+REVISION = "0011"  # the newest migration; a test compares
 # The disk that an upgrade needs, as a share of the file: scores are written anew, with a log.
 # Measured in docs/benchmarks.md.
 ROOM_TO_UPGRADE = 0.25
@@ -39,6 +39,13 @@ class Store:
     def engine(self) -> Engine:
         """SQLAlchemy's engine; imports SQLAlchemy when it is first used."""
         return _engine(self._where, read_only=self._read_only)
+
+    @property
+    def can_write(self) -> bool:
+        """Whether it was opened to write, and a file and its folder let us."""
+        if self._read_only or self.file is None:
+            return not self._read_only
+        return os.access(self.file, os.W_OK) and os.access(self.file.absolute().parent, os.W_OK)
 
     @property
     def dialect(self) -> str:

@@ -25,6 +25,10 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "counts": "u1",
     "sizes": "<f4",
     "thresholds": "<f8",
+    "explanation_ids": "<i8",
+    "text_hashes": "<u8",
+    "scales": "<f4",
+    "numbers": "i1",
 }
 
 

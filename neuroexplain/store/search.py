@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuroexplain.evidence import Headline
 from neuroexplain.runs import QueryRow, Run
@@ -42,6 +42,9 @@ from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
 from neuroexplain.units import UnitId
+
+if TYPE_CHECKING:
+    from neuroexplain.embedding.ranking import Similarities
 
 FEW_SCORES = 1_000  # likewise of scores above a bound, in the order `lower`
 FEW = 4_000  # matches up to which they are fetched by id and sorted: see above
@@ -121,6 +124,7 @@ def query_explanations(
     chosen_only: bool = True,
     limit: int = 20,
     offset: int = 0,
+    like: Similarities | None = None,
 ) -> list[QueryRow]:
     """Explanations that meet all conditions, one row for each explanation, scorer and model.
 
@@ -128,7 +132,8 @@ def query_explanations(
     explanations without such a score are left out. The order is `score` (highest first, unscored last),
     `lower` (the lower end of the interval, highest first; scores without an interval follow), `activation`
     (the unit's greatest activation first) or `unit`; ties go by layer, unit and explanation.
-    `offset` rows are skipped. Raises NeuroexplainError if `text` holds no word.
+    `offset` rows are skipped. With `like`, which is of all explanations of the run, rows are in its order,
+    and `sort` is ignored: see search_by_meaning. Raises NeuroexplainError if `text` holds no word.
     """
     search = Search(
         run=run,
@@ -144,9 +149,13 @@ def query_explanations(
         sort=sort,
         limit=limit + offset,
     )
+    if like is not None:
+        from neuroexplain.store.search_by_meaning import query_nearest
+
+        return query_nearest(store, search, like)[offset:]
     with store.read() as reader:
         rows = _find_rows(reader, search)
-        return _query_rows(reader, run, search.headline, rows)[offset:]
+        return query_rows(reader, run, search.headline, rows)[offset:]
 
 
 def list_headline_scores(
@@ -177,15 +186,15 @@ def list_best(store: Store, run: Run, units: Sequence[UnitId]) -> dict[UnitId, Q
         for unit in dict.fromkeys(units):
             values = {"run": run.id, "layer": unit.layer, "unit": unit.index}
             rows = reader.rows(sql, **values, **headline_values(run.headline))
-            for row in _query_rows(reader, run, run.headline, rows):
+            for row in query_rows(reader, run, run.headline, rows):
                 best[unit] = row
     return best
 
 
 def _find_rows(reader: Reader, search: Search) -> list[Any]:
     """The plan: which index answers the query. See the beginning of this file."""
-    ids = _find_few(reader, search)
-    conditions = _explanation_conditions(search, ids, reader.dialect)
+    ids = find_few(reader, search)
+    conditions = explanation_conditions(search, ids, reader.dialect)
     if search.needs_score:
         return _best_rows(reader, search, conditions)
     if ids is None and search.sort in ("score", "lower"):
@@ -193,14 +202,14 @@ def _find_rows(reader: Reader, search: Search) -> list[Any]:
         if len(scored) == search.limit:
             return scored
         rest = replace(search, sort="unit", limit=search.limit - len(scored))
-        return scored + _all_rows(reader, rest, [*conditions, "s.value IS NULL"], has_ids=False)
+        return scored + all_rows(reader, rest, [*conditions, "s.value IS NULL"], has_ids=False)
     if ids is None and search.sort == "activation":
         ids = _ids_by_activation(reader, search, conditions)
         conditions = [*conditions, f"e.id {sql_in(ids)}"]
-    return _all_rows(reader, search, conditions, has_ids=ids is not None)
+    return all_rows(reader, search, conditions, has_ids=ids is not None)
 
 
-def _find_few(reader: Reader, search: Search) -> list[int] | None:
+def find_few(reader: Reader, search: Search) -> list[int] | None:
     """The ids of explanations that hold the words and whose units peak on one of the tokens.
 
     The words are tried first, and the tokens if more than FEW explanations hold the words. None if more than
@@ -241,13 +250,13 @@ def _ids_by_peak_token(reader: Reader, run_id: int, token_ids: Sequence[int]) ->
     return reader.column(sql, n=FEW + 1, run=run_id)
 
 
-def _explanation_conditions(search: Search, ids: Sequence[int] | None, dialect: str) -> list[str]:
+def explanation_conditions(search: Search, ids: Sequence[int] | None, dialect: str) -> list[str]:
     """The conditions of explanation `e`; `ids` stand for words and peak tokens."""
     conditions = ["e.status = 'ok'"]
     if search.layers is not None:
         conditions.append(f"e.layer {sql_in(search.layers)}")
     if search.units is not None:
-        conditions.append(_among_units(search.units))
+        conditions.append(among_units(search.units))
     if search.chosen_only:
         conditions.append("e.chosen")
     if ids is not None:
@@ -275,7 +284,7 @@ def _scored_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> l
     tables = f"scores s JOIN explanations e ON e.id = s.explanation_id JOIN units n ON {ITS_UNIT}"
     ordered_by = "s.ci_low" if search.sort == "lower" else "s.value"
     where = ["s.run_id = :run", OF_METRIC, f"{ordered_by} IS NOT NULL", *conditions]
-    where += _score_conditions(search, few=_has_few(reader, search))
+    where += score_conditions(search, few=_has_few(reader, search))
     parts = [f"s.subset = :subset_{number}" for number in range(len(search.headline.subsets))]
     if search.sort == "score" and search.layers is not None:
         parts = [f"{part} AND s.layer = {layer}" for part in parts for layer in sorted(set(search.layers))]
@@ -298,7 +307,7 @@ def _has_few(reader: Reader, search: Search) -> bool:
     return bool(reader.value(sql, n=FEW_SCORES + 1, **search.values) <= FEW_SCORES)
 
 
-def _score_conditions(search: Search, *, few: bool) -> list[str]:
+def score_conditions(search: Search, *, few: bool) -> list[str]:
     """The conditions of score `s`; its layer, which the indexes hold, as well as the explanation's.
 
     few: whether few scores are above the lower bound, so that an index by value finds them soonest.
@@ -334,7 +343,7 @@ def _ids_by_activation(reader: Reader, search: Search, conditions: Sequence[str]
     return ids
 
 
-def _all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_ids: bool) -> list[Any]:
+def all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_ids: bool) -> list[Any]:
     """Rows with and without a score."""
     # With ids among the conditions, `+ 0` keeps SQLite's planner from the index of the whole run.
     of_run = "e.run_id + 0 = :run" if has_ids else "e.run_id = :run"
@@ -369,7 +378,7 @@ def _peaks_on(token_ids: Sequence[int]) -> str:
     )
 
 
-def _among_units(units: Collection[UnitId]) -> str:
+def among_units(units: Collection[UnitId]) -> str:
     """The condition that explanation `e` is of one of the units. Consecutive units are one range."""
     ranges: list[list[UnitId]] = []
     for unit in sorted(units):
@@ -382,16 +391,16 @@ def _among_units(units: Collection[UnitId]) -> str:
     return f"({' OR '.join(conditions) or '1 = 0'})"
 
 
-def _query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
+def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
     if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
         return [_query_row(run, headline, row, row.value, None) for row in rows]
     others = _scores_beside(reader, sorted({row.id for row in rows}))
-    query_rows = []
+    joined = []
     for row in rows:
         key = row.id, row.scorer, row.scorer_model
         correlation, beyond_words = others.get((*key, BILLS)), others.get((*key, BEYOND_WORDS))
-        query_rows.append(_query_row(run, headline, row, correlation, beyond_words))
-    return query_rows
+        joined.append(_query_row(run, headline, row, correlation, beyond_words))
+    return joined
 
 
 def _scores_beside(

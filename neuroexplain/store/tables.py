@@ -222,10 +222,7 @@ vocabulary_readings = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
-    _packed("promoted_ids"),
-    _packed("promoted_logits"),
-    _packed("suppressed_ids"),
-    _packed("suppressed_logits"),
+    *map(_packed, ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")),
     sqlite_with_rowid=False,
 )
 
@@ -364,6 +361,20 @@ simulator_checks = Table(
     Column("seconds", Float, nullable=False),
     Column("kinds", JSON, nullable=False),
     sqlite_with_rowid=False,
+)
+
+vectors = Table(  # of the texts of explanations, by blocks of their ids: see store/vectors.py
+    "vectors",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _run(),
+    Column("block", Integer, nullable=False),
+    Column("model", SafeText, nullable=False),
+    Column("is_current", Boolean(create_constraint=False), nullable=False),
+    Column("checksum", String(16), nullable=False),
+    Column("dimensions", Integer, nullable=False),  # numbers of each explanation
+    *map(_packed, ("explanation_ids", "text_hashes", "scales", "numbers")),
+    UniqueConstraint("run_id", "block", "model", name="uq_vectors_run_id_block_model"),
 )
 
 sessions = Table(

@@ -22,6 +22,7 @@ from neuroexplain.web.answers import (
 )
 from neuroexplain.web.parameters import (
     Layers,
+    Like,
     Name,
     Number,
     OldName,
@@ -61,6 +62,7 @@ def api_neuron(reader: Reader, layer: Number, neuron: Number, run_id: RunId = No
 def api_query(
     reader: Reader,
     q: Words = None,
+    like: Like = None,
     token: Token = None,
     layer: Layers = None,
     min_score: Bound = None,
@@ -72,11 +74,12 @@ def api_query(
     page: PageNumber = 0,
     run_id: RunId = None,
 ) -> Response:
-    """Explanations by text, peak token, layer, score and scorer, best first, 50 a page."""
+    """Explanations by text, meaning, peak token, layer, score and scorer, best first, 50 a page."""
     rows, has_more = reader.search(
         load_run(reader.store, run_id),
         page,
         text=q,
+        like=like,
         layers=layer,
         peak_token=token,
         min_score=min_score,

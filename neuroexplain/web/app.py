@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from anyio.to_thread import current_default_thread_limiter
@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from neuroexplain.embedding.base import Embedder, open_embedder
 from neuroexplain.probe import Probe
 from neuroexplain.store.engine import Store
 from neuroexplain.web import api, pages
@@ -22,13 +23,18 @@ THREADS = 2  # pages drawn at once; with 40, the default, 50 readers waited 1.6 
 
 
 def make_app(
-    store: Store, *, probe: Probe | None = None, token: str | None = None, hosts: tuple[str, ...] = LOOPBACK
+    store: Store,
+    *,
+    probe: Probe | None = None,
+    token: str | None = None,
+    hosts: tuple[str, ...] = LOOPBACK,
+    open_embedder: Callable[[], Embedder] = open_embedder,
 ) -> FastAPI:
     """The viewer over an open store.
 
     `probe` reads texts with the subject. With a `token` every request must bring it. Without a token only
     requests that name one of `hosts` are answered, so that a foreign page cannot reach the viewer by a name
-    of its own (DNS rebinding).
+    of its own (DNS rebinding). `open_embedder` is called at the first search by meaning.
     """
     app = FastAPI(
         lifespan=_limit_threads,
@@ -37,7 +43,7 @@ def make_app(
         redoc_url=None,
         description="Neurons, explanations and scores.",
     )
-    app.state.reader = StoreReader(store, probe)
+    app.state.reader = StoreReader(store, probe, open_embedder)
     if token is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts, "[::1]", "testserver"])
     app.add_middleware(Guard, token=token)

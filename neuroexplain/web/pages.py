@@ -19,6 +19,7 @@ from neuroexplain.web.answers import MAX_INTEGER
 from neuroexplain.web.docs_view import route_views, type_views
 from neuroexplain.web.parameters import (
     Layers,
+    Like,
     Name,
     Number,
     OldName,
@@ -87,6 +88,7 @@ def jump(reader: Reader, at: Annotated[str, Query(max_length=50)], run_id: RunId
 def search_page(
     reader: Reader,
     q: Words = None,
+    like: Like = None,
     token: Token = None,
     layer: Layers = None,
     min_score: ScoreText = None,
@@ -102,8 +104,8 @@ def search_page(
     urls, problem, has_more = UrlBuilder(run_id), "", False
     rows: list[QueryRow] = []
     scorer = scorer or simulator
-    form = {"q": q, "token": token, "layer": layer, "min_score": min_score, "max_score": max_score}
-    form |= {"scorer": scorer, "metric": metric, "sort": sort}
+    form = {"q": q, "like": like, "token": token, "layer": layer, "scorer": scorer}
+    form |= {"min_score": min_score, "max_score": max_score, "metric": metric, "sort": sort}
     form = {name: value or "" for name, value in form.items()}
     run = load_run(reader.store, run_id)
     try:
@@ -111,6 +113,7 @@ def search_page(
             run,
             page,
             text=q,
+            like=like,
             layers=layer,
             peak_token=token,
             min_score=parse_score(min_score),

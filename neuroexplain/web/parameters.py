@@ -23,6 +23,10 @@ RunId = Annotated[
     Query(alias="run", ge=1, le=MAX_INTEGER, description="A run's id; without it, the latest finished run"),
 ]
 Words = Annotated[str | None, Query(max_length=500)]
+Like = Annotated[
+    str | None,
+    Query(max_length=500, description="A text: the nearest explanations by meaning, in place of sort"),
+]
 Token = Annotated[str | None, Query(max_length=100)]
 Layers = Annotated[str | None, Query(max_length=100, description="15 or 3-5")]
 Name = Annotated[str | None, Query(max_length=64)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuroexplain.embedding.base import Embedder, open_embedder
+from neuroexplain.embedding.held import MeaningIndexes
 from neuroexplain.lookup import Vocabulary, find_explanations, load_page
 from neuroexplain.probe import Probe
 from neuroexplain.runs import QueryRow, Run, SimulatorCheck, UnitPage
@@ -39,8 +41,11 @@ class Summary:
 class StoreReader:
     """An open store, and the model that reads texts of a reader's own; None: texts are refused."""
 
-    def __init__(self, store: Store, probe: Probe | None) -> None:
+    def __init__(
+        self, store: Store, probe: Probe | None, open_embedder: Callable[[], Embedder] = open_embedder
+    ) -> None:
         self.store, self.probe = store, probe
+        self._meanings = MeaningIndexes(store, open_embedder)
         self._vocabularies = SingleFlight[Vocabulary](N_VOCABULARIES)
         self._summaries = SingleFlight[Summary](N_SUMMARIES)
 
@@ -51,12 +56,20 @@ class StoreReader:
         return load_page(self.store, run, unit, vocabulary)
 
     def search(
-        self, run: Run, page: int, *, text: str | None, layers: str | None, **filters: Any
+        self,
+        run: Run,
+        page: int,
+        *,
+        text: str | None,
+        layers: str | None,
+        like: str | None,
+        sort: str | None,
+        **filters: Any,
     ) -> tuple[list[QueryRow], bool]:
         """One page of explanations, counted from 0, and whether there are more.
 
-        `layers` is written `15` or `3-5`; the further filters are those of find_explanations. Raises
-        NeuroexplainError.
+        `layers` is written `15` or `3-5`; `like` is a text to search by meaning, in place of `sort`; the
+        further filters are those of find_explanations. Raises NeuroexplainError.
         """
         rows = find_explanations(
             self.store,
@@ -65,6 +78,8 @@ class StoreReader:
             layers=parse_layers(layers) if layers and layers.strip() else None,
             limit=PAGE_SIZE + 1,
             offset=page * PAGE_SIZE,
+            like=self._meanings.similarities(run, like) if like and like.strip() else None,
+            sort=None if like and like.strip() else sort,
             **filters,
         )
         return rows[:PAGE_SIZE], len(rows) > PAGE_SIZE

@@ -9,9 +9,9 @@ from neuroexplain.runs import QueryRow
 from neuroexplain.units import UnitId
 
 # What the search page's form holds: one entry a field.
-EMPTY_SEARCH = dict.fromkeys(("q", "token", "layer", "min_score", "max_score", "scorer", "metric"), "") | {
-    "sort": "score"
-}
+EMPTY_SEARCH = dict.fromkeys(
+    ("q", "like", "token", "layer", "min_score", "max_score", "scorer", "metric"), ""
+) | {"sort": "score"}
 
 
 SORT_LABELS = {  # the orders of a search, and how its form names them

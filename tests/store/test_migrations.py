@@ -1,14 +1,20 @@
 """Each migration, on rows of the version before it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from sqlalchemy import TableClause, column, create_engine, insert, select
+from sqlalchemy import TableClause, column, create_engine, insert, make_url, select
 from sqlalchemy.exc import IntegrityError
 
+from neuroexplain.embedding.index import MeaningIndex
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
-from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
+from neuroexplain.store.engine import REVISION, Store, migrations_folder, open_store, upgrade_store
 from neuroexplain.store.explanations import list_predictions
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_explained import save_explanations
+from tests.embedding.stores import LetterEmbedder, explanation_of, fill_run
 
 
 def at_revision(database, revision):
@@ -130,3 +136,16 @@ def test_0004_keeps_every_peak_token(database):
             connection.execute(
                 insert(tables.peak_tokens).values(run_id=1, layer=0, token_id=3, unit=15, count=1)
             )
+
+
+def test_0011_lets_explanations_of_the_version_before_be_found_by_meaning(database):
+    at_revision(database, "0010").dispose()
+    with Store(make_url(database) if "://" in database else Path(database), database) as store:
+        fill_run(store, ["sea", "birds"])
+    assert upgrade_store(database) == ("0010", REVISION)
+    with open_store(database) as store:
+        index = MeaningIndex(store, load_run(store), LetterEmbedder())
+        index.refresh()
+        save_explanations(store, index.run.id, [explanation_of(2, "ships"), explanation_of(1, "fish")])
+        index.refresh()
+        assert sorted(index.embedder.embedded) == ["birds", "fish", "sea", "ships"]

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.formats.neuronpedia import model_id
 from neuroexplain.lookup import load_page
 from neuroexplain.probe import Probe
@@ -96,6 +97,7 @@ PAGES = [
 PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
 PAGES += ["/0/1?show=sampled", "/0/1/records/sampled", "/search?sort=lower"]
+PAGES += ["/search?like=%3Cscript%3E%22%20onerror=a", "/search?like=%22%3E%3Cimg%20src=x&q=quotes"]
 PAGES += ["/search?q=%3Cscript%3E&token=%22%3E%3Cimg%20src=x%20onerror=a%3E&layer=%3Cb%3E&sort=%22onload="]
 
 
@@ -243,6 +245,33 @@ def test_words_that_are_search_operators_search_for_themselves(client):
     assert client.get("/api/query", params={"q": "hyperlink NOT quotes"}).json()["results"] == []
 
 
+def test_a_text_finds_the_nearest_explanations_in_pages(client, monkeypatch):
+    whole = client.get("/api/query", params={"like": "a link to quotes"}).json()["results"]
+    assert whole[0]["explainer"] == "human"
+    assert len(whole) == 21
+    monkeypatch.setattr("neuroexplain.web.reader.PAGE_SIZE", 7)
+    answers = [
+        client.get("/api/query", params={"like": "a link to quotes", "page": n, "sort": "unit"}).json()
+        for n in range(3)
+    ]
+    assert [row for answer in answers for row in answer["results"]] == whole
+    assert answers[-1]["next_page"] is None
+    filtered = client.get("/api/query", params={"like": "quotes", "layer": "1"}).json()["results"]
+    assert {row["layer"] for row in filtered} == {1}
+
+
+def test_an_embedding_that_cannot_be_had_is_a_reason_and_no_500(store):
+    def refuse():
+        raise NeuroexplainError("wordllama is not installed")
+
+    client = TestClient(make_app(store, open_embedder=refuse))
+    answer = client.get("/api/query", params={"like": "the sea"})
+    assert (answer.status_code, answer.json()["reason"]) == (400, "wordllama is not installed")
+    page = client.get("/search", params={"like": "the sea"})
+    assert (page.status_code, "wordllama is not installed" in page.text) == (400, True)
+    assert client.get("/search").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("address", "status"),
     [
@@ -274,6 +303,7 @@ PATHS += ["/0/1/records/random", "/0/1/simulations/1"]
 NAMES = [
     "show",
     "q",
+    "like",
     "token",
     "layer",
     "min_score",
