@@ -39,7 +39,7 @@ from neuroexplain.corpus.visiting_order import visiting_order
 from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import PredictedRecord, Prediction, Provenance, Score, Status
-from neuroexplain.explaining.explainers import list_peak_tokens
+from neuroexplain.explaining.rendering import list_peak_tokens
 from neuroexplain.lookup import Vocabulary
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import SCORERS, compute_scores, trials_read

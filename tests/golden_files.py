@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
 from neuroexplain.evidence import Exemplar, VocabularyEntry
-from neuroexplain.explaining.explainers import EXPLAINERS, Mistake, render_mistakes
+from neuroexplain.explaining.explainers import EXPLAINERS
+from neuroexplain.explaining.rendering import Mistake, render_mistakes
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers._questions import WordQuestions

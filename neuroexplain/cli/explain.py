@@ -59,8 +59,8 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N of the 
 ExplainerName = Annotated[
     str,
     typer.Option(
-        help="pairs (tokens with levels), excerpts (marked text), meanings (up to three hypotheses) or "
-        "tokens (asks no LLM).",
+        help="category (the words that fire), pairs (tokens with levels), excerpts (marked text), meanings "
+        "(up to three hypotheses) or tokens (asks no LLM).",
         rich_help_panel=EXPLAINER,
     ),
 ]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.evidence import Exemplar, Explanation, Status, why_dead
-from neuroexplain.explaining.explainers import (
-    MOST_MEANINGS,
-    Hypothesis,
-    Mistake,
-    render_mistakes,
-    union_text,
-)
+from neuroexplain.evidence import Exemplar, Explanation, Status, Tokens, why_dead
+from neuroexplain.explaining.explainers import worked_answers
 from neuroexplain.explaining.plan import ExplainTask, Requests
+from neuroexplain.explaining.rendering import Mistake, render_mistakes
+from neuroexplain.explaining.replies import MOST_MEANINGS, Hypothesis, is_copy, union_text
 from neuroexplain.llm.engine import Message
+
+# The candidate that is asked for without worked examples, where these are drawn: what helps a model of 0.5B
+# hinders one of 1.5B, and other units (docs/decisions.md).
+WITHOUT_WORKED = 1
 
 
 def ask_candidates(
@@ -52,7 +53,9 @@ def ask_revision(
         return replace(request, status=Status.NO_RECORDS, reason=reason)
     assert requests.prompt is not None
     assert requests.revision is not None
-    messages = requests.explainer.revision_messages(
+    worked = requests.explainer.messages(requests.prompt, records, task.tokens)
+    ask = partial(
+        requests.explainer.revision_messages,
         requests.prompt,
         requests.revision,
         records,
@@ -60,14 +63,14 @@ def ask_revision(
         explanation.text or "",
         render_mistakes(mistakes, task.tokens),
     )
-    return _generate(requests, request, messages, records)[0]
+    return _answers(requests, request, ask, worked_answers(worked), records)[0]
 
 
 def _ask(
     task: ExplainTask, requests: Requests, request: Explanation, records: Sequence[Exemplar]
 ) -> list[Explanation]:
     """Every explanation in the answer to one request."""
-    evidence, explainer = task.evidence, requests.explainer
+    evidence = task.evidence
     if evidence.is_dead:
         return [replace(request, status=Status.DEAD, reason=why_dead(evidence.side))]
     if not records:
@@ -75,35 +78,68 @@ def _ask(
         if evidence.split_rule == "passages":
             reason = "it fires in no record of the split explain"
         return [replace(request, status=Status.NO_RECORDS, reason=reason)]
-    if requests.prompt is not None and requests.engine is not None:
-        messages = explainer.messages(requests.prompt, records, task.tokens)
-        return _generate(requests, request, messages, records)
+    return ask_explainer(requests, request, records, task.tokens)
+
+
+def ask_explainer(
+    requests: Requests, request: Explanation, records: Sequence[Exemplar], tokens: Tokens
+) -> list[Explanation]:
+    """Every explanation that the explainer gives for at least one record; one if the attempt failed."""
+    explainer, prompt = requests.explainer, requests.prompt
     try:
-        return [replace(request, text=explainer.render(records, task.tokens))]
-    except LlmReplyError as error:
+        if prompt is None or requests.engine is None:
+            return [replace(request, text=explainer.render(records, tokens))]
+        draw = int(request.provenance.sampling["seed"])
+        ask = partial(explainer.messages, prompt, records, tokens, draw=draw)
+        if prompt.pool and request.candidate == WITHOUT_WORKED:
+            ask = partial(ask, with_worked=False)
+        worked = worked_answers(ask())
+    except LlmReplyError as error:  # of records that show nothing
         return [_failed(request, error)]
+    return _answers(requests, request, ask, worked, records)
+
+
+def _answers(
+    requests: Requests,
+    request: Explanation,
+    ask: Callable[..., list[Message]],
+    worked: Sequence[str],
+    records: Sequence[Exemplar],
+) -> list[Explanation]:
+    """The explanations in the reply to `ask()`. worked: the answers to its worked examples.
+
+    If one of these is answered, `ask(with_worked=False)` is sent; if it comes again, the attempt failed.
+    """
+    answer, hypotheses = _generate(requests, request, ask(), records)
+    if any(is_copy(hypothesis.text, worked) for hypothesis in hypotheses):
+        answer, hypotheses = _generate(requests, answer, ask(with_worked=False), records)
+        if any(is_copy(hypothesis.text, worked) for hypothesis in hypotheses):
+            reason = "the answer is that of a worked example, and was given again without it"
+            return [replace(answer, status=Status.PARSE_ERROR, reason=reason)]
+    return _explanations(answer, hypotheses) if hypotheses else [answer]
 
 
 def _generate(
     requests: Requests, request: Explanation, messages: list[Message], records: Sequence[Exemplar]
-) -> list[Explanation]:
+) -> tuple[Explanation, list[Hypothesis]]:
+    """The answer with what it cost, added to what `request` did, and its hypotheses; none if it failed."""
     assert requests.engine is not None
+    cost = request.provenance
     try:
-        reply = requests.engine.generate(messages, **request.provenance.sampling)
+        reply = requests.engine.generate(messages, **cost.sampling)
     except LlmReplyError as error:
-        return [_failed(request, error)]
+        return _failed(request, error), []
     provenance = replace(
-        request.provenance,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-        seconds=reply.seconds,
+        cost,
+        prompt_tokens=cost.prompt_tokens + reply.prompt_tokens,
+        completion_tokens=cost.completion_tokens + reply.completion_tokens,
+        seconds=cost.seconds + reply.seconds,
     )
     answer = replace(request, provenance=provenance, reply=reply.text)
     try:
-        hypotheses = requests.explainer.parse(reply.text, records)
+        return answer, requests.explainer.parse(reply.text, records)
     except LlmReplyError as error:
-        return [_failed(answer, error)]
-    return _explanations(answer, hypotheses)
+        return _failed(answer, error), []
 
 
 def _explanations(answer: Explanation, hypotheses: Sequence[Hypothesis]) -> list[Explanation]:

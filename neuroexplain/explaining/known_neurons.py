@@ -11,7 +11,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,11 +19,12 @@ from statistics import fmean
 import numpy as np
 
 from neuroexplain.errors import LlmReplyError
-from neuroexplain.evidence import VocabularyEntry
+from neuroexplain.evidence import Exemplar, VocabularyEntry
 from neuroexplain.llm.engine import Usage
 from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.scorers._simulation import OpenSimulator
 from neuroexplain.scoring.correlation import correlation_score
+from neuroexplain.units import UnitId
 
 HALVES = ("report", "choose")  # of each kind the first neuron is in `choose`, the second in `report`, ...
 NO_TOKENIZER = "strings without ids"  # in place of the subject's tokenizer: the token ids are made up here
@@ -39,6 +40,37 @@ class KnownNeuron:
     records: tuple[tuple[int, ...], ...]  # token ids, which number this neuron's token texts
     vocabulary: dict[int, VocabularyEntry]
     activations: np.ndarray  # [n_records * 64], of all records end to end
+    n_top: int  # the first records are top ones, strongest first, the others random
+
+    def exemplars(self) -> list[Exemplar]:
+        """The records for an explainer. Their peaks may stand anywhere, as those of sampled ones."""
+        rows = self.activations.reshape(len(self.records), -1).astype(np.float32)
+        return [
+            Exemplar(
+                unit=UnitId(0, 0),
+                kind="sampled",
+                rank=rank,
+                segment=rank,
+                start=0,
+                document=None,
+                token_offset=None,
+                activation=float(row.max()),
+                token_ids=np.array(token_ids, np.uint32),
+                activations=row,
+                side="positive",
+            )
+            for rank, (token_ids, row) in enumerate(zip(self.records, rows, strict=True))
+        ]
+
+    def only(self, places: Sequence[int]) -> KnownNeuron:
+        """The same neuron with some of its records."""
+        rows = self.activations.reshape(len(self.records), -1)[list(places)]
+        return replace(
+            self,
+            records=tuple(self.records[place] for place in places),
+            activations=rows.reshape(-1),
+            n_top=sum(place < self.n_top for place in places),
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,7 @@ def read_neurons(path: Path, n_records: int | None, half: str = "all") -> list[K
                 tuple(tuple(ids[t] for t in r["tokens"]) for r in records),
                 {i: VocabularyEntry(i, text, False) for text, i in ids.items()},
                 np.concatenate([r["activations"] for r in records]).astype(np.float64),
+                len(row["top"][:n_records]),
             )
         )
     return neurons

@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 from neuroexplain.config import ExplainConfig
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, Tokens, Unit
-from neuroexplain.explaining.explainers import EXPLAINERS, MOST_MEANINGS, Explainer
+from neuroexplain.explaining.explainers import EXPLAINERS, Explainer
 from neuroexplain.explaining.predictions import find_predictions
+from neuroexplain.explaining.replies import MOST_MEANINGS
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
@@ -23,7 +24,9 @@ from neuroexplain.units import Side, UnitId
 
 Target: TypeAlias = tuple[UnitId, Side]
 Answers: TypeAlias = Mapping[int, Explanation]  # a side's stored explanations, by candidate
-CANDIDATE_TEMPERATURE = 0.8  # of candidates and revisions after the first, which is the likeliest answer
+# Of candidates and revisions after the first, which is the likeliest answer. Where worked examples are drawn,
+# every candidate is the likeliest answer after others of them.
+CANDIDATE_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Requests:
         prompt = revision_prompt if is_revision and revision_prompt is not None else self.prompt
         is_sampled = candidate not in (0, self.n_candidates) and not self.explainer.gives_several
         sampling = {
-            "temperature": CANDIDATE_TEMPERATURE if is_sampled else 0.0,
+            "temperature": CANDIDATE_TEMPERATURE if is_sampled and not prompt.pool else 0.0,
             "max_tokens": self.explainer.max_tokens,
             "seed": self.seed + (candidate if is_sampled else 0),
         }

@@ -27,10 +27,10 @@ from neuroexplain.evidence import (
     Status,
     choose_unscored,
 )
-from neuroexplain.explaining.explainers import Mistake
 from neuroexplain.explaining.hypotheses import ask_candidates, ask_revision
 from neuroexplain.explaining.plan import ExplainTask, Requests
 from neuroexplain.explaining.predictions import continue_prediction
+from neuroexplain.explaining.rendering import Mistake
 from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.runtime.run_many import RunMany, run_in_order
 from neuroexplain.scorers.base import OpenScorer, compute_scores

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from neuroexplain.llm.engine import Message
 
-_EXAMPLES = re.compile(r"^### examples (\S+)\n", re.MULTILINE)
+_EXAMPLES = re.compile(r"^### (examples|drawn) (\S+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,26 @@ class WorkedNeuron:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkedCategory:
+    """A category of words, shown as a question with its answer."""
+
+    kind: str  # of category, like "function"
+    explanation: str
+    words: str  # separated by commas
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt file: turns under `### role` headings, with blanks like `{{records}}`.
 
-    A line `### examples FILE` names the file of its worked neurons.
+    A line `### examples FILE` names the file of its worked neurons, all of which are shown; `### drawn FILE`
+    that of its worked categories, of which each request shows some.
     """
 
     name: str
-    text: str  # the prompt file, then the file of the worked neurons: everything that an LLM is told
+    text: str  # the prompt file, then the file of the worked ones: everything that an LLM is told
     examples: tuple[WorkedNeuron, ...] = ()
+    pool: tuple[WorkedCategory, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -56,7 +67,10 @@ def load_prompt(name: str) -> Prompt:
     heading = _EXAMPLES.search(text)
     if heading is None:
         return Prompt(name, text)
-    examples_json = (prompts_folder() / "examples" / heading[1]).read_text(encoding="utf-8")
+    examples_json = (prompts_folder() / "examples" / heading[2]).read_text(encoding="utf-8")
+    text = f"{text}### worked neurons\n{examples_json}"
+    if heading[1] == "drawn":
+        return Prompt(name, text, pool=tuple(WorkedCategory(**one) for one in json.loads(examples_json)))
     examples = tuple(
         WorkedNeuron(
             neuron["explanation"],
@@ -64,7 +78,7 @@ def load_prompt(name: str) -> Prompt:
         )
         for neuron in json.loads(examples_json)
     )
-    return Prompt(name, f"{text}### worked neurons\n{examples_json}", examples)
+    return Prompt(name, text, examples)
 
 
 def prompts_folder() -> Path:

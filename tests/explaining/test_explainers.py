@@ -6,8 +6,10 @@ import pytest
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar, Headline, Status, Unit
-from neuroexplain.explaining.explainers import EXPLAINERS, parse_single
+from neuroexplain.explaining.explainers import EXPLAINERS, draw_worked, worked_answers
+from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.plan import ExplainTask, Requests
+from neuroexplain.explaining.replies import is_copy, parse_single
 from neuroexplain.explaining.side import explain_side
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.units import UnitId
@@ -113,6 +115,122 @@ def test_a_unit_that_fires_in_no_explain_record_has_nothing_to_show(explainer):
     assert llm.requests == []
 
 
+def words_record(rank, *texts_with_values):
+    """(record, texts) whose tokens are these, after silent words that fill it up to 64."""
+    texts = [f" w{i}" for i in range(64 - len(texts_with_values))] + [text for text, _ in texts_with_values]
+    values = [-0.5] * (64 - len(texts_with_values)) + [value for _, value in texts_with_values]
+    first = 64 * rank
+    ids, acts = np.arange(first, first + 64, dtype=np.uint32), np.array(values, np.float32)
+    return Exemplar(UnitId(0, 0), "sampled", rank, rank, 0, 0, 0, float(acts.max()), ids, acts), texts
+
+
+def firing_words(*rows):
+    """What `category` lists for records with these tokens and activations."""
+    records, texts = zip(*(words_record(rank, *row) for rank, row in enumerate(rows)), strict=True)
+    tokens = vocabulary_of([text for of_record in texts for text in of_record])
+    return EXPLAINERS["category"].render(records, tokens)
+
+
+def test_category_lists_words_by_strength_then_number_once_each():
+    assert firing_words([(" Oak", 5.0), (" elm", 9.0), (" ash", 5.0)], [(" ash", 5.0)]) == "elm, ash, oak"
+    assert (
+        firing_words([(" map", 1.0), ("les", 9.0), (" fir", 8.0)]) == "maples, fir"
+    )  # a word, not its tokens
+    assert firing_words([(" BBC", 9.0), (" Bbc", 8.0)]) == "BBC, bbc"
+    assert firing_words([(f" a{i}", 9.0 - i / 10) for i in range(20)]).count(",") == 11
+
+
+def test_category_leaves_out_what_is_often_silent_and_punctuation_beside_words():
+    often_silent = [(" the", 8.0), (" the", -0.5), (" the", -0.5), (" the", -0.5), (" the", -0.5)]
+    assert firing_words([(" elm", 9.0), *often_silent]) == "elm"
+    assert firing_words([(" elm", 9.0), (" ash", 2.0)]) == "elm"  # level 2 of 10
+    assert firing_words([(" elm", 9.0), (" ash", 7.0), (",", 8.0)]) == "elm, ash"
+    assert firing_words([(" elm", 9.0), (",", 8.0)]) == "elm, ,"  # of a unit that may fire on commas
+    with pytest.raises(LlmReplyError, match="fires on no word"):
+        firing_words([(" ", 9.0)])
+
+
+def test_worked_categories_are_drawn_by_question_and_number_never_two_of_a_kind():
+    pool = EXPLAINERS["category"].load_prompt().pool
+    kinds = {category.kind for category in pool}
+    assert len(pool) > 4 * len(kinds)
+    draws = [draw_worked(pool, f"question {n}", 0) for n in range(60)]
+    for draw in draws:
+        assert {category.kind for category in draw} == kinds
+        assert len(draw) == len(kinds)
+    assert {category for draw in draws for category in draw} == set(pool)
+    assert draw_worked(pool[::-1], "question 3", 0) == draws[3]
+    assert draw_worked(pool, "question 3", 1) != draws[3]
+
+
+def test_a_candidate_has_worked_categories_of_its_own_and_the_second_has_none():
+    llm = ScriptedLlm(lambda messages, sampling: "elms")
+    requests = Requests.of(ExplainConfig((UnitId(0, 0),), "category", candidates=3, seed=5), llm)
+    exemplar, texts = words_record(0, (" elm", 9.0))
+    for candidate in range(3):
+        ask_explainer(requests, requests.request(UnitId(0, 0), candidate), [exemplar], vocabulary_of(texts))
+    first, second, third = (messages for messages, _ in llm.requests)
+    assert [turn.role for turn in second] == ["system", "user"]
+    assert [turn.role for turn in first] == ["system", *["user", "assistant"] * 4, "user"]
+    assert first[-1] == second[-1] == third[-1]
+    assert first != third
+    assert {sampling["temperature"] for _, sampling in llm.requests} == {0.0}
+
+
+@pytest.mark.parametrize("explainer", ["category", "excerpts", "pairs"])
+def test_the_answer_of_a_worked_example_is_asked_again_without_them(explainer):
+    def first_answer(messages, sampling):
+        worked = worked_answers(messages)
+        return f"The {worked[0]}." if worked else "elms"
+
+    llm = ScriptedLlm(first_answer)
+    (explanation,) = ask_one(llm, explainer)
+    assert (explanation.text, explanation.status, len(llm.requests)) == ("elms", "ok", 2)
+    assert explanation.provenance.prompt_tokens == 2 * llm.prompt_tokens
+    assert [turn.role for turn in llm.requests[1][0]] == ["system", "user"]
+    assert llm.requests[1][0][0] == llm.requests[0][0][0]
+
+
+def test_the_answer_of_a_worked_example_that_comes_again_is_a_failed_attempt():
+    shown = []
+
+    def always(messages, sampling):
+        shown.extend(worked_answers(messages))
+        return shown[0]
+
+    (explanation,) = ask_one(ScriptedLlm(always), "category")
+    assert (explanation.status, explanation.text) == ("parse_error", None)
+    assert explanation.reply == shown[0]
+    assert explanation.provenance.prompt_tokens == 2 * ScriptedLlm.prompt_tokens
+
+
+def test_a_reading_that_is_that_of_a_worked_example_is_asked_again():
+    replies = iter(["buying and selling | 1", "elms and oaks | 1"])
+    llm = ScriptedLlm(lambda messages, sampling: next(replies))
+    (explanation,) = ask_one(llm, "meanings")
+    assert explanation.text == "elms and oaks"
+
+
+def ask_one(llm, explainer):
+    requests = Requests.of(ExplainConfig((UnitId(0, 0),), explainer), llm)
+    exemplar, texts = words_record(0, (" elm", 9.0))
+    return ask_explainer(requests, requests.request(UnitId(0, 0), 0), [exemplar], vocabulary_of(texts))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "copied"),
+    [
+        ("Selling and buying", "buying and selling", True),
+        ("a farm's prepositions", "the preposition of farms", False),
+        ("prepositions of time", "prepositions of place", False),
+        ("trees", "tree", True),
+        ("old trees", "trees", False),
+    ],
+)
+def test_a_copy_has_the_words_of_an_answer_in_any_order_and_form(text, answer, copied):
+    assert is_copy(text, ["something else", answer]) == copied
+
+
 REFUSALS = (
     "I cannot help with that.",
     "I\u2019m sorry, but I can\u2019t help.",
@@ -148,6 +266,9 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
         ("<think>hm</think>\n Explanation: words about **rivers**.\nMore", "words about rivers"),
         ('"buying and selling."', "buying and selling"),
         ("sorry, regret and apologies", "sorry, regret and apologies"),
+        ("Category: trees", "trees"),
+        ('The category that these words belong to is "trees".', "trees"),
+        ("Categories of words", "Categories of words"),
     ],
 )
 def test_a_hypothesis_is_tidied(reply, text):

@@ -5,7 +5,7 @@ import pytest
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar
-from neuroexplain.explaining.explainers import parse_meanings
+from neuroexplain.explaining.replies import parse_meanings
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.store.explanations import list_explanations, list_predictions
 from neuroexplain.store.runs import load_run

@@ -6,7 +6,7 @@ import pytest
 
 from neuroexplain.config import EngineConfig
 from neuroexplain.errors import EngineError, LlmReplyError, NeuroexplainError
-from neuroexplain.explaining.explainers import parse_single
+from neuroexplain.explaining.replies import parse_single
 from neuroexplain.llm.engine import Message, chat_token_ids
 from neuroexplain.llm.server import ServerEngine
 from tests.llm.scripted import completion, connect, generate

@@ -20,7 +20,7 @@ import pytest
 
 from neuroexplain.errors import EngineError, LlmReplyError
 from neuroexplain.evidence import VocabularyEntry
-from neuroexplain.explaining.explainers import parse_single
+from neuroexplain.explaining.replies import parse_single
 from neuroexplain.llm.distributions import (
     NEUTRAL_SAMPLING,
     LogprobRequest,

@@ -1,0 +1,292 @@
+"""Measure how good an explainer's hypotheses are, on neurons whose true explanation is known:
+
+    python scripts/eval_explainers.py --neurons tests/known/neurons.json --local MODEL --explainer category
+    python scripts/eval_explainers.py --neurons FILE.json --server URL --candidates 3 --json
+
+FILE is that of eval_simulators.py, which has the halves `choose` and `report` too. The explainer reads each
+neuron's top records of even rank. A simulator predicts the top records of odd rank and the random ones from
+the hypothesis, and so it is scored; of several candidates that is taken which scores best on the records
+that were read. A failed answer and an undefined score count as 0.
+
+rule_share_of_true and whole_share_of_true are ratios of means: the scores of the hypotheses over those of the
+true explanations. beyond_words is the same ratio for the scores without the tokens whose words the hypothesis
+names; bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens. (No explainer gives a
+rule and examples apart yet, so the rule is the whole.) *_error is a standard error over neurons. wins counts
+the neurons whose hypothesis scores above those of five other neurons; copies the answers of a worked example
+and those that repeat the prompt, failed the attempts without a hypothesis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from neuroexplain.config import EngineConfig, ExplainConfig
+from neuroexplain.demo.embedded_model import embedded_model
+from neuroexplain.errors import LlmReplyError, NeuroexplainError
+from neuroexplain.evidence import Explanation, Status, texts_in_context
+from neuroexplain.explaining.engines import open_engine
+from neuroexplain.explaining.explainers import EXPLAINERS
+from neuroexplain.explaining.hypotheses import ask_explainer
+from neuroexplain.explaining.known_neurons import HALVES, NO_TOKENIZER, KnownNeuron, read_neurons
+from neuroexplain.explaining.plan import Requests
+from neuroexplain.explaining.rendering import list_peak_tokens
+from neuroexplain.explaining.replies import is_copy
+from neuroexplain.llm.engine import Engine
+from neuroexplain.scorers._simulation import OpenSimulator
+from neuroexplain.scorers.base import SCORERS
+from neuroexplain.scoring.correlation import correlation_score
+from neuroexplain.scoring.named_words import find_named
+from neuroexplain.units import UnitId
+
+UNIT = UnitId(0, 0)  # stands for every known neuron
+N_OTHERS = 5  # neurons whose hypotheses a win is over
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Correlations on the judged records; 0 where one is undefined."""
+
+    whole: float
+    beyond_words: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A neuron's hypothesis, how it scores, and what it is compared with."""
+
+    neuron: KnownNeuron
+    text: str  # empty if every attempt failed
+    reason: str  # of a failed attempt
+    hypothesis: Scores
+    true: Scores
+    bare_list: Scores
+    others: list[float]  # whole scores of other neurons' hypotheses on this neuron's records
+    is_copy: bool
+
+    @property
+    def won(self) -> bool:
+        return all(self.hypothesis.whole > other for other in self.others)
+
+
+class Judge:
+    """Scores texts on a neuron's records by one simulator. Equal questions are answered once."""
+
+    def __init__(self, simulator: OpenSimulator) -> None:
+        self._simulator = simulator
+        self._known: dict[tuple[str, str, tuple[int, ...]], Scores] = {}
+
+    def score(self, neuron: KnownNeuron, places: Sequence[int], text: str) -> Scores:
+        """The scores of a text on some of the neuron's records."""
+        if not text:
+            return Scores(0.0, 0.0)
+        key = (neuron.name, text, tuple(places))
+        if key not in self._known:
+            self._known[key] = self._score(neuron.only(places), text)
+        return self._known[key]
+
+    def _score(self, neuron: KnownNeuron, text: str) -> Scores:
+        predictions = self._simulator.simulate(text, neuron.records, neuron.vocabulary)
+        levels = np.concatenate([trial.values for trial in predictions.trials]).astype(np.float64)
+        texts = [texts_in_context([neuron.vocabulary[i] for i in ids]) for ids in neuron.records]
+        kept = ~np.concatenate([find_named(of_record, text) for of_record in texts]) & ~np.isnan(levels)
+        usable = ~np.isnan(levels)
+        whole = correlation_score(levels[usable], neuron.activations[usable])
+        beyond = correlation_score(levels[kept], neuron.activations[kept])
+        return Scores(whole or 0.0, beyond or 0.0)
+
+
+def read_places(neuron: KnownNeuron) -> list[int]:
+    """The records that the explainer reads: top ones of even rank."""
+    return list(range(0, neuron.n_top, 2))
+
+
+def judged_places(neuron: KnownNeuron) -> list[int]:
+    """The other top records, and all random ones."""
+    return [*range(1, neuron.n_top, 2), *range(neuron.n_top, len(neuron.records))]
+
+
+def explain(neuron: KnownNeuron, requests: Requests) -> list[Explanation]:
+    """The candidates for a neuron, failed attempts among them."""
+    records = [neuron.exemplars()[place] for place in read_places(neuron)][: requests.explainer.n_records]
+    return [
+        explanation
+        for candidate in range(requests.n_candidates)
+        for explanation in ask_explainer(
+            requests, requests.request(UNIT, candidate), records, neuron.vocabulary
+        )
+    ]
+
+
+def choose(neuron: KnownNeuron, explanations: Sequence[Explanation], judge: Judge) -> Explanation:
+    """The candidate that scores best on the records that were read; a failed one where none is usable."""
+    usable = [e for e in explanations if e.status == Status.OK] or list(explanations[:1])
+    if len(usable) == 1:
+        return usable[0]
+    return max(usable, key=lambda e: judge.score(neuron, read_places(neuron), e.text or "").whole)
+
+
+def is_copied(explanation: Explanation, requests: Requests) -> bool:
+    """Whether it is a worked example's answer, or stands in the prompt's own words."""
+    prompt = requests.prompt
+    if prompt is None or not explanation.text:
+        return False
+    turns = prompt.fill({"records": ""})
+    worked = [turn.content for turn in turns if turn.role == "assistant"]
+    worked += [line.partition("|")[0] for answer in worked for line in answer.splitlines()]
+    worked += [example.explanation for example in (*prompt.examples, *prompt.pool)]
+    instructions = " ".join(turn.content.casefold() for turn in turns if turn.role != "assistant")
+    return is_copy(explanation.text, worked) or explanation.text.casefold() in instructions
+
+
+def bare_list(neuron: KnownNeuron) -> str:
+    """What the explainer `tokens` writes."""
+    try:
+        records = [neuron.exemplars()[place] for place in read_places(neuron)]
+        return list_peak_tokens(records, neuron.vocabulary)
+    except LlmReplyError:
+        return ""
+
+
+def evaluate(neurons: Sequence[KnownNeuron], requests: Requests, judge: Judge) -> list[Result]:
+    """Explain all neurons, then score each hypothesis on its neuron and on five others."""
+    console = Console(stderr=True)
+    chosen = [
+        choose(neuron, explain(neuron, requests), judge)
+        for neuron in track(neurons, "explaining", console=console)
+    ]
+    texts = [explanation.text or "" for explanation in chosen]
+    step, n = max(1, len(neurons) // (N_OTHERS + 1)), len(neurons)
+    results = []
+    for i, neuron in enumerate(track(neurons, "judging", console=console)):
+        places = judged_places(neuron)
+        others = [texts[(i + k * step) % n] for k in range(1, N_OTHERS + 1)]
+        results.append(
+            Result(
+                neuron=neuron,
+                text=texts[i],
+                reason=chosen[i].reason or "",
+                hypothesis=judge.score(neuron, places, texts[i]),
+                true=judge.score(neuron, places, neuron.explanations[0]),
+                bare_list=judge.score(neuron, places, bare_list(neuron)),
+                others=[judge.score(neuron, places, other).whole for other in others],
+                is_copy=is_copied(chosen[i], requests),
+            )
+        )
+    return results
+
+
+def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float | None, float | None]:
+    """The ratio of the means, and its standard error over neurons (delta method); None without a mean."""
+    a, b = np.array(parts), np.array(wholes)
+    if len(a) < 2 or b.mean() <= 0:
+        return None, None
+    ratio = a.mean() / b.mean()
+    error = np.std(a - ratio * b, ddof=1) / (np.sqrt(len(a)) * b.mean())
+    return round(float(ratio), 3), round(float(error), 3)
+
+
+def summarize(results: Sequence[Result]) -> dict[str, float | int | None]:
+    """The figures over all neurons."""
+    true, true_beyond = [r.true.whole for r in results], [r.true.beyond_words for r in results]
+    whole, error = share([r.hypothesis.whole for r in results], true)
+    beyond, beyond_error = share([r.hypothesis.beyond_words for r in results], true_beyond)
+    listed, _ = share([r.bare_list.beyond_words for r in results], true_beyond)
+    return {
+        "rule_share_of_true": whole,
+        "whole_share_of_true": whole,
+        "share_error": error,
+        "beyond_words": beyond,
+        "beyond_words_error": beyond_error,
+        "bare_list_beyond_words": listed,
+        "wins": sum(r.won for r in results),
+        "copies": sum(r.is_copy for r in results),
+        "failed": sum(not r.text for r in results),
+        "n": len(results),
+        "mean_score": round(fmean(r.hypothesis.whole for r in results), 3),
+        "mean_true": round(fmean(true), 3),
+        "mean_words": round(fmean(len(r.text.split()) for r in results), 1),
+    }
+
+
+def table_of(results: Sequence[Result]) -> Table:
+    table = Table("neuron", "kind", "true", "score", "won", "hypothesis", box=None)
+    for r in results:
+        scores = (f"{r.true.whole:.2f}", f"{r.hypothesis.whole:.2f}", "won" if r.won else "")
+        note = " (a copy)" if r.is_copy else ""
+        table.add_row(r.neuron.name, r.neuron.kind, *scores, (r.text or f"failed: {r.reason}")[:80] + note)
+    return table
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--neurons", type=Path, required=True)
+    parser.add_argument("--explainer", choices=list(EXPLAINERS), default=ExplainConfig.explainer)
+    parser.add_argument("--local", help="a model to explain in this process")
+    parser.add_argument("--server", help="the URL of a vLLM server that explains")
+    parser.add_argument("--model", help="which of the server's models")
+    parser.add_argument("--api-key", help="of the server")
+    parser.add_argument("--candidates", type=int, default=1, help="hypotheses of each neuron (default: 1)")
+    parser.add_argument("--scorer", choices=SCORERS.names(), default="lexical", help="who judges (lexical)")
+    parser.add_argument("--judge", help="the model that judges, in this process (default: the embedded one)")
+    halves = ("all", *HALVES)
+    parser.add_argument("--half", choices=halves, default="all", help="which neurons (default: all)")
+    parser.add_argument("--kinds", help="kinds of neurons, separated by commas (default: all)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse_arguments()
+    try:
+        neurons = read_neurons(options.neurons, None, options.half)
+        if options.kinds:
+            neurons = [neuron for neuron in neurons if neuron.kind in options.kinds.split(",")]
+        with ExitStack() as stack:
+
+            def open_model(config: EngineConfig) -> Engine:
+                return open_engine(config, stack, lambda line: print(line, file=sys.stderr))
+
+            config = ExplainConfig((UNIT,), options.explainer, candidates=options.candidates)
+            own = EngineConfig(
+                server=options.server, local=options.local, model=options.model, api_key=options.api_key
+            )
+            engine = open_model(own) if config.asks_llm else None
+            judge = open_model(EngineConfig(local=options.judge or embedded_model()))
+            simulator = SCORERS.load(options.scorer).open(
+                judge, SimpleNamespace(tokenizer_sha256=NO_TOKENIZER)
+            )
+            began = time.perf_counter()
+            results = evaluate(neurons, Requests.of(config, engine), Judge(simulator))
+            seconds = round(time.perf_counter() - began, 1)
+            tokens = 0 if engine is None else engine.usage.prompt_tokens
+    except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
+        known = isinstance(error, NeuroexplainError)
+        print(error if known else f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    figures = {**summarize(results), "prompt_tokens": tokens, "seconds": seconds}
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    text = ", ".join(f"{name} {value}" for name, value in figures.items())
+    Console().print(table_of(results), "", text, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The measure of explainers: which records are read and judged, and what the shares are of."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neuroexplain.config import ExplainConfig
+from neuroexplain.explaining.explainers import EXPLAINERS
+from neuroexplain.explaining.known_neurons import read_neurons
+from neuroexplain.explaining.plan import Requests
+from neuroexplain.scorers.base import PredictedTrial, Predictions
+from neuroexplain.units import UnitId
+from tests.fakes import ScriptedLlm, tiny_subject
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "scripts" / "eval_explainers.py"
+spec = importlib.util.spec_from_file_location("eval_explainers", SCRIPT)
+eval_explainers = importlib.util.module_from_spec(spec)
+sys.modules["eval_explainers"] = eval_explainers
+spec.loader.exec_module(eval_explainers)
+
+
+def neuron(name, words, true, n_top=4, n_random=2):
+    """A neuron of words: each top record has one of them (value 9 - its rank) among 63 silent tokens."""
+
+    def record(text, value):
+        tokens = [f" w{i}" for i in range(63)] + [text]
+        return {"tokens": tokens, "activations": [0.0] * 63 + [value]}
+
+    top = [record(f" {words[rank % len(words)]}", 9.0 - rank) for rank in range(n_top)]
+    return {"name": name, "kind": "words", "true": true, "false": [], "top": top} | {
+        "random": [record(f" {words[0]}", 0.0) for _ in range(n_random)]
+    }
+
+
+class WordSimulator:
+    """Predicts 1 where a token's text stands in the explanation."""
+
+    def simulate(self, explanation, records, vocabulary):
+        values = [[float(vocabulary[i].text.strip() in explanation.split()) for i in ids] for ids in records]
+        return Predictions([PredictedTrial(np.array(row, np.float32)) for row in values], 0)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "neurons.json"
+    rows = [neuron(f"n{n}", [f"a{n}", f"b{n}", f"c{n}"], f"a{n} b{n} c{n}") for n in range(6)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def evaluated(file, answer, **config):
+    """(summary, results) with an LLM that answers by a function of its messages."""
+    requests = Requests.of(ExplainConfig((UnitId(0, 0),), **config), ScriptedLlm(answer))
+    judge = eval_explainers.Judge(WordSimulator())
+    results = eval_explainers.evaluate(read_neurons(file, None), requests, judge)
+    return eval_explainers.summarize(results), results
+
+
+def test_even_top_records_are_read_and_the_others_are_judged(file):
+    (first, *_) = read_neurons(file, None)
+    assert eval_explainers.read_places(first) == [0, 2]
+    assert eval_explainers.judged_places(first) == [1, 3, 4, 5]
+    seen = []
+    evaluated(file, lambda messages, _: seen.append(messages[-1].content) or "x", explainer="category")
+    assert seen[0] == "Words: a0, c0\nCategory:"  # the words of ranks 0 and 2
+
+
+def test_a_true_hypothesis_has_all_of_the_true_score_and_wins_everywhere(file):
+    def truth(messages, _):
+        n = messages[-1].content.split("a")[1][0]
+        return f"a{n} b{n} c{n}"
+
+    summary, results = evaluated(file, truth, explainer="category")
+    assert summary["whole_share_of_true"] == summary["rule_share_of_true"] == 1.0
+    assert (summary["wins"], summary["copies"], summary["failed"], summary["n"]) == (6, 0, 0, 6)
+    # All that the truth predicts are words that it names, so nothing is left beyond them.
+    assert summary["beyond_words"] is None
+    # On the judged records of n0: b0 at 8, a0 at 6 (rank 3), and a0 at 0 twice.
+    predicted, true = np.zeros(256), np.zeros(256)
+    predicted[63::64], true[63], true[127] = 1, 8, 6
+    assert results[0].true.whole == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+
+
+def test_a_failed_attempt_counts_as_0_and_a_copy_is_counted(file):
+    worked = EXPLAINERS["excerpts"].load_prompt().fill({"records": ""})[2].content
+    summary, results = evaluated(file, lambda messages, _: "", explainer="excerpts")
+    assert (summary["whole_share_of_true"], summary["failed"], summary["wins"]) == (0.0, 6, 0)
+    assert results[0].reason == "the answer is empty"
+    requests = Requests.of(ExplainConfig((UnitId(0, 0),), "excerpts"), ScriptedLlm(lambda *_: "x"))
+    request = requests.request(UnitId(0, 0), 0)
+    for text, copied in ((worked, True), ("a few words", True), ("trees", False)):
+        assert eval_explainers.is_copied(replace(request, text=text), requests) == copied
+
+
+def test_the_candidate_is_taken_that_scores_best_on_the_records_that_were_read(file):
+    replies = iter(["b0", "a0 c0", "w1"] + ["x"] * 15)
+    _, results = evaluated(file, lambda *_: next(replies), explainer="category", candidates=3)
+    assert results[0].text == "a0 c0"  # b0 stands in no record that was read
+
+
+def test_a_share_is_a_ratio_of_means_with_the_error_of_one():
+    rng = np.random.default_rng(0)
+    wholes = rng.uniform(0.3, 0.9, 400)
+    parts = 0.5 * wholes + rng.normal(0, 0.2, 400)
+    ratio, error = eval_explainers.share(list(parts), list(wholes))
+    assert ratio == pytest.approx(parts.mean() / wholes.mean(), abs=1e-3)
+    picks = rng.integers(0, 400, (2000, 400))
+    assert error == pytest.approx(np.std(parts[picks].mean(1) / wholes[picks].mean(1)), rel=0.1)
+    assert eval_explainers.share([0.1], [0.2]) == (None, None)
+    assert eval_explainers.share([0.1, 0.2], [0.0, 0.0]) == (None, None)
+
+
+def test_the_script_runs_by_a_real_model(file, tmp_path):
+    model = str(tiny_subject(tmp_path / "model"))
+    command = [sys.executable, str(SCRIPT), "--neurons", str(file), "--local", model, "--judge", model]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures["n"] == 6
+    assert figures["prompt_tokens"] > 0
+    assert {"rule_share_of_true", "whole_share_of_true", "beyond_words", "bare_list_beyond_words"} < set(
+        figures
+    )
+    table = subprocess.run([*command, "--explainer", "tokens"], capture_output=True, text=True, check=True)
+    assert "a0, c0" in table.stdout
