@@ -222,7 +222,7 @@ class ExplainConfig:
     """`neuroexplain explain`: which units, by which explainer."""
 
     units: tuple[UnitId, ...]
-    explainer: str = "pairs"  # a name of explaining.explainers.EXPLAINERS
+    explainer: str = "category"  # a name of explaining.explainers.EXPLAINERS
     seed: int = 0
     retry_failed: bool = False
     candidates: int = 1  # explanations of each unit, of which the best on `select` is chosen

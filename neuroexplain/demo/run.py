@@ -31,7 +31,7 @@ from neuroexplain.units import PEAK_INDEX, UnitId
 
 SEGMENTS = 800  # read in some five minutes on two cores
 N_UNITS = 30
-LLM_EXPLAINER, BASELINE = EXPLAINERS = ("excerpts", "tokens")
+LLM_EXPLAINER, BASELINE = EXPLAINERS = ("category", "tokens")
 CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would take minutes
 N_BEST = 6  # explanations shown at the end
 

@@ -70,7 +70,8 @@ def load_prompt(name: str) -> Prompt:
     examples_json = (prompts_folder() / "examples" / heading[2]).read_text(encoding="utf-8")
     text = f"{text}### worked neurons\n{examples_json}"
     if heading[1] == "drawn":
-        return Prompt(name, text, pool=tuple(WorkedCategory(**one) for one in json.loads(examples_json)))
+        pool = (WorkedCategory(**category) for category in json.loads(examples_json))
+        return Prompt(name, text, pool=tuple(pool))
     examples = tuple(
         WorkedNeuron(
             neuron["explanation"],

@@ -27,7 +27,7 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
     comparisons = dict(highlights.controls)
     assert comparisons["tokens"].n == 3
     assert 0 <= comparisons["tokens"].n_won <= 3
-    assert all(row.explainer == "excerpts" for row, _ in highlights.best)
+    assert all(row.explainer == "category" for row, _ in highlights.best)
 
     again = [event.stage for event in demo.run_demo(db, None, 16)]
     assert "collecting" not in again
