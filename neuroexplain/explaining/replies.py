@@ -13,7 +13,8 @@ from neuroexplain.scoring.named_words import WORD, stem_of
 MOST_MEANINGS = 3
 DECORATION = " \"'*`."
 PREAMBLE = re.compile(
-    r"^(?:(?:explanation|category|answer):|the category (?:that )?(?:these|the) words belong to is:?)\s*",
+    r"^(?:(?:explanation|category|answer):"
+    r"|the category (?:that )?(?:these |the )?words\b.*?\bbelongs? to is:?)\s*",
     re.IGNORECASE,
 )
 LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis

@@ -268,6 +268,8 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
         ("sorry, regret and apologies", "sorry, regret and apologies"),
         ("Category: trees", "trees"),
         ('The category that these words belong to is "trees".', "trees"),
+        ('The category that words belong to is "trees".', "trees"),
+        ('The category that the words "may, might" belong to is "modal verbs".', "modal verbs"),
         ("Categories of words", "Categories of words"),
     ],
 )
