@@ -1,4 +1,7 @@
-"""What is known of a unit: records, explanations, predictions and scores, as frozen types."""
+"""What is known of a unit: records, explanations, predictions and scores, as frozen types.
+
+One file, a little over the usual length: the types name each other, and every folder imports several of them.
+"""
 
 from __future__ import annotations
 

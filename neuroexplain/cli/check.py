@@ -39,6 +39,21 @@ if TYPE_CHECKING:
     from neuroexplain.runs import SimulatorCheck
 
 DEFAULT_SIMULATORS = "lexical,words,combined"
+Simulators = Annotated[
+    str, typer.Option("--scorer", "--simulator", help="The simulators to check; digits takes the longest.")
+]
+OfKind = Annotated[
+    int, typer.Option("--neurons", min=1, help="Known neurons of each of six kinds to check by.")
+]
+AllNeurons = Annotated[bool, typer.Option("--all", help="Check by all known neurons.")]
+PlaceToStore = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        envvar="NEUROEXPLAIN_DB",
+        help="Database to store the figures in, with a run (default: neuroexplain.db, if there is one).",
+    ),
+]
 
 
 @app.command(
@@ -51,22 +66,10 @@ def check(
     local: Local = None,
     model: ModelName = None,
     tokenizer: ServedTokenizer = None,
-    simulators: Annotated[
-        str,
-        typer.Option("--scorer", "--simulator", help="The simulators to check; digits takes the longest."),
-    ] = DEFAULT_SIMULATORS,
-    of_kind: Annotated[
-        int, typer.Option("--neurons", min=1, help="Known neurons of each of six kinds to check by.")
-    ] = 2,
-    all_neurons: Annotated[bool, typer.Option("--all", help="Check by all known neurons.")] = False,
-    db: Annotated[
-        str | None,
-        typer.Option(
-            "--db",
-            envvar="NEUROEXPLAIN_DB",
-            help="Database to store the figures in, with a run (default: neuroexplain.db, if there is one).",
-        ),
-    ] = None,
+    simulators: Simulators = DEFAULT_SIMULATORS,
+    of_kind: OfKind = 2,
+    all_neurons: AllNeurons = False,
+    db: PlaceToStore = None,
     run_id: RunId = None,
     as_json: AsJson = False,
     max_wait: MaxWait = 600.0,

@@ -26,6 +26,8 @@ rare score. At full size (458,752 units) the medians are 1 to 23 ms (docs/benchm
 Rejected (docs/decisions.md). One join for all queries, left to SQLite's planner: it went from explanations to
 scores through the headline index and did not end on 28,672 units. `subset IN (...)` for two subsets: SQLite
 sorts all scores of the run.
+
+One file, over the usual length: both ways share the conditions and the orders, and must give the same rows.
 """
 
 from __future__ import annotations
