@@ -149,12 +149,12 @@ def explain(
             return
         with writer_lock(store, f"run {run.id}", "explain"):
             n_failed = _explain(store, run, config, engine, score_config, control or null)
-    say(f"Done: {len(unit_ids):,} {run.noun}.  See them:  neuroexplain query --db {db}")
-    _exit_if_failed(n_failed, db)
+    _end(f"{len(unit_ids):,} {run.noun}", n_failed, db)
 
 
-def _exit_if_failed(n_failed: int, db: str) -> None:
-    """End with status 1, and say what to do, if something failed."""
+def _end(units: str, n_failed: int, db: str) -> None:
+    """Say what to do next. The status is 1 if something failed."""
+    say(f"Done: {units}.  See them:  neuroexplain query --db {db}")
     if n_failed:
         say(f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.")
         say(f"Why:  neuroexplain query --failed --db {db}")
