@@ -211,7 +211,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("collect", "--model", "model", "--dataset", "text.jsonl", "--shard", "1/2"), "same batch shape"),
         (("merge", "x.db", "x.db", "--into", "new.db", "--db"), "No such option"),
         (("runs", "--drop", "9", "--db", "x.db"), "no run 9"),
-        (("explain", "--db", "x.db", "--layer", "0", "--explainer", "magic"), "not one of pairs"),
+        (("explain", "--db", "x.db", "--layer", "0", "--explainer", "magic"), "not one of category, pairs"),
         (
             ("explain", "--db", "x.db", "--layer", "0", "--server", "http://h", "--local", "m"),
             "Two engines were named",
