@@ -442,7 +442,7 @@ def test_explain_with_vllm_is_one_command(collected):
     )
     assert done.returncode == 0, done.stderr
     page = json.loads(run(db, "show", "0:3", "--json").stdout)
-    assert (page["explanations"][0]["explainer"], page["explanations"][0]["status"]) == ("pairs", "ok")
+    assert (page["explanations"][0]["explainer"], page["explanations"][0]["status"]) == ("category", "ok")
     left = subprocess.run(
         ["pgrep", "-f", f"api_server --model {MODEL}.*{db.parent.name}"], capture_output=True, check=False
     )
