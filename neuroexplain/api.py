@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.as_json import QUERY_COLUMNS, query_json, run_json, unit_json
+from neuroexplain.config import find_api_key
 from neuroexplain.embedding.base import DEFAULT_EMBEDDING, open_embedder
 from neuroexplain.evidence import Exemplar, Explanation, StoredScore
 from neuroexplain.formatting import number, printable
@@ -165,8 +165,9 @@ class Database:
         if embedding not in self._meanings:
             from neuroexplain.embedding.held import MeaningIndexes
 
-            api_key = os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None
-            self._meanings[embedding] = MeaningIndexes(self._store, lambda: open_embedder(embedding, api_key))
+            self._meanings[embedding] = MeaningIndexes(
+                self._store, lambda: open_embedder(embedding, find_api_key())
+            )
         return self._meanings[embedding]
 
     def runs_frame(self) -> pd.DataFrame:

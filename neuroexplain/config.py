@@ -6,6 +6,7 @@ was asked and what is possible.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -189,6 +190,11 @@ class EngineConfig:
             raise NeuroexplainError(
                 f"A model of a server ({self.model}) and a local one ({self.local}) were named. Give one."
             )
+
+
+def find_api_key() -> str | None:
+    """The key of servers, NEUROEXPLAIN_API_KEY. Raises NeuroexplainError if no key looks like that."""
+    return EngineConfig(api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None).api_key
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ from neuroexplain.evidence import (
     headline_subset,
     texts_in_context,
 )
-from neuroexplain.units import SEGMENT_LENGTH, SIDES, Side, Source, UnitId, ranges_text
-
-MOST = 2**31 - 1  # that an integer of the database holds
+from neuroexplain.units import MAX_INTEGER, SEGMENT_LENGTH, SIDES, Side, Source, UnitId, ranges_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +167,12 @@ class SimulatorCheck:
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that cannot be."""
-        in_order = (0, self.n_won, self.n_neurons, MOST)
+        in_order = (0, self.n_won, self.n_neurons, MAX_INTEGER)
         counts = (self.n_records, self.n_undefined)
         if (
             sorted(in_order) != list(in_order)
-            or not 0 < self.n_explanations <= MOST
-            or not all(0 <= n <= MOST for n in counts)
+            or not 0 < self.n_explanations <= MAX_INTEGER
+            or not all(0 <= n <= MAX_INTEGER for n in counts)
         ):
             raise ValueError("impossible counts of neurons")
 

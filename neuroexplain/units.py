@@ -9,6 +9,7 @@ from typing import Literal
 
 SEGMENT_LENGTH = 128  # tokens that the subject reads at once
 RECORD_LENGTH = 64  # tokens of a record
+MAX_INTEGER = 2**31 - 1  # of a layer, a unit or an id: integers of the database have 32 bits
 PEAK_INDEX = 32  # the peak's place in a top or bottom record: 32 tokens before it, 31 after
 RANDOM_START = 64  # a random or sampled record is tokens 64..127 of its segment
 CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on

@@ -39,7 +39,7 @@ from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Explanation, Status, texts_in_context
 from neuroexplain.explaining.engines import open_engine
-from neuroexplain.explaining.explainers import EXPLAINERS
+from neuroexplain.explaining.explainers import EXPLAINERS, worked_answers
 from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.known_neurons import HALVES, NO_TOKENIZER, KnownNeuron, read_neurons
 from neuroexplain.explaining.plan import Requests
@@ -102,8 +102,8 @@ class Judge:
         predictions = self._simulator.simulate(text, neuron.records, neuron.vocabulary)
         levels = np.concatenate([trial.values for trial in predictions.trials]).astype(np.float64)
         texts = [texts_in_context([neuron.vocabulary[i] for i in ids]) for ids in neuron.records]
-        kept = ~np.concatenate([find_named(of_record, text) for of_record in texts]) & ~np.isnan(levels)
         usable = ~np.isnan(levels)
+        kept = usable & ~np.concatenate([find_named(of_record, text) for of_record in texts])
         whole = correlation_score(levels[usable], neuron.activations[usable])
         beyond = correlation_score(levels[kept], neuron.activations[kept])
         return Scores(whole or 0.0, beyond or 0.0)
@@ -145,8 +145,7 @@ def is_copied(explanation: Explanation, requests: Requests) -> bool:
     if prompt is None or not explanation.text:
         return False
     turns = prompt.fill({"records": ""})
-    worked = [turn.content for turn in turns if turn.role == "assistant"]
-    worked += [line.partition("|")[0] for answer in worked for line in answer.splitlines()]
+    worked = worked_answers(turns)
     worked += [example.explanation for example in (*prompt.examples, *prompt.pool)]
     instructions = " ".join(turn.content.casefold() for turn in turns if turn.role != "assistant")
     return is_copy(explanation.text, worked) or explanation.text.casefold() in instructions

@@ -28,7 +28,7 @@ from neuroexplain.cli.options import (
 )
 from neuroexplain.cli.output import print_json, stdout_console
 from neuroexplain.cli.progress import draw, say
-from neuroexplain.errors import NeuroexplainError, NotInStore
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.formatting import printable
 from neuroexplain.runtime.interrupt import stopping
 from neuroexplain.runtime.progress import Progress
@@ -110,30 +110,32 @@ def check(
     with ExitStack() as stack:
         engine = open_engine(named or default, stack, say)
         draw(_events(names, engine, neurons, checks))
-    if place is not None:
-        _store(place, checks)
     if as_json:
         print_json(_json(checks))
     else:
         console = stdout_console()
         for part in _report(checks):
             console.print(part)
+    if place is not None:
+        _store(place, checks)
 
 
 def _place_to_store(db: str | None, run_id: int | None) -> tuple[str, int] | None:
-    """The database and the run's id; None where none is named, and there is no default one."""
+    """The database and the run's id; None where none is named and the default one cannot take the figures."""
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
-    if db is None and run_id is None and not Path(DEFAULT_DB).exists():
+    is_named = db is not None or run_id is not None
+    if not is_named and not Path(DEFAULT_DB).exists():
         return None
     try:
         with open_store(db or DEFAULT_DB) as store:
             return db or DEFAULT_DB, load_run(store, run_id).id
-    except NotInStore:
-        if db is None and run_id is None:
-            return None
-        raise
+    except NeuroexplainError as error:
+        if is_named:
+            raise
+        say(f"The figures will be printed and not stored: {error}")
+        return None
 
 
 def _store(place: tuple[str, int], checks: Sequence[SimulatorCheck]) -> None:

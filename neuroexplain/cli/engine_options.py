@@ -16,10 +16,10 @@ def default_engine(
     max_wait: float = 600.0, in_flight: int = 64, trust_remote_code: bool = False
 ) -> EngineConfig:
     """The default engine: the server that NEUROEXPLAIN_SERVER names, else one on this machine."""
-    from neuroexplain.config import EngineConfig
+    from neuroexplain.config import EngineConfig, find_api_key
 
     config = EngineConfig(
-        api_key=os.environ.get("NEUROEXPLAIN_API_KEY", "").strip() or None,
+        api_key=find_api_key(),
         vllm_command=os.environ.get("NEUROEXPLAIN_VLLM"),
         max_wait=max_wait,
         in_flight=in_flight,
@@ -27,11 +27,6 @@ def default_engine(
     )
     url = os.environ.get("NEUROEXPLAIN_SERVER")
     return replace(config, default_server=url) if url else config
-
-
-def find_api_key() -> str | None:
-    """The key of servers, NEUROEXPLAIN_API_KEY. Raises NeuroexplainError if no key looks like that."""
-    return default_engine().api_key
 
 
 def named_engine(

@@ -143,8 +143,8 @@ def _check_bounds(
 
 
 def _find_similarities(store: "Store", run: "Run", text: str, embedding: str) -> "Similarities":
-    from neuroexplain.cli.engine_options import find_api_key
     from neuroexplain.cli.progress import draw
+    from neuroexplain.config import find_api_key
     from neuroexplain.embedding.base import open_embedder
     from neuroexplain.embedding.index import MeaningIndex
 

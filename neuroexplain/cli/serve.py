@@ -41,7 +41,7 @@ def serve(
         )
     with open_store(db, read_only=True) as store:
         dtype = load_run(store).dtype
-        from neuroexplain.cli.engine_options import find_api_key
+        from neuroexplain.config import find_api_key
         from neuroexplain.embedding.base import open_embedder
         from neuroexplain.probe import Probe
         from neuroexplain.web.app import make_app

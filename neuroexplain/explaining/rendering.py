@@ -139,4 +139,5 @@ def _peak_text(record: Exemplar, tokens: Tokens) -> str:
 
 
 def numbered(excerpts: Iterable[str]) -> str:
+    """The excerpts, each under its number."""
     return "\n\n".join(f"Excerpt {number}:\n{excerpt}" for number, excerpt in enumerate(excerpts, 1))

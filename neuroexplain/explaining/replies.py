@@ -95,7 +95,7 @@ def _tidy(line: str, reply: str) -> str:
 
 
 def is_copy(text: str, answers: Collection[str]) -> bool:
-    """Whether a hypothesis is one of these answers: the same words in any order and form."""
+    """Whether a hypothesis is one of these answers: the same words but articles, in any order."""
     words = _stems(text)
     return any(words == _stems(answer) for answer in answers)
 

@@ -15,10 +15,9 @@ from neuroexplain.evidence import SPLITS
 from neuroexplain.formats import _parquet_version_1 as version_1
 from neuroexplain.formats._parquet_tables import VERSION, DamagedFolder
 from neuroexplain.runs import Run, SimulatorCheck
-from neuroexplain.units import SEGMENT_LENGTH, Source
+from neuroexplain.units import MAX_INTEGER, SEGMENT_LENGTH, Source
 
 LONGEST_ACTIVATION = 32  # characters, the width of the column
-MAX_UNITS = (1 << 31) - 1  # of a layer, so that the numbers of units fit into their columns
 # Fields that exports of earlier versions lack, all of them: their runs go on by the earlier rules.
 NEW_FIELDS: Mapping[str, Any] = {
     "split_rule": "ranks",
@@ -27,7 +26,7 @@ NEW_FIELDS: Mapping[str, Any] = {
     "split_segments": {},
 }
 MAX_TOKEN_ID = (1 << 24) - 1
-MAX_INTEGER = (1 << 63) - 1  # the greatest that a column can hold
+MAX_BIG_INTEGER = (1 << 63) - 1  # the greatest that a column of 64 bits can hold
 
 
 class ExportedRun(NamedTuple):
@@ -89,11 +88,11 @@ def _read_json(folder: Path, file: Path) -> dict[str, Any]:
 def _impossible_fields(run: Run) -> list[str]:
     """The names of fields whose values are of the right type and yet impossible."""
     numbers = {name: getattr(run, name) for name in Run.__dataclass_fields__}
-    possible = {name: 0 <= value <= MAX_INTEGER for name, value in numbers.items() if type(value) is int}
+    possible = {name: 0 <= value <= MAX_BIG_INTEGER for name, value in numbers.items() if type(value) is int}
     layers, stride = run.layers, run.config.get("segment_stride", SEGMENT_LENGTH)
     possible["layers"] = 0 < len(layers) == len(set(layers)) and all(n in range(run.n_layers) for n in layers)
     possible["sources"] = tuple(source.layer for source in run.sources) == layers and all(
-        0 < source.width <= MAX_UNITS for source in run.sources
+        0 < source.width <= MAX_INTEGER for source in run.sources
     )
     possible["activation"] = 0 < len(run.activation) <= LONGEST_ACTIVATION
     possible["config"] = type(stride) is int and 0 < stride <= SEGMENT_LENGTH
@@ -109,7 +108,7 @@ def _possible_draws(run: Run) -> dict[str, bool]:
         "split_rule": by_passage or not (run.n_sampled or barred or visited),
         "n_sampled": 0 <= run.n_sampled <= most_sampled and (not run.n_sampled or run.n_random > 0),
         "barred_ids": len(barred) == len(set(barred)) and all(0 <= n <= MAX_TOKEN_ID for n in barred),
-        "split_segments": all(0 <= n <= MAX_INTEGER for n in visited.values())
+        "split_segments": all(0 <= n <= MAX_BIG_INTEGER for n in visited.values())
         and sum(visited.values()) <= run.n_segments
         # Probabilities are per visited segment of a split.
         and (not by_passage or not run.n_random or visited.keys() == set(SPLITS)),

@@ -115,10 +115,10 @@ def as_search(dialect_name: str, words: Sequence[str]) -> str:
 
 
 def matching_ids(dialect_name: str) -> str:
-    """A query for the ids of at most :n explanations, of all runs, that hold :words."""
+    """A query for the ids of explanations, of all runs, that hold :words; ` LIMIT :n` may follow."""
     if dialect_name == "sqlite":
-        return "SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words LIMIT :n"
-    return f"SELECT id FROM explanations e WHERE {POSTGRESQL_MATCH} LIMIT :n"
+        return "SELECT rowid FROM explanations_fts WHERE explanations_fts MATCH :words"
+    return f"SELECT id FROM explanations e WHERE {POSTGRESQL_MATCH}"
 
 
 def explanation_matches(dialect_name: str) -> str:

@@ -219,7 +219,9 @@ def find_few(reader: Reader, search: Search) -> list[int] | None:
     """
     ids: list[int] | None = None
     if search.words is not None:
-        ids = _at_most_few(reader.column(matching_ids(reader.dialect), words=search.words, n=FEW + 1))
+        ids = _at_most_few(
+            reader.column(f"{matching_ids(reader.dialect)} LIMIT :n", words=search.words, n=FEW + 1)
+        )
     peak_token_ids = search.peak_token_ids
     if peak_token_ids is not None and ids is not None:
         ids = _keep_ids(reader, search, ids, _peaks_on(peak_token_ids))

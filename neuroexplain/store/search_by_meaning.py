@@ -75,7 +75,7 @@ class _Conditions:
         if few is not None:
             self._keep(few)
             search = replace(search, words=None, peak_token_ids=None)
-        elif search.words is not None and self._keep_few(_all_matching(reader.dialect), MANY):
+        elif search.words is not None and self._keep_few(matching_ids(reader.dialect), MANY):
             search = replace(search, words=None)
         of_run = "SELECT e.id FROM explanations e WHERE e.run_id = :run AND"
         if search.units is not None:
@@ -105,8 +105,8 @@ class _Conditions:
 
     def masked(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that the mask holds, ascending."""
-        mine: list[int] = self._ids[self.mask & self._mask_of(ids)].tolist()
-        return mine
+        kept: list[int] = self._ids[self.mask & self._mask_of(ids)].tolist()
+        return kept
 
     def _keep_few(self, sql: str, most: int) -> bool:
         """Leave in the mask the ids that a query gives, if they are at most `most`; whether they are."""
@@ -120,17 +120,12 @@ class _Conditions:
 
     def _mask_of(self, ids: Sequence[int]) -> NDArray[np.bool_]:
         mask = np.zeros(len(self._ids), np.bool_)
-        wanted = np.array(ids, np.int64)
-        places = np.searchsorted(self._ids, wanted)
+        values = np.array(ids, np.int64)
+        places = np.searchsorted(self._ids, values)
         is_inside = places < len(self._ids)
-        places, wanted = places[is_inside], wanted[is_inside]
-        mask[places[self._ids[places] == wanted]] = True
+        places, values = places[is_inside], values[is_inside]
+        mask[places[self._ids[places] == values]] = True
         return mask
-
-
-def _all_matching(dialect: str) -> str:
-    """A query for the ids of explanations, of all runs, that hold :words."""
-    return matching_ids(dialect).removesuffix(" LIMIT :n")
 
 
 def _nearest(conditions: _Conditions, like: Similarities) -> list[int]:
@@ -153,7 +148,7 @@ def _by_words(conditions: _Conditions, text: str) -> list[int]:
         return []
     reader = conditions.reader
     value = as_search(reader.dialect, words)
-    ids = reader.column(matching_ids(reader.dialect), words=value, n=MOST_BY_WORDS + 1)
+    ids = reader.column(f"{matching_ids(reader.dialect)} LIMIT :n", words=value, n=MOST_BY_WORDS + 1)
     if not ids or len(ids) > MOST_BY_WORDS:
         return []
     return conditions.among(conditions.masked(ids), "ORDER BY length(e.text), e.id")[:DEPTH]

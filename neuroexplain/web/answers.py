@@ -20,9 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from neuroexplain.evidence import Exemplar, Explanation, Score, Split, Stats, Status
 from neuroexplain.runs import QueryRow, Run, SimulatorCheck
-from neuroexplain.units import Kind, Side, Source
-
-MAX_INTEGER = 2**31 - 1  # of a layer, a unit or an id: integers of the database have 32 bits
+from neuroexplain.units import MAX_INTEGER, Kind, Side, Source
 
 
 class Answer(BaseModel):

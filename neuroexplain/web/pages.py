@@ -14,8 +14,7 @@ from neuroexplain.runs import QueryRow, Run
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.runs import list_runs, load_prompt, load_run
 from neuroexplain.store.search import list_best, query_explanations
-from neuroexplain.units import Kind, UnitId
-from neuroexplain.web.answers import MAX_INTEGER
+from neuroexplain.units import MAX_INTEGER, Kind, UnitId
 from neuroexplain.web.docs_view import route_views, type_views
 from neuroexplain.web.parameters import (
     Layers,

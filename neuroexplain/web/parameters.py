@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 
-from neuroexplain.web.answers import MAX_INTEGER
+from neuroexplain.units import MAX_INTEGER
 from neuroexplain.web.reader import StoreReader
 
 

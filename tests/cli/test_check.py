@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.explaining.check import best_of, check_simulators, neurons_to_check, simulators
 from neuroexplain.explaining.known_neurons import Outcome, packaged_neurons
 from neuroexplain.llm.local import LocalEngine
@@ -158,6 +159,30 @@ def test_without_a_database_nothing_is_stored(model, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "Stored" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_default_database_that_cannot_take_the_figures_does_not_stop_a_check(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neuroexplain.db").write_text("no database")
+    command = ["check", "--local", model, "--scorer", "lexical", "--neurons", "1", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["best"] == "lexical"
+    assert "printed and not stored" in done.stderr
+    named = CliRunner().invoke(app, [*command, "--db", "neuroexplain.db"])
+    assert named.exit_code != 0
+    assert named.stdout == ""
+
+
+def test_figures_that_cannot_be_stored_are_printed_all_the_same(model, db, monkeypatch):
+    def fail(*_):
+        raise NeuroexplainError("the disk is full")
+
+    monkeypatch.setattr("neuroexplain.store.save_explained.save_checks", fail)
+    command = ["check", "--local", model, "--scorer", "lexical", "--neurons", "1", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert "the disk is full" in str(done.exception)
+    assert json.loads(done.stdout)["best"] == "lexical"
 
 
 def test_a_check_that_is_interrupted_says_that_nothing_is_kept(model):
