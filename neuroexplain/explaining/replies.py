@@ -18,6 +18,7 @@ PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis
+LEAST_REPEATED = 6  # words from which an answer that says most of them again is a loop, not a hypothesis
 REFUSAL = re.compile(
     r"(?:sorry, |unfortunately, )?i"
     r"(?: (?:cannot|can't|can not|won't|will not|apologi[sz]e)"
@@ -82,12 +83,15 @@ def _without_reasoning(reply: str) -> str:
 
 
 def _tidy(line: str, reply: str) -> str:
-    """The line without decoration. Raises LlmReplyError if it is empty, a refusal or too long."""
+    """The line without decoration. Raises LlmReplyError if it is empty, a refusal, a loop or too long."""
     text = PREAMBLE.sub("", line.strip().replace("**", "").strip(DECORATION)).strip(DECORATION)
     if not any(character.isalnum() for character in text):
         raise LlmReplyError(Status.PARSE_ERROR, "the answer is empty", reply)
     if REFUSAL.match(text.lower().replace("\u2019", "'")):
         raise LlmReplyError(Status.PARSE_ERROR, "the answer is a refusal", reply)
+    words = WORD.findall(text.casefold())
+    if len(words) >= LEAST_REPEATED and 2 * len(set(words)) < len(words):
+        raise LlmReplyError(Status.PARSE_ERROR, "the answer repeats itself", reply)
     if len(text) > LONGEST_REPLY:
         reason = f"the answer has {len(text)} characters, more than {LONGEST_REPLY}"
         raise LlmReplyError(Status.PARSE_ERROR, reason, reply)

@@ -253,7 +253,10 @@ THOUGHTS = (
 )
 
 
-@pytest.mark.parametrize("reply", ["", "  \n ", "...", "x" * 500, *REFUSALS, *THOUGHTS])
+LOOPS = ("A: A: A: A: A: A: A: A: A", "It's a it's a it's a", "war, war, war, war, war, war")
+
+
+@pytest.mark.parametrize("reply", ["", "  \n ", "...", "x" * 500, *REFUSALS, *THOUGHTS, *LOOPS])
 def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
     with pytest.raises(LlmReplyError) as failed:
         parse_single(reply, [])
@@ -267,6 +270,8 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
         ('"buying and selling."', "buying and selling"),
         ("sorry, regret and apologies", "sorry, regret and apologies"),
         ("Category: trees", "trees"),
+        ("war, war", "war, war"),
+        ("words that begin with s, words that end with s", "words that begin with s, words that end with s"),
         ('The category that these words belong to is "trees".', "trees"),
         ('The category that words belong to is "trees".', "trees"),
         ('The category that the words "may, might" belong to is "modal verbs".', "modal verbs"),
