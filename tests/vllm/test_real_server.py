@@ -297,7 +297,8 @@ def copy_of(collected, name):
     return collected / name
 
 
-NEURONS = ("0:3", "1:5", "0:8")
+# SmolLM2 gives each a hypothesis in excerpts. For most of the others of this subject it repeats itself.
+NEURONS = ("0:2", "1:5", "0:8")
 EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts", "--scorer", "digits")
 
 
@@ -344,14 +345,14 @@ def test_the_default_scorer_and_lexical_by_the_same_server(collected, url):
     explained = run(db, "explain", "--neurons", ",".join(NEURONS), "--explainer", "tokens", "--server", url)
     assert explained.returncode == 0, explained.stderr
     assert "Reading probabilities by logprob_token_ids" in explained.stderr
-    scored = run(db, "score", "0:3", "--scorer", "lexical", "--server", url)
+    scored = run(db, "score", "0:2", "--scorer", "lexical", "--server", url)
     assert scored.returncode == 0, scored.stderr
     scorers = {}
     for neuron, explanations in read_results(db).items():
         scores = [score for explanation in explanations for score in explanation["scores"]]
         scorers[neuron] = {score["scorer"] for score in scores}
         assert not {score["status"] for score in scores} & {"llm_error", "parse_error", "low_digit_mass"}
-    assert scorers == {"0:3": {"combined", "lexical"}, "1:5": {"combined"}, "0:8": {"combined"}}
+    assert scorers == {"0:2": {"combined", "lexical"}, "1:5": {"combined"}, "0:8": {"combined"}}
     assert run(db, "verify").returncode == 0
 
 
@@ -438,10 +439,10 @@ def test_a_server_that_does_not_come_up_shows_its_log(tmp_path):
 def test_explain_with_vllm_is_one_command(collected):
     db = copy_of(collected, "vllm.db")
     done = run(
-        db, "explain", "--neurons", "0:3", "--no-score", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS)
+        db, "explain", "--neurons", "0:2", "--no-score", "--vllm", MODEL, "--vllm-args", " ".join(ARGUMENTS)
     )
     assert done.returncode == 0, done.stderr
-    page = json.loads(run(db, "show", "0:3", "--json").stdout)
+    page = json.loads(run(db, "show", "0:2", "--json").stdout)
     assert (page["explanations"][0]["explainer"], page["explanations"][0]["status"]) == ("category", "ok")
     left = subprocess.run(
         ["pgrep", "-f", f"api_server --model {MODEL}.*{db.parent.name}"], capture_output=True, check=False
