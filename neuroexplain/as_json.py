@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
 ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
-    "beyond_words",
+    *("beyond_words", "rule", "examples", "rule_score"),
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 
@@ -103,9 +103,8 @@ def samples_json(page: UnitPage) -> list[dict[str, Any]]:
 
 
 def explanation_json(page: UnitPage, explanation: Explanation) -> dict[str, Any]:
-    """One explanation with its scores and predictions."""
+    """One explanation with its scores and predictions; what is of its rule is null if it has none."""
     e = explanation
-    predictions = [p for p in page.predictions if p.explanation_id == e.id]
     return {
         "id": e.id,
         "text": e.text,
@@ -119,9 +118,24 @@ def explanation_json(page: UnitPage, explanation: Explanation) -> dict[str, Any]
         "side": e.side,
         "covers": None if e.covers is None else list(e.covers),
         "parts": None if e.parts is None else list(e.parts),
-        "scores": [score_json(stored) for stored in page.scores if stored.explanation_id == e.id],
-        "predictions": [prediction_json(page, p, record) for p in predictions for record in p.records],
+        "rule": e.rule,
+        "examples": None if e.examples is None else list(e.examples),
+        "scores": _scores_of(e, page.scores),
+        "predictions": _predictions_of(page, e, page.predictions),
+        "rule_scores": None if e.rule is None else _scores_of(e, page.rule_scores),
+        "rule_predictions": None if e.rule is None else _predictions_of(page, e, page.rule_predictions),
     }
+
+
+def _scores_of(explanation: Explanation, scores: Sequence[StoredScore]) -> list[dict[str, Any]]:
+    return [score_json(stored) for stored in scores if stored.explanation_id == explanation.id]
+
+
+def _predictions_of(
+    page: UnitPage, explanation: Explanation, predictions: Sequence[Prediction]
+) -> list[dict[str, Any]]:
+    own = (p for p in predictions if p.explanation_id == explanation.id)
+    return [prediction_json(page, p, record) for p in own for record in p.records]
 
 
 def score_json(stored: StoredScore) -> dict[str, Any]:

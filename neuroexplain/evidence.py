@@ -80,6 +80,8 @@ NOT_FAILED = tuple(status for status in Status if not status.failed)
 
 
 HUMAN = "human"  # the explainer of hypotheses that people write
+TextPart = Literal["whole", "rule"]  # of an explanation, from which something is predicted and scored
+TEXT_PARTS: tuple[TextPart, ...] = ("whole", "rule")
 RecordKey = tuple[Kind, int]  # a record's kind and rank, by which a unit's records are told apart
 
 
@@ -258,11 +260,27 @@ class Explanation:
     parts: tuple[str, ...] | None = None  # hypotheses of a union, whose level is the greatest of theirs
     id: int | None = None  # set by the store
     side: Side = "positive"
+    # The text without its examples, and these; None where the text is not made of a rule and examples.
+    rule: str | None = None
+    examples: tuple[str, ...] | None = None
 
     @property
-    def hypotheses(self) -> tuple[str, ...]:
+    def text_parts(self) -> tuple[TextPart, ...]:
+        """What of it is scored: the whole text, and its rule alone if it has one."""
+        return TEXT_PARTS if self.rule is not None else ("whole",)
+
+    @property
+    def ranking_part(self) -> TextPart:
+        """What candidates are compared by: the rule, where examples stand behind it."""
+        return self.text_parts[-1]
+
+    def text_of(self, part: TextPart) -> str:
+        """The whole text or the rule; empty if there is none."""
+        return (self.rule if part == "rule" else self.text) or ""
+
+    def hypotheses_of(self, part: TextPart) -> tuple[str, ...]:
         """What is simulated: the text, or each part of a union."""
-        return self.parts or (self.text or "",)
+        return self.parts if self.parts and part == "whole" else (self.text_of(part),)
 
     @property
     def is_by_person(self) -> bool:
@@ -315,7 +333,7 @@ class PredictedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """All that one scorer and model predicted from one explanation, or the failed attempt."""
+    """All that one scorer and model predicted from an explanation or its rule, or the failed attempt."""
 
     explanation_id: int
     unit: UnitId
@@ -336,6 +354,12 @@ class Prediction:
     n_read: int | None = None
     with_bills: bool | None = None
     has_report: bool | None = None
+    part: TextPart = "whole"  # what of the explanation was read
+
+    @property
+    def source(self) -> tuple[int, TextPart]:
+        """What it was predicted from: an explanation's id, and the part of its text."""
+        return self.explanation_id, self.part
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,13 +416,20 @@ class StoredScore:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionResult:
+    """A new prediction with its scores: what is stored together."""
+
+    prediction: Prediction
+    scores: tuple[Score, ...] = ()
+    replaces: Prediction | None = None  # the stored prediction that it continues
+
+
+@dataclass(frozen=True, slots=True)
 class ExplanationResult:
-    """One explanation with its new prediction and scores: what is stored together."""
+    """An explanation with what is newly predicted from it: what is stored together."""
 
     explanation: Explanation
-    prediction: Prediction | None = None  # None: nothing new was predicted
-    scores: tuple[Score, ...] = ()
-    replaces: Prediction | None = None  # the stored prediction that the new one continues
+    predictions: tuple[PredictionResult, ...] = ()  # none if nothing new was predicted
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, Headline, Score, StoredScore
-from neuroexplain.runs import Run, Session, SimulatorCheck
+from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, StoredScore
+from neuroexplain.runs import Run, Session, SimulatorCheck, UnitPage
 
 if TYPE_CHECKING:
     from neuroexplain.store.score_summaries import ScoreSummary
@@ -248,6 +248,37 @@ def rule_note(run: Run) -> str | None:
 def short_name(model: str) -> str:
     """A model's name; of a GGUF file the file's name alone."""
     return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model
+
+
+def rule_comparison(page: UnitPage, explanation: Explanation) -> str | None:
+    """The headline of the rule alone, and what the examples add: `rule alone 0.41, examples add 0.10`.
+
+    By the scorer whose headline comes first. None if the rule has no such score.
+    """
+    of_whole, of_rule = (
+        sorted(
+            (s for s in scores if s.explanation_id == explanation.id and page.run.headline.is_of(s.score)),
+            key=lambda stored: score_order(page.run, stored),
+        )
+        for scores in (page.scores, page.rule_scores)
+    )
+    if not of_rule:
+        return None
+    rule = of_rule[0]
+    by = rule.scorer, rule.scorer_model
+    whole = next((s.score.value for s in of_whole if (s.scorer, s.scorer_model) == by), None)
+    if rule.score.value is None:
+        return f"rule alone: {rule.score.status.words}"
+    if whole is None:
+        return f"rule alone {number(rule.score.value)}"
+    gain = whole - rule.score.value
+    verb = "add" if gain >= 0 else "take"
+    return f"rule alone {number(rule.score.value)}, examples {verb} {number(abs(gain))}"
+
+
+def rule_first(text: str, rule: str | None, examples: Sequence[str] | None) -> str:
+    """An explanation on one line, safe to print: its rule, then its examples in brackets."""
+    return printable(text if rule is None else f"{rule} ({', '.join(examples or ())})")
 
 
 def explained_by(explainer: str, model: str) -> str:

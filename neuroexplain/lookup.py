@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import SPLITS, RecordKey, Tokens, Unit, VocabularyEntry
+from neuroexplain.evidence import SPLITS, Prediction, RecordKey, Tokens, Unit, VocabularyEntry
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.engine import Store
@@ -94,15 +94,21 @@ def load_page(store: Store, run: Run, unit_id: UnitId, vocabulary: Vocabulary | 
             best[stored.explanation_id] = max(earlier, stored.score.value)
     explanations.sort(key=lambda e: (not e.chosen, -best.get(e.id or 0, -math.inf), e.id or 0))
     place = {e.id: number for number, e in enumerate(explanations)}
-    predictions = sorted(list_predictions(store, ids), key=lambda p: place[p.explanation_id])
+    of_rules = [e.id for e in explanations if e.id is not None and e.rule is not None]
+
+    def by_place(prediction: Prediction) -> int:
+        return place[prediction.explanation_id]
+
     return UnitPage(
         run=run,
         unit=unit,
         splits=SideEvidence.of(run, unit, run.sides[0]).splits,
         tokens=_load_unit_tokens(store, run.id, unit) if vocabulary is None else vocabulary,
         explanations=tuple(explanations),
-        predictions=tuple(predictions),
+        predictions=tuple(sorted(list_predictions(store, ids), key=by_place)),
         scores=tuple(scores),
+        rule_predictions=tuple(sorted(list_predictions(store, of_rules, "rule"), key=by_place)),
+        rule_scores=tuple(list_scores(store, of_rules, "rule")),
         probabilities=_load_probabilities(run, unit),
         checks=tuple(list_checks(store, run.id)),
     )

@@ -204,6 +204,9 @@ class QueryRow:
     ci_high: float | None
     max_activation: float | None
     beyond_words: float | None = None  # the population score without the words that the explanation names
+    rule: str | None = None  # the explanation without its examples; None if it has none
+    examples: tuple[str, ...] | None = None
+    rule_score: float | None = None  # of the rule alone, by the metric and subset of `score`
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,8 @@ class UnitPage:
     explanations: tuple[Explanation, ...]  # best first
     predictions: tuple[Prediction, ...]
     scores: tuple[StoredScore, ...]
+    rule_predictions: tuple[Prediction, ...] = ()  # those of explanations' rules alone
+    rule_scores: tuple[StoredScore, ...] = ()
     # With which probability a random or sampled record was drawn, if the run tells. A random record has one
     # for each side of the run.
     probabilities: Mapping[tuple[RecordKey, Side], float] = field(default_factory=dict)

@@ -5,15 +5,15 @@
 
 FILE is that of eval_simulators.py, which has the halves `choose` and `report` too. The explainer reads each
 neuron's top records of even rank. A simulator predicts the top records of odd rank and the random ones from
-the hypothesis, and so it is scored; of several candidates that is taken which scores best on the records
-that were read. A failed answer and an undefined score count as 0.
+the hypothesis, and so it is scored; of several candidates that is taken whose rule scores best on the
+records that were read. A failed answer and an undefined score count as 0.
 
-rule_share_of_true and whole_share_of_true are ratios of means: the scores of the hypotheses over those of the
-true explanations. beyond_words is the same ratio for the scores without the tokens whose words the hypothesis
-names; bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens. (No explainer gives a
-rule and examples apart yet, so the rule is the whole.) *_error is a standard error over neurons. wins counts
-the neurons whose hypothesis scores above those of five other neurons; copies the answers of a worked example
-and those that repeat the prompt, failed the attempts without a hypothesis.
+rule_share_of_true and whole_share_of_true are ratios of means: the scores of the hypotheses' rules, or of
+these with their examples, over those of the true explanations. (Of an explainer without examples the rule is
+the whole.) beyond_words is the ratio for the scores of the whole without the tokens whose words it names;
+bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens. *_error is a standard error
+over neurons. wins counts the neurons whose rule scores above those of five other neurons; copies the rules
+that are a worked example's answer or repeat the prompt, failed the attempts without a hypothesis.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ N_OTHERS = 5  # neurons whose hypotheses a win is over
 
 @dataclass(frozen=True)
 class Scores:
-    """Correlations on the judged records; 0 where one is undefined."""
+    """Correlations of one text on the judged records; 0 where one is undefined."""
 
-    whole: float
+    all_tokens: float
     beyond_words: float
 
 
@@ -71,15 +71,16 @@ class Result:
     neuron: KnownNeuron
     text: str  # empty if every attempt failed
     reason: str  # of a failed attempt
-    hypothesis: Scores
+    rule: Scores
+    hypothesis: Scores  # of the rule with its examples
     true: Scores
     bare_list: Scores
-    others: list[float]  # whole scores of other neurons' hypotheses on this neuron's records
+    others: list[float]  # scores of other neurons' rules on this neuron's records
     is_copy: bool
 
     @property
     def won(self) -> bool:
-        return all(self.hypothesis.whole > other for other in self.others)
+        return all(self.rule.all_tokens > other for other in self.others)
 
 
 class Judge:
@@ -132,11 +133,16 @@ def explain(neuron: KnownNeuron, requests: Requests) -> list[Explanation]:
 
 
 def choose(neuron: KnownNeuron, explanations: Sequence[Explanation], judge: Judge) -> Explanation:
-    """The candidate that scores best on the records that were read; a failed one where none is usable."""
+    """The candidate whose rule scores best on the records that were read; a failed one if none is usable."""
     usable = [e for e in explanations if e.status == Status.OK] or list(explanations[:1])
     if len(usable) == 1:
         return usable[0]
-    return max(usable, key=lambda e: judge.score(neuron, read_places(neuron), e.text or "").whole)
+    return max(usable, key=lambda e: judge.score(neuron, read_places(neuron), rule_of(e)).all_tokens)
+
+
+def rule_of(explanation: Explanation) -> str:
+    """The text without its examples."""
+    return explanation.text_of(explanation.ranking_part)
 
 
 def is_copied(explanation: Explanation, requests: Requests) -> bool:
@@ -148,7 +154,8 @@ def is_copied(explanation: Explanation, requests: Requests) -> bool:
     worked = worked_answers(turns)
     worked += [example.explanation for example in (*prompt.examples, *prompt.pool)]
     instructions = " ".join(turn.content.casefold() for turn in turns if turn.role != "assistant")
-    return is_copy(explanation.text, worked) or explanation.text.casefold() in instructions
+    rule = rule_of(explanation)
+    return is_copy(rule, worked) or rule.casefold() in instructions
 
 
 def bare_list(neuron: KnownNeuron) -> str:
@@ -168,20 +175,22 @@ def evaluate(neurons: Sequence[KnownNeuron], requests: Requests, judge: Judge) -
         for neuron in track(neurons, "explaining", console=console)
     ]
     texts = [explanation.text or "" for explanation in chosen]
+    rules = [rule_of(explanation) for explanation in chosen]
     step, n = max(1, len(neurons) // (N_OTHERS + 1)), len(neurons)
     results = []
     for i, neuron in enumerate(track(neurons, "judging", console=console)):
         places = judged_places(neuron)
-        others = [texts[(i + k * step) % n] for k in range(1, N_OTHERS + 1)]
+        others = [rules[(i + k * step) % n] for k in range(1, N_OTHERS + 1)]
         results.append(
             Result(
                 neuron=neuron,
                 text=texts[i],
                 reason=chosen[i].reason or "",
+                rule=judge.score(neuron, places, rules[i]),
                 hypothesis=judge.score(neuron, places, texts[i]),
                 true=judge.score(neuron, places, neuron.explanations[0]),
                 bare_list=judge.score(neuron, places, bare_list(neuron)),
-                others=[judge.score(neuron, places, other).whole for other in others],
+                others=[judge.score(neuron, places, other).all_tokens for other in others],
                 is_copy=is_copied(chosen[i], requests),
             )
         )
@@ -200,14 +209,16 @@ def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float | None
 
 def summarize(results: Sequence[Result]) -> dict[str, float | int | None]:
     """The figures over all neurons."""
-    true, true_beyond = [r.true.whole for r in results], [r.true.beyond_words for r in results]
-    whole, error = share([r.hypothesis.whole for r in results], true)
+    true, true_beyond = [r.true.all_tokens for r in results], [r.true.beyond_words for r in results]
+    rule, rule_error = share([r.rule.all_tokens for r in results], true)
+    whole, whole_error = share([r.hypothesis.all_tokens for r in results], true)
     beyond, beyond_error = share([r.hypothesis.beyond_words for r in results], true_beyond)
     listed, _ = share([r.bare_list.beyond_words for r in results], true_beyond)
     return {
-        "rule_share_of_true": whole,
+        "rule_share_of_true": rule,
+        "rule_share_error": rule_error,
         "whole_share_of_true": whole,
-        "share_error": error,
+        "whole_share_error": whole_error,
         "beyond_words": beyond,
         "beyond_words_error": beyond_error,
         "bare_list_beyond_words": listed,
@@ -215,16 +226,17 @@ def summarize(results: Sequence[Result]) -> dict[str, float | int | None]:
         "copies": sum(r.is_copy for r in results),
         "failed": sum(not r.text for r in results),
         "n": len(results),
-        "mean_score": round(fmean(r.hypothesis.whole for r in results), 3),
+        "mean_rule": round(fmean(r.rule.all_tokens for r in results), 3),
         "mean_true": round(fmean(true), 3),
         "mean_words": round(fmean(len(r.text.split()) for r in results), 1),
     }
 
 
 def table_of(results: Sequence[Result]) -> Table:
-    table = Table("neuron", "kind", "true", "score", "won", "hypothesis", box=None)
+    table = Table("neuron", "kind", "true", "rule", "whole", "won", "hypothesis", box=None)
     for r in results:
-        scores = (f"{r.true.whole:.2f}", f"{r.hypothesis.whole:.2f}", "won" if r.won else "")
+        figures = (r.true.all_tokens, r.rule.all_tokens, r.hypothesis.all_tokens)
+        scores = (*(f"{figure:.2f}" for figure in figures), "won" if r.won else "")
         note = " (a copy)" if r.is_copy else ""
         table.add_row(r.neuron.name, r.neuron.kind, *scores, (r.text or f"failed: {r.reason}")[:80] + note)
     return table

@@ -16,6 +16,7 @@ from neuroexplain.formatting import (
     number,
     percent,
     printable,
+    rule_first,
     score_name,
     score_order,
     session_text,
@@ -41,19 +42,24 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
     has_scorers = len({(row.scorer, row.scorer_model) for row in scored}) > 1
     has_sides = any(row.side == "negative" for row in rows)
     has_beyond = any(row.beyond_words is not None for row in rows)
-    figures = ["score", "95% interval", *(["beyond"] if has_beyond else [])]
+    has_rules = any(row.rule_score is not None for row in rows)
+    figures = ["score", "95% interval", *(["rule"] if has_rules else [])]
+    figures += ["beyond"] if has_beyond else []
     names = ["unit", *figures, "explanation", "by", *(["scored by"] if has_scorers else [])]
     table = Listing(names, right=("unit", *figures))
     if scored:
         subsets = tuple(dict.fromkeys(row.subset for row in rows if row.subset))
         table.caption = f"score: {printable(headline_name(Headline(scored[0].metric, subsets)))}"
+        if has_rules:
+            table.caption += "; rule: the same of the rule alone, without the examples in brackets"
         if has_beyond:
             table.caption += "; beyond: the same without the words that stand in the explanation"
     for row in rows:
         by = explained_by(row.explainer, row.model) + (f", {row.side} side" if has_sides else "")
         cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high)]
+        cells += [number(row.rule_score)] if has_rules else []
         cells += [number(row.beyond_words)] if has_beyond else []
-        cells += [row.explanation, by]
+        cells += [rule_first(row.explanation, row.rule, row.examples), by]
         if has_scorers:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
         table.add(cells)

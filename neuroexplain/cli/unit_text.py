@@ -17,6 +17,8 @@ from neuroexplain.formatting import (
     number,
     printable,
     random_histogram,
+    rule_comparison,
+    rule_first,
     score_name,
     score_order,
     short_name,
@@ -86,7 +88,10 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
     if explanation.status != Status.OK:
         reason = printable(explanation.reason or "")
         return [Text(f"{explanation.status.words} ({by}): {reason}", style="dim")]
-    lines = [Text.assemble((printable(explanation.text or ""), "bold cyan"), (f"   {by}", "dim"))]
+    text = explanation.rule or explanation.text or ""
+    lines = [Text.assemble((printable(text), "bold cyan"), (f"   {by}", "dim"))]
+    if explanation.rule is not None:
+        lines.append(_examples_line(page, explanation))
     scores = [s for s in page.scores if s.explanation_id == explanation.id and s.score.split == "report"]
     scores.sort(key=lambda stored: score_order(page.run, stored))
     for scorer, model in dict.fromkeys((stored.scorer, stored.scorer_model) for stored in scores):
@@ -99,6 +104,15 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
                 style = "bold" if page.run.headline.is_of(stored.score) else ""
                 lines.append(Text(_score_line(stored.score), style=style))
     return lines
+
+
+def _examples_line(page: UnitPage, explanation: Explanation) -> Text:
+    """The examples behind a rule, the rule's own score, and what the examples add to it."""
+    from rich.text import Text
+
+    line = Text(f"  such as {printable(', '.join(explanation.examples or ()))}", style="cyan")
+    comparison = rule_comparison(page, explanation)
+    return line if comparison is None else line.append(f"   {comparison}", style="dim")
 
 
 SCORE_COLUMNS = "  score  95% interval    control  records"
@@ -237,7 +251,7 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
     for row, page in best:
         strongest = max(abs(x.activation) for x in page.unit.exemplars)
         score = f"{number(row.score)} ({interval(row.ci_low, row.ci_high)})"
-        explanation = (printable(row.explanation), "bold cyan")
+        explanation = (rule_first(row.explanation, row.rule, row.examples), "bold cyan")
         lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", explanation))
         lines += [record_line(page, record, strongest, width) for record in page.unit.exemplars[:3]]
         lines.append(Text())

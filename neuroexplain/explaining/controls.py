@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Status
+from neuroexplain.evidence import TEXT_PARTS, Explanation, ExplanationResult, Prediction, Status, TextPart
 from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
@@ -15,8 +15,7 @@ from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.result_writer import ResultWriter
 from neuroexplain.runtime.run_many import RunMany
-from neuroexplain.scorers.base import OpenScorer, compute_scores
-from neuroexplain.scoring.codecs import as_stored
+from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
 from neuroexplain.units import Side, UnitId
@@ -35,31 +34,36 @@ def predict_controls(
 ) -> Generator[Progress]:
     """Try each explanation's control on its records, and store what was predicted.
 
+    A rule is compared with another unit's rule, a whole text with another unit's whole text.
     Where every record costs a request, nothing is tried unless `with_control`. A person's own hypothesis has
     no control: on every unit it is the same.
     """
     if scorer.asks_per_record and not with_control:
         return
-    controls = find_controls([e for e in explanations if not e.is_by_person])
+    by_programs = [e for e in explanations if not e.is_by_person]
+    controls = {part: find_controls([e for e in by_programs if part in e.text_parts]) for part in TEXT_PARTS}
     stored = find_predictions(store, explanations, scorer, retry_failed=False)
-    pending = [
-        e for e in explanations if e.id in controls and _lacks_control(stored.get(e.id or 0), retry_failed)
-    ]
+
+    def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
+        parts = [part for part in explanation.text_parts if explanation.id in controls[part]]
+        of_parts = {part: stored.get((explanation.id or 0, part)) for part in parts}
+        return {part: p for part, p in of_parts.items() if _lacks_control(p, retry_failed)}
+
+    pending = [e for e in explanations if missing(e)]
     n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
 
     def try_control(task: PredictTask) -> ExplanationResult:
         trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
-        control = controls[task.explanation.id or 0]
-        prediction = as_stored(trials.add_control(task.prediction, control))
-        scores = tuple(compute_scores(task.evidence, prediction))
-        return ExplanationResult(task.explanation, prediction, scores, replaces=task.stored)
+        own_id = task.explanation.id or 0
+        begun = {part: task.begin(part, scorer) for part in task.stored}
+        return task.result({part: trials.add_control(p, controls[part][own_id]) for part, p in begun.items()})
 
     n_failed, n_done = 0, len(explanations) - len(pending)
-    tasks = (load_predict_task(store, run, e, scorer, stored.get(e.id or 0)) for e in pending)
+    tasks = (load_predict_task(store, run, e, missing(e)) for e in pending)
     yield Progress("comparing", n_done, len(explanations), "explanations")
     for _, result in run_many(try_control, tasks, n_units):
         writer.add([result], counts=False)
-        n_failed += result.prediction is not None and result.prediction.control_explanation_id is None
+        n_failed += any(new.prediction.control_explanation_id is None for new in result.predictions)
         n_done += 1
         yield Progress(
             "comparing",

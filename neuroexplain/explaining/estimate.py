@@ -14,6 +14,7 @@ from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import ExplanationResult, Status, Tokens
 from neuroexplain.explaining.plan import Requests, plan_explanations
+from neuroexplain.explaining.replies import whole_text
 from neuroexplain.explaining.run import headline_of
 from neuroexplain.explaining.side import explain_side
 from neuroexplain.explaining.trials import SideTrials
@@ -159,7 +160,11 @@ def estimate_explain(
 
 def _count_control(result: ExplanationResult, trials: SideTrials) -> None:
     """Count the control of a chosen explanation: another unit's explanation of the same form."""
-    explanation, prediction = result.explanation, result.prediction
-    if explanation.chosen and explanation.status == Status.OK and prediction is not None:
-        parts = explanation.parts and tuple(f"{STAND_IN} {n}" for n in range(len(explanation.parts)))
-        trials.add_control(prediction, replace(explanation, text=STAND_IN, parts=parts))
+    explanation = result.explanation
+    if not explanation.chosen or explanation.status != Status.OK:
+        return
+    parts = explanation.parts and tuple(f"{STAND_IN} {n}" for n in range(len(explanation.parts)))
+    whole = explanation.rule and whole_text(STAND_IN, explanation.examples or ())
+    control = replace(explanation, text=whole or STAND_IN, rule=explanation.rule and STAND_IN, parts=parts)
+    for new in result.predictions:
+        trials.add_control(new.prediction, control)

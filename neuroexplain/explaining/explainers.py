@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from neuroexplain.evidence import Exemplar, Tokens
 from neuroexplain.explaining.rendering import (
+    firing_words,
     list_firing_words,
     list_peak_tokens,
     numbered,
@@ -17,6 +18,7 @@ from neuroexplain.explaining.rendering import (
 from neuroexplain.explaining.replies import Hypothesis, parse_meanings, parse_single
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, WorkedCategory, level_lines, load_prompt
+from neuroexplain.scoring.named_words import find_named
 from neuroexplain.stable_hash import stable_hash
 
 
@@ -33,6 +35,7 @@ class Explainer:
     max_tokens: int = 40  # of a reply
     parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
     gives_several: bool = False  # whether one reply may hold several hypotheses
+    n_examples: int = 0  # words that fire which are added to the reply as examples, at most
     example_reply: str = (
         "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run
     )
@@ -41,6 +44,14 @@ class Explainer:
     def can_revise(self) -> bool:
         """Whether its reply can be given back with its mistakes: it is one hypothesis of an LLM."""
         return self.prompt is not None and not self.gives_several
+
+    def find_examples(self, records: Sequence[Exemplar], tokens: Tokens, rule: str) -> tuple[str, ...]:
+        """The strongest words that fire but those that the rule names: at most n_examples."""
+        words = firing_words(records, tokens) if self.n_examples else []
+        named = [bool(find_named([word], rule).any()) for word in words]
+        return tuple(word for word, is_named in zip(words, named, strict=True) if not is_named)[
+            : self.n_examples
+        ]
 
     def load_prompt(self) -> Prompt | None:
         """Its prompt file; None if no LLM is asked."""
@@ -110,7 +121,7 @@ EXAMPLE_MEANINGS = "\n".join(
 EXPLAINERS: Mapping[str, Explainer] = {
     explainer.name: explainer
     for explainer in (
-        Explainer("category", 10, "explain/category", list_firing_words),
+        Explainer("category", 10, "explain/category", list_firing_words, n_examples=5),
         Explainer("pairs", 5, "explain/pairs", render_pairs),
         Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
         Explainer(

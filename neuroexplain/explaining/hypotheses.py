@@ -11,7 +11,7 @@ from neuroexplain.evidence import Exemplar, Explanation, Status, Tokens, why_dea
 from neuroexplain.explaining.explainers import worked_answers
 from neuroexplain.explaining.plan import ExplainTask, Requests
 from neuroexplain.explaining.rendering import Mistake, render_mistakes
-from neuroexplain.explaining.replies import MOST_MEANINGS, Hypothesis, is_copy, union_text
+from neuroexplain.explaining.replies import MOST_MEANINGS, Hypothesis, is_copy, union_text, whole_text
 from neuroexplain.llm.engine import Message
 
 # The candidate that is asked for without worked examples, where these are drawn: what helps a model of 0.5B
@@ -60,10 +60,10 @@ def ask_revision(
         requests.revision,
         records,
         task.tokens,
-        explanation.text or "",
+        explanation.rule or explanation.text or "",
         render_mistakes(mistakes, task.tokens),
     )
-    return _answers(requests, request, ask, worked_answers(worked), records)[0]
+    return _answers(requests, request, ask, worked_answers(worked), records, task.tokens)[0]
 
 
 def _ask(
@@ -96,7 +96,7 @@ def ask_explainer(
         worked = worked_answers(ask())
     except LlmReplyError as error:  # of records that show nothing
         return [_failed(request, error)]
-    return _answers(requests, request, ask, worked, records)
+    return _answers(requests, request, ask, worked, records, tokens)
 
 
 def _answers(
@@ -105,6 +105,7 @@ def _answers(
     ask: Callable[..., list[Message]],
     worked: Sequence[str],
     records: Sequence[Exemplar],
+    tokens: Tokens,
 ) -> list[Explanation]:
     """The explanations in the reply to `ask()`. worked: the answers to its worked examples.
 
@@ -116,7 +117,20 @@ def _answers(
         if any(is_copy(hypothesis.text, worked) for hypothesis in hypotheses):
             reason = "the answer is that of a worked example, and was given again without it"
             return [replace(answer, status=Status.PARSE_ERROR, reason=reason)]
-    return _explanations(answer, hypotheses) if hypotheses else [answer]
+    if not hypotheses:
+        return [answer]
+    explanations = _explanations(answer, hypotheses)
+    return [
+        _with_examples(e, requests.explainer.find_examples(records, tokens, e.text or ""))
+        for e in explanations
+    ]
+
+
+def _with_examples(rule: Explanation, examples: tuple[str, ...]) -> Explanation:
+    """The explanation whose text is a rule, followed by its examples if there are any."""
+    if not examples or rule.text is None:
+        return rule
+    return replace(rule, text=whole_text(rule.text, examples), rule=rule.text, examples=examples)
 
 
 def _generate(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from neuroexplain.config import ExplainConfig
-from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, Tokens, Unit
+from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, TextPart, Tokens, Unit
 from neuroexplain.explaining.explainers import EXPLAINERS, Explainer
-from neuroexplain.explaining.predictions import find_predictions
+from neuroexplain.explaining.predictions import StoredPredictions, find_predictions
 from neuroexplain.explaining.replies import MOST_MEANINGS
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
@@ -105,15 +105,15 @@ class ExplainTask:
     evidence: SideEvidence
     tokens: Tokens
     answers: Answers
-    predictions: Mapping[int, Prediction]  # stored ones by this command's scorer, by explanation
+    predictions: StoredPredictions  # by this command's scorer
 
     @property
     def unit(self) -> Unit:
         return self.evidence.unit
 
-    def stored_prediction(self, explanation: Explanation) -> Prediction | None:
-        """What the scorer predicted from this explanation before; None if it is new."""
-        return self.predictions.get(explanation.id or 0)
+    def stored_prediction(self, explanation: Explanation, part: TextPart) -> Prediction | None:
+        """What the scorer predicted from this part of an explanation before; None if that is new."""
+        return self.predictions.get((explanation.id or 0, part))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class ExplainPlan:
     """Which sides a command explains, what is stored of them, and which are still to do."""
 
     answers: Mapping[Target, Answers]
-    predictions: Mapping[int, Prediction]  # by explanation
+    predictions: StoredPredictions
     pending: tuple[Target, ...]
 
     @property
@@ -144,8 +144,8 @@ class ExplainPlan:
         unit = load_unit(store, run, unit_id)
         tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
         answers = self.answers[target]
-        ids = {e.id for e in answers.values() if e.id is not None}
-        predictions = {i: self.predictions[i] for i in ids if i in self.predictions}
+        sources = [(e.id or 0, part) for e in answers.values() for part in e.text_parts]
+        predictions = {source: self.predictions[source] for source in sources if source in self.predictions}
         return ExplainTask(SideEvidence.of(run, unit, side, tokens), tokens, answers, predictions)
 
 
@@ -196,7 +196,7 @@ def list_chosen(store: Store, run: Run, config: ExplainConfig, engine: Engine | 
 def _is_finished(
     requests: Requests,
     answers: Answers,
-    predictions: Mapping[int, Prediction],
+    predictions: StoredPredictions,
     scorer: OpenScorer | None,
 ) -> bool:
     """Whether the store holds all that the command would learn about a side, except controls."""
@@ -210,5 +210,10 @@ def _is_finished(
     candidates, revisions = set(range(requests.n_candidates)), set(requests.revisions)
     if not requests.explainer.gives_several and not candidates | revisions <= set(answers):
         return not usable and candidates <= set(answers)  # revisions need an explanation to revise
-    own = [predictions.get(e.id or 0) for e in usable]
+    own = [
+        predictions.get((e.id or 0, part))
+        for e in usable
+        for part in e.text_parts
+        if part == e.ranking_part or e.chosen or (scorer is not None and not scorer.asks_per_record)
+    ]
     return scorer is None or all(p is not None and scorer.has_read(p) for p in own)

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, Tokens
+from neuroexplain.evidence import (
+    TEXT_PARTS,
+    Explanation,
+    ExplanationResult,
+    Prediction,
+    PredictionResult,
+    Provenance,
+    Status,
+    TextPart,
+    Tokens,
+)
 from neuroexplain.runs import Run
-from neuroexplain.scorers.base import OpenScorer
+from neuroexplain.scorers.base import OpenScorer, compute_scores
+from neuroexplain.scoring.codecs import as_stored
 from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_predictions
 from neuroexplain.store.units import load_unit
 from neuroexplain.store.vocabulary import load_tokens
 
+StoredPredictions: TypeAlias = Mapping[tuple[int, TextPart], Prediction]  # by Prediction.source
+
 
 @dataclass(frozen=True)
 class PredictTask:
-    """What one explanation's prediction needs, read from the store beforehand."""
+    """What the predictions from one explanation need, read from the store beforehand."""
 
     explanation: Explanation
     evidence: SideEvidence
     tokens: Tokens
-    prediction: Prediction  # to go on from
-    stored: Prediction | None  # the stored one that it replaces
+    stored: Mapping[TextPart, Prediction | None]  # of each part to predict, None: begin
+
+    def begin(self, part: TextPart, scorer: OpenScorer) -> Prediction:
+        """What the prediction from a part goes on from."""
+        return continue_prediction(self.explanation, part, scorer, self.evidence, self.stored[part])
+
+    def result(self, predictions: Mapping[TextPart, Prediction]) -> ExplanationResult:
+        """The predictions, rounded as they are stored, with their scores; they replace the stored ones."""
+        results = []
+        for part, prediction in predictions.items():
+            rounded = as_stored(prediction)
+            scores = tuple(compute_scores(self.evidence, rounded))
+            results.append(PredictionResult(rounded, scores, replaces=self.stored[part]))
+        return ExplanationResult(self.explanation, tuple(results))
 
 
 def find_predictions(
     store: Store, explanations: Sequence[Explanation], scorer: OpenScorer | None, *, retry_failed: bool
-) -> dict[int, Prediction]:
-    """The stored predictions by this scorer, model and prompt, by explanation.
+) -> dict[tuple[int, TextPart], Prediction]:
+    """The stored predictions by this scorer, model and prompt, by explanation and part of its text.
 
     Failed predictions are left out with `retry_failed`.
     """
@@ -37,23 +63,28 @@ def find_predictions(
         return {}
     prompt = None if scorer.prompt is None else scorer.prompt.sha256
     identity = (scorer.name, scorer.engine.model, prompt)
-    stored = list_predictions(store, [e.id for e in explanations if e.id is not None])
+    ids = [e.id for e in explanations if e.id is not None]
     return {
-        prediction.explanation_id: prediction
-        for prediction in stored
+        prediction.source: prediction
+        for part in TEXT_PARTS
+        for prediction in list_predictions(store, ids, part)
         if (prediction.scorer, prediction.provenance.model, prediction.provenance.prompt_sha256) == identity
         and not (retry_failed and prediction.status.is_worth_retrying)
     }
 
 
 def continue_prediction(
-    explanation: Explanation, scorer: OpenScorer, evidence: SideEvidence, stored: Prediction | None
+    explanation: Explanation,
+    part: TextPart,
+    scorer: OpenScorer,
+    evidence: SideEvidence,
+    stored: Prediction | None,
 ) -> Prediction:
     """What a prediction goes on from: the stored one, or none of its records if more of them are to be read.
 
     The numbers are then those of one command that reads them all: a prompt may hold several records.
     """
-    new = begin_prediction(explanation, scorer, evidence)
+    new = begin_prediction(explanation, part, scorer, evidence)
     if stored is None or stored.status != Status.OK or not evidence.n_sampled:
         return new if stored is None else stored
     n_read = max(stored.n_read or 0, scorer.records_of_split)
@@ -63,8 +94,10 @@ def continue_prediction(
     return replace(new, n_read=n_read, with_bills=with_bills, provenance=stored.provenance)
 
 
-def begin_prediction(explanation: Explanation, scorer: OpenScorer, evidence: SideEvidence) -> Prediction:
-    """A prediction from this explanation without records yet."""
+def begin_prediction(
+    explanation: Explanation, part: TextPart, scorer: OpenScorer, evidence: SideEvidence
+) -> Prediction:
+    """A prediction from this part of an explanation without records yet."""
     engine, prompt = scorer.engine, None if scorer.prompt is None else scorer.prompt.sha256
     provenance = Provenance(engine.engine, engine.version, engine.model, engine.revision, prompt)
     return Prediction(
@@ -75,18 +108,18 @@ def begin_prediction(explanation: Explanation, scorer: OpenScorer, evidence: Sid
         records=(),
         provenance=provenance,
         codec=scorer.scorer.codec,
-        text=explanation.text or "",
+        text=explanation.text_of(part),
+        part=part,
         n_read=scorer.records_read(evidence),
         with_bills=scorer.reads_strongest if evidence.n_sampled else None,
     )
 
 
 def load_predict_task(
-    store: Store, run: Run, explanation: Explanation, scorer: OpenScorer, stored: Prediction | None
+    store: Store, run: Run, explanation: Explanation, stored: Mapping[TextPart, Prediction | None]
 ) -> PredictTask:
-    """Read what a prediction from this explanation needs. It goes on from `stored`, or begins."""
+    """Read what predictions from these parts of an explanation need. They go on from `stored`, or begin."""
     unit = load_unit(store, run, explanation.unit)
     tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
     evidence = SideEvidence.of(run, unit, explanation.side, tokens)
-    prediction = continue_prediction(explanation, scorer, evidence, stored)
-    return PredictTask(explanation, evidence, tokens, prediction, stored)
+    return PredictTask(explanation, evidence, tokens, stored)

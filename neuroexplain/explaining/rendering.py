@@ -89,10 +89,18 @@ def list_peak_tokens(records: Sequence[Exemplar], tokens: Tokens) -> str:
 
 
 def list_firing_words(records: Sequence[Exemplar], tokens: Tokens) -> str:
+    """The words that fire, separated by commas. Raises LlmReplyError (`parse_error`) if there is none."""
+    words = firing_words(records, tokens)
+    if not words:
+        raise LlmReplyError(Status.PARSE_ERROR, "the unit fires on no word")
+    return ", ".join(words)
+
+
+def firing_words(records: Sequence[Exemplar], tokens: Tokens) -> list[str]:
     """The words that fire, the strongest first, then the most frequent; capitals only where all are.
 
-    Left out are words that fire at some places and are silent at most others, and punctuation beside words.
-    Raises LlmReplyError (`parse_error`) if no word is left.
+    At most MOST_WORDS. Left out are words that fire at some places and are silent at most others, and
+    punctuation beside words.
     """
     maximum = max(float(record.activations.max()) for record in records)
     levels_of: dict[str, list[int]] = {}
@@ -106,10 +114,8 @@ def list_firing_words(records: Sequence[Exemplar], tokens: Tokens) -> str:
         if max(levels) >= FIRES_FROM and sum(levels) >= LEAST_MEAN * max(levels) * len(levels)
     ]
     words = [word for *_, word in sorted(firing)]
-    if not words:
-        raise LlmReplyError(Status.PARSE_ERROR, "the unit fires on no word")
     letters = [word for word in words if word[0].isalnum()]
-    return ", ".join(displayed(word) for word in (letters if len(letters) > 1 else words)[:MOST_WORDS])
+    return [displayed(word) for word in (letters if len(letters) > 1 else words)[:MOST_WORDS]]
 
 
 def _words_with_levels(texts: Sequence[str], levels: Sequence[int]) -> list[tuple[str, int]]:

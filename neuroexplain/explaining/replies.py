@@ -69,6 +69,11 @@ def parse_meanings(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
     return hypotheses[:MOST_MEANINGS]
 
 
+def whole_text(rule: str, examples: Sequence[str]) -> str:
+    """A rule with the words that are its examples: `Monday, Friday and other days of the week`."""
+    return f"{', '.join(examples)} and other {rule}" if examples else rule
+
+
 def union_text(hypotheses: Sequence[str]) -> str:
     """The text of a union of several hypotheses."""
     return "; or ".join(hypotheses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Split, Status
+from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Split, Status, TextPart
 from neuroexplain.explaining.controls import predict_controls
 from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task
 from neuroexplain.explaining.trials import SideTrials, units_at_once
@@ -14,8 +14,7 @@ from neuroexplain.runtime.in_flight import map_in_flight
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.result_writer import ResultWriter
 from neuroexplain.runtime.run_many import RunMany
-from neuroexplain.scorers.base import OpenScorer, compute_scores
-from neuroexplain.scoring.codecs import as_stored
+from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.scoring.side_evidence import HELD_OUT
 from neuroexplain.scoring.splits import split_by_rank
 from neuroexplain.store.engine import Store
@@ -32,25 +31,30 @@ def run_score(
     retry_failed: bool = False,
     run_many: RunMany = map_in_flight,
 ) -> Generator[Progress]:
-    """Score stored explanations on held-out records, then their controls on the same records.
+    """Score stored explanations and their rules on held-out records, then their controls on the same.
 
     A scorer that asks per record reads `report` alone; the others read `select` too, for calibration.
     """
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
     stored = find_predictions(store, explanations, scorer, retry_failed=retry_failed)
-    pending = [e for e in explanations if not _is_complete(run, scorer, stored.get(e.id or 0))]
+
+    def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
+        of_parts = {part: stored.get((explanation.id or 0, part)) for part in explanation.text_parts}
+        return {part: p for part, p in of_parts.items() if not _is_complete(run, scorer, p)}
+
+    pending = [e for e in explanations if missing(e)]
     splits: tuple[Split, ...] = ("report",) if scorer.asks_per_record else HELD_OUT
     n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
 
     def score(task: PredictTask) -> ExplanationResult:
         trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
-        prediction = as_stored(trials.extend(task.prediction, task.explanation.hypotheses, splits))
-        scores = tuple(compute_scores(task.evidence, prediction))
-        return ExplanationResult(task.explanation, prediction, scores, replaces=task.stored)
+        begun = {part: task.begin(part, scorer) for part in task.stored}
+        hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
+        return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
     n_finished, n_failed = len(explanations) - len(pending), sum(p.status.failed for p in stored.values())
-    tasks = (load_predict_task(store, run, e, scorer, stored.get(e.id or 0)) for e in pending)
+    tasks = (load_predict_task(store, run, e, missing(e)) for e in pending)
     with ResultWriter(store, run, None, None, scorer) as writer:
         progress = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
         yield progress

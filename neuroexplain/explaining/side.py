@@ -22,9 +22,11 @@ from neuroexplain.evidence import (
     Headline,
     PredictedRecord,
     Prediction,
+    PredictionResult,
     RecordKey,
     Split,
     Status,
+    TextPart,
     choose_unscored,
 )
 from neuroexplain.explaining.hypotheses import ask_candidates, ask_revision
@@ -65,7 +67,7 @@ def explain_side(
     contest = Contest(task, scorer, trials, headline)
     first_splits = _first_splits(requests, scorer)
     for explanation in usable:
-        contest.predict(explanation, first_splits)
+        contest.predict_candidate(explanation, first_splits)
     best = max(usable, key=contest.select_score) if requests.chooses else usable[0]  # the first of equals
     held_keys = contest.held_keys()
     for candidate in requests.revisions:
@@ -81,10 +83,11 @@ def explain_side(
                 revision = ask_revision(task, requests, records, best, mistakes, candidate)
         explanations.append(revision)
         if revision.status == Status.OK:
-            contest.predict(revision, first_splits)
+            contest.predict_candidate(revision, first_splits)
             if contest.select_score(revision, held_keys) > contest.select_score(best, held_keys):
                 best = revision
-    contest.predict(best, HELD_OUT if requests.chooses else first_splits)
+    for part in best.text_parts:
+        contest.predict(best, part, HELD_OUT if requests.chooses else first_splits)
     return [contest.result(explanation, is_chosen=explanation is best) for explanation in explanations]
 
 
@@ -100,20 +103,27 @@ class Contest:
 
     def __init__(self, task: ExplainTask, scorer: OpenScorer, trials: SideTrials, headline: Headline) -> None:
         self._task, self._scorer, self._trials, self._headline = task, scorer, trials, headline
-        self._predictions: dict[int, Prediction] = {}  # by candidate
+        self._predictions: dict[tuple[int, TextPart], Prediction] = {}  # by candidate
 
     def prediction(self, explanation: Explanation) -> Prediction:
-        """What was predicted from an explanation."""
-        return self._predictions[explanation.candidate]
+        """What was predicted from the part of an explanation that it is compared by."""
+        return self._predictions[explanation.candidate, explanation.ranking_part]
 
-    def predict(self, explanation: Explanation, splits: Collection[Split]) -> None:
+    def predict_candidate(self, explanation: Explanation, splits: Collection[Split]) -> None:
+        """Predict what an explanation is compared by, and the other part where records cost nothing."""
+        parts = (explanation.ranking_part,) if self._scorer.asks_per_record else explanation.text_parts
+        for part in parts:
+            self.predict(explanation, part, splits)
+
+    def predict(self, explanation: Explanation, part: TextPart, splits: Collection[Split]) -> None:
         """Predict the missing records of these splits; values are rounded as the store keeps them."""
-        before = self._predictions.get(explanation.candidate)
+        key = explanation.candidate, part
+        before = self._predictions.get(key)
         if before is None:
-            stored = self._task.stored_prediction(explanation)
-            before = continue_prediction(explanation, self._scorer, self._task.evidence, stored)
-        after = self._trials.extend(before, explanation.hypotheses, splits)
-        self._predictions[explanation.candidate] = before if after is before else as_stored(after)
+            stored = self._task.stored_prediction(explanation, part)
+            before = continue_prediction(explanation, part, self._scorer, self._task.evidence, stored)
+        after = self._trials.extend(before, explanation.hypotheses_of(part), splits)
+        self._predictions[key] = before if after is before else as_stored(after)
 
     def select_score(self, explanation: Explanation, records: Collection[RecordKey] | None = None) -> float:
         """The headline on `select`, or on its records that are in `records`; -inf if it is undefined."""
@@ -154,18 +164,21 @@ class Contest:
             return find_mistakes(evidence, [r for r in prediction.records if r.key in shown_keys])
         if prediction.status != Status.OK:
             return []
-        prediction, records = self._trials.predict_explain(prediction, explanation.hypotheses)
-        self._predictions[explanation.candidate] = prediction
+        part = explanation.ranking_part
+        prediction, records = self._trials.predict_explain(prediction, explanation.hypotheses_of(part))
+        self._predictions[explanation.candidate, part] = prediction
         return find_mistakes(evidence, records)
 
     def result(self, explanation: Explanation, *, is_chosen: bool) -> ExplanationResult:
-        """An explanation with its prediction and scores, unless the store has that prediction."""
-        stored = self._task.stored_prediction(explanation)
-        prediction = self._predictions.get(explanation.candidate)
-        if prediction is stored:
-            prediction = None
-        scores = () if prediction is None else tuple(compute_scores(self._task.evidence, prediction))
-        return ExplanationResult(replace(explanation, chosen=is_chosen), prediction, scores, stored)
+        """An explanation with its predictions and scores that the store does not have."""
+        new = []
+        for part in explanation.text_parts:
+            stored = self._task.stored_prediction(explanation, part)
+            prediction = self._predictions.get((explanation.candidate, part))
+            if prediction is not None and prediction is not stored:
+                scores = tuple(compute_scores(self._task.evidence, prediction))
+                new.append(PredictionResult(prediction, scores, stored))
+        return ExplanationResult(replace(explanation, chosen=is_chosen), tuple(new))
 
 
 def find_mistakes(evidence: SideEvidence, predicted: Sequence[PredictedRecord]) -> list[Mistake]:

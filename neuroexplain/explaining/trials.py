@@ -77,26 +77,26 @@ class SideTrials:
     def add_control(self, prediction: Prediction, control: Explanation) -> Prediction:
         """The prediction with the control, another unit's explanation, tried on the same records.
 
-        If a request fails, the prediction gets the reason instead.
+        Of the control the same part is read. If a request fails, the prediction gets the reason instead.
         """
         began = time.perf_counter()
-        reading = _reading_of(prediction)
+        reading, hypotheses = _reading_of(prediction), control.hypotheses_of(prediction.part)
         by_key = {trial.key: trial for trial in self._trials_of(reading)}
         trials = [by_key[r.key] for r in prediction.records]
         try:
-            n_tokens = self._run(control.hypotheses, trials, reading)
+            n_tokens = self._run(hypotheses, trials, reading)
         except LlmReplyError as error:
             reason = f"the other explanation's simulation failed, {error.status}: {error.reason}"
             return replace(prediction, reason=reason)
         records = tuple(
-            replace(record, control=self._record(trial, control.hypotheses, reading).values)
+            replace(record, control=self._record(trial, hypotheses, reading).values)
             for record, trial in zip(prediction.records, trials, strict=True)
         )
         return replace(
             _add_cost(prediction, n_tokens, began),
             records=records,
             control_explanation_id=control.id,
-            control_text=control.text,
+            control_text=control.text_of(prediction.part),
             reason=None,
         )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
-from neuroexplain.evidence import Prediction, Score, Split, Status
+from neuroexplain.evidence import TEXT_PARTS, Prediction, Score, Split, Status, TextPart
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import compute_scores
 from neuroexplain.scoring.probability_faults import find_wrong_probabilities
@@ -74,19 +74,31 @@ def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
     sides = {e.id: e.side for e in explanations if e.id is not None}
     tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
     evidence = {side: SideEvidence.of(run, unit, side, tokens) for side in set(sides.values())}
+    of_explanations = {i: evidence[side] for i, side in sides.items()}
+    for part in TEXT_PARTS:
+        for name, fault in _verify_part(store, part, of_explanations):
+            yield f"{unit_id}, {name}: {fault}"
+
+
+def _verify_part(
+    store: Store, part: TextPart, evidence: Mapping[int, SideEvidence]
+) -> Iterator[tuple[str, str]]:
+    """Faults of what was predicted from explanations or their rules, each with the name of the prediction."""
+    what = "explanation" if part == "whole" else "the rule of explanation"
     scores: dict[Owner, Scores] = {}
-    for stored in list_scores(store, sides):
+    for stored in list_scores(store, evidence, part):
         score, owner = stored.score, (stored.explanation_id, stored.scorer, stored.scorer_model)
         scores.setdefault(owner, {})[score.split, score.subset, score.metric] = score
-    for prediction in list_predictions(store, sides):
+    for prediction in list_predictions(store, evidence, part):
         owner = (prediction.explanation_id, prediction.scorer, prediction.provenance.model)
-        of_side = evidence[sides[prediction.explanation_id]]
-        name = f"{unit_id}, explanation {prediction.explanation_id} by {prediction.scorer}"
-        for fault in _find_faults(of_side, prediction, scores.pop(owner, {})):
-            yield f"{name}: {fault}"
+        name = f"{what} {prediction.explanation_id} by {prediction.scorer}"
+        for fault in _find_faults(evidence[prediction.explanation_id], prediction, scores.pop(owner, {})):
+            yield name, fault
     for (explanation_id, scorer, model), orphans in scores.items():
-        name = f"{unit_id}, explanation {explanation_id} by {scorer}"
-        yield f"{name}: {len(orphans)} scores of {model} without their prediction"
+        yield (
+            f"{what} {explanation_id} by {scorer}",
+            f"{len(orphans)} scores of {model} without their prediction",
+        )
 
 
 def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.evidence import Explanation, Prediction, Score, Status, VocabularyEntry
+from neuroexplain.evidence import TEXT_PARTS, Explanation, Prediction, Score, Status, VocabularyEntry
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_layers import read_layer
 from neuroexplain.formats._parquet_rows import explanation_of, prediction_of, segment_of
@@ -28,6 +28,7 @@ from neuroexplain.formats._parquet_tables import DamagedFolder, read_batches, re
 from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
     create_run,
@@ -131,11 +132,13 @@ def _import_tables(store: Store, run_id: int, folder: Path, run: Run) -> Iterato
             new_ids.add(explanations, save_explanations(store, run_id, explanations))
         yield Progress("importing", done, len(run.layers), "layers")
     for done, (layer, own) in enumerate(limits_by_layer.items(), 1):
-        decode_prediction = partial(prediction_of, prompts=prompts)
-        predictions = read_batches(folder, "predictions", decode_prediction, own, layer)
-        for scored_batch in _join_scores(folder, predictions, _read_scores(folder, own, layer)):
-            moved = [_with_new_ids(folder, *scored, new_ids) for scored in scored_batch]
-            save_predictions(store, run_id, moved)
+        for part in TEXT_PARTS:
+            decode_prediction = partial(prediction_of, prompts=prompts, part=part)
+            predictions = read_batches(folder, PREDICTION_TABLES[part], decode_prediction, own, layer)
+            of_part = folder / SCORE_TABLES[part]
+            for scored_batch in _join_scores(of_part, predictions, _read_scores(of_part, own, layer)):
+                moved = [_with_new_ids(folder, *scored, new_ids) for scored in scored_batch]
+                save_predictions(store, run_id, moved)
         yield Progress("importing scores", done, len(run.layers), "layers")
 
 
@@ -176,9 +179,10 @@ def _import_prompts(store: Store, folder: Path, limits: Limits) -> set[str | Non
     return prompts
 
 
-def _read_scores(folder: Path, limits: Limits, layer: int) -> Iterator[tuple[float, Scores]]:
+def _read_scores(table: Path, limits: Limits, layer: int) -> Iterator[tuple[float, Scores]]:
     """The scored explanations' ids, in ascending order as they are stored, each with its scores."""
-    rows = (row for batch in read_batches(folder, "scores", dict, limits, layer) for row in batch)
+    batches = read_batches(table.parent, table.name, dict, limits, layer)
+    rows = (row for batch in batches for row in batch)
     for explanation_id, own_rows in groupby(rows, key=lambda row: row["explanation_id"]):
         scores: Scores = {}
         for row in own_rows:
@@ -186,12 +190,12 @@ def _read_scores(folder: Path, limits: Limits, layer: int) -> Iterator[tuple[flo
             score = Score(**values | {"status": Status(row["status"])})
             scores.setdefault((row["scorer"], row["scorer_model"]), []).append(score)
         if any(len({(s.split, s.subset, s.metric) for s in own}) < len(own) for own in scores.values()):
-            raise DamagedFolder(folder / "scores", f"explanation {explanation_id} has the same score twice")
+            raise DamagedFolder(table, f"explanation {explanation_id} has the same score twice")
         yield explanation_id, scores
 
 
 def _join_scores(
-    folder: Path, predictions: Iterable[list[Prediction]], scores: Iterator[tuple[float, Scores]]
+    table: Path, predictions: Iterable[list[Prediction]], scores: Iterator[tuple[float, Scores]]
 ) -> Iterator[list[tuple[Prediction, list[Score]]]]:
     """Predictions with their scores. Both come in the order of explanations and are read side by side."""
     end: tuple[float, Scores] = (math.inf, {})
@@ -206,7 +210,7 @@ def _join_scores(
             scored.append((prediction, own.pop(key, []) if is_scored else []))
         yield scored
     if own or next(scores, None) is not None:
-        raise DamagedFolder(folder / "scores", "there are scores without their prediction")
+        raise DamagedFolder(table, "there are scores without their prediction")
 
 
 class NewIds:

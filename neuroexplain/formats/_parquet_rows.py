@@ -19,8 +19,9 @@ from neuroexplain.evidence import (
     Segment,
     Status,
     StoredScore,
+    TextPart,
 )
-from neuroexplain.formats._parquet_tables import JOINED
+from neuroexplain.formats._parquet_tables import NOT_STORED
 from neuroexplain.scoring.codecs import CODECS, Codec
 from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
 
@@ -84,9 +85,11 @@ def explanation_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> E
     )
 
 
-def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Prediction:
+def prediction_of(
+    row: Mapping[str, Any], prompts: Collection[str | None], part: TextPart = "whole"
+) -> Prediction:
     """Raises ValueError as explanation_of does, and for an unknown codec."""
-    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records", *JOINED}
+    names = set(Prediction.__dataclass_fields__) - {"unit", "provenance", "records", *NOT_STORED}
     codec = CODECS.get(row["codec"])
     if codec is None:
         raise ValueError(f"there is no codec {row['codec']}")
@@ -99,6 +102,7 @@ def prediction_of(row: Mapping[str, Any], prompts: Collection[str | None]) -> Pr
         unit=UnitId(row["layer"], row["neuron"]),
         provenance=_provenance_of(row, prompts),
         records=records,
+        part=part,
         **{name: row[name] for name in names} | {"status": Status(row["status"])},
     )
 

@@ -28,6 +28,8 @@ TABLES = (
     "explanations",
     "scores",
     "predictions",
+    "rule_scores",
+    "rule_predictions",
     "segments",
     "vocabulary",
     "prompts",
@@ -41,6 +43,7 @@ READINGS = {  # columns of vocabulary readings
 # Columns of exemplars, named like the arrays of ExemplarArrays.
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 JOINED = ("text", "control_text")  # fields of predictions that stand with their explanations
+NOT_STORED = (*JOINED, "part")  # the table tells the part
 AT_ONCE = 500  # rows of a table that are in memory at a time
 COLUMN_TYPES: dict[Any, Any] = {
     int: pa.int64(),
@@ -68,6 +71,8 @@ NEW_COLUMNS = {
     "with_bills": None,
     "has_report": None,
     "effective_records": None,
+    "rule": None,
+    "examples": None,
 }
 T = TypeVar("T")
 
@@ -88,6 +93,8 @@ def table_schema(table: str) -> pa.Schema:
     scored = [("explanation_id", pa.int64()), ("scorer", pa.string()), ("scorer_model", pa.string())]
     placed = [(name, pa.from_numpy_dtype(dtype)) for name, dtype in PLACES.items()]
     activations = ("activations", pa.list_(pa.float32(), RECORD_LENGTH))
+    predictions = [*neuron, *_columns(Prediction), *_columns(Provenance), ("records", RECORDS)]
+    scores = [*neuron, *_columns(Score), *scored]
     columns: dict[str, list[Any]] = {
         "vocabulary": _columns(VocabularyEntry),
         "segments": [
@@ -104,8 +111,10 @@ def table_schema(table: str) -> pa.Schema:
         ],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
-        "predictions": [*neuron, *_columns(Prediction), *_columns(Provenance), ("records", RECORDS)],
-        "scores": [*neuron, *_columns(Score), *scored],
+        "predictions": predictions,
+        "rule_predictions": predictions,
+        "scores": scores,
+        "rule_scores": scores,
         "neurons": [*neuron, *_columns(Stats), *READINGS.items()],
         "exemplars": [
             *neuron,
@@ -130,8 +139,8 @@ def _columns(kind: type) -> list[pa.Field]:
         inner = next((arg for arg in get_args(hint) if arg in COLUMN_TYPES), hint)  # of `X | None`
         if get_origin(hint) is Literal or get_origin(hint) is Mapping or hint is Status:
             inner = str
-        is_joined = kind is Prediction and name in JOINED
-        if inner in COLUMN_TYPES and name not in ("unit", "records") and not is_joined:
+        is_elsewhere = kind is Prediction and name in NOT_STORED
+        if inner in COLUMN_TYPES and name not in ("unit", "records") and not is_elsewhere:
             columns.append(pa.field(name, COLUMN_TYPES[inner], nullable=NoneType in get_args(hint)))
     return columns
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from neuroexplain.as_json import run_json
+from neuroexplain.evidence import TEXT_PARTS, TextPart
 from neuroexplain.formats._parquet_files import list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table, sample_rows
@@ -28,7 +29,13 @@ from neuroexplain.runs import Run, SimulatorCheck
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
-from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.explanations import (
+    PREDICTION_TABLES,
+    SCORE_TABLES,
+    list_explanations,
+    list_predictions,
+    list_scores,
+)
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.runs import list_checks, load_prompt
 from neuroexplain.store.units import list_segments
@@ -79,9 +86,9 @@ def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[st
     """
     name, prompts = layer_name(layer), set()
 
-    def prediction_rows() -> Iterator[dict[str, Any]]:
+    def prediction_rows(part: TextPart) -> Iterator[dict[str, Any]]:
         for batch in chunks(ids, AT_ONCE):
-            for prediction in list_predictions(store, batch):
+            for prediction in list_predictions(store, batch, part):
                 prompts.add(prediction.provenance.prompt_sha256)
                 yield prediction_row(prediction)
 
@@ -89,9 +96,10 @@ def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[st
     prompts |= {explanation.provenance.prompt_sha256 for explanation in explanations}
     write_rows(folder, "explanations", name, map(explanation_row, explanations))
     ids = sorted(explanation.id for explanation in explanations if explanation.id is not None)
-    write_rows(folder, "predictions", name, prediction_rows())
-    scores = (score for batch in chunks(ids, AT_ONCE) for score in list_scores(store, batch))
-    write_rows(folder, "scores", name, map(score_row, scores))
+    for part in TEXT_PARTS:
+        write_rows(folder, PREDICTION_TABLES[part], name, prediction_rows(part))
+        scores = (score for batch in chunks(ids, AT_ONCE) for score in list_scores(store, batch, part))
+        write_rows(folder, SCORE_TABLES[part], name, map(score_row, scores))
     return {sha256 for sha256 in prompts if sha256 is not None}
 
 

@@ -256,7 +256,12 @@ def _write_rows(store: Store, run: Run, units: Sequence[UnitId], data: Path, wor
         place = bisect_left(units, stored.unit)
         if place == len(units) or units[place] != stored.unit:
             continue
-        row = replace(stored, explanation=printable_lines(stored.explanation))
+        row = replace(
+            stored,
+            explanation=printable_lines(stored.explanation),
+            rule=None if stored.rule is None else printable_lines(stored.rule),
+            examples=None if stored.examples is None else tuple(map(printable_lines, stored.examples)),
+        )
         words.add(set(words_of(row.explanation)), [len(places)])
         places.append(place)
         waiting.append(row)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from neuroexplain.evidence import ExplanationResult
+from neuroexplain.evidence import ExplanationResult, PredictionResult
 from neuroexplain.formatting import session_text
 from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run, Session
@@ -55,13 +55,13 @@ class ResultWriter:
         self._waiting += results
         self.n_units += counts
         for result in results:
-            explanation, prediction = result.explanation, result.prediction
+            explanation = result.explanation
             if explanation.id is None:
                 self.n_failed += explanation.status.failed
                 self._explaining_tokens += explanation.provenance.prompt_tokens
-            if prediction is not None:
-                self.n_failed += prediction.status.failed
-                self.scored_tokens += sum(len(r.values) for r in prediction.records[_n_kept(result) :])
+            for new in result.predictions:
+                self.n_failed += new.prediction.status.failed
+                self.scored_tokens += sum(len(r.values) for r in new.prediction.records[_n_kept(new) :])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
@@ -107,13 +107,9 @@ class ResultWriter:
         self.flush()
 
 
-def _n_kept(result: ExplanationResult) -> int:
+def _n_kept(result: PredictionResult) -> int:
     """How many of a new prediction's records are the stored ones; none if more of a split are read."""
     before, after = result.replaces, result.prediction
-    if (
-        before is None
-        or after is None
-        or (before.n_read, before.with_bills) != (after.n_read, after.with_bills)
-    ):
+    if before is None or (before.n_read, before.with_bills) != (after.n_read, after.with_bills):
         return 0
     return len(before.records)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from neuroexplain.evidence import NOT_FAILED, Explanation, Failure, Prediction, Status, StoredScore
+from neuroexplain.evidence import (
+    NOT_FAILED,
+    TEXT_PARTS,
+    Explanation,
+    Failure,
+    Prediction,
+    Status,
+    StoredScore,
+    TextPart,
+)
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks, decode_explanation, decode_prediction, decode_score, sql_in
 from neuroexplain.units import UnitId
@@ -38,28 +47,39 @@ def list_explanations(
     return [decode_explanation(row) for row in rows]
 
 
-def list_predictions(store: Store, explanation_ids: Iterable[int]) -> list[Prediction]:
-    """All predictions of the explanations, ordered by explanation, scorer and model."""
-    predictions = []
+# The tables of what is predicted and scored from each part of an explanation, and the column of the part.
+PREDICTION_TABLES: Mapping[TextPart, str] = {"whole": "predictions", "rule": "rule_predictions"}
+SCORE_TABLES: Mapping[TextPart, str] = {"whole": "scores", "rule": "rule_scores"}
+TEXT_COLUMNS: Mapping[TextPart, str] = {"whole": "text", "rule": "rule"}
+
+
+def list_predictions(
+    store: Store, explanation_ids: Iterable[int], part: TextPart = "whole"
+) -> list[Prediction]:
+    """All predictions from the explanations or their rules, ordered by explanation, scorer and model."""
+    predictions, text = [], TEXT_COLUMNS[part]
     with store.read() as reader:
         for ids in chunks(sorted(set(explanation_ids))):
             sql = (
-                "SELECT s.*, e.layer, e.unit, coalesce(e.text, '') AS text, c.text AS control_text "
-                "FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
+                f"SELECT s.*, e.layer, e.unit, coalesce(e.{text}, '') AS text, c.{text} AS control_text "
+                f"FROM {PREDICTION_TABLES[part]} s JOIN explanations e ON e.id = s.explanation_id "
                 "LEFT JOIN explanations c ON c.id = s.control_explanation_id "
                 f"WHERE s.explanation_id {sql_in(ids)} ORDER BY s.explanation_id, s.scorer, s.model"
             )
-            predictions += [decode_prediction(row) for row in reader.rows(sql)]
+            predictions += [decode_prediction(row, part) for row in reader.rows(sql)]
     return predictions
 
 
-def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScore]:
-    """All scores of the explanations, ordered by explanation, scorer, model, split, subset and metric."""
+def list_scores(store: Store, explanation_ids: Iterable[int], part: TextPart = "whole") -> list[StoredScore]:
+    """All scores of the explanations or their rules.
+
+    Ordered by explanation, scorer, model, split, subset and metric.
+    """
     scores = []
     with store.read() as reader:
         for ids in chunks(sorted(set(explanation_ids))):
             sql = (
-                f"SELECT * FROM scores WHERE explanation_id {sql_in(ids)} "
+                f"SELECT * FROM {SCORE_TABLES[part]} WHERE explanation_id {sql_in(ids)} "
                 "ORDER BY explanation_id, scorer, scorer_model, split, subset, metric"
             )
             scores += [decode_score(row) for row in reader.rows(sql)]
@@ -70,13 +90,18 @@ def list_failures(store: Store, run_id: int, layers: Collection[int] | None, lim
     """The first `limit` explanations and predictions that failed, in the order of units."""
     fine = ", ".join(f"'{status}'" for status in NOT_FAILED)
     of_layers = "" if layers is None else f" AND e.layer {sql_in(layers)}"
-    sql = (
+    parts = [
         "SELECT e.layer, e.unit, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
-        f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){of_layers} "
-        "UNION ALL SELECT e.layer, e.unit, s.scorer AS what, s.status, s.reason, s.reply "
-        "FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
-        f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){of_layers} ORDER BY layer, unit LIMIT :n"
-    )
+        f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){of_layers}"
+    ]
+    for part in TEXT_PARTS:
+        what = "s.scorer" if part == "whole" else "s.scorer || ', rule'"
+        parts.append(
+            f"SELECT e.layer, e.unit, {what} AS what, s.status, s.reason, s.reply "
+            f"FROM {PREDICTION_TABLES[part]} s JOIN explanations e ON e.id = s.explanation_id "
+            f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){of_layers}"
+        )
+    sql = f"{' UNION ALL '.join(parts)} ORDER BY layer, unit LIMIT :n"
     with store.read() as reader:
         rows = reader.rows(sql, run=run_id, n=limit)
     return [

@@ -5,17 +5,30 @@ from __future__ import annotations
 from neuroexplain.errors import StoreUnreadable
 from neuroexplain.store.dialect import N_NOT_INDEXED
 from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES
 from neuroexplain.store.rows import IDS_AT_ONCE, decode_sample
 
+
+def name_of(table: str) -> str:
+    """What a row of a table is called: `rule score` of `rule_scores`."""
+    return table.removesuffix("s").replace("_", " ")
+
+
 MISPLACED = {  # message -> the query for the rows of a run that it is about; its columns fill the message
-    "score {} of explanation {} stands under another unit or run": (
-        "SELECT s.id, e.id FROM scores s JOIN explanations e ON e.id = s.explanation_id "
-        "WHERE e.run_id = :run AND (s.run_id, s.layer, s.unit) <> (e.run_id, e.layer, e.unit) ORDER BY s.id"
-    ),
-    "prediction {} of explanation {} stands under another run": (
-        "SELECT s.id, e.id FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
-        "WHERE e.run_id = :run AND s.run_id <> e.run_id ORDER BY s.id"
-    ),
+    **{
+        f"{name_of(table)} {{}} of explanation {{}} stands under another unit or run": (
+            f"SELECT s.id, e.id FROM {table} s JOIN explanations e ON e.id = s.explanation_id WHERE e.run_id "
+            "= :run AND (s.run_id, s.layer, s.unit) <> (e.run_id, e.layer, e.unit) ORDER BY s.id"
+        )
+        for table in SCORE_TABLES.values()
+    },
+    **{
+        f"{name_of(table)} {{}} of explanation {{}} stands under another run": (
+            f"SELECT s.id, e.id FROM {table} s JOIN explanations e ON e.id = s.explanation_id "
+            "WHERE e.run_id = :run AND s.run_id <> e.run_id ORDER BY s.id"
+        )
+        for table in PREDICTION_TABLES.values()
+    },
     "explanation {} has scores, though its status is {}": (
         "SELECT id, status FROM explanations e WHERE run_id = :run AND status <> 'ok' "
         "AND EXISTS (SELECT 1 FROM scores s WHERE s.explanation_id = e.id) ORDER BY id"
@@ -28,19 +41,19 @@ MISPLACED = {  # message -> the query for the rows of a run that it is about; it
         "AS counted WHERE n <> 1 ORDER BY layer, unit, explainer, model, side"
     ),
     **{
-        f"{table[:-1]} {{}} was compared with explanation {{}}, which is missing": (
+        f"{name_of(table)} {{}} was compared with explanation {{}}, which is missing": (
             f"SELECT id, control_explanation_id FROM {table} WHERE run_id = :run "
             "AND control_explanation_id IS NOT NULL "
             "AND control_explanation_id NOT IN (SELECT id FROM explanations) ORDER BY id"
         )
-        for table in ("predictions", "scores")
+        for table in (*PREDICTION_TABLES.values(), *SCORE_TABLES.values())
     },
     **{
-        f"{table[:-1]} {{}} is of the prompt {{}}, which is missing": (
+        f"{name_of(table)} {{}} is of the prompt {{}}, which is missing": (
             f"SELECT id, prompt_sha256 FROM {table} WHERE run_id = :run "
             "AND prompt_sha256 IS NOT NULL AND prompt_sha256 NOT IN (SELECT sha256 FROM prompts) ORDER BY id"
         )
-        for table in ("explanations", "predictions")
+        for table in ("explanations", *PREDICTION_TABLES.values())
     },
 }
 
@@ -48,13 +61,13 @@ MISPLACED = {  # message -> the query for the rows of a run that it is about; it
 def count_orphans(store: Store) -> int:
     """The number of predictions and scores without their explanation, and of exemplars without their unit."""
     without_explanation = "WHERE explanation_id NOT IN (SELECT id FROM explanations)"
+    of_explanations = (*PREDICTION_TABLES.values(), *SCORE_TABLES.values())
     its_unit = "n.run_id = x.run_id AND n.layer = x.layer AND n.unit = x.unit"
     with store.read() as reader:
         return sum(
             int(reader.value(sql))
             for sql in (
-                f"SELECT count(*) FROM predictions {without_explanation}",
-                f"SELECT count(*) FROM scores {without_explanation}",
+                *(f"SELECT count(*) FROM {table} {without_explanation}" for table in of_explanations),
                 f"SELECT count(*) FROM exemplars x WHERE NOT EXISTS (SELECT 1 FROM units n WHERE {its_unit})",
             )
         )

@@ -24,6 +24,7 @@ from neuroexplain.evidence import (
     Segment,
     Status,
     StoredScore,
+    TextPart,
 )
 from neuroexplain.runs import Run, SimulatorCheck
 from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Side, Source, UnitId
@@ -149,6 +150,7 @@ def decode_explanation(row: Any) -> Explanation:
         provenance, status = decode_provenance(row), Status(row.status)
         covers = None if row.covers is None else tuple(decode_json(row.covers))
         parts = None if row.parts is None else tuple(decode_json(row.parts))
+        examples = None if row.examples is None else tuple(decode_json(row.examples))
     return Explanation(
         unit=UnitId(row.layer, row.unit),
         explainer=row.explainer,
@@ -163,6 +165,8 @@ def decode_explanation(row: Any) -> Explanation:
         parts=parts,
         id=row.id,
         side=row.side,
+        rule=row.rule,
+        examples=examples,
     )
 
 
@@ -194,7 +198,7 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
         )
 
 
-def decode_prediction(row: Any) -> Prediction:
+def decode_prediction(row: Any, part: TextPart = "whole") -> Prediction:
     with readable_row("predictions", row):
         records = tuple(decode_predicted_records(row))
         provenance, status = decode_provenance(row), Status(row.status)
@@ -215,6 +219,7 @@ def decode_prediction(row: Any) -> Prediction:
         n_read=row.n_read,
         with_bills=None if row.with_bills is None else bool(row.with_bills),
         has_report=None if row.has_report is None else bool(row.has_report),
+        part=part,
     )
 
 

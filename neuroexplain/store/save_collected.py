@@ -18,12 +18,12 @@ from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
 from neuroexplain.evidence import SPLITS, Segment, Split, Stats, Status, VocabularyEntry, is_side_dead
 from neuroexplain.exemplar_arrays import groups_of, join_samples
 from neuroexplain.store import tables as t
+from neuroexplain.store.columns import safe_text
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import DTYPES, WIDTHS, checksum_of, pack_activations, pack_array, pack_each
 from neuroexplain.store.reader import reader_of
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, Row, insert_many, insert_tuples, now
-from neuroexplain.store.tables import safe_text
 from neuroexplain.store.units import read_segments
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Kind, Side, Source
 

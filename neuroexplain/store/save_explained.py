@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
-from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Provenance, Score, Status
+from neuroexplain.evidence import (
+    TEXT_PARTS,
+    Explanation,
+    ExplanationResult,
+    Prediction,
+    Provenance,
+    Score,
+    Status,
+    TextPart,
+)
 from neuroexplain.runs import Session, SimulatorCheck
 from neuroexplain.scoring.codecs import CODECS
 from neuroexplain.store import tables as t
@@ -62,7 +71,7 @@ def save_explained(
         new = iter(_save_explanations(connection, run_id, [e for e in explanations if e.id is None]))
         explanations = [next(new) if e.id is None else e for e in explanations]
         stored = [_with_id(result, e) for result, e in zip(results, explanations, strict=True)]
-        predictions = [(x.prediction, x.scores) for x in stored if x.prediction is not None]
+        predictions = [(new.prediction, new.scores) for result in stored for new in result.predictions]
         _save_predictions(connection, run_id, predictions)
     return stored
 
@@ -132,11 +141,13 @@ def _save_chosen(connection: Connection, explanations: Sequence[Explanation]) ->
 
 
 def _with_id(result: ExplanationResult, explanation: Explanation) -> ExplanationResult:
-    """The result with the stored explanation, whose id its prediction gets too."""
-    prediction = result.prediction
-    if prediction is not None and explanation.id is not None:
-        prediction = replace(prediction, explanation_id=explanation.id)
-    return replace(result, explanation=explanation, prediction=prediction)
+    """The result with the stored explanation, whose id its predictions get too."""
+    assert explanation.id is not None
+    predictions = tuple(
+        replace(new, prediction=replace(new.prediction, explanation_id=explanation.id))
+        for new in result.predictions
+    )
+    return replace(result, explanation=explanation, predictions=predictions)
 
 
 def _save_explanations(
@@ -174,6 +185,8 @@ def _explanation_row(run_id: int, explanation: Explanation) -> dict[str, Any]:
         "covers": None if explanation.covers is None else list(explanation.covers),
         "parts": None if explanation.parts is None else list(explanation.parts),
         "side": explanation.side,
+        "rule": explanation.rule,
+        "examples": None if explanation.examples is None else list(explanation.examples),
         **_provenance_row(explanation.provenance),
     }
 
@@ -181,15 +194,27 @@ def _explanation_row(run_id: int, explanation: Explanation) -> dict[str, Any]:
 def _save_predictions(
     connection: Connection, run_id: int, predictions: Sequence[tuple[Prediction, Sequence[Score]]]
 ) -> None:
-    if not predictions:
-        return
+    for part in TEXT_PARTS:
+        of_part = [scored for scored in predictions if scored[0].part == part]
+        if of_part:
+            _save_predictions_of(connection, run_id, part, of_part)
+
+
+def _save_predictions_of(
+    connection: Connection,
+    run_id: int,
+    part: TextPart,
+    predictions: Sequence[tuple[Prediction, Sequence[Score]]],
+) -> None:
+    """Save predictions from one part of explanations."""
+    scores = t.SCORES[part]
     rows = [_prediction_row(run_id, prediction) for prediction, _ in predictions]
-    upsert_many(connection, t.predictions, rows, ["explanation_id", "scorer", "model"])
+    upsert_many(connection, t.PREDICTIONS[part], rows, ["explanation_id", "scorer", "model"])
     keys = [_score_key(prediction) for prediction, _ in predictions]
-    same_key = (t.scores.c[name] == bindparam(f"b_{name}") for name in keys[0])
+    same_key = (scores.c[name] == bindparam(f"b_{name}") for name in keys[0])
     old = [{f"b_{name}": value for name, value in key.items()} for key in keys]
-    connection.execute(delete(t.scores).where(*same_key), old)
-    insert_many(connection, insert(t.scores), _score_rows(run_id, predictions))
+    connection.execute(delete(scores).where(*same_key), old)
+    insert_many(connection, insert(scores), _score_rows(run_id, predictions))
 
 
 def _score_key(prediction: Prediction) -> dict[str, Any]:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 FEW_SCORES = 1_000  # likewise of scores above a bound, in the order `lower`
 FEW = 4_000  # matches up to which they are fetched by id and sorted: see above
 QUERY_COLUMNS = (
-    "e.id, e.layer, e.unit, e.text, e.explainer, e.model, "
+    "e.id, e.layer, e.unit, e.text, e.rule, e.examples, e.explainer, e.model, "
     "e.side, s.scorer, s.scorer_model, s.subset, s.value, s.ci_low, s.ci_high, n.max_activation"
 )
 ITS_UNIT = "n.run_id = e.run_id AND n.layer = e.layer AND n.unit = e.unit"
@@ -396,35 +396,47 @@ def among_units(units: Collection[UnitId]) -> str:
 
 
 def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]) -> list[QueryRow]:
-    if headline.metric == "correlation" and headline.subsets == ("top_and_random",):
-        return [_query_row(run, headline, row, row.value, None) for row in rows]
-    others = _scores_beside(reader, sorted({row.id for row in rows}))
+    is_bills = headline.metric == BILLS[0] and headline.subsets == BILLS[1:]
+    ids = sorted({row.id for row in rows})
+    others = {} if is_bills else _scores_beside(reader, "scores", ids, (BILLS, BEYOND_WORDS))
+    of_rules = sorted({row.id for row in rows if row.rule is not None})
+    kinds = [(headline.metric, subset) for subset in headline.subsets]
+    rules = _scores_beside(reader, "rule_scores", of_rules, kinds)
     joined = []
     for row in rows:
         key = row.id, row.scorer, row.scorer_model
-        correlation, beyond_words = others.get((*key, BILLS)), others.get((*key, BEYOND_WORDS))
-        joined.append(_query_row(run, headline, row, correlation, beyond_words))
+        correlation = row.value if is_bills else others.get((*key, BILLS))
+        beyond_words = others.get((*key, BEYOND_WORDS))
+        rule_score = rules.get((*key, (headline.metric, row.subset)))
+        joined.append(_query_row(run, headline, row, correlation, beyond_words, rule_score))
     return joined
 
 
 def _scores_beside(
-    reader: Reader, explanation_ids: list[int]
+    reader: Reader, table: str, explanation_ids: list[int], kinds: Collection[tuple[str, str]]
 ) -> dict[tuple[int, str, str, tuple[str, str]], float | None]:
-    """The scores BILLS and BEYOND_WORDS, by explanation, scorer, model, and metric and subset."""
+    """The scores of these metrics and subsets, by explanation, scorer, model, and metric and subset."""
+    names = {f"metric_{n}": metric for n, (metric, _) in enumerate(kinds)}
+    names |= {f"subset_{n}": subset for n, (_, subset) in enumerate(kinds)}
+    either = " OR ".join(f"(metric = :metric_{n} AND subset = :subset_{n})" for n in range(len(kinds)))
     sql = (
-        "SELECT explanation_id, scorer, scorer_model, metric, subset, value FROM scores "
-        f"WHERE split = 'report' AND metric IN ('{BILLS[0]}', '{BEYOND_WORDS[0]}') "
-        f"AND subset IN ('{BILLS[1]}', '{BEYOND_WORDS[1]}') AND explanation_id "
+        f"SELECT explanation_id, scorer, scorer_model, metric, subset, value FROM {table} "
+        f"WHERE split = 'report' AND ({either}) AND explanation_id "
     )
     return {
         (row.explanation_id, row.scorer, row.scorer_model, (row.metric, row.subset)): row.value
         for ids in chunks(explanation_ids)
-        for row in reader.rows(f"{sql}{sql_in(ids)}")
+        for row in reader.rows(f"{sql}{sql_in(ids)}", **names)
     }
 
 
 def _query_row(
-    run: Run, headline: Headline, row: Any, correlation: float | None, beyond_words: float | None
+    run: Run,
+    headline: Headline,
+    row: Any,
+    correlation: float | None,
+    beyond_words: float | None,
+    rule_score: float | None,
 ) -> QueryRow:
     unit = UnitId(row.layer, row.unit)
     source = run.source(row.layer)
@@ -447,4 +459,7 @@ def _query_row(
         ci_high=row.ci_high,
         max_activation=row.max_activation,
         beyond_words=beyond_words,
+        rule=row.rule,
+        examples=None if row.examples is None else tuple(decode_json(row.examples)),
+        rule_score=rule_score,
     )

@@ -11,8 +11,7 @@ many rows of a collected layer go straight to the driver, three times as fast (s
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 from sqlalchemy import (
     JSON,
@@ -27,20 +26,13 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    Text,
     UniqueConstraint,
     false,
     text,
 )
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
 
-from neuroexplain.store.packing import pack_array, unpack_array
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which no database can hold
+from neuroexplain.evidence import TextPart
+from neuroexplain.store.columns import SafeText, of_provenance, of_run, packed
 
 metadata = MetaData(
     naming_convention={
@@ -48,46 +40,6 @@ metadata = MetaData(
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     }
 )
-
-
-class PackedArray(TypeDecorator[Any]):
-    """A one-dimensional array in a blob. Its dtype is that of the column's name in packing.DTYPES."""
-
-    impl = LargeBinary
-    cache_ok = True
-
-    def __init__(self, column: str) -> None:
-        super().__init__()
-        self.column = column
-
-    def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
-        return None if value is None else pack_array(self.column, value)
-
-    def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
-        return None if value is None else unpack_array(self.column, value)
-
-
-def _packed(name: str) -> Column[Any]:
-    return Column(name, PackedArray(name), nullable=False)
-
-
-class SafeText(TypeDecorator[str]):
-    """Text of a corpus or an LLM, stored as safe_text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return None if value is None else safe_text(value)
-
-
-def safe_text(text: str) -> str:
-    """The text with NUL and lone surrogates replaced by U+FFFD."""
-    return UNSTORABLE.sub("\ufffd", text)
-
-
-def _run() -> Column[int]:
-    return Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
 
 
 runs = Table(
@@ -178,14 +130,14 @@ exemplars = Table(
     "exemplars",
     metadata,
     Column("id", Integer, primary_key=True),
-    _run(),
+    of_run(),
     Column("layer", Integer, nullable=False),
     Column("unit", Integer, nullable=False),
     Column("kind", String(8), nullable=False),
-    _packed("segments"),
-    _packed("starts"),
-    _packed("documents"),
-    _packed("token_offsets"),
+    packed("segments"),
+    packed("starts"),
+    packed("documents"),
+    packed("token_offsets"),
     Column("peaks", LargeBinary, nullable=False),  # in the run's dtype
     Column("activations", LargeBinary, nullable=False),  # in the same dtype, 64 for each record
     UniqueConstraint("run_id", "layer", "unit", "kind", name="uq_exemplars_run_id_layer_neuron_kind"),
@@ -198,9 +150,9 @@ samples = Table(  # of the exemplars of the kind `sampled`, which follow each ot
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
     Column("side", String(8), primary_key=True),
-    _packed("counts"),  # records of each split
-    _packed("sizes"),  # of each record
-    _packed("thresholds"),  # of each split
+    packed("counts"),  # records of each split
+    packed("sizes"),  # of each record
+    packed("thresholds"),  # of each split
     Column("checksum", String(16), nullable=False),  # of the thresholds, which no other row tells
     sqlite_with_rowid=False,
 )
@@ -222,7 +174,7 @@ vocabulary_readings = Table(
     Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
     Column("layer", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
-    *map(_packed, ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")),
+    *map(packed, ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")),
     sqlite_with_rowid=False,
 )
 
@@ -235,26 +187,11 @@ prompts = Table(
 )
 
 
-def _provenance() -> list[Column[Any]]:
-    return [
-        Column("engine", String(16), nullable=False),
-        Column("engine_version", SafeText),
-        Column("model", SafeText, nullable=False),
-        Column("model_revision", SafeText),
-        Column("prompt_sha256", String(64), ForeignKey("prompts.sha256")),
-        Column("sampling", JSON, nullable=False),
-        Column("prompt_tokens", Integer, nullable=False),
-        Column("completion_tokens", Integer, nullable=False),
-        Column("seconds", Float, nullable=False),
-        Column("created_at", String(32), nullable=False),
-    ]
-
-
 explanations = Table(
     "explanations",
     metadata,
     Column("id", Integer, primary_key=True),
-    _run(),
+    of_run(),
     Column("layer", Integer, nullable=False),
     Column("unit", Integer, nullable=False),
     Column("explainer", String(32), nullable=False),
@@ -265,72 +202,89 @@ explanations = Table(
     Column("text", SafeText),
     Column("reason", SafeText),
     Column("reply", SafeText),
-    *_provenance(),
+    *of_provenance(),
     Column("covers", JSON(none_as_null=True)),
     Column("parts", JSON(none_as_null=True)),
     Column("side", String(8), nullable=False, server_default="positive"),
+    Column("rule", SafeText),
+    Column("examples", JSON(none_as_null=True)),
     UniqueConstraint(
         "run_id", "layer", "unit", "request_key", name="uq_explanations_run_id_layer_neuron_request_key"
     ),
 )
 
-predictions = Table(
-    "predictions",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    _run(),
-    Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
-    Column("scorer", String(32), nullable=False),
-    Column("status", String(32), nullable=False),
-    Column("reason", SafeText),
-    Column("reply", SafeText),
-    _packed("kinds"),
-    _packed("ranks"),
-    _packed("firsts"),
-    Column("predicted", LargeBinary, nullable=False),  # as many values for each record as the codec says
-    Column("detail", LargeBinary),
-    Column("control", LargeBinary),
-    Column("control_explanation_id", Integer),
-    *_provenance(),
-    Column("codec", String(16), nullable=False, server_default="levels"),
-    Column("n_read", Integer),
-    Column("with_bills", Boolean(create_constraint=False)),
-    Column("has_report", Boolean(create_constraint=False)),
-    UniqueConstraint(
-        "explanation_id", "scorer", "model", name="uq_simulations_explanation_id_simulator_model"
-    ),
-)
+
+def _predictions(name: str, unique_name: str) -> Table:
+    """A table of what is predicted from explanations, or from their rules."""
+    return Table(
+        name,
+        metadata,
+        Column("id", Integer, primary_key=True),
+        of_run(),
+        Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
+        Column("scorer", String(32), nullable=False),
+        Column("status", String(32), nullable=False),
+        Column("reason", SafeText),
+        Column("reply", SafeText),
+        packed("kinds"),
+        packed("ranks"),
+        packed("firsts"),
+        Column("predicted", LargeBinary, nullable=False),  # as many values for each record as the codec says
+        Column("detail", LargeBinary),
+        Column("control", LargeBinary),
+        Column("control_explanation_id", Integer),
+        *of_provenance(),
+        Column("codec", String(16), nullable=False, server_default="levels"),
+        Column("n_read", Integer),
+        Column("with_bills", Boolean(create_constraint=False)),
+        Column("has_report", Boolean(create_constraint=False)),
+        UniqueConstraint("explanation_id", "scorer", "model", name=unique_name),
+    )
+
+
+predictions = _predictions("predictions", "uq_simulations_explanation_id_simulator_model")
+rule_predictions = _predictions("rule_predictions", "uq_rule_predictions")
+PREDICTIONS: Mapping[TextPart, Table] = {"whole": predictions, "rule": rule_predictions}
 
 HAS_INTERVAL = "split = 'report' AND ci_low IS NOT NULL"  # the scores that ix_scores_lower holds
 
-scores = Table(
+
+def _scores(name: str, *indexes: Index) -> Table:
+    """A table of the scores of explanations, or of their rules."""
+    return Table(
+        name,
+        metadata,
+        Column("id", Integer, primary_key=True),
+        of_run(),
+        Column("layer", Integer, nullable=False),
+        Column("unit", Integer, nullable=False),
+        Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
+        Column("scorer", String(32), nullable=False),
+        Column("scorer_model", SafeText, nullable=False),
+        Column("metric", String(32), nullable=False),
+        Column("split", String(8), nullable=False),
+        Column("subset", String(32), nullable=False),
+        Column("status", String(32), nullable=False),
+        Column("reason", SafeText),
+        Column("value", Float),
+        Column("ci_low", Float),
+        Column("ci_high", Float),
+        Column("ci_reason", SafeText),
+        Column("control", Float),
+        Column("control_explanation_id", Integer),
+        Column("control_reason", SafeText),
+        Column("n_tokens", Integer, nullable=False),
+        Column("n_records", Integer, nullable=False),
+        Column("effective_records", Float),
+        UniqueConstraint(
+            *("explanation_id", "scorer", "scorer_model", "metric", "split", "subset"), name=f"uq_{name}"
+        ),
+        *indexes,
+    )
+
+
+scores = _scores(
     "scores",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    _run(),
-    Column("layer", Integer, nullable=False),
-    Column("unit", Integer, nullable=False),
-    Column("explanation_id", Integer, ForeignKey("explanations.id", ondelete="CASCADE"), nullable=False),
-    Column("scorer", String(32), nullable=False),
-    Column("scorer_model", SafeText, nullable=False),
-    Column("metric", String(32), nullable=False),
-    Column("split", String(8), nullable=False),
-    Column("subset", String(32), nullable=False),
-    Column("status", String(32), nullable=False),
-    Column("reason", SafeText),
-    Column("value", Float),
-    Column("ci_low", Float),
-    Column("ci_high", Float),
-    Column("ci_reason", SafeText),
-    Column("control", Float),
-    Column("control_explanation_id", Integer),
-    Column("control_reason", SafeText),
-    Column("n_tokens", Integer, nullable=False),
-    Column("n_records", Integer, nullable=False),
-    Column("effective_records", Float),
-    UniqueConstraint(
-        "explanation_id", "scorer", "scorer_model", "metric", "split", "subset", name="uq_scores"
-    ),
     Index("ix_scores_headline", "run_id", "metric", "subset", "split", "value"),
     Index("ix_scores_headline_layer", "run_id", "layer", "metric", "subset", "split", "value"),
     Index(
@@ -340,6 +294,8 @@ scores = Table(
         postgresql_where=text(HAS_INTERVAL),
     ),
 )
+rule_scores = _scores("rule_scores")
+SCORES: Mapping[TextPart, Table] = {"whole": scores, "rule": rule_scores}
 
 simulator_checks = Table(
     "simulator_checks",
@@ -367,13 +323,13 @@ vectors = Table(  # of the texts of explanations, by blocks of their ids: see st
     "vectors",
     metadata,
     Column("id", Integer, primary_key=True),
-    _run(),
+    of_run(),
     Column("block", Integer, nullable=False),
     Column("model", SafeText, nullable=False),
     Column("is_current", Boolean(create_constraint=False), nullable=False),
     Column("checksum", String(16), nullable=False),
     Column("dimensions", Integer, nullable=False),  # numbers of each explanation
-    *map(_packed, ("explanation_ids", "text_hashes", "scales", "numbers")),
+    *map(packed, ("explanation_ids", "text_hashes", "scales", "numbers")),
     UniqueConstraint("run_id", "block", "model", name="uq_vectors_run_id_block_model"),
 )
 
@@ -381,7 +337,7 @@ sessions = Table(
     "sessions",
     metadata,
     Column("id", Integer, primary_key=True),
-    _run(),
+    of_run(),
     Column("started_at", String(32), nullable=False),
     Column("seconds", Float, nullable=False),
     Column("explainer", String(32)),

@@ -112,6 +112,8 @@ ExplanationAnswer = derived(
         "prompt_sha256": str | None,
         "scores": list[ScoreAnswer],
         "predictions": list[PredictionAnswer],
+        "rule_scores": list[ScoreAnswer] | None,
+        "rule_predictions": list[PredictionAnswer] | None,
     },
 )
 

@@ -14,6 +14,7 @@ from neuroexplain.formatting import (
     interval,
     number,
     printable,
+    rule_comparison,
     score_name,
     score_order,
     short_name,
@@ -69,7 +70,9 @@ class ExplanationView:
     """One explanation with its scores, the headline first."""
 
     id: int
-    text: str
+    text: str  # the rule alone, where examples stand behind it
+    examples: str  # empty without examples
+    rule_comparison: str  # the score of the rule alone, and what the examples add; empty if not known
     status: str
     reason: str
     author: str  # explainer and model; candidate and side where they matter
@@ -92,7 +95,9 @@ def explanation_view(
     provenance = explanation.provenance
     return ExplanationView(
         id=explanation.id or 0,
-        text=printable(explanation.text or ""),
+        text=printable(explanation.rule or explanation.text or ""),
+        examples=printable(", ".join(explanation.examples or ())),
+        rule_comparison=rule_comparison(page, explanation) or "",
         status=explanation.status,
         reason=printable(explanation.reason or ""),
         author=_author(page.run, explanation),

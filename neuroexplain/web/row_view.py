@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuroexplain.formatting import explained_by, interval, number, printable, short_name
+from neuroexplain.formatting import explained_by, interval, number, printable, rule_first, short_name
 from neuroexplain.runs import QueryRow
 from neuroexplain.units import UnitId
 
@@ -31,6 +31,7 @@ class RowView:
     explanation: str
     score: str
     interval: str
+    rule_score: str  # of the rule alone; empty if there is none
     beyond_words: str  # the score without the words of the explanation; empty if there is none
     author: str  # explainer and model
     scorer: str  # with its model; empty without a score
@@ -42,9 +43,10 @@ def row_view(row: QueryRow) -> RowView:
     return RowView(
         unit=row.unit,
         label=row.label,
-        explanation=printable(row.explanation),
+        explanation=rule_first(row.explanation, row.rule, row.examples),
         score=number(row.score),
         interval=interval(row.ci_low, row.ci_high),
+        rule_score="" if row.rule_score is None else number(row.rule_score),
         beyond_words="" if row.beyond_words is None else number(row.beyond_words),
         author=explained_by(row.explainer, row.model) + side,
         scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",

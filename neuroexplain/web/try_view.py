@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from neuroexplain.formatting import number
+from neuroexplain.formatting import number, rule_first
 from neuroexplain.lookup import load_page
 from neuroexplain.probe import Probe, StrongUnit
 from neuroexplain.runs import Run
@@ -76,6 +76,6 @@ def _strong_unit_view(neuron: StrongUnit) -> StrongUnitView:
         unit=neuron.unit,
         activation=f"{neuron.activation:.3g}",
         share=f"{neuron.share:.0%}",
-        explanation="not explained" if row is None else row.explanation,
+        explanation="not explained" if row is None else rule_first(row.explanation, row.rule, row.examples),
         score="" if row is None else number(row.score),
     )

@@ -85,7 +85,7 @@ def test_a_true_hypothesis_has_all_of_the_true_score_and_wins_everywhere(file):
     # On the judged records of n0: b0 at 8, a0 at 6 (rank 3), and a0 at 0 twice.
     predicted, true = np.zeros(256), np.zeros(256)
     predicted[63::64], true[63], true[127] = 1, 8, 6
-    assert results[0].true.whole == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+    assert results[0].true.all_tokens == pytest.approx(np.corrcoef(predicted, true)[0, 1])
 
 
 def test_a_failed_attempt_counts_as_0_and_a_copy_is_counted(file):

@@ -19,7 +19,7 @@ NAMED = {  # in the SQL below
     "its": "explanation_id = (SELECT id FROM explanations WHERE layer = 0 AND unit = 3)",
     "copy": "run_id, layer, unit, explainer, 1, 'other', 1, status, text, reason, reply, engine, "
     "engine_version, model, model_revision, prompt_sha256, sampling, prompt_tokens, completion_tokens, "
-    "seconds, created_at, covers, parts, side",
+    "seconds, created_at, covers, parts, side, rule, examples",
 }
 UNREADABLE = [  # damages of neuron 0:3 alone
     ("DELETE FROM exemplars WHERE {here} AND kind = 'top'", "is not among the positive side's exemplars"),

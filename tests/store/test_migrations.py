@@ -1,20 +1,20 @@
 """Each migration, on rows of the version before it."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from sqlalchemy import TableClause, column, create_engine, insert, make_url, select
+from sqlalchemy import TableClause, column, create_engine, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from neuroexplain.embedding.index import MeaningIndex
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
-from neuroexplain.store.engine import REVISION, Store, migrations_folder, open_store, upgrade_store
-from neuroexplain.store.explanations import list_predictions
+from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
+from neuroexplain.store.explanations import list_explanations, list_predictions
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_explained import save_explanations
-from tests.embedding.stores import LetterEmbedder, explanation_of, fill_run
+from tests.embedding.stores import LetterEmbedder, explanation_of
 
 
 def at_revision(database, revision):
@@ -138,14 +138,69 @@ def test_0004_keeps_every_peak_token(database):
             )
 
 
+BY = {  # of an explanation
+    "explainer": "pairs",
+    "candidate": 0,
+    "chosen": True,
+    "status": "ok",
+    "engine": "none",
+    "model": "m",
+    "sampling": "{}",
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "seconds": 0.0,
+    "created_at": "2026",
+}
+
+
+def insert_explained(connection, texts):
+    """A run whose unit i of layer 0 is explained by the text i, in the tables of 0010 and 0011."""
+    run = {
+        "status": "finished",
+        "subject": "s",
+        "dtype": "float32",
+        "layers": "[0]",
+        "n_layers": 1,
+        "top_k": 4,
+    }
+    run |= {"n_random": 0, "seed": 0, "tokenizer_sha256": "", "config": "{}", "n_segments": 0}
+    run |= {"n_documents": 0, "n_tokens": 0, "versions": "{}", "started_at": "2026"}
+    insert_row(connection, "runs", id=1, **run)
+    source = {"kind": "mlp", "module": "m", "side": "positive", "width": len(texts), "dtype": "float32"}
+    insert_row(connection, "sources", run_id=1, layer=0, **source)
+    for unit, text in enumerate(texts):
+        insert_row(connection, "units", run_id=1, layer=0, unit=unit, status="ok", max_activation=1.0)
+        place = {"run_id": 1, "layer": 0, "unit": unit, "request_key": str(unit)}
+        insert_row(connection, "explanations", **place, text=text, **BY)
+
+
 def test_0011_lets_explanations_of_the_version_before_be_found_by_meaning(database):
-    at_revision(database, "0010").dispose()
-    with Store(make_url(database) if "://" in database else Path(database), database) as store:
-        fill_run(store, ["sea", "birds"])
+    engine = at_revision(database, "0010")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea", "birds"])
+    engine.dispose()
     assert upgrade_store(database) == ("0010", REVISION)
     with open_store(database) as store:
         index = MeaningIndex(store, load_run(store), LetterEmbedder())
         index.refresh()
-        save_explanations(store, index.run.id, [explanation_of(2, "ships"), explanation_of(1, "fish")])
+        save_explanations(store, index.run.id, [explanation_of(0, "ships"), explanation_of(1, "fish")])
         index.refresh()
         assert sorted(index.embedder.embedded) == ["birds", "fish", "sea", "ships"]
+
+
+def test_0012_leaves_explanations_of_the_version_before_without_a_rule(database):
+    engine = at_revision(database, "0011")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea, waves and other water", "birds"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0011", REVISION)
+    with open_store(database) as store:
+        run = load_run(store)
+        assert [(e.text, e.rule, e.examples) for e in list_explanations(store, run.id)] == [
+            ("sea, waves and other water", None, None),
+            ("birds", None, None),
+        ]
+        rule = replace(explanation_of(0, "a and other b"), rule="b", examples=("a",))
+        (saved,) = save_explanations(store, run.id, [rule])
+        (back,) = [e for e in list_explanations(store, run.id) if e.rule is not None]
+        assert (back.id, back.rule, back.examples) == (saved.id, "b", ("a",))

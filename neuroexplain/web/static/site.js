@@ -153,15 +153,16 @@ async function findRows(search, index) {
 function resultsTable(rows) {
   const table = element("table", undefined, { class: "results" });
   const head = element("tr");
-  const hasBeyond = rows.some((row) => row.beyond_words !== null);
-  const beyond = hasBeyond ? ["beyond its words"] : [];
-  const titles = ["unit", "score", "95% interval", ...beyond, "explanation", "by", "scorer", "max"];
+  const columns = [["rule alone", "rule_score"], ["beyond its words", "beyond_words"]]
+    .filter(([, name]) => rows.some((row) => row[name] !== null));
+  const figures = columns.map(([title]) => title);
+  const titles = ["unit", "score", "95% interval", ...figures, "explanation", "by", "scorer", "max"];
   head.append(...titles.map((title) => element("th", title)));
-  table.append(head, ...rows.map((row) => resultsLine(row, hasBeyond)));
+  table.append(head, ...rows.map((row) => resultsLine(row, columns.map(([, name]) => name))));
   return table;
 }
 
-function resultsLine(row, hasBeyond) {
+function resultsLine(row, figures) {
   const score = (value) => (value === null ? "-" : value.toFixed(2));
   const unit = `${row.layer}:${row.neuron}`, href = `neuron.html?at=${unit}`;
   const linkCell = (text, attributes) => {
@@ -174,8 +175,8 @@ function resultsLine(row, hasBeyond) {
     linkCell(unit),
     element("td", score(row.score), { class: "num" }),
     element("td", row.ci_low === null ? "" : `${score(row.ci_low)} to ${score(row.ci_high)}`, { class: "num" }),
-    ...(hasBeyond ? [element("td", score(row.beyond_words), { class: "num" })] : []),
-    linkCell(row.explanation, { class: "words" }),
+    ...figures.map((name) => element("td", score(row[name]), { class: "num" })),
+    linkCell(row.rule === null ? row.explanation : `${row.rule} (${row.examples.join(", ")})`, { class: "words" }),
     element("td", row.explainer, { class: "by" }),
     element("td", row.scorer || "", { class: "by" }),
     element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }),
