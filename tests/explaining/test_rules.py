@@ -133,12 +133,12 @@ def test_a_costly_scorer_predicts_the_whole_of_the_chosen_candidate_alone(store,
     [
         (
             "UPDATE rule_scores SET value = value + 1e-9",
-            "rule of explanation 1 by lexical: the stored score",
+            r"rule of explanation \d by lexical: the stored score",
         ),
         ("DELETE FROM rule_predictions", "scores of .* without their prediction"),
         (
             "UPDATE rule_scores SET unit = 7 WHERE id = 1",
-            "rule score 1 of explanation 1 stands under another",
+            r"rule score 1 of explanation \d stands under another",
         ),
         ("UPDATE explanations SET rule = 'the'", "correlation_beyond_words"),
     ],
@@ -185,9 +185,7 @@ def test_rules_come_back_from_a_parquet_export(store, lexical, tmp_path):
         assert list(verify_run(back, load_run(back))) == []
         for unit in NEURONS:
             pages = [load_page(s, load_run(s), unit) for s in (store, back)]
-            before, after = (
-                [explanation_without_ids(e) for e in unit_json(p)["explanations"]] for p in pages
-            )
+            before, after = (without_ids(unit_json(page)["explanations"]) for page in pages)
             assert before == after
 
 
