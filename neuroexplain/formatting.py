@@ -251,7 +251,7 @@ def short_name(model: str) -> str:
 
 
 def rule_comparison(page: UnitPage, explanation: Explanation) -> str | None:
-    """The headline of the rule alone, and what the examples add: `rule alone 0.41, examples add 0.10`.
+    """The headline of the rule alone, and what the examples add: `rule alone 0.41, examples add +0.10`.
 
     By the scorer whose headline comes first. None if the rule has no such score.
     """
@@ -271,9 +271,7 @@ def rule_comparison(page: UnitPage, explanation: Explanation) -> str | None:
         return f"rule alone: {rule.score.status.words}"
     if whole is None:
         return f"rule alone {number(rule.score.value)}"
-    gain = whole - rule.score.value
-    verb = "add" if gain >= 0 else "take"
-    return f"rule alone {number(rule.score.value)}, examples {verb} {number(abs(gain))}"
+    return f"rule alone {number(rule.score.value)}, examples add {whole - rule.score.value:+.2f}"
 
 
 def rule_first(text: str, rule: str | None, examples: Sequence[str] | None) -> str:

@@ -169,9 +169,8 @@ def test_query_show_and_csv_tell_the_rule_first_with_its_score(store, lexical):
         if own is None:
             assert rule_comparison(page, e) == "rule alone: constant simulation"
         else:
-            gain = row.score - own
-            verb = "add" if gain >= 0 else "take"
-            assert rule_comparison(page, e) == f"rule alone {own:.2f}, examples {verb} {abs(gain):.2f}"
+            gain = f"{row.score - own:+.2f}"
+            assert rule_comparison(page, e) == f"rule alone {own:.2f}, examples add {gain}"
     assert {row.rule_score is None for row in rows} == {True, False}
     assert next(csv.DictReader(io.StringIO(query_csv(rows))))["rule"] == rows[0].rule
 
