@@ -3,6 +3,10 @@
     python scripts/eval_explainers.py --neurons tests/known/neurons.json --local MODEL --explainer category
     python scripts/eval_explainers.py --neurons FILE.json --server URL --candidates 3 --json
 
+Or on real units of a database, by population score; nothing is stored:
+
+    python scripts/eval_explainers.py --db smollm2.db --sample 30 --local MODEL --explainer category
+
 FILE is that of eval_simulators.py, which has the halves `choose` and `report` too. The explainer reads each
 neuron's top records of even rank. A simulator predicts the top records of odd rank and the random ones from
 the hypothesis, and so it is scored; of several candidates that is taken whose rule scores best on the
@@ -14,6 +18,10 @@ the whole.) beyond_words is the ratio for the scores of the whole without the to
 bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens. *_error is a standard error
 over neurons. wins counts the neurons whose rule scores above those of five other neurons; copies the rules
 that are a worked example's answer or repeat the prompt, failed the attempts without a hypothesis.
+
+Of real units the truth is not known. Means of population scores on `report` are given: of the rules, of the
+wholes, of the bare lists, and of the rule of the next unit of the sample on the same records (other_rule);
+wins counts the units whose rule scores above the rules of five others.
 """
 
 from __future__ import annotations
@@ -28,28 +36,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from neuroexplain.cli.select_units import sample_units
 from neuroexplain.config import EngineConfig, ExplainConfig
 from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.evidence import Explanation, Status, texts_in_context
+from neuroexplain.evidence import Explanation, Provenance, Status, texts_in_context
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.explaining.explainers import EXPLAINERS, worked_answers
 from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.known_neurons import HALVES, NO_TOKENIZER, KnownNeuron, read_neurons
-from neuroexplain.explaining.plan import Requests
+from neuroexplain.explaining.plan import ExplainTask, Requests
+from neuroexplain.explaining.predictions import begin_prediction
 from neuroexplain.explaining.rendering import list_peak_tokens
 from neuroexplain.explaining.replies import is_copy
+from neuroexplain.explaining.run import headline_of
+from neuroexplain.explaining.side import explain_side
+from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.llm.engine import Engine
+from neuroexplain.runs import Run
 from neuroexplain.scorers._simulation import OpenSimulator
-from neuroexplain.scorers.base import SCORERS
+from neuroexplain.scorers.base import SCORERS, OpenScorer, compute_scores
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.scoring.named_words import find_named
+from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
+from neuroexplain.store.engine import Store, open_store
+from neuroexplain.store.runs import load_run
+from neuroexplain.store.units import list_unit_ids, load_unit
+from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import UnitId
 
 UNIT = UnitId(0, 0)  # stands for every known neuron
@@ -170,10 +190,8 @@ def bare_list(neuron: KnownNeuron) -> str:
 def evaluate(neurons: Sequence[KnownNeuron], requests: Requests, judge: Judge) -> list[Result]:
     """Explain all neurons, then score each hypothesis on its neuron and on five others."""
     console = Console(stderr=True)
-    chosen = [
-        choose(neuron, explain(neuron, requests), judge)
-        for neuron in track(neurons, "explaining", console=console)
-    ]
+    explained = track(neurons, "explaining", console=console)
+    chosen = [choose(neuron, explain(neuron, requests), judge) for neuron in explained]
     texts = [explanation.text or "" for explanation in chosen]
     rules = [rule_of(explanation) for explanation in chosen]
     step, n = max(1, len(neurons) // (N_OTHERS + 1)), len(neurons)
@@ -195,6 +213,70 @@ def evaluate(neurons: Sequence[KnownNeuron], requests: Requests, judge: Judge) -
             )
         )
     return results
+
+
+def evaluate_units(
+    store: Store, run: Run, units: Sequence[UnitId], requests: Requests, scorer: OpenScorer
+) -> dict[str, float | int | None]:
+    """Explain units of a run as `explain` does, without storing anything, and score texts on `report`."""
+    tasks, chosen = [], []
+    for unit in track(units, "explaining", console=Console(stderr=True)):
+        stored = load_unit(store, run, unit)
+        tokens = load_tokens(store, run.id, tokens_needed(stored.exemplars))
+        evidence = SideEvidence.of(run, stored, run.sides[0], tokens)
+        task = ExplainTask(evidence, tokens, {}, {})
+        results = explain_side(task, requests=requests, scorer=scorer, headline=headline_of(run, scorer))
+        tasks.append(task)
+        chosen.append(next(result.explanation for result in results if result.explanation.chosen))
+    rules = [rule_of(explanation) for explanation in chosen]
+    step, n = max(1, len(units) // (N_OTHERS + 1)), len(units)
+    rows = []
+    for i, task in enumerate(track(tasks, "judging", console=Console(stderr=True))):
+        judge = UnitJudge(scorer, task)
+        others = [judge.score(rules[(i + k * step) % n]) for k in range(1, N_OTHERS + 1)]
+        try:
+            listed = list_peak_tokens(
+                task.evidence.explain_records(requests.explainer.n_records), task.tokens
+            )
+        except LlmReplyError:
+            listed = ""
+        own, whole = judge.score(rules[i]), judge.score(chosen[i].text or "")
+        rows.append((own, whole, judge.score(listed), others[0], all(own > other for other in others)))
+    rule, whole, listed, other, won = np.array(rows, float).T
+    return {
+        "mean_rule": round(rule.mean(), 3),
+        "mean_rule_error": round(rule.std(ddof=1) / n**0.5, 3) if n > 1 else None,
+        "mean_whole": round(whole.mean(), 3),
+        "mean_bare_list": round(listed.mean(), 3),
+        "other_rule": round(other.mean(), 3),
+        "above_other": int((rule > other).sum()),
+        "wins": int(won.sum()),
+        "failed": sum(not explanation.text for explanation in chosen),
+        "n": n,
+    }
+
+
+class UnitJudge:
+    """Scores texts on one unit's `report` records."""
+
+    def __init__(self, scorer: OpenScorer, task: ExplainTask) -> None:
+        self._scorer, self._evidence = scorer, task.evidence
+        self._trials = SideTrials(scorer, task.evidence, task.tokens)
+        self._nobody = Provenance("none", None, "none", None, None)
+
+    def score(self, text: str) -> float:
+        """The headline of the text; 0 without a text or where it is undefined."""
+        if not text:
+            return 0.0
+        unit = self._evidence.unit.id
+        explanation = Explanation(unit, "human", Status.OK, text, self._nobody, side=self._evidence.side)
+        begun = begin_prediction(explanation, "whole", self._scorer, self._evidence)
+        prediction = self._trials.extend(begun, [text], ("report",))
+        key = ("report", "correlation", self._evidence.headline_subset)
+        for score in compute_scores(self._evidence, prediction):
+            if (score.split, score.metric, score.subset) == key:
+                return score.value or 0.0
+        return 0.0
 
 
 def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float | None, float | None]:
@@ -246,7 +328,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--neurons", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--neurons", type=Path, help="a file of known neurons")
+    what.add_argument("--db", help="a database: real units of its latest run")
+    parser.add_argument("--sample", type=int, default=30, help="units of the database (default: 30)")
     parser.add_argument("--explainer", choices=list(EXPLAINERS), default=ExplainConfig.explainer)
     parser.add_argument("--local", help="a model to explain in this process")
     parser.add_argument("--server", help="the URL of a vLLM server that explains")
@@ -262,40 +347,51 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    options = parse_arguments()
-    try:
+def run_options(options: argparse.Namespace, stack: ExitStack) -> tuple[dict[str, Any], list[Result]]:
+    """The figures, and the results of known neurons; none of real units."""
+
+    def open_model(config: EngineConfig) -> Engine:
+        return open_engine(config, stack, lambda line: print(line, file=sys.stderr))
+
+    config = ExplainConfig((UNIT,), options.explainer, candidates=options.candidates)
+    own = EngineConfig(
+        server=options.server, local=options.local, model=options.model, api_key=options.api_key
+    )
+    engine = open_model(own) if config.asks_llm else None
+    judge = open_model(EngineConfig(local=options.judge or embedded_model()))
+    requests, scorer = Requests.of(config, engine), SCORERS.load(options.scorer)
+    began, results = time.perf_counter(), []
+    if options.db:
+        store = stack.enter_context(open_store(options.db, read_only=True))
+        run = load_run(store)
+        units = sample_units(store, run, list_unit_ids(store, run.id), options.sample)
+        figures = evaluate_units(store, run, units, requests, scorer.open(judge, run))
+    else:
         neurons = read_neurons(options.neurons, None, options.half)
         if options.kinds:
             neurons = [neuron for neuron in neurons if neuron.kind in options.kinds.split(",")]
+        simulator = scorer.open(judge, SimpleNamespace(tokenizer_sha256=NO_TOKENIZER))
+        results = evaluate(neurons, requests, Judge(simulator))
+        figures = summarize(results)
+    tokens = 0 if engine is None else engine.usage.prompt_tokens
+    seconds = round(time.perf_counter() - began, 1)
+    return {**figures, "prompt_tokens": tokens, "seconds": seconds}, results
+
+
+def main() -> int:
+    options = parse_arguments()
+    try:
         with ExitStack() as stack:
-
-            def open_model(config: EngineConfig) -> Engine:
-                return open_engine(config, stack, lambda line: print(line, file=sys.stderr))
-
-            config = ExplainConfig((UNIT,), options.explainer, candidates=options.candidates)
-            own = EngineConfig(
-                server=options.server, local=options.local, model=options.model, api_key=options.api_key
-            )
-            engine = open_model(own) if config.asks_llm else None
-            judge = open_model(EngineConfig(local=options.judge or embedded_model()))
-            simulator = SCORERS.load(options.scorer).open(
-                judge, SimpleNamespace(tokenizer_sha256=NO_TOKENIZER)
-            )
-            began = time.perf_counter()
-            results = evaluate(neurons, Requests.of(config, engine), Judge(simulator))
-            seconds = round(time.perf_counter() - began, 1)
-            tokens = 0 if engine is None else engine.usage.prompt_tokens
+            figures, results = run_options(options, stack)
     except (NeuroexplainError, OSError, json.JSONDecodeError, KeyError) as error:
         known = isinstance(error, NeuroexplainError)
         print(error if known else f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    figures = {**summarize(results), "prompt_tokens": tokens, "seconds": seconds}
     if options.json:
         print(json.dumps(figures))
         return 0
     text = ", ".join(f"{name} {value}" for name, value in figures.items())
-    Console().print(table_of(results), "", text, sep="\n")
+    Console().print(*([table_of(results), ""] if results else []), text, sep="\n")
     return 0
 
 

@@ -15,7 +15,11 @@ from neuroexplain.explaining.explainers import EXPLAINERS
 from neuroexplain.explaining.known_neurons import read_neurons
 from neuroexplain.explaining.plan import Requests
 from neuroexplain.scorers.base import PredictedTrial, Predictions
+from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.store.explanations import list_explanations, list_scores
+from neuroexplain.store.runs import load_run
 from neuroexplain.units import UnitId
+from tests.explaining.explained import NEURONS, by_words, explain
 from tests.fakes import ScriptedLlm, tiny_subject
 
 ROOT = Path(__file__).parent.parent.parent
@@ -115,6 +119,37 @@ def test_a_share_is_a_ratio_of_means_with_the_error_of_one():
     assert error == pytest.approx(np.std(parts[picks].mean(1) / wholes[picks].mean(1)), rel=0.1)
     assert eval_explainers.share([0.1], [0.2]) == (None, None)
     assert eval_explainers.share([0.1, 0.2], [0.0, 0.0]) == (None, None)
+
+
+def test_real_units_are_scored_as_explain_scores_them(store, local):
+    run = load_run(store)
+    scorer = LexicalSimulator(local, run.tokenizer_sha256)
+    requests = Requests.of(ExplainConfig(NEURONS, "category"), ScriptedLlm(by_words))
+    figures = eval_explainers.evaluate_units(store, run, NEURONS, requests, scorer)
+    assert list_explanations(store, run.id) == []  # nothing is stored
+    values = {}
+    for explainer in ("category", "tokens"):
+        explain(store, ScriptedLlm(by_words), scorer, explainer)
+        ids = [e.id for e in list_explanations(store, run.id, explainer=explainer)]
+        for part in ("whole", "rule"):
+            headlines = [s.score for s in list_scores(store, ids, part) if run.headline.is_of(s.score)]
+            values[explainer, part] = [score.value or 0.0 for score in headlines]
+    assert figures["mean_rule"] == pytest.approx(np.mean(values["category", "rule"]), abs=6e-4)
+    assert figures["mean_whole"] == pytest.approx(np.mean(values["category", "whole"]), abs=6e-4)
+    assert figures["mean_bare_list"] == pytest.approx(np.mean(values["tokens", "whole"]), abs=6e-4)
+    assert (figures["n"], figures["failed"]) == (len(NEURONS), 0)
+    assert figures["wins"] <= figures["above_other"] <= len(NEURONS)
+
+
+def test_the_script_reads_a_database(collected):
+    command = [sys.executable, str(SCRIPT), "--db", str(collected / "x.db"), "--sample", "3", "--json"]
+    model = str(collected / "model")
+    done = subprocess.run(
+        [*command, "--local", model, "--judge", model], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(done.stdout)
+    assert figures["n"] == 3
+    assert {"mean_rule", "mean_whole", "mean_bare_list", "other_rule", "wins"} < set(figures)
 
 
 def test_the_script_runs_by_a_real_model(file, tmp_path):
