@@ -15,7 +15,7 @@ from neuroexplain.explaining.rendering import (
     render_numbered_excerpts,
     render_pairs,
 )
-from neuroexplain.explaining.replies import Hypothesis, parse_meanings, parse_single
+from neuroexplain.explaining.replies import Hypothesis, parse_category, parse_meanings, parse_single
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import Prompt, WorkedCategory, level_lines, load_prompt
 from neuroexplain.scoring.named_words import find_named
@@ -121,7 +121,14 @@ EXAMPLE_MEANINGS = "\n".join(
 EXPLAINERS: Mapping[str, Explainer] = {
     explainer.name: explainer
     for explainer in (
-        Explainer("category", 10, "explain/category", list_firing_words, n_examples=5),
+        Explainer(
+            name="category",
+            n_records=10,
+            prompt="explain/category",
+            render=list_firing_words,
+            parse=parse_category,
+            n_examples=5,
+        ),
         Explainer("pairs", 5, "explain/pairs", render_pairs),
         Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
         Explainer(

@@ -18,6 +18,7 @@ PREAMBLE = re.compile(
     re.IGNORECASE,
 )
 LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis
+LONGEST_CATEGORY = 12  # words
 LEAST_REPEATED = 6  # words from which an answer that says most of them again is a loop, not a hypothesis
 REFUSAL = re.compile(
     r"(?:sorry, |unfortunately, )?i"
@@ -41,6 +42,16 @@ def parse_single(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
     """The hypothesis in a reply: its first line, tidied. Raises LlmReplyError (`parse_error`) without one."""
     answer = _without_reasoning(reply)
     return [Hypothesis(_tidy(answer.splitlines()[0] if answer else "", reply))]
+
+
+def parse_category(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:
+    """The category in a reply: as parse_single, but a sentence about the words is none."""
+    hypotheses = parse_single(reply, records)
+    n_words = len(WORD.findall(hypotheses[0].text))
+    if n_words > LONGEST_CATEGORY:
+        reason = f"the answer has {n_words} words: a sentence, not a category of at most {LONGEST_CATEGORY}"
+        raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
+    return hypotheses
 
 
 def parse_meanings(reply: str, records: Sequence[Exemplar]) -> list[Hypothesis]:

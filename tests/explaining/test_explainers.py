@@ -9,7 +9,7 @@ from neuroexplain.evidence import Exemplar, Headline, Status, Unit
 from neuroexplain.explaining.explainers import EXPLAINERS, draw_worked, worked_answers
 from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.plan import ExplainTask, Requests
-from neuroexplain.explaining.replies import is_copy, parse_single
+from neuroexplain.explaining.replies import is_copy, parse_category, parse_single
 from neuroexplain.explaining.side import explain_side
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.units import UnitId
@@ -280,3 +280,12 @@ def test_a_reply_that_is_no_hypothesis_is_a_failed_attempt(reply):
 )
 def test_a_hypothesis_is_tidied(reply, text):
     assert [hypothesis.text for hypothesis in parse_single(reply, [])] == [text]
+
+
+def test_a_sentence_about_the_words_is_no_category():
+    longest = "a b c d e f g h i j k l"
+    assert [hypothesis.text for hypothesis in parse_category(f" {longest}.\nmore", [])] == [longest]
+    with pytest.raises(LlmReplyError, match="13 words: a sentence, not a category of at most 12") as failed:
+        parse_category(f"{longest} m", [])
+    assert (failed.value.status, failed.value.reply) == ("parse_error", f"{longest} m")
+    assert EXPLAINERS["category"].parse is parse_category
