@@ -2,13 +2,16 @@
 
 import os
 import re
+import sqlite3
 import time
+from contextlib import closing
 
 import httpx
 import pytest
 
 from tests.vllm.test_real_server import (
     EXPLAIN,
+    MODEL,
     NEURONS,
     Served,
     collected,  # noqa: F401  (a fixture)
@@ -43,32 +46,46 @@ def n_answered(server):
     return sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", metrics, re.MULTILINE)))
 
 
+def engine_versions(db):
+    """What answered, as it is stored with explanations and predictions."""
+    with closing(sqlite3.connect(db)) as connection:
+        tables = [
+            connection.execute(f"SELECT DISTINCT engine, engine_version FROM {table}").fetchall()  # noqa: S608
+            for table in ("explanations", "predictions")
+        ]
+    assert all(len(versions) == 1 for versions in tables)
+    return tables
+
+
 def test_one_of_two_killed_half_way_costs_time_and_nothing_else(collected, servers):  # noqa: F811
     first, second = servers
     one = copy_of(collected, "one.db")
     done = run(one, *EXPLAIN, "--server", second.url)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 1), done.stderr  # 1: so small a model may repeat itself in an answer
     expected = read_results(one)
 
     db = copy_of(collected, "two.db")
-    n_before = [n_answered(server) for server in servers]
     process = start(db, *EXPLAIN, "--server", f"{first.url},{second.url}")
-    while n_answered(first) < n_before[0] + 8:  # some of them compare the two servers
+    asking, reading = process.stderr.readline(), process.stderr.readline()
+    assert asking.startswith(f"Asking {MODEL} at 2 servers, {first.url}/v1, {second.url}/v1 (vllm ")
+    assert reading.startswith("Reading probabilities by ")
+    n_before = [n_answered(server) for server in servers]
+    while n_answered(first) == n_before[0]:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
+        time.sleep(0.05)
     first.kill()
     _, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
+    assert process.returncode == done.returncode, err
     print(err)
-    assert f"at 2 servers, {first.url}/v1, {second.url}/v1 (vllm " in err
     assert f"The server at {first.url}/v1 is left out" in err
-    assert n_answered(second) > n_before[1] + 8
+    assert n_answered(second) > n_before[1] + 3
     assert run(db, "verify").returncode == 0
+    assert engine_versions(db) == engine_versions(one)
     results = read_results(db)
     for neuron in NEURONS:
         for explanation, alone in zip(results[neuron], expected[neuron], strict=True):
-            assert (explanation["text"], explanation["status"]) == (alone["text"], "ok")
-            assert explanation["engine_version"] == alone["engine_version"]
+            assert (explanation["text"], explanation["status"]) == (alone["text"], alone["status"])
             for score, score_alone in zip(explanation["scores"], alone["scores"], strict=True):
                 assert score["status"] == score_alone["status"]
                 assert score["value"] == pytest.approx(score_alone["value"], abs=0.02)  # a server's noise
+    assert any(s["value"] is not None for e in results[NEURONS[0]] + results[NEURONS[2]] for s in e["scores"])
