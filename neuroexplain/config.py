@@ -149,9 +149,10 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Which engine answers: at most one of `server`, `vllm` and `local`; with none, the default server."""
+    """Which engine answers: one of `server`, `servers`, `vllm` and `local`; with none, the default server."""
 
-    server: str | None = None  # URL
+    server: str | None = None  # URL, or several with commas between them, which answer together
+    servers: str | None = None  # file with a URL a line, read again when it changes
     vllm: str | None = None  # model that a vLLM server of this run's own serves
     vllm_args: tuple[str, ...] = ()  # further arguments of that server
     vllm_command: str | None = None  # program that starts vLLM; None: searched for
@@ -182,7 +183,12 @@ class EngineConfig:
                 raise NeuroexplainError(
                     f"{name} holds a name or a key before @. Leave it out, and set NEUROEXPLAIN_API_KEY."
                 )
-        engines = (("the server", self.server), ("vLLM with", self.vllm), ("the local model", self.local))
+        engines = (
+            ("the server", self.server),
+            ("the servers of", self.servers),
+            ("vLLM with", self.vllm),
+            ("the local model", self.local),
+        )
         named = [f"{kind} {name}" for kind, name in engines if name is not None]
         if len(named) > 1:
             raise NeuroexplainError(f"Two engines were named: {' and '.join(named)}. Give one of them.")

@@ -111,7 +111,8 @@ def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Pa
 class ScriptedLlm:
     """An explainer's engine that answers by a function of the request, and remembers the requests."""
 
-    engine, version, model, revision, in_flight = "local", "scripted", "scripted", None, 1
+    engine, version, model, revision = "local", "scripted", "scripted", None
+    in_flight, n_servers = 1, None
     prompt_tokens = 7  # of every request
 
     def __init__(self, answer: Callable[[list[Message], dict[str, Any]], str]) -> None:

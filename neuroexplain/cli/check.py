@@ -22,6 +22,7 @@ from neuroexplain.cli.options import (
     RunId,
     ServedTokenizer,
     Server,
+    Servers,
     TrustRemoteCode,
     Vllm,
     VllmArgs,
@@ -61,6 +62,7 @@ PlaceToStore = Annotated[
 )
 def check(
     server: Server = None,
+    servers: Servers = None,
     vllm: Vllm = None,
     vllm_args: VllmArgs = "",
     local: Local = None,
@@ -97,6 +99,7 @@ def check(
     named = named_engine(
         default,
         server=server,
+        servers=servers,
         local=local,
         model=model,
         vllm=vllm,

@@ -37,17 +37,19 @@ def named_engine(
     model: str | None,
     vllm: str | None = None,
     vllm_args: str = "",
+    servers: str | None = None,
     base_server: str | None = None,
+    base_servers: str | None = None,
     tokenizer: str | None = None,
 ) -> EngineConfig | None:
     """The engine that the options name; None where they name none.
 
-    A model without a server is one of `base_server`'s models, or of the default server's.
+    A model without a server is one of `base_server`'s or `base_servers`' models, or of the default server's.
     """
-    if server is None and local is None and vllm is None:
+    if server is None and servers is None and local is None and vllm is None:
         if model is None and tokenizer is None:
             return None
-        server = base_server
+        server, servers = base_server, base_servers
     words: list[str] = []
     if vllm_args:
         from neuroexplain.llm.vllm import split_words
@@ -56,6 +58,7 @@ def named_engine(
     return replace(
         default,
         server=server,
+        servers=servers,
         vllm=vllm,
         vllm_args=tuple(words),
         local=local,
@@ -73,7 +76,9 @@ def engines_of(context: typer.Context) -> tuple[EngineConfig, EngineConfig | Non
         default,
         vllm=options["vllm"],
         vllm_args=options["vllm_args"],
+        servers=options["servers"],
         **{name: options[name] for name in names},
     )
     own = {name: options[f"simulator_{name}"] for name in names}
-    return engine or default, named_engine(default, base_server=options["server"], **own)
+    base = {f"base_{name}": options[name] for name in ("server", "servers")}
+    return engine or default, named_engine(default, **base, **own)

@@ -44,7 +44,20 @@ TrustRemoteCode = Annotated[
 
 Server = Annotated[
     str | None,
-    typer.Option("--server", help="URL of a vLLM (OpenAI-compatible) server.", rich_help_panel=LLM),
+    typer.Option(
+        "--server",
+        help="URL of a vLLM (OpenAI-compatible) server; of several that serve the same, URL,URL,...",
+        rich_help_panel=LLM,
+    ),
+]
+Servers = Annotated[
+    str | None,
+    typer.Option(
+        "--servers",
+        metavar="FILE",
+        help="File with a URL a line, read again when it changes: servers may join and leave.",
+        rich_help_panel=LLM,
+    ),
 ]
 Vllm = Annotated[
     str | None, typer.Option("--vllm", help="Start vLLM with this model for this run.", rich_help_panel=LLM)
@@ -90,7 +103,7 @@ MaxWait = Annotated[
 InFlight = Annotated[
     int,
     typer.Option(
-        "--in-flight", help="Most requests that a server gets at the same time.", rich_help_panel=RUNNING
+        "--in-flight", help="Most requests that each server gets at the same time.", rich_help_panel=RUNNING
     ),
 ]
 RetryFailed = Annotated[

@@ -73,7 +73,8 @@ def _line(event: Progress, n_new: int, seconds: float) -> str:
 
 def _rate(event: Progress, n_new: int, seconds: float) -> str:
     tokens = f", {event.tokens / seconds:,.0f} prompt tokens/s" if event.tokens else ""
-    return f"{n_new / seconds:,.1f}/s{tokens}"
+    servers = f", {event.servers[0]} of {event.servers[1]} servers" if event.servers else ""
+    return f"{n_new / seconds:,.1f}/s{tokens}{servers}"
 
 
 def clock(seconds: float) -> str:

@@ -72,6 +72,7 @@ def predict_controls(
             "explanations",
             n_failed,
             tokens=writer.prompt_tokens,
+            servers=writer.servers,
         )
 
 

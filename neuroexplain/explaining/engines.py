@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from neuroexplain.config import EngineConfig, ScoreConfig
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
+from neuroexplain.llm.server_list import ServerList
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import SCORERS, OpenScorer, Scorer
@@ -56,8 +58,8 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
             serving = stack.enter_context(
                 serve_vllm(config.vllm, config.vllm_args, config.vllm_command, tell)
             )
-        engine = ServerEngine(
-            config.server or config.default_server if serving is None else serving.url,
+        server = ServerEngine(
+            _servers_of(config) if serving is None else serving.url,
             config.model,
             api_key=config.api_key,
             max_wait=config.max_wait,
@@ -65,10 +67,21 @@ def open_engine(config: EngineConfig, stack: ExitStack, tell: Tell) -> Engine:
             tokenizer=config.tokenizer,
             trust_remote_code=config.trust_remote_code,
             exit_report=None if serving is None else serving.exit_report,
+            tell=tell,
         )
-        tell(f"Asking {engine.model} at {engine.url} ({engine.version}).")
+        tell(f"Asking {server.model} at {server.place} ({server.version}).")
+        engine = server
     stack.callback(engine.close)
     return engine
+
+
+def _servers_of(config: EngineConfig) -> ServerList:
+    """The servers that the configuration names, else the default one."""
+    if config.servers is not None:
+        return ServerList.read(Path(config.servers))
+    if config.server is not None:
+        return ServerList.parse(config.server)
+    return ServerList.parse(config.default_server, "NEUROEXPLAIN_SERVER")
 
 
 def open_scorer(scorer: Scorer, engine: Engine | None, run: Run, tell: Tell) -> OpenScorer:

@@ -70,6 +70,7 @@ def run_explain(
                 done=plan.n_finished + writer.n_units,
                 failed=plan.n_failed + writer.n_failed,
                 tokens=writer.prompt_tokens,
+                servers=writer.servers,
             )
             yield progress
         writer.flush()

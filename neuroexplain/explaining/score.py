@@ -65,6 +65,7 @@ def run_score(
                 done=n_finished + writer.n_units,
                 failed=n_failed + writer.n_failed,
                 tokens=writer.prompt_tokens,
+                servers=writer.servers,
             )
         writer.flush()
         yield from predict_controls(

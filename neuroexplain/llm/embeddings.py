@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.errors import EngineError, LlmReplyError
-from neuroexplain.llm.server import normalize_url
+from neuroexplain.llm.server_list import normalize_url
 from neuroexplain.llm.transport import Transport
 
 TEXTS_A_REQUEST = 128

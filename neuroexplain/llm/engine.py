@@ -73,8 +73,17 @@ class Engine(Protocol):
     engine: str  # local, server
     model: str
     revision: str | None
-    in_flight: int  # most requests at a time; above 1 the methods are called from several threads
     usage: Usage
+
+    @property
+    def in_flight(self) -> int:
+        """Most requests at a time; above 1 the methods are called from several threads."""
+        ...
+
+    @property
+    def n_servers(self) -> tuple[int, int] | None:
+        """(servers that answer, servers that are listed); None without a list of servers."""
+        ...
 
     @property
     def version(self) -> str: ...

@@ -46,6 +46,16 @@ class Gate:
         self._answers_before_window = 0
         self._crowded = False  # whether a thread had to wait in this window
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether a request failed after the last answer."""
+        return self._failing_since is not None
+
+    @property
+    def not_before(self) -> float:
+        """When the next request may go in, by the clock."""
+        return self._not_before
+
     def enter(self) -> float | None:
         """Wait until a request may go in. Returns the time by the clock, or None if the gate was closed."""
         with self._changed:

@@ -36,6 +36,7 @@ class LocalEngine:
 
     engine = "local"
     in_flight = 1
+    n_servers = None
 
     def __init__(
         self, name: str, dtype: str = "auto", device: str = "auto", *, trust_remote_code: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class MethodChoice:
         cache_block_size: tokens in a block of the server's prefix cache; infinite without a cache, None if
         unknown. Raises EngineError if the server offers no method.
         """
-        sample = _sample_rows(request)
+        sample = sample_of(request)
         most_likely, reference = self._most_likely(PromptLogprobs, sample)
         exact = list(EXACT_METHODS)
         if most_likely is not None and _cuts_cost_more(request, cache_block_size):
@@ -60,8 +60,7 @@ class MethodChoice:
 
         Raises EngineError if it gives neither.
         """
-        chosen = [[token_id] for token_id in request.flat_token_ids]
-        sample = NextTokenRequest(request.prompts[:SAMPLE_ROWS], chosen)
+        sample = sample_of(request)
         most_likely, reference = self._most_likely(NextLogprobs, sample)
         method: NextTokenMethod = (
             self._exact([LogprobTokenIds()], sample, reference) or most_likely or self._give_up()
@@ -80,7 +79,7 @@ class MethodChoice:
         """The first of the methods that answers, and as the reference does."""
         for method in methods:
             levels = self._try(method, sample)
-            if levels is not None and (reference is None or _agree(levels, reference)):
+            if levels is not None and (reference is None or agree(levels, reference)):
                 return method
             if levels is not None:
                 self._refusals[method.name] = "its answers differ from the most likely tokens"
@@ -117,11 +116,18 @@ def _cuts_cost_more(request: LogprobRequest, cache_block_size: float | None) -> 
     )
 
 
-def _sample_rows(request: LogprobRequest) -> LogprobRequest:
-    """A piece of the prompt around its first rows, to compare methods by.
+@overload
+def sample_of(request: LogprobRequest) -> LogprobRequest: ...
+@overload
+def sample_of(request: NextTokenRequest) -> NextTokenRequest: ...
+def sample_of(request: LogprobRequest | NextTokenRequest) -> LogprobRequest | NextTokenRequest:
+    """A piece of the request, to compare methods and servers by: the first prompts, or around the first rows.
 
     Each level token, and each token that follows a row and is thus likely, is a level of its own.
     """
+    if isinstance(request, NextTokenRequest):
+        chosen_ids = [[token_id] for token_id in request.flat_token_ids]
+        return NextTokenRequest(request.prompts[:SAMPLE_ROWS], chosen_ids)
     rows = request.rows[:SAMPLE_ROWS]
     first, end = max(0, rows[0] - SAMPLE_CONTEXT), min(rows[-1] + 2, len(request.token_ids))
     following = {request.token_ids[row + 1] for row in rows}
@@ -131,6 +137,6 @@ def _sample_rows(request: LogprobRequest) -> LogprobRequest:
     )
 
 
-def _agree(levels: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
-    """Whether two methods give the same probabilities, where the reference has one: it may be cut."""
+def agree(levels: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
+    """Whether two methods or servers give equal probabilities where the reference has any: it may be cut."""
     return bool((np.abs(levels - reference)[reference > 0] < TOLERANCE).all())

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from neuroexplain.errors import EngineError, LlmReplyError
+from neuroexplain.errors import EngineError, EngineLost, LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import (
     NEUTRAL_SAMPLING,
@@ -30,15 +27,17 @@ from neuroexplain.llm.distributions import (
     ReportedUsage,
 )
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
-from neuroexplain.llm.gate import FIRST_PAUSE
-from neuroexplain.llm.method_choice import PROBES, MethodChoice
-from neuroexplain.llm.transport import FAULT_OF_STATUS, REPLY_LENGTH, Transport, reply_text, unusable
+from neuroexplain.llm.method_choice import MethodChoice, agree, sample_of
+from neuroexplain.llm.replicas import Replicas
+from neuroexplain.llm.routing import Conversations, prefix_key
+from neuroexplain.llm.served import Server, ServerAway
+from neuroexplain.llm.server_list import ServerList
+from neuroexplain.llm.transport import REPLY_LENGTH, Transport, reply_text, unusable
 
-ENGINE_OPTIONS = (
-    "Give an engine:  --server URL (a running vLLM server) | --vllm MODEL (start one) | "
-    "--local MODEL (in this process)"
-)
 PROMPTS_PER_REQUEST = 32  # of next_distributions: a few hundred tokens beyond what they share
+BEFORE_ROW = 4  # tokens of the first record that may stand before the first row; the explanation ends before
+
+Post = Callable[[str, Mapping[str, Any], msgspec.json.Decoder[Any]], tuple[Any, bytes]]
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -58,13 +57,14 @@ Answer = TypeVar("Answer")
 
 
 class ServerEngine:
-    """One model of one server. Its methods may be called from many threads."""
+    """One model of one server, or of several that answer alike. Methods may be called from many threads."""
 
     engine = "server"
+    revision: str | None = None  # vLLM does not tell it
 
     def __init__(
         self,
-        url: str,
+        servers: str | ServerList,
         model: str | None = None,
         *,
         api_key: str | None = None,
@@ -73,49 +73,61 @@ class ServerEngine:
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         exit_report: Callable[[], str | None] | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Connect to the server and choose one of its models.
+        """Connect to a URL, or to a list of them, and choose a model.
 
         model: its name; not needed if the server has only one. max_wait: seconds to go on trying while the
-        server is away or busy. in_flight: most requests at a time; how many it gets depends on its throughput
-        (see gate.py). tokenizer: the model's, a hub name or folder; by default it is found by the model's
-        name. exit_report: says how the process of a server of our own ended; None while it runs. Raises
-        EngineError if the URL lists no models or not this one.
+        server is away or busy. in_flight: most requests at a time to a server; how many it gets depends on
+        its throughput (see gate.py). tokenizer: the model's, a hub name or folder; by default it is found by
+        the model's name. exit_report: says how the process of a server of our own ended; None while it runs.
+        tell: shows a line when a server of a list joins or leaves. Raises EngineError if no server lists
+        models or this one, or if those of a list differ.
         """
-        self.url = normalize_url(url)
-        self.in_flight = in_flight
         self.usage = Usage()
-        root = self.url.removesuffix("/v1")
-        self._transport = Transport(
-            root, api_key=api_key, max_wait=max_wait, in_flight=in_flight, exit_report=exit_report
-        )
         self._tokenizer_name, self._trust_remote_code = tokenizer, trust_remote_code
         self._method_lock = threading.Lock()
         self._method: LogprobMethod | None = None
         self._next_method: NextTokenMethod | None = None
-        try:
-            card = self._choose_model(self._list_models(), model)
-        except BaseException as error:
-            self._transport.close()
-            report = exit_report() if exit_report is not None and isinstance(error, EngineError) else None
-            if report is not None:
-                raise EngineError(report) from error
-            raise
-        self.model: str = card["id"]
-        one_token = {"model": self.model, "prompt": [0], "max_tokens": 1}
-        self._transport.one_token_request = ("/v1/completions", msgspec.json.encode(one_token))
-        self.revision: str | None = None
-        self._server_version = self._find_version()
-        context_length = card.get("max_model_len")
-        is_length = isinstance(context_length, int) and context_length > 0
-        self.context_length: int | None = context_length if is_length else None
-        self._model_folder = card.get("root")
+        connect = partial(Server, api_key=api_key, max_wait=max_wait, in_flight=in_flight)
+        self._transport: Transport | Replicas
+        url = servers if isinstance(servers, str) else servers.only_url
+        if url is not None:
+            server = connect(url, model, exit_report=exit_report)
+            self._transport = server.transport
+        else:
+            assert not isinstance(servers, str)
+            self._transport = Replicas(
+                servers, model, connect, max_wait=max_wait, in_flight=in_flight, tell=tell
+            )
+            server = self._transport.first
+        self._server = server  # the only one, or the first, which all others equal
+        self._in_flight = in_flight
+        self._conversations = Conversations()
+        self.url = server.url
+        self.model = server.model
+        self.context_length = server.context_length
+
+    @property
+    def in_flight(self) -> int:
+        """Most requests at a time, to all servers together. It grows with a list of servers."""
+        return self._transport.in_flight if isinstance(self._transport, Replicas) else self._in_flight
+
+    @property
+    def n_servers(self) -> tuple[int, int] | None:
+        """(servers that answer, servers that are listed); None without a list."""
+        return self._transport.n_servers if isinstance(self._transport, Replicas) else None
+
+    @property
+    def place(self) -> str:
+        """Where requests go, for a person: the URL, or those of the list that answer."""
+        return self._transport.describe() if isinstance(self._transport, Replicas) else self.url
 
     @property
     def version(self) -> str:
         """The server's version, and the log-probability method once it was chosen."""
         methods = [method.name for method in (self._method, self._next_method) if method is not None]
-        return ", ".join([self._server_version, *dict.fromkeys(methods)])
+        return ", ".join([self._server.version, *dict.fromkeys(methods)])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -125,14 +137,14 @@ class ServerEngine:
             from neuroexplain.subject.tokenizer import load_tokenizer
 
             return load_tokenizer(self._tokenizer_name, trust_remote_code=self._trust_remote_code)
-        for name in (self._model_folder, self.model):
+        for name in (self._server.model_folder, self.model):
             with suppress(OSError, ValueError):  # raised too if the name is too long for a folder
                 if isinstance(name, str) and (Path(name).is_dir() or name.count("/") == 1):
                     return AutoTokenizer.from_pretrained(name)
         raise EngineError(
             f"Prompts are built with the tokenizer of {self.model}, and it was found neither in the folder "
-            f"{self._model_folder!r} nor on the hub under that name. Name it:  --tokenizer NAME (a folder or "
-            "a hub name; for a scorer's own server --simulator-tokenizer)"
+            f"{self._server.model_folder!r} nor on the hub under that name. Name it:  --tokenizer NAME (a "
+            "folder or a hub name; for a scorer's own server --simulator-tokenizer)"
         )
 
     def generate(
@@ -142,7 +154,9 @@ class ServerEngine:
         ids = chat_token_ids(self.tokenizer, messages)
         self._check_length(len(ids) + max_tokens)
         sampling = {"max_tokens": max_tokens, **NEUTRAL_SAMPLING, "temperature": temperature, "seed": seed}
-        answer, raw = self._post("/v1/completions", {"prompt": ids, **sampling}, _TEXT, len(ids))
+        prefix = self._conversations.key(messages) if self._has_replicas else b""
+        body = {"prompt": ids, **sampling}
+        answer, raw = self._post("/v1/completions", body, _TEXT, len(ids), prefix=prefix)
         choice = _check_text(answer, raw, max_tokens)
         n_completion_tokens = (answer.usage.completion_tokens if answer.usage is not None else None) or 0
         text = opened_thought(self.tokenizer, ids) + choice.text
@@ -159,22 +173,49 @@ class ServerEngine:
         if len(rows) == 0:
             return np.zeros((0, len(level_token_ids)))
         request = LogprobRequest(token_ids, rows, level_token_ids)
-        return self._send(self.find_method(request), request)
+        prefix = prefix_key(token_ids[: max(0, rows[0] - BEFORE_ROW)]) if self._has_replicas else b""
+        return self._send(self.find_method(request), request, prefix)
 
     def find_method(self, request: LogprobRequest | NextTokenRequest) -> LogprobMethod | NextTokenMethod:
         """The best log-probability method that the server offers, chosen once by a piece of this request.
 
-        Rows of a prompt and tokens that follow prompts have a method each. Raises EngineError if the server
-        offers none.
+        Rows of a prompt and tokens that follow prompts have a method each. Of several servers all must offer
+        it, and answer the same. Raises EngineError if a server does not, and if there is no method.
         """
         with self._method_lock:
-            choice = MethodChoice(self._send, self.url)
             if isinstance(request, NextTokenRequest):
-                self._next_method = self._next_method or choice.for_next_tokens(request)
+                self._next_method = self._next_method or self._choose_method(request)
                 return self._next_method
-            if self._method is None:
-                self._method = choice.for_rows(request, self._find_cache_block_size())
+            self._method = self._method or self._choose_method(request)
             return self._method
+
+    def _choose_method(self, request: LogprobRequest | NextTokenRequest) -> Any:
+        """The method by which this request is sent. Of several servers the first chooses, for all of them."""
+        if not isinstance(self._transport, Replicas):
+            return _choice_of(self._send, self._server, request)
+        for server in self._transport.servers:
+            send = partial(self._send, post=server.post_now)
+            with suppress(ServerAway):
+                method = _choice_of(send, server, request)
+                self._hold_to(method, sample_of(request), send(method, sample_of(request)))
+                return method
+        raise EngineLost(f"No server answers any more: {self.place}.")
+
+    def _hold_to(self, method: Any, sample: Any, reference: NDArray[np.float64]) -> None:
+        """Require of all servers that they give these probabilities by this method."""
+        assert isinstance(self._transport, Replicas)
+        name = method.name
+
+        def difference(server: Server) -> str | None:
+            try:
+                levels = self._send(method, sample, post=server.post_now)
+            except LlmReplyError as error:
+                return f"gives no probabilities by {name} as the others do ({error.reason})"
+            return (
+                None if agree(levels, reference) else f"gives other probabilities by {name} than the others"
+            )
+
+        self._transport.hold_to(difference)
 
     def next_distributions(
         self,
@@ -195,41 +236,46 @@ class ServerEngine:
                     "probabilities of chosen ones are needed. Start vLLM 0.32 or newer, or name a model for "
                     "this process:  --simulator-local MODEL"
                 )
-            levels.append(self._send(method, request))
+            prefix = prefix_key(prompts[first][: shared or None]) if self._has_replicas else b""
+            levels.append(self._send(method, request, prefix))
         return np.concatenate(levels)
 
     def close(self) -> None:
         self._transport.close()
 
-    def _find_cache_block_size(self) -> float | None:
-        """Tokens in a block of the prefix cache: infinite without a cache, None if unknown."""
-        try:
-            metrics = self._get("/metrics").text
-        except httpx.HTTPError:
-            return None
-        labels = re.search(r"^vllm:cache_config_info\{(.*)\}", metrics, re.MULTILINE)
-        block_size = re.search(r'\bblock_size="(\d+)"', labels[1]) if labels is not None else None
-        if labels is None or block_size is None:
-            return None
-        return float(block_size[1]) if 'enable_prefix_caching="True"' in labels[1] else math.inf
+    @property
+    def _has_replicas(self) -> bool:
+        return isinstance(self._transport, Replicas)
 
-    def _send(self, method: Any, request: Any) -> NDArray[np.float64]:
-        """The answer of a log-probability method: probabilities [rows or prompts, n_levels]."""
-        answer, raw = self._post_request(method, request)
+    def _send(
+        self, method: Any, request: Any, prefix: bytes = b"", post: Post | None = None
+    ) -> NDArray[np.float64]:
+        """The answer of a log-probability method: probabilities [rows or prompts, n_levels].
+
+        post: sends the request in place of the transport's, and it is not counted.
+        """
+        answer, raw = self._post_request(method, request, prefix, post)
         if isinstance(method, PromptLogprobTokenIds) and answer.prompt_token_id_logprobs is None:
             # Rows that the prefix cache holds have no probabilities, so the prompt is computed again.
             method = PromptLogprobTokenIds(read_cache=False)
-            answer, raw = self._post_request(method, request)
+            answer, raw = self._post_request(method, request, prefix, post)
         try:
             levels: NDArray[np.float64] = method.read(answer, request)
         except ValueError as error:
             raise unusable(str(error), raw) from error
         return levels
 
-    def _post_request(self, method: Any, request: Any) -> tuple[Any, bytes]:
+    def _post_request(self, method: Any, request: Any, prefix: bytes, post: Post | None) -> tuple[Any, bytes]:
         body, n_tokens = method.body(request), method.n_prompt_tokens(request)
+        if post is not None:
+            return post(method.path, {"model": self.model, **body}, method.decoder)
         return self._post(
-            method.path, body, method.decoder, n_tokens, reports_cached_tokens=method.reports_cached_tokens
+            method.path,
+            body,
+            method.decoder,
+            n_tokens,
+            prefix=prefix,
+            reports_cached_tokens=method.reports_cached_tokens,
         )
 
     def _post(
@@ -239,13 +285,15 @@ class ServerEngine:
         decoder: msgspec.json.Decoder[Answer],
         n_prompt_tokens: int,
         *,
+        prefix: bytes = b"",
         reports_cached_tokens: bool = True,
     ) -> tuple[Answer, bytes]:
         """POST a request of so many prompt tokens, and count it; the answer, decoded and raw.
 
-        Raises LlmReplyError if the server counts another number of prompt tokens.
+        prefix: what the request has in common with others: see routing.py. Raises LlmReplyError if the server
+        counts another number of prompt tokens.
         """
-        answer, raw = self._transport.post(path, {"model": self.model, **body}, decoder)
+        answer, raw = self._transport.post(path, {"model": self.model, **body}, decoder, prefix)
         usage = getattr(answer, "usage", None) or ReportedUsage()
         cached_tokens = usage.cached_tokens if reports_cached_tokens else None
         self.usage.add(n_prompt_tokens, cached_tokens, usage.completion_tokens)
@@ -256,74 +304,18 @@ class ServerEngine:
             raise unusable(reason, raw)
         return answer, raw
 
-    def _list_models(self) -> list[dict[str, Any]]:
-        try:
-            response = self._get("/v1/models")
-        except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
-            UnicodeError,
-        ) as error:  # UnicodeError: an impossible host name
-            route = self._transport.route
-            raise EngineError(
-                f"There is no server at {self.url}{route}: {error}.\n{ENGINE_OPTIONS}"
-            ) from error
-        status = response.status_code
-        if status in (401, 403):
-            raise EngineError(
-                f"The server at {self.url}{self._transport.route} wants a key (status {status}). "
-                "Set NEUROEXPLAIN_API_KEY."
-            )
-        if status == 407:
-            raise EngineError(
-                f"The proxy wants a password (status {status}){self._transport.route}. Put it into the "
-                "proxy's URL, or name the server in NO_PROXY."
-            )
-        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            models = response.json()["data"]
-            # encode raises ValueError for half a surrogate pair, which JSON can hold and no model's name does
-            if response.is_success and models and all(card["id"].encode() for card in models):
-                return list(models)
-        raise EngineError(
-            f"The server at {self.url}{self._transport.route} lists no models (status {status}).\n"
-            f"{ENGINE_OPTIONS}"
-        )
-
-    def _get(self, path: str) -> httpx.Response:
-        """A page of the server; a busy server is asked again. Raises httpx.HTTPError or httpx.InvalidURL."""
-        for _ in range(PROBES - 1):
-            with suppress(httpx.ReadError, httpx.RemoteProtocolError):
-                response = self._transport.get(path)
-                if response.status_code not in FAULT_OF_STATUS:
-                    return response
-            time.sleep(FIRST_PAUSE)
-        return self._transport.get(path)
-
-    def _choose_model(self, models: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
-        names = [card["id"] for card in models]
-        if name is None and len(models) == 1:
-            return models[0]
-        if name is None:
-            raise EngineError(
-                f"The server at {self.url} serves {', '.join(names)}. Name one:  --model {names[0]}"
-            )
-        if name not in names:
-            raise EngineError(
-                f"The server at {self.url} does not serve {name!r}: it serves {', '.join(names)}."
-            )
-        return models[names.index(name)]
-
-    def _find_version(self) -> str:
-        try:
-            response = self._get("/version")
-            return f"vllm {response.json()['version']}" if response.is_success else "unknown"
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
-            return "unknown"
-
     def _check_length(self, n_tokens: int) -> None:
         if self.context_length is not None and n_tokens > self.context_length:
             reason = f"{n_tokens:,} tokens, and {self.model} reads {self.context_length:,}"
             raise LlmReplyError(Status.CONTEXT_TOO_LONG, reason)
+
+
+def _choice_of(send: Any, server: Server, request: LogprobRequest | NextTokenRequest) -> Any:
+    """The method that a server chooses for the request. send: sends by a method to it."""
+    choice = MethodChoice(send, server.url)
+    if isinstance(request, NextTokenRequest):
+        return choice.for_next_tokens(request)
+    return choice.for_rows(request, server.find_cache_block_size())
 
 
 def _check_text(answer: TextAnswer, raw: bytes, max_tokens: int) -> TextChoice:
@@ -343,11 +335,3 @@ def _check_text(answer: TextAnswer, raw: bytes, max_tokens: int) -> TextChoice:
         length = f" after {max_tokens} tokens" if choice.finish_reason == "length" else ""
         raise LlmReplyError(Status.PARSE_ERROR, f"the answer {fault}{length}", reply_text(raw))
     return choice
-
-
-def normalize_url(url: str) -> str:
-    """The URL that ends with /v1, however it was typed."""
-    url = url.strip().rstrip("/").removesuffix("/models")
-    if "://" not in url:
-        url = f"http://{url}"
-    return url if url.endswith("/v1") else f"{url}/v1"

@@ -100,7 +100,11 @@ class Transport:
             ) from error
 
     def post(
-        self, path: str, body: Mapping[str, Any], decoder: msgspec.json.Decoder[Answer]
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        decoder: msgspec.json.Decoder[Answer],
+        prefix: bytes = b"",
     ) -> tuple[Answer, bytes]:
         """POST `body` as JSON; the answer, decoded and raw.
 
@@ -109,40 +113,46 @@ class Transport:
         Raises LlmReplyError if the server refuses the request, if the answer is JSON of another shape, and if
         this request has failed TRIES times.
         """
-        content = msgspec.json.encode(body)
-        n_faults = n_turned_away = 0
-        n_answers = self.gate.n_answers
+        content, attempts = msgspec.json.encode(body), Attempts()
         while True:
-            began = self.gate.enter()
-            if began is None:
+            outcome = self.attempt(path, content, decoder, attempts)
+            if outcome is None:
                 raise EngineLost(STOPPED)
-            outcome = self._send(self.root + path, content, decoder)
-            if not isinstance(outcome, _Failure):
-                self.gate.answered()
-                if isinstance(outcome, LlmReplyError):
-                    raise outcome
+            if not isinstance(outcome, Unanswered):
                 return outcome
-            is_away = outcome.fault in (Fault.AWAY, Fault.GATEWAY)
-            silent_for = self.gate.failed(began, away=is_away, wait=outcome.wait)
-            self._check_is_running()
-            others_answered = self.gate.n_answers > n_answers
-            n_answers = self.gate.n_answers
-            # A request turned away while others are answered gets its turn later. Turned away again and again
-            # with no others beside it, it may be the only one that the server turns away.
-            n_turned_away = (
-                0 if others_answered else n_turned_away + (outcome.fault in (Fault.BUSY, Fault.GATEWAY))
-            )
-            is_suspect = outcome.fault is Fault.FAILED or n_turned_away >= TRIES
-            server_works = others_answered or (is_suspect and self._answers_one_token_request())
-            n_faults += outcome.fault is Fault.BROKEN or (server_works and is_suspect)
-            if n_faults == TRIES:
-                raise LlmReplyError(Status.LLM_ERROR, f"{outcome.reason}, {TRIES} times", outcome.reply)
-            if silent_for > self._max_wait and not server_works:
+            if outcome.silent_for > self._max_wait and not outcome.server_works:
                 raise EngineLost(
                     f"The server at {self.root}{self.route} did not answer for {self._max_wait:g} seconds "
                     f"({outcome.reason}). Finished results are kept; "
                     "run the same command again when the server is back."
                 )
+
+    def attempt(
+        self, path: str, content: bytes, decoder: msgspec.json.Decoder[Answer], attempts: Attempts
+    ) -> tuple[Answer, bytes] | Unanswered | None:
+        """Send a request once, when the gate lets it in; None if the transport was closed.
+
+        Raises LlmReplyError and EngineLost as `post` does, but never for silence.
+        """
+        attempts.begin(self.gate)
+        began = self.gate.enter()
+        if began is None:
+            return None
+        outcome = self.send(path, content, decoder)
+        if not isinstance(outcome, Failure):
+            self.gate.answered()
+            if isinstance(outcome, LlmReplyError):
+                raise outcome
+            return outcome
+        is_away = outcome.fault in (Fault.AWAY, Fault.GATEWAY)
+        silent_for = self.gate.failed(began, away=is_away, wait=outcome.wait)
+        if self.gate.closed:
+            return None
+        report = self._exit_report()
+        if report is not None:
+            raise EngineLost(f"{report}\nFinished results are kept; run the same command again to continue.")
+        server_works = attempts.count(outcome, self.gate, self.answers_one_token_request)
+        return Unanswered(outcome.fault, outcome.reason, began, silent_for, server_works)
 
     @property
     def route(self) -> str:
@@ -160,15 +170,7 @@ class Transport:
         self.gate.close()
         self.client.close()
 
-    def _check_is_running(self) -> None:
-        """Raise EngineLost if the transport was closed or the server's process ended."""
-        if self.gate.closed:
-            raise EngineLost(STOPPED)
-        report = self._exit_report()
-        if report is not None:
-            raise EngineLost(f"{report}\nFinished results are kept; run the same command again to continue.")
-
-    def _answers_one_token_request(self) -> bool:
+    def answers_one_token_request(self) -> bool:
         """Whether the server works, so that a request that failed alone is itself at fault."""
         if self.one_token_request is None:
             return False
@@ -180,28 +182,28 @@ class Transport:
         except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed meanwhile
             return False
 
-    def _send(
-        self, url: str, content: bytes, decoder: msgspec.json.Decoder[Answer]
-    ) -> tuple[Answer, bytes] | LlmReplyError | _Failure:
-        """Send the request once."""
+    def send(
+        self, path: str, content: bytes, decoder: msgspec.json.Decoder[Answer]
+    ) -> tuple[Answer, bytes] | LlmReplyError | Failure:
+        """Send a request once, whatever the gate says."""
         try:
-            with self.client.stream("POST", url, content=content) as response:
+            with self.client.stream("POST", self.root + path, content=content) as response:
                 try:
                     raw = self._read_body(response)
                 except _EndlessError as error:
-                    return _Failure(error.fault, f"the answer does not end: {error}")
+                    return Failure(error.fault, f"the answer does not end: {error}")
                 except httpx.HTTPError as error:
-                    return _Failure(Fault.BROKEN, f"the answer broke off: {error}")
+                    return Failure(Fault.BROKEN, f"the answer broke off: {error}")
         except httpx.TimeoutException as error:
             is_away = isinstance(error, httpx.ConnectTimeout)
-            return _Failure(Fault.AWAY if is_away else Fault.FAILED, "it took too long")
+            return Failure(Fault.AWAY if is_away else Fault.FAILED, "it took too long")
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
             is_away = isinstance(error, httpx.ConnectError | RuntimeError)
-            return _Failure(Fault.AWAY if is_away else Fault.FAILED, str(error) or type(error).__name__)
+            return Failure(Fault.AWAY if is_away else Fault.FAILED, str(error) or type(error).__name__)
         status = response.status_code
         if status in FAULT_OF_STATUS:
             wait = _retry_after(response)
-            return _Failure(FAULT_OF_STATUS[status], f"status {status}", wait, reply_text(raw))
+            return Failure(FAULT_OF_STATUS[status], f"status {status}", wait, reply_text(raw))
         if not response.is_success:
             return _refusal(status, raw)
         try:
@@ -209,7 +211,7 @@ class Transport:
         except msgspec.ValidationError as error:
             return unusable(f"the answer has another shape: {error}", raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=reply_text(raw))
+            return Failure(Fault.BROKEN, f"the answer is no JSON: {error}", reply=reply_text(raw))
 
     def _read_body(self, response: httpx.Response) -> bytes:
         """The body. Raises _EndlessError if it is larger or slower than an answer can be."""
@@ -223,6 +225,46 @@ class Transport:
         return bytes(body)
 
 
+class Attempts:
+    """What is known of one request that was not answered yet, from all servers that it was sent to."""
+
+    def __init__(self) -> None:
+        self._n_faults = self._n_turned_away = 0
+        self._n_answers: dict[Gate, int] = {}  # of each server, when this request was last sent to it
+
+    def begin(self, gate: Gate) -> None:
+        """Note that the request is going to be sent."""
+        self._n_answers.setdefault(gate, gate.n_answers)
+
+    def count(self, failure: Failure, gate: Gate, answers_one_token: Callable[[], bool]) -> bool:
+        """Count a failure. Returns whether the server is known to work.
+
+        Raises LlmReplyError if the request has failed TRIES times.
+        """
+        others_answered = gate.n_answers > self._n_answers[gate]
+        self._n_answers[gate] = gate.n_answers
+        # A request turned away while others are answered gets its turn later. Turned away again and again
+        # with no others beside it, it may be the only one that the server turns away.
+        is_turned_away = failure.fault in (Fault.BUSY, Fault.GATEWAY)
+        self._n_turned_away = 0 if others_answered else self._n_turned_away + is_turned_away
+        is_suspect = failure.fault is Fault.FAILED or self._n_turned_away >= TRIES
+        server_works = others_answered or (is_suspect and answers_one_token())
+        self._n_faults += failure.fault is Fault.BROKEN or (server_works and is_suspect)
+        if self._n_faults == TRIES:
+            raise LlmReplyError(Status.LLM_ERROR, f"{failure.reason}, {TRIES} times", failure.reply)
+        return server_works
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """A request was sent once and is to be sent again."""
+
+    fault: Fault
+    reason: str
+    began: float  # by the gate's clock
+    silent_for: float  # seconds that the server will have answered no request when the next one may go in
+    server_works: bool  # whether the server is known to answer others
+
+
 class _EndlessError(httpx.ReadError):
     """An answer is too large or too slow."""
 
@@ -231,7 +273,7 @@ class _EndlessError(httpx.ReadError):
         self.fault = fault
 
 
-class _Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True):
     """A request was sent and got no answer that can be used."""
 
     fault: Fault

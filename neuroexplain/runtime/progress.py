@@ -16,3 +16,4 @@ class Progress:
     failed: int = 0
     note: str | None = None
     tokens: int = 0  # prompt tokens that LLMs have read so far
+    servers: tuple[int, int] | None = None  # of a list of servers: those that answer, and all

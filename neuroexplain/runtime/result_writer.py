@@ -50,6 +50,11 @@ class ResultWriter:
         pairs = zip(self._engines, self._usage_before, strict=True)
         return sum(e.usage.prompt_tokens - before.prompt_tokens for e, before in pairs)
 
+    @property
+    def servers(self) -> tuple[int, int] | None:
+        """Of a list of servers: those that answer, and all. Of two lists, the explainer's."""
+        return next((n for n in (e.n_servers for e in self._engines) if n is not None), None)
+
     def add(self, results: Sequence[ExplanationResult], *, counts: bool = True) -> None:
         """Take one unit's complete results. Without `counts` the unit was counted before."""
         self._waiting += results

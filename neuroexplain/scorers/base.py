@@ -197,7 +197,7 @@ def trials_read(
 class NoEngine:
     """Stands for the engine of a scorer that asks no model."""
 
-    engine, version, revision, in_flight = "none", None, None, 1
+    engine, version, revision, in_flight, n_servers = "none", None, None, 1, None
 
     def __init__(self, model: str) -> None:
         self.model = model
