@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-vllm check clean
+.PHONY: setup demo test test-vllm check docs clean
 
 setup: $(STAMP)
 
@@ -29,13 +29,17 @@ test-vllm: setup
 	test -e .venv-vllm/smollm2/config.json || $(BIN)/python scripts/save_smollm2.py .venv-vllm/smollm2
 	$(BIN)/python -m pytest -m vllm
 
-check: setup
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Into site/, which git ignores. A broken link fails, also one to a heading.
+docs: setup
+	$(BIN)/zensical build --strict --clean
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .cache site build dist .pytest_cache .mypy_cache .ruff_cache
 
 demo: setup
 	$(BIN)/neuroexplain demo

@@ -84,14 +84,14 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>" if bos else None, eos_token="</s>")
 
 
-def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Path:
+def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True, d_mlp: int = 24) -> Path:
     """Save a two-layer random model of the family with its tokenizer; returns the folder."""
     torch.manual_seed(1)
     if family == "llama":
         config = LlamaConfig(
             vocab_size=330,
             hidden_size=16,
-            intermediate_size=24,
+            intermediate_size=d_mlp,
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=1,
@@ -99,7 +99,7 @@ def tiny_subject(folder: Path, family: str = "llama", *, bos: bool = True) -> Pa
         model: torch.nn.Module = LlamaForCausalLM(config)
     else:
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=330, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=128)
+            GPT2Config(vocab_size=330, n_embd=16, n_layer=2, n_head=2, n_inner=d_mlp, n_positions=128)
         )
     for parameter in model.parameters():
         parameter.data *= 8  # so that neurons differ

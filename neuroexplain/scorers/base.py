@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from neuroexplain.llm.prompts import Prompt
 
 # Sampled and random records of a split that a scorer reads, each: of a scorer that costs nothing, and of one
-# that asks a model for each record (error against prompt tokens: docs/scores.md).
+# that asks a model for each record (error against prompt tokens: docs/score-accuracy.md).
 RECORDS_OF_CHEAP, RECORDS_OF_COSTLY = 16, 8
 
 Needs = Literal["distributions", "nothing"]
