@@ -61,7 +61,8 @@ ExplainerName = Annotated[
     str,
     typer.Option(
         help="category (the words that fire), pairs (tokens with levels), excerpts (marked text), meanings "
-        "(up to three hypotheses) or tokens (asks no LLM).",
+        "(up to three hypotheses), bank (the best of some hundred labels of our own; takes --local MODEL) or "
+        "tokens (asks no LLM).",
         rich_help_panel=EXPLAINER,
     ),
 ]

@@ -13,6 +13,7 @@ import numpy as np
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import ExplanationResult, Status, Tokens
+from neuroexplain.explaining.bank import LabelBank
 from neuroexplain.explaining.plan import Requests, plan_explanations
 from neuroexplain.explaining.replies import whole_text
 from neuroexplain.explaining.run import headline_of
@@ -21,7 +22,7 @@ from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.llm.engine import Engine, Message, Reply, chat_token_ids
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions
-from neuroexplain.scoring.side_evidence import Trial
+from neuroexplain.scoring.side_evidence import SideEvidence, Trial
 from neuroexplain.store.engine import Store
 
 SAMPLE_SIZE = 16  # sides whose prompts are built: their mean is good enough, and takes a second
@@ -137,7 +138,9 @@ def estimate_explain(
     sample = plan.pending[:: -(-len(plan.pending) // SAMPLE_SIZE)]
     tally = Tally()
     counting = None if scorer is None else CountingScorer(scorer, tally)
-    if engine is not None:
+    if requests.explainer.is_bank and requests.prompt is not None and engine is not None:
+        requests = replace(requests, bank=UnreadBank(engine, requests.prompt, run))
+    elif engine is not None:
         example_reply = requests.explainer.example_reply
         requests = replace(requests, engine=CountingEngine(engine, example_reply, tally))
     for target in sample:
@@ -156,6 +159,13 @@ def estimate_explain(
         seconds=tally.seconds * scale,
         in_flight=max((e.in_flight for e in engines if e is not None), default=1),
     )
+
+
+class UnreadBank(LabelBank):
+    """A bank whose labels are not compared, since that costs no request."""
+
+    def choose(self, evidence: SideEvidence) -> str | None:
+        return self.labels[0]
 
 
 def _count_control(result: ExplanationResult, trials: SideTrials) -> None:

@@ -35,6 +35,7 @@ class Explainer:
     max_tokens: int = 40  # of a reply
     parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
     gives_several: bool = False  # whether one reply may hold several hypotheses
+    is_bank: bool = False  # whether its hypotheses are the lines of its prompt file: see bank.py
     n_examples: int = 0  # words that fire which are added to the reply as examples, at most
     example_reply: str = (
         "words and phrases that have to do with travelling by sea, the # of them"  # for a dry run
@@ -43,7 +44,7 @@ class Explainer:
     @property
     def can_revise(self) -> bool:
         """Whether its reply can be given back with its mistakes: it is one hypothesis of an LLM."""
-        return self.prompt is not None and not self.gives_several
+        return self.prompt is not None and not self.gives_several and not self.is_bank
 
     def find_examples(self, records: Sequence[Exemplar], tokens: Tokens, rule: str) -> tuple[str, ...]:
         """The strongest words that fire but those that the rule names: at most n_examples."""
@@ -141,6 +142,7 @@ EXPLAINERS: Mapping[str, Explainer] = {
             gives_several=True,
             example_reply=EXAMPLE_MEANINGS,
         ),
+        Explainer("bank", 10, "explain/bank", list_firing_words, is_bank=True, n_examples=5),
         Explainer("tokens", 10, None, list_peak_tokens),
     )
 }

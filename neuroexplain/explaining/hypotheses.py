@@ -78,7 +78,22 @@ def _ask(
         if evidence.split_rule == "passages":
             reason = "it fires in no record of the split explain"
         return [replace(request, status=Status.NO_RECORDS, reason=reason)]
+    if requests.bank is not None:
+        return [_label(task, requests, request, records)]
     return ask_explainer(requests, request, records, task.tokens)
+
+
+def _label(
+    task: ExplainTask, requests: Requests, request: Explanation, records: Sequence[Exemplar]
+) -> Explanation:
+    """The label of the bank that fits the side best, with its examples."""
+    assert requests.bank is not None
+    label = requests.bank.choose(task.evidence)
+    if label is None:
+        reason = "no label could be compared: its select records do not vary"
+        return replace(request, status=Status.CONSTANT_ACTIVATIONS, reason=reason)
+    examples = requests.explainer.find_examples(records, task.tokens, label)
+    return _with_examples(replace(request, text=label), examples)
 
 
 def ask_explainer(

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from neuroexplain.config import ExplainConfig
 from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, TextPart, Tokens, Unit
+from neuroexplain.explaining.bank import LabelBank
 from neuroexplain.explaining.explainers import EXPLAINERS, Explainer
 from neuroexplain.explaining.predictions import StoredPredictions, find_predictions
 from neuroexplain.explaining.replies import MOST_MEANINGS
@@ -44,6 +45,7 @@ class Requests:
     n_candidates: int = 1
     n_revisions: int = 0
     seed: int = 0
+    bank: LabelBank | None = None  # of the explainer whose hypotheses are those of a bank
 
     @classmethod
     def of(cls, config: ExplainConfig, engine: Engine | None) -> Requests:
@@ -85,6 +87,8 @@ class Requests:
             "max_tokens": self.explainer.max_tokens,
             "seed": self.seed + (candidate if is_sampled else 0),
         }
+        if self.explainer.is_bank:  # nothing is generated
+            sampling = {}
         engine = self.engine
         provenance = Provenance(
             engine.engine, engine.version, engine.model, engine.revision, prompt.sha256, sampling

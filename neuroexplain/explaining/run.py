@@ -13,6 +13,7 @@ from functools import partial
 
 from neuroexplain.config import ExplainConfig
 from neuroexplain.evidence import Headline
+from neuroexplain.explaining.bank import LabelBank
 from neuroexplain.explaining.controls import predict_controls
 from neuroexplain.explaining.plan import Requests, list_chosen, plan_explanations
 from neuroexplain.explaining.side import explain_side
@@ -26,6 +27,7 @@ from neuroexplain.runtime.run_many import RunMany
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.save_explained import save_prompt
+from neuroexplain.store.vocabulary import load_vocabulary
 
 
 def run_explain(
@@ -45,6 +47,8 @@ def run_explain(
     `with_control`.
     """
     requests = Requests.of(config, engine)
+    if requests.explainer.is_bank and requests.prompt is not None and engine is not None:
+        requests = replace(requests, bank=LabelBank(engine, requests.prompt, run))
     for prompt in (requests.prompt, requests.revision_prompt, None if scorer is None else scorer.prompt):
         if prompt is not None:
             save_prompt(store, prompt.name, prompt.text)
@@ -63,6 +67,8 @@ def run_explain(
     with ResultWriter(store, run, requests.explainer.name, engine, scorer) as writer:
         progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.n_failed)
         yield progress
+        if requests.bank is not None and plan.pending:
+            yield from requests.bank.read(load_vocabulary(store, run.id))
         for _, results in run_many(work, tasks, n_sides):
             writer.add(results)
             progress = replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -65,12 +65,32 @@ class LikelihoodRatios:
                 ratios[n] = mean_log_ratio(p, q)
         return ratios, n_sent + n_more
 
+    def of_vocabulary(
+        self, explanations: Sequence[str], tokens: Sequence[VocabularyEntry]
+    ) -> Iterator[NDArray[np.float64]]:
+        """For each explanation what `ratios` gives, [n], of an engine that gives whole vocabularies.
+
+        The spellings of all tokens are looked up once.
+        """
+        spellings = [self._spellings(token) for token in tokens]
+        ids = np.array([token_id for spelled in spellings for token_id in spelled], np.int64)
+        owners = np.repeat(np.arange(len(tokens)), [len(spelled) for spelled in spellings])
+
+        def summed(texts: Sequence[str]) -> NDArray[np.float64]:
+            rows = np.mean([self._of_vocabulary(text) for text in texts], axis=0)
+            return np.stack([np.bincount(owners, row[ids], len(tokens)) for row in rows])
+
+        others, has_word = summed(self._others), np.array([bool(spelled) for spelled in spellings])
+        for explanation in explanations:
+            ratios = np.log((summed([explanation]) + TINY) / (others + TINY)).mean(axis=0)
+            yield np.where(has_word, ratios, -np.inf)
+
     def plan(self, explanation: str, tokens: Sequence[VocabularyEntry]) -> list[Request]:
         """The requests of `ratios`: none of an engine that gives whole vocabularies.
 
         What is asked of the other explanations is counted once a command, as if all units had the same words.
         """
-        if _gives_vocabulary(self.engine):
+        if gives_vocabulary(self.engine):
             return []
         n_ids = len({token_id for token in tokens for token_id in self._spellings(token)})
         return [
@@ -87,7 +107,7 @@ class LikelihoodRatios:
 
         It is the mean over the texts. known: what was asked for these texts before, by text and id.
         """
-        if _gives_vocabulary(self.engine):
+        if gives_vocabulary(self.engine):
             return np.mean([self._of_vocabulary(text)[:, ids] for text in texts], axis=0).T, 0
         prompts = [prompt for text in texts for prompt in self._prompts(text)]
         n_sent = 0
@@ -138,5 +158,6 @@ def mean_log_ratio(p: NDArray[Any], q: NDArray[Any]) -> float:
     return float(np.mean(np.log((p + TINY) / (q + TINY))))
 
 
-def _gives_vocabulary(engine: Engine) -> bool:
+def gives_vocabulary(engine: Engine) -> bool:
+    """Whether the engine gives the probabilities of its whole vocabulary: one in this process."""
     return hasattr(engine, "next_token_logprobs")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neuroexplain.evidence import Tokens
 from neuroexplain.llm.engine import Engine
@@ -34,14 +35,14 @@ class LexicalSimulator(OpenSimulator):
         self.scorer = SCORER
         self.engine = engine
         self.prompt: Prompt = load_prompt("simulate/lexical")
-        self._likelihood = LikelihoodRatios(engine, self.prompt, subject_tokenizer_sha256)
+        self.likelihood = LikelihoodRatios(engine, self.prompt, subject_tokenizer_sha256)
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
         """A value for each token. White space, special tokens and parts of characters get 0."""
         ids = [int(token_id) for record in records for token_id in record]
         distinct = list(dict.fromkeys(ids))
-        ratios, n_sent = self._likelihood.ratios(explanation, [vocabulary[token_id] for token_id in distinct])
-        values = dict(zip(distinct, np.maximum(ratios, 0.0) ** 2, strict=True))
+        ratios, n_sent = self.likelihood.ratios(explanation, [vocabulary[token_id] for token_id in distinct])
+        values = dict(zip(distinct, value_of(ratios), strict=True))
         predicted = [
             PredictedTrial(np.array([values[int(token_id)] for token_id in record], np.float32))
             for record in records
@@ -50,7 +51,13 @@ class LexicalSimulator(OpenSimulator):
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         distinct = dict.fromkeys(token_id for trial in trials for token_id in trial.token_ids)
-        return self._likelihood.plan(explanation, [tokens[token_id] for token_id in distinct])
+        return self.likelihood.plan(explanation, [tokens[token_id] for token_id in distinct])
+
+
+def value_of(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The predicted values of words by their mean log ratios."""
+    values: NDArray[np.float64] = np.maximum(ratios, 0.0) ** 2
+    return values
 
 
 class Lexical(Simulator):

@@ -31,12 +31,12 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
     *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
     assert all("the old mill" in phrasing for phrasing in phrasings)
     assert "the old mill" not in others
-    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer._likelihood._encode(text)) == 1}
+    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer.likelihood._encode(text)) == 1}
     assert spelled
 
     def probability(text):
         probabilities = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
-        return sum(probabilities[i] for i in spelled | {scorer._likelihood._encode("river")[0]})
+        return sum(probabilities[i] for i in spelled | {scorer.likelihood._encode("river")[0]})
 
     ratios = []
     for phrasing in phrasings:
