@@ -277,6 +277,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"
 
 
+def signed(value: float | None) -> str:
+    """Two decimals with a sign, `+0.00` for none; a dash for None."""
+    return "-" if value is None else f"{round(value, 2) + 0.0:+.2f}"
+
+
 def percent(share: float | None) -> str:
     """A whole percentage; a dash for None."""
     return "-" if share is None else f"{share:.0%}"
