@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from neuroexplain.as_json import QUERY_COLUMNS, query_json, run_json, unit_json
+from neuroexplain.as_json import QUERY_COLUMNS, comparison_json, query_json, run_json, unit_json
+from neuroexplain.comparing import compare, load_rows
+from neuroexplain.comparison import ComparedRow, Comparison, ComparisonSummary
 from neuroexplain.config import find_api_key
 from neuroexplain.embedding.base import DEFAULT_EMBEDDING, open_embedder
 from neuroexplain.evidence import Exemplar, Explanation, StoredScore
@@ -37,6 +39,42 @@ class QueryRows(list[QueryRow]):
         from neuroexplain.web.notebook import notebook_rows
 
         return notebook_rows(self)
+
+
+class ComparedRows(list[ComparedRow]):
+    """Units with two explanations each, and the figures of all units that both explain."""
+
+    def __init__(self, comparison: Comparison, rows: Sequence[ComparedRow]) -> None:
+        super().__init__(rows)
+        self.comparison = comparison
+
+    @property
+    def summary(self) -> ComparisonSummary:
+        """Means, the paired difference with its interval, and how often the second is higher."""
+        return self.comparison.summary
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `query --runs A,B --json` prints."""
+        return comparison_json(self.comparison, self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a unit: both explanations and scores, and their difference."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "layer": row.first.unit.layer,
+                "unit": row.first.unit.index,
+                "side": row.first.side,
+                "difference": row.difference,
+                **{
+                    f"{name}_{field}": getattr(its_row, field)
+                    for name, its_row in (("first", row.first), ("second", row.second))
+                    for field in ("score", "ci_low", "ci_high", "explanation", "explanation_id")
+                },
+            }
+            for row in self
+        )
 
 
 @dataclass(frozen=True)
@@ -160,6 +198,24 @@ class Database:
             limit=limit,
         )
         return QueryRows(rows)
+
+    def compare(
+        self,
+        *,
+        runs: Sequence[int | None] = (None,),
+        explainers: Sequence[str] = (),
+        models: Sequence[str] = (),
+        limit: int = 100,
+        **filters: Any,
+    ) -> ComparedRows:
+        """Two runs, explainers or models unit by unit, where the second gains most first.
+
+        Each of the three holds one value for both sides, or one for each: `compare(explainers=("pairs",
+        "category"))`. filters: text, layers, units, peak_token, metric, scorer and sort (`second`, `first` or
+        `unit`). Raises NeuroexplainError if the two have no unit, scorer or metric in common.
+        """
+        comparison = compare(self._store, runs=runs, explainers=explainers, models=models, **filters)
+        return ComparedRows(comparison, load_rows(self._store, comparison, limit))
 
     def _find_meanings(self, embedding: str) -> MeaningIndexes:
         if embedding not in self._meanings:

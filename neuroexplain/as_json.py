@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
     from numpy.typing import NDArray
 
+    from neuroexplain.comparison import Compared, ComparedRow, Comparison
     from neuroexplain.store.score_summaries import ScoreSummary
 
 ROW_COLUMNS = (  # fields of QueryRow
@@ -207,6 +208,35 @@ def query_csv(rows: Sequence[QueryRow]) -> str:
             }
         )
     return out.getvalue()
+
+
+def comparison_json(comparison: Comparison, rows: Sequence[ComparedRow]) -> dict[str, Any]:
+    """`query --runs A,B --json`: who is compared, by which score, the figures, and one object a unit."""
+    summary = asdict(comparison.summary)
+    return {
+        "first": _compared_json(comparison.first),
+        "second": _compared_json(comparison.second),
+        "metric": comparison.headline.metric,
+        "subsets": list(comparison.headline.subsets),
+        "scorer": comparison.scorer,
+        "scorer_model": comparison.scorer_model,
+        "notes": list(comparison.notes),
+        "summary": {**summary, "share_second_higher": comparison.summary.share_second_higher},
+        "rows": [
+            {
+                **unit_id_json(row.first.unit),
+                "side": row.first.side,
+                "difference": row.difference,
+                "first": query_json([row.first])[0],
+                "second": query_json([row.second])[0],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _compared_json(compared: Compared) -> dict[str, Any]:
+    return {"run": compared.run.id, "explainer": compared.explainer, "model": compared.model}
 
 
 def scores_json(scores: Sequence[StoredScore]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +50,8 @@ SCORE_NAMES = {
 }
 INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
 CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
+# How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
+_QUANTIZATION = re.compile(r"[-._](?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|B?F16|F32)$", re.IGNORECASE)
 _SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
 # Unicode categories of controls, of bidirectional and zero-width marks, of surrogates, private characters and
 # separators of lines and paragraphs.
@@ -246,8 +249,13 @@ def rule_note(run: Run) -> str | None:
 
 
 def short_name(model: str) -> str:
-    """A model's name; of a GGUF file the file's name alone."""
-    return model.rsplit("/", 1)[-1].removesuffix(".gguf") if model.endswith(".gguf") else model
+    """A model's name; of a file or folder its own name, of a GGUF file without ending and quantization.
+
+    `SmolLM2-135M-Instruct-Q8_0.gguf` is `SmolLM2-135M-Instruct`.
+    """
+    if model.endswith(".gguf"):
+        return _QUANTIZATION.sub("", model.rsplit("/", 1)[-1].removesuffix(".gguf")) or model
+    return model.rstrip("/").rsplit("/", 1)[-1] or model if model.startswith("/") else model
 
 
 def rule_comparison(page: UnitPage, explanation: Explanation) -> str | None:
@@ -296,6 +304,11 @@ def undefined_text(summary: ScoreSummary) -> str:
 def number(value: float | None) -> str:
     """Two decimals, never -0.00; a dash for None."""
     return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"
+
+
+def signed(value: float | None) -> str:
+    """Two decimals with a sign, `+0.00` for none; a dash for None."""
+    return "-" if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
 def percent(share: float | None) -> str:

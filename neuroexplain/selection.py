@@ -52,6 +52,14 @@ def parse_positions(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_runs(text: str) -> tuple[int, ...]:
+    """Read `1,2`, in the order given."""
+    parts = _parts(text)
+    if not all(re.fullmatch(r"\d{1,9}", part, re.ASCII) for part in parts):
+        raise NeuroexplainError(f"Cannot read the runs {text!r}: write two like 1,2")
+    return tuple(map(int, parts))
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """Read `2/8`. CollectConfig checks whether there is such a part."""
     match = re.fullmatch(r"\s*(\d{1,6})/(\d{1,6})\s*", text, re.ASCII)

@@ -1,7 +1,7 @@
 """`neuroexplain import` and `neuroexplain export`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,33 @@ from neuroexplain.cli.options import DEFAULT_DB, Db, OldUnits, RunId, TrustRemot
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.cli.select_units import select_layers, select_units
 from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.hub import HubDataSet
+
+
+Push = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Upload the folder to the Hugging Face hub as this data set, NAME or NAMESPACE/NAME (parquet). "
+        "Log in with `hf auth login` or HF_TOKEN. run.json names the paths that `collect` was given.",
+    ),
+]
+IsPrivate = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public",
+        help="Who can read a new data set: you alone, the default here, or everybody.",
+    ),
+]
+License = Annotated[
+    str | None,
+    typer.Option(
+        "--license",
+        help="The data set's license in its card, like cc-by-4.0 (parquet); none unless told.",
+    ),
+]
 
 
 @app.command(
@@ -66,7 +93,9 @@ def import_(
     )
 
 
-@app.command(epilog="Example:  neuroexplain export parquet ./out --db demo.db")
+@app.command(
+    epilog="Example:  neuroexplain export parquet ./out --db demo.db --push jane/gpt2-neurons --license mit"
+)
 def export(
     context: typer.Context,
     file_format: Annotated[
@@ -88,11 +117,17 @@ def export(
         bool, typer.Option("--every", help="Units without an explanation too (site, jsonl, neuronpedia).")
     ] = False,
     run_id: RunId = None,
+    push: Push = None,
+    is_private: IsPrivate = None,
+    license_id: License = None,
 ) -> None:
     """Write a run for others to read.
 
     parquet holds the whole run, llama3-neurons all top records, the other formats the units that are
     explained.
+
+    With --push a parquet folder becomes a data set on the Hugging Face hub. An OUT that is an export of
+    the run as it is now is uploaded as it is, so you can export first, and edit its card (README.md).
     """
     from neuroexplain.formats.base import FORMATS, written_formats
     from neuroexplain.store.engine import open_store
@@ -104,6 +139,9 @@ def export(
         raise NeuroexplainError(
             f"The format {file_format!r} is not known; there is {', '.join(written_formats())}."
         )
+    if file_format != "parquet" and not (push is None and is_private is None and license_id is None):
+        raise NeuroexplainError("--push, --private, --public and --license are for the format parquet.")
+    data_set = _open_data_set(push, is_private, license_id)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         selection = renamed_option(context, "units", "neurons")
@@ -122,5 +160,42 @@ def export(
                 raise NeuroexplainError(
                     "None of these units is explained yet. To export them all the same:  --every"
                 )
-        draw(writer.write(store, run, unit_ids, out))
-    say(f"Wrote {out}.")
+        if data_set is not None and out.exists():
+            from neuroexplain.formats.parquet import check_is_export_of
+
+            check_is_export_of(store, run, out)
+        else:
+            draw(writer.write(store, run, unit_ids, out))
+            say(f"Wrote {out}.")
+    if license_id is not None:
+        from neuroexplain.formats.parquet import set_license
+
+        set_license(out, license_id)
+    if data_set is not None:
+        _upload(data_set, out)
+
+
+def _open_data_set(name: str | None, is_private: bool | None, license_id: str | None) -> "HubDataSet | None":
+    """Where to upload, before anything is written; None if nothing is to be uploaded."""
+    if license_id is not None:
+        from neuroexplain.formats._parquet_card import check_license
+
+        check_license(license_id)
+    if name is None:
+        if is_private is not None:
+            raise NeuroexplainError("--private and --public are for what --push uploads. Give --push, too.")
+        return None
+    from neuroexplain.hub import open_data_set
+
+    return open_data_set(name, is_private)
+
+
+def _upload(data_set: "HubDataSet", folder: Path) -> None:
+    from neuroexplain.formats.parquet import files_to_share
+
+    draw(data_set.upload(files_to_share(folder, data_set.name)))
+    readers = "You, or your organization, alone" if data_set.is_private else "Everybody"
+    say(
+        f"Uploaded {folder} to {data_set.address}. {readers} can read it; its settings change that.\n"
+        f'Read it:  datasets.load_dataset("{data_set.name}", "explanations")'
+    )

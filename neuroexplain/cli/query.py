@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from neuroexplain.runs import QueryRow, Run
     from neuroexplain.store.engine import Store
 
+SIDE_BY_SIDE = "Two side by side"
+
 Words = Annotated[str | None, typer.Argument(help="Words that the explanation must hold.")]
 Like = Annotated[
     str | None,
@@ -58,13 +60,39 @@ Sort = Annotated[
     str | None,
     typer.Option(
         help="Order of the rows: score, lower (the lower end of the score's interval), activation or unit; "
-        "score unless --like is given, which has its own."
+        "score unless --like is given, which has its own. Of two side by side: second (where the second is "
+        "higher), first or unit."
     ),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000_000, help="Most rows to list.")]
 ShowAll = Annotated[bool, typer.Option("--all", help="List candidates that were not chosen, too.")]
 Failed = Annotated[
     bool, typer.Option("--failed", help="List what could not be explained or scored, and why.")
+]
+Runs = Annotated[
+    str | None,
+    typer.Option(
+        "--runs",
+        help="Compare two runs, like 1,2, unit by unit: both explanations and scores, and the "
+        "difference, with its mean and interval.",
+        rich_help_panel=SIDE_BY_SIDE,
+    ),
+]
+Explainers = Annotated[
+    str | None,
+    typer.Option(
+        "--explainers",
+        help="Compare two explainers, like pairs,category; or one, for both of --runs.",
+        rich_help_panel=SIDE_BY_SIDE,
+    ),
+]
+Models = Annotated[
+    str | None,
+    typer.Option(
+        "--models",
+        help="Compare the explanations of two models, like A,B; or one, for both of --runs.",
+        rich_help_panel=SIDE_BY_SIDE,
+    ),
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
@@ -90,6 +118,9 @@ def query(
     limit: Limit = 20,
     show_all: ShowAll = False,
     failed: Failed = False,
+    runs: Runs = None,
+    explainers: Explainers = None,
+    models: Models = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -98,6 +129,9 @@ def query(
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
 
+    if not (runs is None and explainers is None and models is None):
+        _print_comparison(context, db)
+        return
     bounds = (text, like, min_score, max_score, peak_token, metric, scorer, simulator)
     if failed and (as_csv or any(value is not None for value in bounds)):
         raise NeuroexplainError(
@@ -129,6 +163,54 @@ def query(
             limit=limit,
         )
     _print_rows(rows, db, as_json, as_csv)
+
+
+def _print_comparison(context: typer.Context, db: str) -> None:
+    """Two runs, explainers or models side by side, by the options of the command."""
+    from neuroexplain.as_json import comparison_json
+    from neuroexplain.cli.tables import comparison_lines, comparison_table
+    from neuroexplain.comparing import compare, load_rows
+    from neuroexplain.formatting import printable
+    from neuroexplain.selection import parse_runs
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    options = context.params
+    refused = ("like", "min_score", "max_score", "show_all", "failed", "as_csv")
+    if named := [name for name in refused if options[name] not in (None, False)]:
+        flag = {"show_all": "all", "as_csv": "csv"}.get(named[0], named[0].replace("_", "-"))
+        raise NeuroexplainError(f"--{flag} does not go with two side by side: leave it out.")
+    if options["runs"] is not None and options["run_id"] is not None:
+        raise NeuroexplainError("--run and --runs are both given. Give --runs alone.")
+    run_ids = (options["run_id"],) if options["runs"] is None else parse_runs(options["runs"])
+    layer, selection = options["layer"], renamed_option(context, "units", "neurons")
+    with open_store(db, read_only=True) as store:
+        run = load_run(store, run_ids[0])
+        comparison = compare(
+            store,
+            runs=run_ids,
+            explainers=_names(options["explainers"]),
+            models=_names(options["models"]),
+            text=options["text"],
+            layers=None if layer is None else select_layers(run, layer),
+            units=None if selection is None else select_units(store, run, layer, selection),
+            peak_token=options["peak_token"],
+            metric=options["metric"],
+            scorer=renamed_option(context, "scorer", "simulator"),
+            sort=options["sort"],
+        )
+        rows = load_rows(store, comparison, options["limit"])
+    if options["as_json"]:
+        print_json(comparison_json(comparison, rows))
+        return
+    for line in comparison_lines(comparison):
+        print(printable(line))
+    if rows:
+        print_table(comparison_table(rows))
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def _check_bounds(

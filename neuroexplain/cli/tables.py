@@ -21,6 +21,7 @@ from neuroexplain.formatting import (
     score_order,
     session_text,
     short_name,
+    signed,
     undefined_text,
 )
 from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
+    from neuroexplain.comparison import ComparedRow, Comparison
     from neuroexplain.store.score_summaries import ScoreSummary
 
 CELL_MARGIN = 3  # columns between two cells of a table
@@ -63,6 +65,42 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
         if has_scorers:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")
         table.add(cells)
+    return table
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Who is compared, by which score, and the figures."""
+    from neuroexplain.comparing import describe
+
+    c, s = comparison, comparison.summary
+    lines = [
+        f"first:  {describe(c.first)}",
+        f"second: {describe(c.second)}",
+        f"{s.n:,} units scored in both: {headline_name(c.headline)} by "
+        f"{explained_by(c.scorer, c.scorer_model)}",
+    ]
+    if s.n_unscored:
+        lines[-1] += f"; left out, since a score lacks: {s.n_unscored:,}"
+    means = {"mean of the first": s.first, "mean of the second": s.second}
+    for name, mean in means.items():
+        lines.append(f"{name + ':':22}{number(mean.value)}   {interval(mean.ci_low, mean.ci_high)}".rstrip())
+    d = s.difference
+    bounds = "" if d.ci_low is None else f"{signed(d.ci_low)} to {signed(d.ci_high)} (95%, paired)"
+    lines.append(f"{'second less first:':22}{signed(d.value)}  {bounds}".rstrip())
+    equal = f"; equal at {s.n_equal:,}" if s.n_equal else ""
+    lines.append(f"{'second higher:':22}{percent(s.share_second_higher)} of units{equal}")
+    return [*lines, *c.notes]
+
+
+def comparison_table(rows: Sequence[ComparedRow]) -> Listing:
+    """One line a unit: both scores, their difference, both explanations."""
+    has_sides = any(row.first.side == "negative" for row in rows)
+    figures = ["first", "second", "difference"]
+    table = Listing(["unit", *figures, "first explanation", "second explanation"], right=("unit", *figures))
+    for row in rows:
+        label = row.first.label + (f" {row.first.side}" if has_sides else "")
+        scores = [number(row.first.score), number(row.second.score), signed(row.difference)]
+        table.add([label, *scores, row.first.explanation, row.second.explanation])
     return table
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+CARD = "README.md"
+
 
 def list_files(folder: Path) -> dict[str, Path]:
     """The Parquet files by their path in the folder, in ascending order."""

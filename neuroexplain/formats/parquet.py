@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from neuroexplain.as_json import run_json
+from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import TEXT_PARTS, TextPart
-from neuroexplain.formats._parquet_files import list_files, sha256_of
+from neuroexplain.formats._parquet_card import Holdings, make_card, with_license, with_name
+from neuroexplain.formats._parquet_files import CARD, list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table, sample_rows
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
+from neuroexplain.formats._parquet_run import read_run
 from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer_name, write_rows
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format, ReadOptions
-from neuroexplain.formatting import short_name
-from neuroexplain.runs import Run, SimulatorCheck
+from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
@@ -37,7 +39,8 @@ from neuroexplain.store.explanations import (
     list_scores,
 )
 from neuroexplain.store.rows import chunks
-from neuroexplain.store.runs import list_checks, load_prompt
+from neuroexplain.store.runs import count_explanations, count_scores, count_units, list_checks, load_prompt
+from neuroexplain.store.score_summaries import summarize_scores
 from neuroexplain.store.units import list_segments
 from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.units import UnitId
@@ -65,7 +68,7 @@ def export_parquet(store: Store, run: Run, folder: Path) -> Generator[Progress]:
             prompts |= _write_explained(store, run, layer, partial)
             yield Progress("exporting", done, len(run.layers), "layers")
         write_rows(partial, "prompts", "all", (_prompt_row(store, sha256) for sha256 in sorted(prompts)))
-        _finish(run, list_checks(store, run.id), partial)
+        _finish(store, run, partial)
 
 
 def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabulary: TokenTexts) -> None:
@@ -108,69 +111,62 @@ def _prompt_row(store: Store, sha256: str) -> dict[str, str]:
     return {"sha256": sha256, "name": name, "text": text}
 
 
-def _finish(run: Run, checks: Sequence[SimulatorCheck], folder: Path) -> None:
+def _finish(store: Store, run: Run, folder: Path) -> None:
     """Remove the folders of empty tables; write the card and run.json."""
-    tables = [table for table in TABLES if any((folder / table).iterdir())]
-    for table in set(TABLES) - set(tables):
+    n_rows = count_rows(folder)
+    for table in set(TABLES) - set(n_rows):
         (folder / table).rmdir()
-    (folder / "README.md").write_text(_card(run, tables), encoding="utf-8")
+    holdings = Holdings(
+        n_rows, count_units(store, run.id), count_explanations(store, run.id), summarize_scores(store, run)
+    )
+    (folder / CARD).write_text(make_card(run, holdings), encoding="utf-8")
     hashes = {name: sha256_of(file) for name, file in list_files(folder).items()}
-    stored = {"checks": [asdict(check) for check in checks], "files": hashes}
+    stored = {"checks": [asdict(check) for check in list_checks(store, run.id)], "files": hashes}
     contents = {"format": VERSION, **run_json(run), **stored}
     (folder / "run.json").write_text(json.dumps(contents, indent=1))
 
 
-def _card(run: Run, tables: Sequence[str]) -> str:
-    configs = "\n".join(
-        f"- config_name: {name}\n  data_files: {name}/*.parquet"
-        + ("\n  default: true" if name == "exemplars" else "")
-        for name in tables
-    )
-    subject = json.dumps(short_name(run.subject))
-    return f"""---
-pretty_name: {json.dumps("Neurons of " + short_name(run.subject))}
-tags:
-- interpretability
-- neurons
-configs:
-{configs}
----
-
-# Neurons of {subject}
-
-Written by neuroexplain: {len(run.layers)} of {run.n_layers} layers, {run.kind} units (`{run.activation}`),
-from {run.n_tokens:,} tokens. Each unit has its strongest records ({run.top_k} at most), {run.n_random} random
-and {run.n_sampled} sampled ones at most, with one activation for each token, and its explanations,
-predictions and scores, if any.
-
-```python
-from datasets import load_dataset
-exemplars = load_dataset("FOLDER", "exemplars", split="train")
-```
-
-{_split_text(run)} The
-text of the records comes from the corpus that the run read, under the licence of that corpus.
-`neuroexplain import parquet FOLDER` restores the run.
-"""
+def count_rows(folder: Path) -> dict[str, int]:
+    """The rows of each table that has a file, in the order of TABLES."""
+    files = {table: list((folder / table).glob("*.parquet")) for table in TABLES}
+    return {
+        table: sum(pq.read_metadata(file).num_rows for file in its_files)
+        for table, its_files in files.items()
+        if its_files
+    }
 
 
-def _split_text(run: Run) -> str:
-    """Which records may be shown to an explainer, and which are scored."""
-    if run.split_rule == "ranks":
-        return (
-            "Records whose rank modulo 4 is 0 or 1 may be shown to an explainer; scores use those of rank 3 "
-            "modulo 4."
+def check_is_export_of(store: Store, run: Run, folder: Path) -> None:
+    """Raises NeuroexplainError unless the folder is an export of this run as it is now."""
+    exported = read_run(folder).run
+    if replace(exported, id=run.id) != run:
+        raise NeuroexplainError(
+            f"{folder} exists already and is an export of another run. Give the name of a new folder."
         )
-    text = (
-        "The table `segments` has each segment's split. Records of `explain` may be shown to an explainer; "
-        "scores use those of `report`."
-    )
-    if run.n_sampled:
-        text += (
-            f" {run.n_sampled} records of each side are sampled, with a probability proportional to their "
-            "`size`; the table `samples` has the thresholds."
-        )
-    return text
+    n_rows = count_rows(folder)
+    counts = {
+        "explanations": sum(n for *_, n in count_explanations(store, run.id)),
+        "scores": count_scores(store, run.id),
+    }
+    for table, n in counts.items():
+        if n_rows.get(table, 0) != n:
+            raise NeuroexplainError(
+                f"{folder} exists already, and the run has changed since: it holds {n_rows.get(table, 0):,} "
+                f"{table}, the database {n:,}. Give the name of a new folder."
+            )
+
+
+def set_license(folder: Path, license_id: str) -> None:
+    """Write the license into the card of an export."""
+    card = folder / CARD
+    card.write_text(with_license(card.read_text(encoding="utf-8"), license_id), encoding="utf-8")
+
+
+def files_to_share(folder: Path, name: str) -> dict[str, Path | bytes]:
+    """The files that an export wrote, by their path. The card names the data set."""
+    names = [*(read_run(folder).hashes or ()), "run.json"]
+    card = with_name((folder / CARD).read_text(encoding="utf-8"), name)
+    return {**{path: folder / path for path in names}, CARD: card.encode()}
 
 
 class Parquet(Format):

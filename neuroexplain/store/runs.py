@@ -63,6 +63,13 @@ def count_explanations(store: Store, run_id: int) -> list[tuple[str, str, str, i
     return [(row[0], row[1], row[2], row[3]) for row in rows]
 
 
+def count_scores(store: Store, run_id: int) -> int:
+    """The number of the run's scores, of all scorers, metrics and splits."""
+    with store.read() as reader:
+        n: int = reader.value("SELECT count(*) FROM scores WHERE run_id = :run", run=run_id)
+    return n
+
+
 def list_sessions(store: Store, run_id: int) -> list[Session]:
     """The sessions of `explain` and `score` on this run, oldest first."""
     with store.read() as reader:

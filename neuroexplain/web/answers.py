@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from neuroexplain.comparison import ComparisonSummary, Mean
 from neuroexplain.evidence import Exemplar, Explanation, Score, Split, Stats, Status
 from neuroexplain.runs import QueryRow, Run, SimulatorCheck
 from neuroexplain.units import MAX_INTEGER, Kind, Side, Source
@@ -140,6 +141,53 @@ class QueryResults(Answer):
     """One page of results, best first."""
 
     results: list[QueryResult]
+    page: int
+    next_page: int | None
+
+
+class ComparedAnswer(Answer):
+    """One of two that are compared."""
+
+    run: int
+    explainer: str
+    model: str
+
+
+MeanAnswer = derived("MeanAnswer", Mean)
+ComparisonSummaryAnswer = derived(
+    "ComparisonSummaryAnswer",
+    ComparisonSummary,
+    own={
+        **dict.fromkeys(("first", "second", "difference"), MeanAnswer),
+        "share_second_higher": float | None,
+    },
+)
+
+
+class ComparedUnit(Answer):
+    """A unit's two explanations; the difference is the second score less the first."""
+
+    layer: int
+    unit: int
+    neuron: int = Field(description="The old name of unit")
+    side: Side
+    difference: float
+    first: QueryResult
+    second: QueryResult
+
+
+class ComparisonAnswer(Answer):
+    """Two explainers, models or runs over the units that both explain and score."""
+
+    first: ComparedAnswer
+    second: ComparedAnswer
+    metric: str
+    subsets: list[str]
+    scorer: str
+    scorer_model: str
+    notes: list[str]
+    summary: ComparisonSummaryAnswer
+    rows: list[ComparedUnit]
     page: int
     next_page: int | None
 

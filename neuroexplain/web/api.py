@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import JSONResponse, Response
 
-from neuroexplain.as_json import query_json, run_json, unit_id_json, unit_json
+from neuroexplain.as_json import comparison_json, query_json, run_json, unit_id_json, unit_json
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.probe import StrongUnit
 from neuroexplain.store.runs import list_runs, load_run
@@ -15,6 +15,7 @@ from neuroexplain.units import UnitId
 from neuroexplain.web.answers import (
     ActivationRequest,
     Activations,
+    ComparisonAnswer,
     NeuronAnswer,
     Problem,
     QueryResults,
@@ -33,6 +34,7 @@ from neuroexplain.web.parameters import (
     Words,
 )
 
+CompareKey = Annotated[str, Query(max_length=600, description="A run, explainer and model: 1/category/MODEL")]
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
 Sort = Annotated[str, Query(pattern="^(score|lower|activation|unit|neuron)$")]
 
@@ -90,6 +92,35 @@ def api_query(
     )
     next_page = page + 1 if has_more else None
     return JSONResponse({"results": query_json(rows), "page": page, "next_page": next_page})
+
+
+@router.get("/compare", responses=described(ComparisonAnswer))
+def api_compare(
+    reader: Reader,
+    first: CompareKey,
+    second: CompareKey,
+    q: Words = None,
+    token: Token = None,
+    layer: Layers = None,
+    scorer: Name = None,
+    metric: Name = None,
+    sort: Annotated[str, Query(pattern="^(second|first|unit)$")] = "second",
+    page: PageNumber = 0,
+) -> Response:
+    """Two explainers, models or runs over the units that both explain, 50 units a page."""
+    comparison, rows, has_more = reader.compare(
+        first,
+        second,
+        page,
+        layers=layer,
+        text=q or None,
+        peak_token=token or None,
+        metric=metric or None,
+        scorer=scorer or None,
+        sort=sort,
+    )
+    next_page = page + 1 if has_more else None
+    return JSONResponse(comparison_json(comparison, rows) | {"page": page, "next_page": next_page})
 
 
 @router.post("/activations", responses=described(Activations, 409))

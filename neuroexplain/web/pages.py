@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from neuroexplain.comparing import describe, list_compared
+from neuroexplain.comparison import ORDERS
 from neuroexplain.errors import NeuroexplainError, NotInStore
 from neuroexplain.formatting import corpus_name, headline_name
 from neuroexplain.runs import QueryRow, Run
@@ -15,8 +17,10 @@ from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.runs import list_runs, load_prompt, load_run
 from neuroexplain.store.search import list_best, query_explanations
 from neuroexplain.units import MAX_INTEGER, Kind, UnitId
+from neuroexplain.web.compare_view import compare_view, compared_key
 from neuroexplain.web.docs_view import route_views, type_views
 from neuroexplain.web.parameters import (
+    Compared,
     Layers,
     Like,
     Name,
@@ -137,6 +141,59 @@ def search_page(
         sorts=SORT_LABELS,
         previous=urls.search(**form, page=page - 1 or None) if page else None,
         next=urls.search(**form, page=page + 1) if has_more else None,
+    )
+
+
+@router.get("/compare")
+def compare_page(
+    reader: Reader,
+    first: Compared = None,
+    second: Compared = None,
+    q: Words = None,
+    token: Token = None,
+    layer: Layers = None,
+    scorer: Name = None,
+    metric: Name = None,
+    sort: Annotated[str, Query(max_length=20)] = "second",
+    page: PageNumber = 0,
+) -> Response:
+    """Two explainers, models or runs side by side: those named, else the first two that there are."""
+    urls, problem, view, has_more = UrlBuilder(), "", None, False
+    choices = [(compared_key(compared), describe(compared)) for compared in list_compared(reader.store)]
+    keys = [key for key, _ in choices[:2]] + ["", ""]
+    form = {"first": first or keys[0], "second": second or keys[1], "q": q or "", "token": token or ""}
+    form |= {"layer": layer or "", "scorer": scorer or "", "metric": metric or "", "sort": sort}
+    if len(choices) < 2:
+        problem = "There are no two to compare. Explain by another:  neuroexplain explain --explainer pairs"
+    else:
+        try:
+            comparison, rows, has_more = reader.compare(
+                form["first"],
+                form["second"],
+                page,
+                layers=layer,
+                text=q or None,
+                peak_token=token or None,
+                metric=metric or None,
+                scorer=scorer or None,
+                sort=sort,
+            )
+            view = compare_view(comparison, rows)
+        except NeuroexplainError as error:
+            problem = str(error)
+    return html_page(
+        reader,
+        "compare.html",
+        400 if problem and len(choices) > 1 else 200,
+        urls=urls,
+        form=form,
+        choices=choices,
+        problem=problem,
+        view=view,
+        scorers=SCORERS.names(),
+        sorts=ORDERS,
+        previous=urls.compare(**form, page=page - 1 or None) if page else None,
+        next=urls.compare(**form, page=page + 1) if has_more else None,
     )
 
 

@@ -33,4 +33,7 @@ Name = Annotated[str | None, Query(max_length=64)]
 OldName = Annotated[
     str | None, Query(max_length=64, description="The old name of scorer", include_in_schema=False)
 ]
+Compared = Annotated[
+    str | None, Query(max_length=600, description="A run, explainer and model: 1/category/MODEL")
+]
 PageNumber = Annotated[int, Query(alias="page", ge=0, le=1000)]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuroexplain.comparing import compare, load_rows
+from neuroexplain.comparison import ComparedRow, Comparison
 from neuroexplain.embedding.base import Embedder, open_embedder
 from neuroexplain.embedding.held import MeaningIndexes
 from neuroexplain.lookup import Vocabulary, find_explanations, load_page
@@ -20,11 +22,13 @@ from neuroexplain.store.score_summaries import ScoreSummary, summarize_scores
 from neuroexplain.store.search import list_headline_scores
 from neuroexplain.units import UnitId
 from neuroexplain.web.charts import Chart, score_charts
+from neuroexplain.web.compare_view import parse_compared
 
 PAGE_SIZE = 50  # results of a search
 SUMMARY_SECONDS = 60.0  # after which the start page's summary is computed anew
 N_VOCABULARIES = 2  # runs whose vocabulary stays in memory: 24 MB for 128,000 tokens
 N_SUMMARIES = 8  # runs
+N_COMPARISONS = 2  # some 300 bytes a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class StoreReader:
         self.store, self.probe = store, probe
         self._meanings = MeaningIndexes(store, open_embedder)
         self._vocabularies = SingleFlight[Vocabulary](N_VOCABULARIES)
+        self._comparisons = SingleFlight[Comparison](N_COMPARISONS)
         self._summaries = SingleFlight[Summary](N_SUMMARIES)
 
     def load_page(self, run_id: int | None, unit: UnitId) -> UnitPage:
@@ -83,6 +88,32 @@ class StoreReader:
             **filters,
         )
         return rows[:PAGE_SIZE], len(rows) > PAGE_SIZE
+
+    def compare(
+        self, first: str, second: str, page: int, *, layers: str | None, **filters: Any
+    ) -> tuple[Comparison, list[ComparedRow], bool]:
+        """Two side by side with one page of units, counted from 0, and whether there are more.
+
+        The two are named as by compared_key; the filters are those of comparing.compare. The comparison is at
+        most SUMMARY_SECONDS old. Raises NeuroexplainError.
+        """
+        sides = [parse_compared(key) for key in (first, second)]
+        numbers = parse_layers(layers) if layers and layers.strip() else None
+        period = int(time.monotonic() / SUMMARY_SECONDS)
+        key = (first, second, numbers, *sorted(filters.items()), period)
+        comparison, _ = self._comparisons.get(
+            key,
+            lambda: compare(
+                self.store,
+                runs=[run for run, _, _ in sides],
+                explainers=[explainer for _, explainer, _ in sides],
+                models=[model for _, _, model in sides],
+                layers=numbers,
+                **filters,
+            ),
+        )
+        rows = load_rows(self.store, comparison, PAGE_SIZE, page * PAGE_SIZE)
+        return comparison, rows, len(comparison.pairs) > (page + 1) * PAGE_SIZE
 
     def summary(self, run: Run) -> Summary:
         """At most SUMMARY_SECONDS old."""

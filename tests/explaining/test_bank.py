@@ -43,7 +43,8 @@ def select_score(store, unit, label, scorer):
     begun = begin_prediction(Explanation(unit, "human", "ok", label, nobody), "whole", scorer, evidence)
     prediction = SideTrials(scorer, evidence, tokens).extend(begun, [label], ("select",))
     scores = compute_scores(evidence, prediction)
-    (score,) = [s for s in scores if (s.metric, s.subset) == ("correlation", "population")]
+    key = ("select", "correlation", "population")
+    (score,) = [s for s in scores if (s.split, s.metric, s.subset) == key]
     return score.value
 
 

@@ -94,6 +94,7 @@ PAGES = [
     "/search?token=river",
     "/try",
 ]
+PAGES += ["/compare", "/compare?first=1/<script>/x&second=%22onload=&q=%22%3E%3Cimg%20src=x"]
 PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
 PAGES += ["/0/1?show=sampled", "/0/1/records/sampled", "/search?sort=lower"]
@@ -299,7 +300,7 @@ def test_a_callers_fault_is_4xx_with_a_reason(client, address, status):
 
 
 PATHS = ["/", "/search", "/api/query", "/try", "/jump", "/random", "/0/1", "/api/neurons/0/1"]
-PATHS += ["/0/1/records/random", "/0/1/simulations/1"]
+PATHS += ["/compare", "/api/compare", "/0/1/records/random", "/0/1/simulations/1"]
 NAMES = [
     "show",
     "q",
@@ -315,6 +316,8 @@ NAMES = [
     "at",
     "text",
     "position",
+    "first",
+    "second",
 ]
 numbers = st.one_of(st.integers().map(str), st.floats().map(str))
 values = st.one_of(st.text(max_size=40), numbers, st.sampled_from(["score", "0", "1-2", "0:1"]))

@@ -147,7 +147,7 @@ def test_everything_is_reached_without_javascript(browser, live):
     context.close()
 
 
-@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/try", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/0/1", "/search?q=river", "/compare", "/try", "/docs"])
 def test_a_page_can_be_heard_and_walked_through(page, live, path):
     page.goto(live + path)
     assert page.evaluate("document.documentElement.lang") == "en"
