@@ -85,9 +85,10 @@ def run_blocks(blocks, folder, environment):
             spent = sum(os.times()[:4])
             failure = run(substitute(command, block.page), block.language, folder, environment)
             spent = sum(os.times()[:4]) - spent
-            print(f"{spent:5.1f} s  {block.page}:{block.line}  {command.strip()[:90]}", flush=True)
+            place = f"{block.page}:{block.line}  {command.strip()}"
+            print(f"{spent:5.1f} s  {place[:110]}{' FAILED' if failure else ''}", flush=True)
             if failure:
-                failures.append(f"{block.page}:{block.line}  {command}\n{failure}")
+                failures.append(f"{place}\n{failure}")
     return failures
 
 
