@@ -30,9 +30,12 @@ ABOUT = {  # what each table holds
     "promotes and suppresses",
     "exemplars": "a record a row: 64 tokens with the unit's activation at each, and where they stand",
     "samples": "what the probabilities of sampled records follow from",
-    "explanations": "an explanation a row: its text, explainer, model, prompt, status and reason",
+    "explanations": "an explanation a row: its text (with its rule and examples, if it is made of these), "
+    "explainer, model, prompt, status and reason",
     "scores": "a score a row: value, interval, control, status and reason, joined by `explanation_id`",
     "predictions": "what a scorer predicted from an explanation, with what the scores are computed from",
+    "rule_scores": "as `scores`, of an explanation's rule alone",
+    "rule_predictions": "as `predictions`, from an explanation's rule alone",
     "segments": "the token ids of 128 tokens of the corpus, and their split",
     "vocabulary": "the subject's tokens by id",
     "prompts": "what explainers and scorers were told, by hash",

@@ -25,7 +25,7 @@ from neuroexplain.store.vocabulary import load_tokens, load_vocabulary
 from tests.explaining.explained import NEURONS
 from tests.fakes import ScriptedLlm
 
-PROMPT = replace(load_prompt("explain/bank"), text="# a comment\nrivers\n\nthe moon\nbuying and selling\n")
+PROMPT = replace(load_prompt("explain/bank"), text="# a comment\nred\n\ngeese\nmoon\nseven\nmill\n")
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def select_score(store, unit, label, scorer):
 def test_the_label_of_the_bank_is_the_best_on_select(store, local, lexical):
     run = load_run(store)
     bank = LabelBank(local, PROMPT, run)
-    assert bank.labels == ["rivers", "the moon", "buying and selling"]
+    assert bank.labels == ["red", "geese", "moon", "seven", "mill"]
     steps = list(bank.read(load_vocabulary(store, run.id)))
-    assert (steps[-1].done, steps[-1].total) == (3, 3)
+    assert (steps[-1].done, steps[-1].total) == (5, 5)
     chosen = []
     for unit in NEURONS:
         stored = load_unit(store, run, unit)
