@@ -29,12 +29,15 @@ def run_score(
     scorer: OpenScorer,
     *,
     with_control: bool = False,
+    controls_later: bool = False,
     retry_failed: bool = False,
     run_many: RunMany = map_in_flight,
+    records: Store | None = None,
 ) -> Generator[Progress]:
     """Score stored explanations on held-out records, then their controls on the same records.
 
     A scorer that asks per record reads `report` alone; the others read `select` too, for calibration.
+    `controls_later` and `records`: as for `run_explain`.
     """
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
@@ -50,7 +53,8 @@ def run_score(
         return ExplanationResult(task.explanation, prediction, scores, replaces=task.stored)
 
     n_finished, n_failed = len(explanations) - len(pending), sum(p.status.failed for p in stored.values())
-    tasks = (load_predict_task(store, run, e, scorer, stored.get(e.id or 0)) for e in pending)
+    whole = records or store
+    tasks = (load_predict_task(whole, run, e, scorer, stored.get(e.id or 0)) for e in pending)
     with ResultWriter(store, run, None, None, scorer) as writer:
         progress = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
         yield progress
@@ -63,6 +67,8 @@ def run_score(
                 tokens=writer.prompt_tokens,
             )
         writer.flush()
+        if controls_later:
+            return
         yield from predict_controls(
             store,
             run,
@@ -72,6 +78,7 @@ def run_score(
             with_control=with_control,
             retry_failed=retry_failed,
             run_many=run_many,
+            records=records,
         )
 
 

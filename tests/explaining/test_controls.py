@@ -52,7 +52,7 @@ def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
         for _ in range(picks.choice([1, 2, 5, 20]))
     }
     explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
-    controls = find_controls(explanations)
+    controls = find_controls(explanations, explanations)
     for e in explanations:
         others = [x for x in explanations if x.unit != e.unit]
         others = [x for x in others if x.unit.layer == e.unit.layer] or others
