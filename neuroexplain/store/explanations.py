@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from neuroexplain.evidence import NOT_FAILED, Explanation, Failure, Prediction, Status, StoredScore
+from neuroexplain.evidence import HUMAN, NOT_FAILED, Explanation, Failure, Prediction, Status, StoredScore
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks, decode_explanation, decode_prediction, decode_score, sql_in
 from neuroexplain.units import UnitId
@@ -64,6 +64,17 @@ def list_scores(store: Store, explanation_ids: Iterable[int]) -> list[StoredScor
             )
             scores += [decode_score(row) for row in reader.rows(sql)]
     return scores
+
+
+def count_lacking_controls(store: Store, run_id: int) -> list[tuple[str, int]]:
+    """(scorer, number of predictions from chosen explanations whose control was never tried)."""
+    sql = (
+        "SELECT s.scorer, count(*) FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
+        "WHERE s.run_id = :run AND s.status = 'ok' AND s.control_explanation_id IS NULL AND s.reason IS NULL "
+        f"AND e.chosen AND e.explainer != '{HUMAN}' GROUP BY s.scorer ORDER BY s.scorer"
+    )
+    with store.read() as reader:
+        return [(row[0], row[1]) for row in reader.rows(sql, run=run_id)]
 
 
 def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
