@@ -42,7 +42,14 @@ from neuroexplain.cli.options import (
 )
 from neuroexplain.cli.progress import clock, draw, say
 from neuroexplain.cli.select_units import sample_units, say_rule, select_units
-from neuroexplain.cli.shards import PartFile, Shard, open_to_write, parse_part, say_controls_come_later
+from neuroexplain.cli.shards import (
+    AllowFailed,
+    PartFile,
+    Shard,
+    open_to_write,
+    parse_part,
+    say_controls_come_later,
+)
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -127,6 +134,7 @@ def explain(
     retry_failed: RetryFailed = False,
     shard: Shard = None,
     part: PartFile = None,
+    allow_failed: AllowFailed = False,
     dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -175,16 +183,16 @@ def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> 
     of_all = "" if shard is None else f" (part {shard[0]} of {shard[1]}, of {len(selected):,})"
     if shard is not None or part is not None:
         say_controls_come_later(db, () if scoring is None else scoring.scorers)
-    _end(f"{len(own):,} {run.noun}{of_all}", n_failed, part or db)
+    _end(f"{len(own):,} {run.noun}{of_all}", n_failed, part or db, options["allow_failed"])
 
 
-def _end(units: str, n_failed: int, db: str) -> None:
-    """Say what to do next. The status is 1 if something failed."""
+def _end(units: str, n_failed: int, db: str, allow_failed: bool) -> None:
+    """Say what to do next. The status is 1 if something failed, unless that is allowed."""
     say(f"Done: {units}.  See them:  neuroexplain query --db {db}")
     if n_failed:
         say(f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.")
         say(f"Why:  neuroexplain query --failed --db {db}")
-        raise typer.Exit(1)
+        raise typer.Exit(0 if allow_failed else 1)
 
 
 def _explain(

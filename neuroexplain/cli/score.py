@@ -38,7 +38,7 @@ from neuroexplain.cli.options import (
 from neuroexplain.cli.output import print_json
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.cli.select_units import say_rule, select_units
-from neuroexplain.cli.shards import PartFile, Shard, open_to_write, parse_part
+from neuroexplain.cli.shards import AllowFailed, PartFile, Shard, open_to_write, parse_part
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def score(
     retry_failed: RetryFailed = False,
     shard: Shard = None,
     part: PartFile = None,
+    allow_failed: AllowFailed = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
@@ -117,7 +118,7 @@ def score(
     n_failed = _make_controls(context, scoring) if controls else _score_units(context, scoring)
     if n_failed:
         say(f"{n_failed:,} predictions failed; ask again with --retry-failed.")
-        raise typer.Exit(1)
+        raise typer.Exit(0 if allow_failed else 1)
 
 
 def _score_units(context: typer.Context, scoring: "ScoreConfig") -> int:

@@ -32,6 +32,14 @@ PartFile = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+AllowFailed = Annotated[
+    bool,
+    typer.Option(
+        "--allow-failed",
+        help="End with status 0 even if some units failed: for scripts that go on then.",
+        rich_help_panel=RUNNING,
+    ),
+]
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
