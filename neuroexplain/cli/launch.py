@@ -5,6 +5,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from neuroexplain.cli.app import app
+from neuroexplain.cli.defaults import read_defaults
 from neuroexplain.cli.engine_options import engines_of
 from neuroexplain.cli.options import scorer_names
-from neuroexplain.cli.progress import say
+from neuroexplain.cli.progress import draw, listening, say
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from neuroexplain.config import CollectConfig
@@ -51,6 +55,13 @@ SbatchOptions = Annotated[
         "--sbatch", help="Options for sbatch in one string, like '--partition=gpu'.", rich_help_panel=SLURM
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A cluster's address; by default RAY_ADDRESS, or the one that runs here, else this machine.",
+        rich_help_panel=RAY,
+    ),
+]
 
 
 @app.command(
@@ -65,6 +76,7 @@ def launch(
     dry_run: DryRun = False,
     submit: Submit = False,
     sbatch: SbatchOptions = "",
+    address: Address = None,
 ) -> None:
     """Collect or explain on many machines that share a folder: parts of the work, joined at the end.
 
@@ -81,6 +93,8 @@ def launch(
     if where == "slurm":
         plan = job.plan(shards or 8, gpus_per_shard)
         _write_scripts(job, plan, sbatch, submit=submit, dry_run=dry_run)
+    else:
+        _run_on_ray(job, shards, gpus_per_shard, address, dry_run=dry_run)
 
 
 @dataclass(frozen=True)
@@ -168,8 +182,6 @@ class Job:
 
 def _parse(where: str, words: list[str]) -> Job:
     """The command after the two hyphens, with the defaults of neuroexplain.toml."""
-    from neuroexplain.cli.defaults import read_defaults
-
     name, *arguments = words
     if name not in LAUNCHED:
         raise NeuroexplainError(
@@ -226,3 +238,52 @@ def _write_scripts(job: Job, plan: "Plan", sbatch: str, *, submit: bool, dry_run
     if done.returncode:
         raise NeuroexplainError(f"sbatch refused: {done.stderr.strip()}")
     say(f"What the jobs print comes to {job.folder}.")
+
+
+def _run_on_ray(
+    job: Job, shards: int | None, gpus: int | None, address: str | None, *, dry_run: bool
+) -> None:
+    """Run the steps, the shards of each at the same time; what joins them runs here."""
+    from neuroexplain.launching.on_ray import connect, run_step
+    from neuroexplain.runtime.interrupt import stopping
+
+    if dry_run:
+        plan = job.plan(shards or 8, gpus)
+        for step in plan.steps:
+            numbers = range(1, (step.n_shards or 0) + 1)
+            commands = [step.command(n, plan.file(step, n)) for n in numbers] or [step.words]
+            for command in commands:
+                print(shlex.join(("neuroexplain", *command)))
+        return
+    with connect(address) as n_gpus:
+        stopping.install()  # Ray installs a handler of its own
+        own_gpus = (int(job.runs_model) if n_gpus else 0) if gpus is None else gpus
+        if own_gpus > n_gpus:
+            raise NeuroexplainError(
+                f"The cluster has {n_gpus} GPUs, and each part is to have {own_gpus}. "
+                "Without GPUs:  --gpus-per-shard 0"
+            )
+        plan = job.plan(shards or (n_gpus // own_gpus if own_gpus else 8), own_gpus)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        for step in plan.steps:
+            if step.n_shards is None:
+                run_here(step.words)
+            else:
+                draw(run_step(plan, step, run_here, str(Path.cwd())), gently=True)
+    shutil.rmtree(plan.folder)
+    with suppress(OSError):
+        job.folder.rmdir()  # scripts for Slurm may lie there
+
+
+def run_here(words: Sequence[str], listener: Callable[[Progress], None] | None = None) -> int:
+    """Run a command in this process and return its exit status. The listener gets its progress.
+
+    Raises what the command raises: NeuroexplainError for a mistake.
+    """
+    import neuroexplain.cli.main  # noqa: F401  (a worker has imported this file alone: all commands register)
+
+    with ExitStack() as stack:
+        if listener is not None:
+            stack.enter_context(listening(listener))
+        status = app(list(words), standalone_mode=False, default_map=read_defaults(app))
+    return int(status or 0)
