@@ -53,6 +53,7 @@ class CollectConfig:
     compile: bool = True  # on a GPU: fewer kernels; the run's versions say whether it was done
     windows: Windows = "device"  # where the records' activations are kept while collecting
     checkpoint_every: float = 300.0  # seconds
+    keep_tokens: bool = False  # whether the corpus's tokens stay beside the database, for other parts
     trust_remote_code: bool = False  # whether code that comes with the model is run
 
     def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class CollectConfig:
         """The configuration as JSON values, stored with the run: all that decides what is collected."""
         values = asdict(self) | {"activation": self.activation_name, "sign": self.collected_sign}
         del values["checkpoint_every"], values["windows"], values["compile"]
-        del values["trust_remote_code"]
+        del values["trust_remote_code"], values["keep_tokens"]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}

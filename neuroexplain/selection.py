@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import UnitId
 
 MOST_NAMED = 10_000_000  # numbers of one range: more is a typing mistake, and would fill the memory
@@ -66,6 +67,17 @@ def parse_shard(text: str) -> tuple[int, int]:
     if match is None:
         raise NeuroexplainError(f"Cannot read the part {text!r}: write it like 2/8, the second of eight")
     return int(match[1]), int(match[2])
+
+
+def units_of_shard(units: Iterable[UnitId], shard: tuple[int, int] | None) -> list[UnitId]:
+    """The units of one part of explaining, (2, 8) being the second of eight; all if there are no parts.
+
+    A unit's part depends on the unit alone, so that parts of any commands have no unit in common.
+    """
+    if shard is None:
+        return list(units)
+    number, n = shard
+    return [unit for unit in units if stable_hash("shard", unit.layer, unit.index) % n == number - 1]
 
 
 def _parse_grouped(numbers: str, text: str, layer: int, size: int | None) -> Iterator[int]:

@@ -18,6 +18,8 @@ from neuroexplain.cli.main import app
 from neuroexplain.evidence import Exemplar, VocabularyEntry
 from neuroexplain.explaining.explainers import EXPLAINERS
 from neuroexplain.explaining.rendering import Mistake, render_mistakes
+from neuroexplain.launching.plan import plan_collect, plan_explain
+from neuroexplain.launching.slurm import render_scripts
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers._questions import WordQuestions
@@ -45,7 +47,36 @@ def golden_files() -> dict[Path, str]:
         files[GOLDEN / "prompts" / f"{name}.txt"] = text
     for name, text in helps().items():
         files[GOLDEN / "help" / f"{name}.txt"] = text
+    for name, text in slurm_scripts().items():
+        files[GOLDEN / "slurm" / name] = text
     return files
+
+
+def slurm_scripts() -> dict[str, str]:
+    """The scripts of two launched commands, whose words have spaces, quotes and line breaks."""
+    db, cwd = "/shared/my runs/x.db", "/shared/my runs"
+    words = [
+        "--model",
+        "./llama",
+        "--dataset",
+        "it's *.jsonl",
+        "--text-column",
+        "two\nlines",
+        "--batch-size",
+        "64",
+    ]
+    collect = plan_collect(words, db, Path("/shared/my runs/x.db.collect-1/parts-16"), 16, 1)
+    words = ["--layer", "15", "--server", "http://gpu:8000/v1", "--control"]
+    controls = ["--scorer", "combined", "--server", "http://gpu:8000/v1"]
+    explain = plan_explain(words, controls, db, Path("/shared/my runs/x.db.explain-1/parts-4"), 4, 0)
+    scripts = {}
+    for command, plan in (("collect", collect), ("explain", explain)):
+        folder = str(plan.folder.parent)
+        typed = f"neuroexplain launch slurm -- {command} ..."
+        options = ["--partition=gpu", "--comment=two words"]
+        texts = render_scripts(plan, ["/opt/neuroexplain/bin/neuroexplain"], folder, cwd, options, typed)
+        scripts |= {f"{command}-{name}": text for name, text in texts.items()}
+    return scripts
 
 
 def schema() -> str:

@@ -1,6 +1,8 @@
 """`neuroexplain collect`."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +10,9 @@ from neuroexplain.cli.app import app
 from neuroexplain.cli.options import CORPUS, DEFAULT_DB, RECORDS, RUNNING, Db, TrustRemoteCode
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.errors import NeuroexplainError
+
+if TYPE_CHECKING:
+    from neuroexplain.config import CollectConfig
 
 UNITS = "Units"
 CHOICES = {
@@ -121,6 +126,22 @@ Compile = Annotated[
     bool, typer.Option(help="Compile the model with torch.compile on a GPU.", rich_help_panel=RUNNING)
 ]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints.", rich_help_panel=RUNNING)]
+OnlyTokenize = Annotated[
+    bool,
+    typer.Option(
+        "--only-tokenize",
+        help="Tokenize the text into the folder of --db, for parts that are collected there, and end.",
+        rich_help_panel=RUNNING,
+    ),
+]
+KeepTokens = Annotated[
+    bool,
+    typer.Option(
+        "--keep-tokens",
+        help="Leave the tokens of the text in the folder of --db, where other parts read them.",
+        rich_help_panel=RUNNING,
+    ),
+]
 
 
 @app.command(
@@ -153,25 +174,30 @@ def collect(
     windows: Windows = "device",
     compile: Compile = True,
     checkpoint_every: CheckpointEvery = 300.0,
+    only_tokenize: OnlyTokenize = False,
+    keep_tokens: KeepTokens = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Read a corpus with a language model and keep each unit's strongest snippets."""
     options = dict(locals())
-    del options["db"]
-    _collect(db, **options)
+    del options["db"], options["only_tokenize"]
+    config = collect_config(**options)
+    if only_tokenize:
+        _tokenize(db, config)
+    else:
+        _collect(db, config)
 
 
-def _collect(
-    db: str,
+def collect_config(
     *,
-    dataset: list[str],
+    dataset: Sequence[str],
     layers: str | None,
     positions: str,
     batch_size: str,
     shard: str | None,
     **options: object,
-) -> None:
-    """Parse what is text on the command line, and collect unless the database holds the same run."""
+) -> "CollectConfig":
+    """The configuration of the command's options: what is text on the command line is parsed."""
     from neuroexplain.config import CollectConfig
     from neuroexplain.corpus.files import find_files
     from neuroexplain.selection import parse_layers, parse_positions, parse_shard
@@ -191,7 +217,19 @@ def _collect(
         **options,  # type: ignore[arg-type]
     )
     find_files(config.dataset, config.split)  # before torch is imported: a missing file is found at once
+    return config
 
+
+def _tokenize(db: str, config: "CollectConfig") -> None:
+    from neuroexplain.corpus.tokenizing import tokenize_beside
+
+    folder = Path(db).parent
+    draw(tokenize_beside(config, folder))
+    say(f"The text is tokenized in {folder}.")
+
+
+def _collect(db: str, config: "CollectConfig") -> None:
+    """Collect unless the database holds the same run."""
     from neuroexplain.collecting.run import find_finished_run, run_collect
     from neuroexplain.store.engine import open_store, remove_if_unused
     from neuroexplain.store.runs import count_units, load_run

@@ -1,5 +1,6 @@
 """`neuroexplain explain`."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,14 @@ from neuroexplain.cli.options import (
 )
 from neuroexplain.cli.progress import clock, draw, say
 from neuroexplain.cli.select_units import sample_units, say_rule, select_units
+from neuroexplain.cli.shards import (
+    AllowFailed,
+    PartFile,
+    Shard,
+    open_to_write,
+    parse_part,
+    say_controls_come_later,
+)
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -126,42 +135,67 @@ def explain(
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
+    shard: Shard = None,
+    part: PartFile = None,
+    allow_failed: AllowFailed = False,
     dry_run: DryRun = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Let an LLM write a hypothesis for each unit, and score it on snippets that the LLM has not seen."""
-    from neuroexplain.config import ExplainConfig, ScoreConfig
-    from neuroexplain.store.engine import open_store
-    from neuroexplain.store.runs import load_run
-    from neuroexplain.store.writer_lock import writer_lock
+    from neuroexplain.config import ScoreConfig
 
     if no_score and (candidates > 1 or revise):
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
-    engine, scorer_engine = engines_of(context)
-    score_config = (
-        None if no_score else ScoreConfig(scorer_names(context), scorer_engine, score_records, bills)
-    )
-    with open_store(db) as store:
-        run = load_run(store, run_id)
-        unit_ids = select_units(store, run, layer, renamed_option(context, "units", "neurons"))
-        unit_ids = sample_units(store, run, unit_ids, sample)[:limit]
+    own_engine = engines_of(context)[1]
+    scoring = None if no_score else ScoreConfig(scorer_names(context), own_engine, score_records, bills)
+    _explain_selected(context, scoring)
+
+
+def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> None:
+    """Explain the units that the options select, or those of a part, and say what comes next."""
+    from neuroexplain.config import ExplainConfig
+    from neuroexplain.selection import units_of_shard
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    options = context.params
+    engine, with_control = engines_of(context)[0], options["control"] or options["null"]
+    shard, part, db = parse_part(options["shard"]), options["part"], options["db"]
+    with open_store(db, read_only=part is not None) as store:
+        run = load_run(store, options["run_id"])
+        units = renamed_option(context, "units", "neurons")
+        selected = select_units(store, run, options["layer"], units)
+        selected = sample_units(store, run, selected, options["sample"])[: options["limit"]]
+        own = units_of_shard(selected, shard)
         say_rule(run)
-        config = ExplainConfig(tuple(unit_ids), explainer, seed, retry_failed, candidates, revise)
-        if dry_run:
-            _estimate(store, run, config, engine, score_config, control or null)
+        names = ("explainer", "seed", "retry_failed", "candidates", "revise")
+        # Of all units, so that the options are checked even if no unit is in this part.
+        config = ExplainConfig(tuple(selected), *(options[name] for name in names))
+        if options["dry_run"]:
+            if own:
+                _estimate(store, run, replace(config, units=tuple(own)), engine, scoring, with_control)
             return
-        with writer_lock(store, f"run {run.id}", "explain"):
-            n_failed = _explain(store, run, config, engine, score_config, control or null)
-    _end(f"{len(unit_ids):,} {run.noun}", n_failed, db)
+        n_failed = 0
+        with open_to_write(store, run, "explain", shard, part, own) as target:
+            if own:
+                n_failed = _explain(
+                    *(target, run, replace(config, units=tuple(own)), engine, scoring, with_control),
+                    records=store,
+                    controls_later=target is not store or shard is not None,
+                )
+    of_all = "" if shard is None else f" (part {shard[0]} of {shard[1]}, of {len(selected):,})"
+    if shard is not None or part is not None:
+        say_controls_come_later(db, () if scoring is None else scoring.scorers)
+    _end(f"{len(own):,} {run.noun}{of_all}", n_failed, part or db, options["allow_failed"])
 
 
-def _end(units: str, n_failed: int, db: str) -> None:
-    """Say what to do next. The status is 1 if something failed."""
+def _end(units: str, n_failed: int, db: str, allow_failed: bool) -> None:
+    """Say what to do next. The status is 1 if something failed, unless that is allowed."""
     say(f"Done: {units}.  See them:  neuroexplain query --db {db}")
     if n_failed:
         say(f"{n_failed:,} explanations or predictions failed; ask again with --retry-failed.")
         say(f"Why:  neuroexplain query --failed --db {db}")
-        raise typer.Exit(1)
+        raise typer.Exit(0 if allow_failed else 1)
 
 
 def _explain(
@@ -171,6 +205,9 @@ def _explain(
     engine_config: "EngineConfig",
     score_config: "ScoreConfig | None",
     with_control: bool,
+    *,
+    records: "Store",
+    controls_later: bool,
 ) -> int:
     """Explain, and score by each scorer in turn. Returns how many explanations and predictions failed."""
     from neuroexplain.explaining.engines import open_engines
@@ -183,7 +220,14 @@ def _explain(
         scorers,
     ):
         first = scorers[0] if scorers else None
-        n_failed = draw(run_explain(store, run, config, engine, first, with_control=with_control))
+        n_failed = draw(
+            run_explain(
+                *(store, run, config, engine, first),
+                with_control=with_control,
+                controls_later=controls_later,
+                records=records,
+            )
+        )
         for scorer in scorers[1:]:
             n_failed += draw(
                 run_score(
@@ -192,7 +236,9 @@ def _explain(
                     list_chosen(store, run, config, engine),
                     scorer,
                     with_control=with_control,
+                    controls_later=controls_later,
                     retry_failed=config.retry_failed,
+                    records=records,
                 )
             )
     return n_failed

@@ -23,7 +23,7 @@ from neuroexplain.runtime.interrupt import Interrupted, stopping
 # isort: off
 from neuroexplain.cli import collect, explain, score, check  # noqa: F401
 from neuroexplain.cli import query, show, serve, runs  # noqa: F401
-from neuroexplain.cli import merge, exchange, plot, verify, demo  # noqa: F401
+from neuroexplain.cli import merge, launch, exchange, plot, verify, demo  # noqa: F401
 # isort: on
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that is full or read-only: not our bug

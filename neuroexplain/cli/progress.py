@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 
 from neuroexplain.formatting import printable
 from neuroexplain.runtime.interrupt import stopping
@@ -12,6 +13,17 @@ from neuroexplain.runtime.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between plain lines: a log of hours stays readable
 FIRST_RATE = 0.1  # seconds until a bar shows a rate: earlier ones jump
+_listeners: list[Callable[[Progress], None]] = []  # the last one takes progress in the place of the terminal
+
+
+@contextmanager
+def listening(listener: Callable[[Progress], None]) -> Iterator[None]:
+    """Hand all progress to the listener meanwhile, which may raise Interrupted to stop the command."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.pop()
 
 
 def draw(events: Generator[Progress], *, gently: bool = False) -> int:
@@ -29,7 +41,11 @@ def draw(events: Generator[Progress], *, gently: bool = False) -> int:
             stopping.check()  # an exception that a signal handler raises can be lost
 
     try:
-        (_draw_bars if sys.stderr.isatty() else _draw_lines)(watched())
+        if _listeners:
+            for event in watched():
+                _listeners[-1](event)
+        else:
+            (_draw_bars if sys.stderr.isatty() else _draw_lines)(watched())
     finally:
         stopping.gently = False
         events.close()

@@ -39,20 +39,30 @@ from neuroexplain.cli.options import (
 from neuroexplain.cli.output import print_json
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.cli.select_units import say_rule, select_units
+from neuroexplain.cli.shards import AllowFailed, PartFile, Shard, open_to_write, parse_part
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
+    from neuroexplain.config import ScoreConfig
     from neuroexplain.evidence import Explanation, StoredScore
     from neuroexplain.runs import Run
     from neuroexplain.scorers.base import OpenScorer
     from neuroexplain.store.engine import Store
     from neuroexplain.units import UnitId
 
-UnitNames = Annotated[str, typer.Argument(help="Units, like 3:17 or 15:0-99.")]
+UnitNames = Annotated[str | None, typer.Argument(help="Units, like 3:17 or 15:0-99.")]
 Hypothesis = Annotated[
     str | None,
     typer.Option(
         "--text", help="A hypothesis of yours to score; by default the stored explanations are scored."
+    ),
+]
+Controls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Make the controls that predictions lack, after parts of explaining were merged; of all units "
+        "unless some are named.",
     ),
 ]
 
@@ -60,8 +70,9 @@ Hypothesis = Annotated[
 @app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
 def score(
     context: typer.Context,
-    units: UnitNames,
+    units: UnitNames = None,
     text: Hypothesis = None,
+    controls: Controls = False,
     db: Db = DEFAULT_DB,
     run_id: RunId = None,
     as_json: AsJson = False,
@@ -85,24 +96,48 @@ def score(
     max_wait: MaxWait = 600.0,
     in_flight: InFlight = 64,
     retry_failed: RetryFailed = False,
+    shard: Shard = None,
+    part: PartFile = None,
+    allow_failed: AllowFailed = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score stored explanations, or a hypothesis of your own."""
+    from neuroexplain.config import ScoreConfig
+
+    if text is not None and not text.strip():
+        raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
+    if controls and (text is not None or as_json):
+        raise NeuroexplainError(
+            "--controls is about stored explanations, and prints no scores: leave out --text and --json."
+        )
+    if not controls and (shard is not None or part is not None):
+        raise NeuroexplainError("--shard and --part go with --controls. Name the units to score instead.")
+    if not controls and units is None:
+        raise NeuroexplainError(
+            "Name units, like 3:17, or make controls of all:  neuroexplain score --controls"
+        )
+    scoring = ScoreConfig(scorer_names(context), engines_of(context)[1], score_records, bills)
+    n_failed = _make_controls(context, scoring) if controls else _score_units(context, scoring)
+    if n_failed:
+        say(f"{n_failed:,} predictions failed; ask again with --retry-failed.")
+        raise typer.Exit(0 if allow_failed else 1)
+
+
+def _score_units(context: typer.Context, scoring: "ScoreConfig") -> int:
+    """Score the explanations of the named units, and print the scores. Returns how many failed."""
     from neuroexplain.as_json import scores_json
     from neuroexplain.cli.tables import scores_text
-    from neuroexplain.config import ScoreConfig
     from neuroexplain.explaining.engines import open_engines
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
     from neuroexplain.store.writer_lock import writer_lock
 
-    engine, scorer_engine = engines_of(context)
-    if text is not None and not text.strip():
-        raise NeuroexplainError('The hypothesis is empty. Give one:  --text "words about rivers"')
-    scoring = ScoreConfig(scorer_names(context), scorer_engine, score_records, bills)
+    options = context.params
+    units, text, with_control = options["units"], options["text"], options["control"] or options["null"]
+    engine = engines_of(context)[0]
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(db))
-        run = load_run(store, run_id)
+        store = stack.enter_context(open_store(options["db"]))
+        run = load_run(store, options["run_id"])
         stack.enter_context(writer_lock(store, f"run {run.id}", "score"))
         unit_ids = select_units(store, run, None, units)
         say_rule(run)
@@ -110,15 +145,50 @@ def score(
         with open_engines(run, engine, scoring, explains=False, tell=say) as (_, scorers):
             if text is not None:  # only now: nothing is stored where an engine cannot be had
                 explanations = _save_hypothesis(store, run, unit_ids, text)
-            n_failed = _score(store, run, explanations, scorers, control or null, retry_failed)
+            n_failed = _score(store, run, explanations, scorers, with_control, options["retry_failed"])
             scores = _list_report_scores(store, explanations, scorers)
-    if as_json:
+    if options["as_json"]:
         print_json(scores_json(scores))
     else:
         print(scores_text(run, scores))
-    if n_failed:
-        say(f"{n_failed:,} predictions failed; ask again with --retry-failed.")
-        raise typer.Exit(1)
+    return n_failed
+
+
+def _make_controls(context: typer.Context, scoring: "ScoreConfig") -> int:
+    """Make the controls that stored predictions lack. Returns how many of them failed."""
+    from neuroexplain.explaining.controls import find_controls, list_comparable, run_controls
+    from neuroexplain.explaining.engines import open_engines
+    from neuroexplain.selection import units_of_shard
+    from neuroexplain.store.engine import open_store
+    from neuroexplain.store.runs import load_run
+
+    options = context.params
+    shard, part, db = parse_part(options["shard"]), options["part"], options["db"]
+    with open_store(db, read_only=part is not None) as store:
+        run = load_run(store, options["run_id"])
+        among = list_comparable(store, run)
+        units = {e.unit for e in among}
+        if options["units"] is not None:
+            units &= set(select_units(store, run, None, options["units"]))
+        units = set(units_of_shard(units, shard))
+        own = [e for e in among if e.unit in units]
+        of_parts = find_controls(own, among).values()
+        controls = {e.id for of_part in of_parts for e in of_part.values() if e.id is not None}
+        n_failed = 0
+        with (
+            open_to_write(store, run, "score", shard, part, units, controls) as target,
+            open_engines(run, engines_of(context)[0], scoring, explains=False, tell=say) as (_, scorers),
+        ):
+            for scorer in scorers:
+                n_failed += draw(
+                    run_controls(
+                        target, run, own, scorer, retry_failed=options["retry_failed"], records=store
+                    )
+                )
+    say(f"Done: the controls of {len(own):,} explanations.")
+    if part is not None:
+        say(f"Join the parts when all are done:  neuroexplain merge PART ... --into {db}")
+    return n_failed
 
 
 def _score(

@@ -15,6 +15,7 @@ from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.shared_progress import FAILED, FINISHED, SharedProgress
 from neuroexplain.corpus.tokenizing import tokenize_for_parts
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.runtime.part_progress import combine
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.worker import Worker
 from neuroexplain.store.engine import Store, open_store, remove_if_unused
@@ -22,9 +23,7 @@ from neuroexplain.store.runs import load_run
 from neuroexplain.subject.device import choose_device, device_name
 
 STAGES = ("loading the model", "tokenizing", "collecting", "saving")  # of a part, in order
-READING = {"collecting", "saving"}  # the stages in which a part counts segments or layers
-
-Stages = Mapping[str, Progress]  # a part's last progress in each of its stages
+READING = ("collecting", "saving")  # the stages in which a part counts segments or layers
 
 
 def run_collect_on_devices(store: Store, config: CollectConfig) -> Generator[Progress]:
@@ -96,8 +95,10 @@ def _collect_parts(
                 else:
                     stages[file_of][progress.stage] = progress
                     note = None if note is None else f"{parts[file_of].device}: {note}"
-                yield _combined(stages.values(), tokenized, note)
-            yield _combined(stages.values(), tokenized)  # lets the caller stop while no process reports
+                yield combine(stages.values(), STAGES, READING, tokenized, note)
+            yield combine(
+                stages.values(), STAGES, READING, tokenized
+            )  # lets the caller stop while no process reports
     finally:
         tokenizing.stop()
         if shared.get()[1] != FINISHED:
@@ -106,32 +107,6 @@ def _collect_parts(
             worker.disconnect()  # a process that still works notices, saves a checkpoint and ends
         for worker in workers.values():
             worker.join()
-
-
-def _combined(
-    parts: Collection[Stages], tokenized: Progress | None = None, note: str | None = None
-) -> Progress:
-    """The progress of all parts, in the stage of the slowest part that reads already.
-
-    While no part reads, that of tokenizing. The total is known when every part has one.
-    """
-    current = [max(stages, key=STAGES.index) for stages in parts if stages]
-    reading = [stage for stage in current if stage in READING]
-    if tokenized is not None and not reading:
-        return replace(tokenized, note=note)
-    stage = min(reading or current or STAGES[:1], key=STAGES.index)
-    if reading and len(reading) < len(parts):
-        stage = "collecting"  # the parts that do not read yet will collect first
-    in_stage = [stages[stage] for stages in parts if stage in stages]
-    totals = [progress.total for progress in in_stage if progress.total is not None]
-    is_known = len(reading) == len(parts) and len(totals) == len(in_stage)
-    return Progress(
-        stage,
-        sum(progress.done for progress in in_stage),
-        sum(totals) if is_known else None,
-        in_stage[0].unit if in_stage else "",
-        note=note,
-    )
 
 
 def _collect_part(file: str, config: CollectConfig, shared: SharedProgress) -> Generator[Progress]:

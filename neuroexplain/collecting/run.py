@@ -105,7 +105,7 @@ def run_collect(
     finally:
         text.close()
     open_run.checkpoint_path.unlink(missing_ok=True)
-    if shared is None:
+    if shared is None and not config.keep_tokens:
         tokens.unlink(missing_ok=True)
 
 

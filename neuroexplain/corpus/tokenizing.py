@@ -96,6 +96,15 @@ def tokenize_for_parts(config: CollectConfig, folder: Path, shared: SharedProgre
     shared.set(state=FINISHED)
 
 
+def tokenize_beside(config: CollectConfig, folder: Path) -> Generator[Progress]:
+    """Tokenize the corpus for parts that will lie in the folder, unless it is tokenized already."""
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    path = tokens_path(folder, config, tokenizer)
+    if find_tokens(path) is None:
+        yield Progress("tokenizing", note="Tokenizing the corpus ...")
+        yield from write_tokens(config, tokenizer, path)
+
+
 def tokenizing_note(config: CollectConfig) -> Progress:
     """The note with which tokenizing begins."""
     note = "Tokenizing the corpus " + ("while it is read ..." if is_tokenized_while_read(config) else "...")

@@ -18,6 +18,7 @@ from neuroexplain.runtime.run_many import RunMany
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import list_explanations
 from neuroexplain.units import Side, UnitId
 
 
@@ -31,17 +32,19 @@ def predict_controls(
     with_control: bool,
     retry_failed: bool,
     run_many: RunMany = map_in_flight,
+    records: Store | None = None,
 ) -> Generator[Progress]:
     """Try each explanation's control on its records, and store what was predicted.
 
     A rule is compared with another unit's rule, a whole text with another unit's whole text.
     Where every record costs a request, nothing is tried unless `with_control`. A person's own hypothesis has
-    no control: on every unit it is the same.
+    no control: on every unit it is the same. `records` is the store that holds the run's records and all its
+    explanations, if `store` holds those of a part alone.
     """
     if scorer.asks_per_record and not with_control:
         return
-    by_programs = [e for e in explanations if not e.is_by_person]
-    controls = {part: find_controls([e for e in by_programs if part in e.text_parts]) for part in TEXT_PARTS}
+    whole = records or store
+    controls = find_controls(explanations, list_comparable(whole, run))
     stored = find_predictions(store, explanations, scorer, retry_failed=False)
 
     def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
@@ -59,7 +62,7 @@ def predict_controls(
         return task.result({part: trials.add_control(p, controls[part][own_id]) for part, p in begun.items()})
 
     n_failed, n_done = 0, len(explanations) - len(pending)
-    tasks = (load_predict_task(store, run, e, missing(e)) for e in pending)
+    tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
     yield Progress("comparing", n_done, len(explanations), "explanations")
     for _, result in run_many(try_control, tasks, n_units):
         writer.add([result], counts=False)
@@ -76,23 +79,67 @@ def predict_controls(
         )
 
 
-def find_controls(explanations: Sequence[Explanation]) -> dict[int, Explanation]:
+def run_controls(
+    store: Store,
+    run: Run,
+    explanations: Sequence[Explanation],
+    scorer: OpenScorer,
+    *,
+    retry_failed: bool = False,
+    run_many: RunMany = map_in_flight,
+    records: Store | None = None,
+) -> Generator[Progress]:
+    """Try the controls that these explanations' stored predictions lack: see `predict_controls`."""
+    with ResultWriter(store, run, None, None, scorer) as writer:
+        yield from predict_controls(
+            store,
+            run,
+            explanations,
+            scorer,
+            writer,
+            with_control=True,
+            retry_failed=retry_failed,
+            run_many=run_many,
+            records=records,
+        )
+
+
+def list_comparable(store: Store, run: Run) -> list[Explanation]:
+    """The explanations of a run that can be controls: chosen ones. A person's own are not compared."""
+    stored = list_explanations(store, run.id, status=Status.OK)
+    return [e for e in stored if e.chosen and not e.is_by_person]
+
+
+def find_controls(
+    explanations: Sequence[Explanation], among: Sequence[Explanation]
+) -> dict[TextPart, dict[int, Explanation]]:
+    """The controls of whole explanations, and of their rules: see find_controls_of."""
+    return {
+        part: find_controls_of(explanations, [e for e in among if part in e.text_parts])
+        for part in TEXT_PARTS
+    }
+
+
+def find_controls_of(
+    explanations: Sequence[Explanation], among: Sequence[Explanation]
+) -> dict[int, Explanation]:
     """Each explanation's control, by the explanation's id; explanations without a control are left out.
 
-    The control is the next unit's explanation by the same explainer and model, of the same side, in the order
-    of a stable hash, the first one after the last; of the same layer if there is one. A unit with several
-    explanations is represented by its chosen one.
+    among: the run's explanations that can be controls, whichever command wrote them: so a control depends
+    neither on the command nor on the machine. It is the next unit's explanation by the same explainer and
+    model, of the same side, in the order of a stable hash, the first one after the last; of the same layer if
+    there is one.
     """
     by_kind: dict[tuple[str, str, Side], dict[UnitId, Explanation]] = {}
-    for explanation in sorted(explanations, key=lambda e: (not e.chosen, e.id or 0)):
+    for explanation in sorted(among, key=lambda e: (e.candidate, e.request_key)):
         by_kind.setdefault(_kind_of(explanation), {}).setdefault(explanation.unit, explanation)
-    successors = {}
+    successors: dict[tuple[str, str, Side], dict[UnitId, Explanation]] = {}
     for kind, of_unit in by_kind.items():
         ring = sorted(of_unit.values(), key=lambda e: (stable_hash(e.unit.layer, e.unit.index), e.unit))
         successors[kind] = _successors(ring)
         for layer in {e.unit.layer for e in ring}:
             successors[kind] |= _successors([e for e in ring if e.unit.layer == layer])
-    pairs = ((e.id, successors[_kind_of(e)].get(e.unit)) for e in explanations)
+    pairs = ((e.id, successors.get(_kind_of(e), {}).get(e.unit)) for e in explanations)
     return {own: control for own, control in pairs if own is not None and control is not None}
 
 

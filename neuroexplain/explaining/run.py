@@ -38,13 +38,16 @@ def run_explain(
     scorer: OpenScorer | None,
     *,
     with_control: bool = False,
+    controls_later: bool = False,
     run_many: RunMany = map_in_flight,
+    records: Store | None = None,
 ) -> Generator[Progress]:
     """Explain each side of the units, and score unless `scorer` is None. Finished sides are not done again.
 
     `engine` is None if the explainer asks no LLM. Many sides are in work at once; complete ones are stored
     every second. When all are complete, controls are tried: always where they cost no request, else
-    `with_control`.
+    `with_control`; never with `controls_later`, where other machines explain the other units. `records` is
+    the store that holds the run's records, if it is not the one to write to.
     """
     requests = Requests.of(config, engine)
     if requests.explainer.is_bank and requests.prompt is not None and engine is not None:
@@ -62,7 +65,7 @@ def run_explain(
         run_many=run_many,
         at_once=n_hypotheses,
     )
-    tasks = (plan.task(store, run, target) for target in plan.pending)
+    tasks = (plan.task(records or store, run, target) for target in plan.pending)
     unit_name = "units" if len(run.sides) == 1 else "sides of units"
     with ResultWriter(store, run, requests.explainer.name, engine, scorer) as writer:
         progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.n_failed)
@@ -80,7 +83,7 @@ def run_explain(
             )
             yield progress
         writer.flush()
-        if scorer is not None:
+        if scorer is not None and not controls_later:
             controls = predict_controls(
                 store,
                 run,
@@ -90,6 +93,7 @@ def run_explain(
                 with_control=with_control,
                 retry_failed=config.retry_failed,
                 run_many=run_many,
+                records=records,
             )
             for progress in controls:
                 yield progress

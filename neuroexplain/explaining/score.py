@@ -28,12 +28,15 @@ def run_score(
     scorer: OpenScorer,
     *,
     with_control: bool = False,
+    controls_later: bool = False,
     retry_failed: bool = False,
     run_many: RunMany = map_in_flight,
+    records: Store | None = None,
 ) -> Generator[Progress]:
     """Score stored explanations and their rules on held-out records, then their controls on the same.
 
     A scorer that asks per record reads `report` alone; the others read `select` too, for calibration.
+    `controls_later` and `records`: as for `run_explain`.
     """
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
@@ -54,7 +57,8 @@ def run_score(
         return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
     n_finished, n_failed = len(explanations) - len(pending), sum(p.status.failed for p in stored.values())
-    tasks = (load_predict_task(store, run, e, missing(e)) for e in pending)
+    whole = records or store
+    tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
     with ResultWriter(store, run, None, None, scorer) as writer:
         progress = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
         yield progress
@@ -68,6 +72,8 @@ def run_score(
                 servers=writer.servers,
             )
         writer.flush()
+        if controls_later:
+            return
         yield from predict_controls(
             store,
             run,
@@ -77,6 +83,7 @@ def run_score(
             with_control=with_control,
             retry_failed=retry_failed,
             run_many=run_many,
+            records=records,
         )
 
 

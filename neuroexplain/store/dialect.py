@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.store.file_systems import is_on_network
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect, Engine, Table
@@ -71,20 +73,25 @@ N_NOT_INDEXED = {
 
 
 def set_up_connections(engine: Engine, *, read_only: bool) -> None:
-    """SQLite: use a write-ahead log, check foreign keys, wait 30 s for other writers. PostgreSQL: nothing."""
+    """SQLite: use a write-ahead log, check foreign keys, wait 30 s for other writers. PostgreSQL: nothing.
+
+    In a folder of a network file system, where such a log does not work, a journal is used.
+    """
     if engine.dialect.name != "sqlite":
         return
     from sqlalchemy import event
+
+    has_log = not is_on_network(Path(engine.url.database or "memory"))
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: Any, record: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout = 30000")
         if not read_only:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute(f"PRAGMA journal_mode = {'WAL' if has_log else 'DELETE'}")
         else:
             cursor.execute("PRAGMA query_only = ON")
-        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute(f"PRAGMA synchronous = {'NORMAL' if has_log else 'FULL'}")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 

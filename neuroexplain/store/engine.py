@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuroexplain.errors import NeuroexplainError, StoreUnreadable
 from neuroexplain.store.dialect import HAS_TABLE, set_up_connections
+from neuroexplain.store.file_systems import drop_log_on_network
 from neuroexplain.store.reader import FileReaders, Reader, read_engine
 from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 
@@ -118,6 +119,8 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     """
     place, name = _locate(where)
     is_new = _check_file(place, name, create)
+    if isinstance(place, Path) and not is_new and not read_only:
+        drop_log_on_network(place, name)
     store = Store(place, name, read_only=read_only)
     try:
         revision = None if is_new and store.file is not None else _find_revision(store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from neuroexplain.evidence import (
+    HUMAN,
     NOT_FAILED,
     TEXT_PARTS,
     Explanation,
@@ -84,6 +85,17 @@ def list_scores(store: Store, explanation_ids: Iterable[int], part: TextPart = "
             )
             scores += [decode_score(row) for row in reader.rows(sql)]
     return scores
+
+
+def count_lacking_controls(store: Store, run_id: int) -> list[tuple[str, int]]:
+    """(scorer, number of predictions from chosen explanations whose control was never tried)."""
+    sql = (
+        "SELECT s.scorer, count(*) FROM predictions s JOIN explanations e ON e.id = s.explanation_id "
+        "WHERE s.run_id = :run AND s.status = 'ok' AND s.control_explanation_id IS NULL AND s.reason IS NULL "
+        f"AND e.chosen AND e.explainer != '{HUMAN}' GROUP BY s.scorer ORDER BY s.scorer"
+    )
+    with store.read() as reader:
+        return [(row[0], row[1]) for row in reader.rows(sql, run=run_id)]
 
 
 def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:

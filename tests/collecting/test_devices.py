@@ -13,7 +13,6 @@ from neuroexplain.collecting.devices import run_collect_on_devices
 from neuroexplain.collecting.run import find_finished_run
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.runtime.progress import Progress
 from neuroexplain.store.engine import open_store
 from tests.runs import assert_whole, command
 
@@ -108,24 +107,3 @@ def test_devices_of_two_kinds_are_refused(made, tmp_path, monkeypatch):
     refused = pytest.raises(NeuroexplainError, match="cpu is A100, cpu:0 is H100")
     with open_store(str(tmp_path / "x.db"), create=True) as store, refused:
         next(run_collect_on_devices(store, config))
-
-
-def test_the_stage_shown_is_that_of_the_slowest():
-    combined = devices._combined
-    loading, reading = (
-        {"loading the model": Progress("loading the model")},
-        {"collecting": Progress("collecting", 3, 8, "segments")},
-    )
-    saving = {
-        "collecting": Progress("collecting", 8, 8, "segments"),
-        "saving": Progress("saving", 1, 2, "layers"),
-    }
-    assert combined([{}, {}]) == Progress("loading the model")
-    assert combined([loading, {}]) == Progress("loading the model")
-    assert combined([reading, loading]) == Progress("collecting", 3, None, "segments")
-    assert combined([reading, saving]) == Progress("collecting", 11, 16, "segments")
-    assert combined([saving, {}]) == Progress("collecting", 8, None, "segments")
-    assert combined([saving, saving]) == Progress("saving", 2, 4, "layers")
-    text = Progress("tokenizing", 7, None, "tokens")
-    assert combined([loading, {}], text) == text
-    assert combined([reading, {}], text) == Progress("collecting", 3, None, "segments")

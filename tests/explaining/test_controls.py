@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuroexplain.evidence import Explanation, Provenance
-from neuroexplain.explaining.controls import find_controls
+from neuroexplain.explaining.controls import find_controls_of
 from neuroexplain.explaining.score import run_score
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.scorers.digits import DigitsSimulator
@@ -52,7 +52,7 @@ def test_the_null_is_the_next_neurons_in_the_order_of_the_hash(seed):
         for _ in range(picks.choice([1, 2, 5, 20]))
     }
     explanations = [Explanation(n, "pairs", "ok", "x", nobody, id=i) for i, n in enumerate(neurons, 1)]
-    controls = find_controls(explanations)
+    controls = find_controls_of(explanations, explanations)
     for e in explanations:
         others = [x for x in explanations if x.unit != e.unit]
         others = [x for x in others if x.unit.layer == e.unit.layer] or others
