@@ -5,6 +5,7 @@ import random
 import numpy as np
 
 from neuroexplain.config import ExplainConfig
+from neuroexplain.evidence import TEXT_PARTS
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.scoring.correlation import correlation_score
 from neuroexplain.scoring.splits import assign_splits
@@ -33,13 +34,17 @@ def content(store):
     run = load_run(store)
     explanations = list_explanations(store, run.id)
     who = {e.id: (e.unit, e.candidate) for e in explanations}
-    tables = [(e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts) for e in explanations]
-    for s in list_predictions(store, who):
-        levels = [(r.kind, r.rank, r.values.tolist()) for r in s.records]
-        tables.append((who[s.explanation_id], s.status, who.get(s.control_explanation_id), levels))
-    for s in list_scores(store, who):
-        values = (s.score.split, s.score.subset, s.score.status, s.score.value, s.score.control)
-        tables.append((who[s.explanation_id], s.scorer, values))
+    tables = [
+        (e.unit, e.candidate, e.status, e.text, e.chosen, e.covers, e.parts, e.rule, e.examples)
+        for e in explanations
+    ]
+    for part in TEXT_PARTS:
+        for s in list_predictions(store, who, part):
+            levels = [(r.kind, r.rank, r.values.tolist()) for r in s.records]
+            tables.append((part, who[s.explanation_id], s.status, who.get(s.control_explanation_id), levels))
+        for s in list_scores(store, who, part):
+            values = (s.score.split, s.score.subset, s.score.status, s.score.value, s.score.control)
+            tables.append((part, who[s.explanation_id], s.scorer, values))
     return sorted(tables, key=repr)
 
 

@@ -9,7 +9,7 @@ import pytest
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Status
-from neuroexplain.explaining.controls import find_controls_of, list_comparable, run_controls
+from neuroexplain.explaining.controls import find_controls, find_controls_of, list_comparable, run_controls
 from neuroexplain.explaining.merge import find_run, run_merge_explained
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.explaining.verify import verify_run
@@ -17,7 +17,7 @@ from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.selection import units_of_shard
 from neuroexplain.store.copy_rows import COLLECTED
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.explanations import list_predictions
+from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES, list_predictions
 from neuroexplain.store.parts import open_part
 from neuroexplain.store.runs import load_run
 from neuroexplain.units import UnitId
@@ -47,7 +47,7 @@ class Machine:
         self.whole.write_bytes(collected.read_bytes())
         self.refusals = set(refusals)  # requests to which an LLM once has no answer
         self.n_asked = 0
-        self.controls_later = True
+        self.controls_later, self.explainer = True, "excerpts"
 
     def answer(self, messages, sampling):
         text = by_words(messages, sampling)
@@ -66,7 +66,7 @@ class Machine:
                 target = stack.enter_context(open_part(str(part), store, run, own))
             if own:
                 scorer = LexicalSimulator(self.local, run.tokenizer_sha256)
-                config = ExplainConfig(tuple(own), "excerpts", **options)
+                config = ExplainConfig(tuple(own), self.explainer, **options)
                 later = shard is not None and self.controls_later
                 list(run_explain(target, run, config, llm, scorer, records=store, controls_later=later))
         self.n_asked += len(llm.requests)
@@ -78,7 +78,7 @@ class Machine:
             among = list_comparable(store, run)
             units = set(units_of_shard({e.unit for e in among}, shard))
             own = [e for e in among if e.unit in units]
-            controls = {e.id for e in find_controls_of(own, among).values()}
+            controls = {e.id for of_part in find_controls(own, among).values() for e in of_part.values()}
             target = store
             if part is not None:
                 target = stack.enter_context(open_part(str(part), store, run, units, controls))
@@ -112,7 +112,8 @@ def content(file):
         for row in connection.execute("SELECT * FROM explanations")
     }
     tables = {}
-    for table in ("explanations", "predictions", "scores", "prompts"):
+    explained = ("explanations", *PREDICTION_TABLES.values(), *SCORE_TABLES.values())
+    for table in (*explained, "prompts"):
         rows = []
         for row in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608  (our own names)
             values = {name: row[name] for name in row.keys() if name not in (*ID_COLUMNS, *COSTS)}  # noqa: SIM118
@@ -171,6 +172,23 @@ def test_merged_parts_with_their_controls_equal_one_machine(alone, both_sides, l
     merge(controls, many.whole)
     assert content(many.whole) == expected
     merge([*controls, *files], many.whole)  # parts without controls take none away
+    assert content(many.whole) == expected
+    assert_sound(many.whole)
+
+
+def test_rules_of_merged_parts_and_their_controls_equal_those_of_one_machine(both_sides, local, tmp_path):
+    machines = []
+    for name in ("alone", "many"):
+        (tmp_path / name).mkdir()
+        machines.append(Machine(tmp_path / name, both_sides, local))
+        machines[-1].explainer = "category"
+    alone, many = machines
+    alone.explain()
+    expected = content(alone.whole)
+    assert len(expected["rule_scores"]) > len(expected["rule_predictions"]) > 0
+    assert all(row["control_explanation_id"] for row in expected["rule_predictions"])
+    merge(many.in_parts(2, "explained", many.explain), many.whole)
+    merge(many.in_parts(2, "controls", many.make_controls), many.whole)
     assert content(many.whole) == expected
     assert_sound(many.whole)
 
