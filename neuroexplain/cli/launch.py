@@ -86,7 +86,7 @@ def launch(
     if where not in ("slurm", "ray"):
         raise NeuroexplainError(f"There is no {where!r} to launch on: there are slurm and ray.")
     job = _parse(where, words)
-    finished = job.find_finished_run()
+    finished = None if dry_run else job.find_finished_run()
     if finished is not None:
         say(f"Nothing to do: run {finished.id} in {job.db} was collected with these options.")
         return
@@ -138,13 +138,20 @@ class Job:
         return plan_explain(own, self._control_words(), self.db, folder, n_shards, n_gpus)
 
     def find_finished_run(self) -> "Run | None":
-        """The run that is collected already; None if it is not, or if nothing is to be collected."""
-        from neuroexplain.collecting.run import find_finished_run
+        """The run that is collected already; None if it is not, or if nothing is to be collected.
+
+        A database that exists is opened to write, once: in a shared folder it is without a log afterwards, so
+        that many machines can read it.
+        """
         from neuroexplain.store.engine import open_store
 
-        if self.words[0] != "collect" or ("://" not in self.db and not Path(self.db).exists()):
+        if "://" not in self.db and not Path(self.db).exists():
             return None
         with open_store(self.db) as store:
+            if self.words[0] != "collect":
+                return None
+            from neuroexplain.collecting.run import find_finished_run
+
             return find_finished_run(store, self._collect_config(None))
 
     def _collect_config(self, shard: str | None) -> "CollectConfig":

@@ -266,6 +266,24 @@ def test_a_part_goes_on_where_it_was_and_can_be_merged_half_way(alone, both_side
     assert chosen(content(many.whole)) == chosen(expected)
 
 
+def test_either_kind_of_database_takes_parts_and_is_one(database, alone, both_sides, local, tmp_path):
+    """Copies into a new database, PostgreSQL where there is one, and that into a new file."""
+    alone_machine, expected = alone
+    many = Machine(tmp_path, both_sides, local, alone_machine.refusals)
+    many.explain(shard=(1, 2), candidates=3)
+    other = many.in_parts(2, "explained", partial(many.explain, candidates=3))[1]
+    many.whole.rename(tmp_path / "first.db")
+    many.whole = database
+    merge([tmp_path / "first.db", other], database)
+    many.make_controls()
+    controls = many.in_parts(2, "controls", many.make_controls)  # of what has controls
+    merge([*controls, other], database)
+    merge([database], tmp_path / "back.db")
+    assert content(tmp_path / "back.db") == expected
+    assert records_of(tmp_path / "back.db") == records_of(both_sides)
+    assert_sound(database)
+
+
 def test_sessions_are_merged_once(both_sides, local, tmp_path):
     many = Machine(tmp_path, both_sides, local)
     files = many.in_parts(2, "explained", many.explain)

@@ -48,7 +48,7 @@ def machines():
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("it's shared")
     tiny_subject(folder / "model")
-    texts = (json.dumps({"text": words(250, seed=n)}) for n in range(1000))
+    texts = (json.dumps({"text": words(250, seed=n)}) for n in range(700))
     (folder / "text.jsonl").write_text("\n".join(texts))
     return folder
 
