@@ -31,6 +31,7 @@ from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
 from neuroexplain.sampling import LEAST_PASSAGES
+from neuroexplain.sources.base import TakesDictionary
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -42,6 +43,8 @@ from neuroexplain.store.save_collected import (
 from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import SEGMENT_LENGTH
+
+CHECKED_SEGMENTS = 64  # on which a dictionary is checked: 4,096 tokens
 
 
 def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
@@ -67,17 +70,22 @@ def run_collect(
     other options.
     """
     find_files(config.dataset, config.split)  # raises for missing files before a model is loaded
+    kind = config.open_kind()
+    if isinstance(kind, TakesDictionary):
+        kind.layers()  # raises for a missing dictionary, likewise
     interrupted = find_interrupted_run(store, config)
     if subject is None:
         yield Progress("loading the model", note=f"Loading {config.model} ...")
         subject = _load_subject(config)
-    layers = choose_layers(config, subject)
+    layers = choose_layers(config, subject, kind)
     checkpoint = find_run_checkpoint(store, interrupted)
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
     text = yield from prepare_text(config, subject.tokenizer, tokens, shared)
     try:
         check_text(text, config, subject, tokens if shared is None else None)
-        collector, batch_size = yield from prepare_collector(config, subject, layers, text.total, checkpoint)
+        collector, batch_size = yield from prepare_collector(
+            config, kind, subject, layers, text.total, checkpoint
+        )
         if interrupted is not None and checkpoint is not None:
             open_run = continue_run(store, interrupted, checkpoint, collector, text)
             of_total = "" if text.total is None else f"of {text.total:,} "
@@ -89,6 +97,8 @@ def run_collect(
             note = f"Reading {batch_size} segments at once, in {subject.dtype_name} on {subject.device}."
         checkpoint = None  # frees its memory: the collector has copied it
         yield Progress("collecting", open_run.n_done, text.total, "segments", note=note)
+        if isinstance(kind, TakesDictionary):
+            yield from _check_dictionary(kind, collector, text, open_run.n_done)
         try:
             yield from _read(collector, text, open_run, config.checkpoint_every)
             stream = text.whole()
@@ -107,6 +117,17 @@ def run_collect(
     open_run.checkpoint_path.unlink(missing_ok=True)
     if shared is None and not config.keep_tokens:
         tokens.unlink(missing_ok=True)
+
+
+def _check_dictionary(
+    kind: TakesDictionary, collector: Collector, text: Text, n_done: int
+) -> Generator[Progress]:
+    """Notes on how well the dictionary fits the first segments."""
+    subject = collector.subject
+    ids = np.concatenate([ids for _, ids, _ in text.batches(0, CHECKED_SEGMENTS, CHECKED_SEGMENTS)])
+    token_ids = send(torch.from_numpy(ids.astype(np.int64)), subject.device)
+    for line in kind.check(subject, collector.sources, token_ids):
+        yield Progress("collecting", n_done, text.total, "segments", note=line)
 
 
 def _why_few_passages(text: Text) -> str | None:
