@@ -42,7 +42,7 @@ from neuroexplain.cli.options import (
     scorer_names,
 )
 from neuroexplain.cli.progress import clock, draw, say
-from neuroexplain.cli.select_units import sample_units, say_rule, select_units
+from neuroexplain.cli.select_units import keep_units, sample_units, say_rule, select_units
 from neuroexplain.cli.shards import (
     AllowFailed,
     PartFile,
@@ -66,6 +66,14 @@ Sample = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first N of the selected units.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help="unexplained: leave out units that an LLM has explained. Labels do not count."),
+]
+Below = Annotated[
+    float | None,
+    typer.Option(help="Leave out units that have an explanation or a label whose score is at least this."),
+]
 ExplainerName = Annotated[
     str,
     typer.Option(
@@ -110,6 +118,8 @@ def explain(
     neurons: OldUnits = None,
     sample: Sample = None,
     limit: Limit = None,
+    where: Where = None,
+    below: Below = None,
     explainer: ExplainerName = "category",
     candidates: Candidates = 1,
     revise: Revise = 0,
@@ -165,6 +175,7 @@ def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> 
         run = load_run(store, options["run_id"])
         units = renamed_option(context, "units", "neurons")
         selected = select_units(store, run, options["layer"], units)
+        selected = keep_units(store, run, selected, options["where"], options["below"])
         selected = sample_units(store, run, selected, options["sample"])[: options["limit"]]
         own = units_of_shard(selected, shard)
         say_rule(run)

@@ -76,3 +76,35 @@ def sample_units(store: Store, run: Run, units: list[UnitId], n: int | None) -> 
         alive & set(units), key=lambda unit: (stable_hash(run.seed, "sample", unit.layer, unit.index), unit)
     )
     return sorted(ranked[:n])
+
+
+def keep_units(
+    store: Store, run: Run, units: list[UnitId], where: str | None, below: float | None
+) -> list[UnitId]:
+    """The units that the options --where and --below of `explain` leave.
+
+    Raises NeuroexplainError for another word than `unexplained`, or if no unit is left.
+    """
+    from neuroexplain.explaining.explainers import WITHOUT_LLM
+    from neuroexplain.store.units import list_ids_explained_by_others, list_ids_scored_from
+
+    if where not in (None, "unexplained"):
+        raise NeuroexplainError(f"--where {where!r} is not known; there is: unexplained.")
+    left_out: set[UnitId] = set()
+    if where is not None:
+        left_out |= list_ids_explained_by_others(store, run.id, WITHOUT_LLM)
+    if below is not None:
+        left_out |= list_ids_scored_from(store, run, below)
+    kept = [unit for unit in units if unit not in left_out]
+    if units and not kept:
+        raise NeuroexplainError(
+            f"None of the {len(units):,} selected {run.noun} is left by "
+            + " and ".join(
+                [
+                    *([f"--where {where}"] if where else []),
+                    *([f"--below {below:g}"] if below is not None else []),
+                ]
+            )
+            + ": there is nothing to explain."
+        )
+    return kept

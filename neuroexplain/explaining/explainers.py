@@ -146,3 +146,7 @@ EXPLAINERS: Mapping[str, Explainer] = {
         Explainer("tokens", 10, None, list_peak_tokens),
     )
 }
+# Explainers whose hypotheses no LLM writes.
+WITHOUT_LLM = tuple(
+    name for name, explainer in EXPLAINERS.items() if explainer.is_bank or not explainer.prompt
+)

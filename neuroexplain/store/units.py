@@ -47,6 +47,30 @@ def list_explained_ids(store: Store, run_id: int, layers: Collection[int] | None
         return [UnitId(*row) for row in reader.rows(f"{sql} ORDER BY layer, unit", run=run_id)]
 
 
+def list_ids_explained_by_others(store: Store, run_id: int, explainers: Collection[str]) -> set[UnitId]:
+    """The run's units that have an explanation with status ok by none of these explainers."""
+    names = {f"name_{n}": name for n, name in enumerate(sorted(explainers))}
+    sql = (
+        "SELECT DISTINCT layer, unit FROM explanations WHERE run_id = :run AND status = 'ok' "
+        f"AND explainer NOT IN ({', '.join(f':{key}' for key in names)})"
+    )
+    with store.read() as reader:
+        return {UnitId(*row) for row in reader.rows(sql, run=run_id, **names)}
+
+
+def list_ids_scored_from(store: Store, run: Run, least: float) -> set[UnitId]:
+    """The run's units that have a chosen explanation whose headline score is at least `least`."""
+    subsets = {f"subset_{n}": subset for n, subset in enumerate(run.headline.subsets)}
+    sql = (
+        "SELECT DISTINCT s.layer, s.unit FROM scores s JOIN explanations e ON e.id = s.explanation_id "
+        "WHERE s.run_id = :run AND s.metric = :metric AND s.split = 'report' AND s.value >= :least "
+        f"AND e.chosen AND s.subset IN ({', '.join(f':{key}' for key in subsets)})"
+    )
+    with store.read() as reader:
+        rows = reader.rows(sql, run=run.id, metric=run.headline.metric, least=least, **subsets)
+        return {UnitId(*row) for row in rows}
+
+
 def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
     """One unit with its exemplars and vocabulary reading. Raises NotInStore if the run does not hold it."""
     values = {"run": run.id, "layer": unit.layer, "unit": unit.index}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neuroexplain.cli.select_units import keep_units
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Explanation, Provenance
@@ -122,3 +123,24 @@ def test_a_dry_run_compares_no_labels(store, local, lexical, monkeypatch):
     monkeypatch.setattr(LabelBank, "read", None)
     estimate = estimate_explain(store, load_run(store), ExplainConfig(NEURONS, "bank"), local, lexical)
     assert (estimate.n_units, estimate.n_prompt_tokens) == (len(NEURONS), 0)
+
+
+def test_units_with_a_good_label_or_an_explanation_by_an_llm_can_be_left_out(store, local, lexical):
+    run, units = load_run(store), list(NEURONS)
+    list(run_explain(store, run, ExplainConfig(NEURONS, "bank"), local, lexical))
+    list(run_explain(store, run, ExplainConfig(NEURONS, "tokens"), None, lexical))
+    assert keep_units(store, run, units, "unexplained", None) == units
+    best = {}
+    for e in list_explanations(store, run.id):
+        values = [s.score.value for s in list_scores(store, [e.id]) if run.headline.is_of(s.score)]
+        best[e.unit] = max([best.get(e.unit, -2.0), *(v for v in values if v is not None)])
+    middle = sorted(best.values())[2]
+    assert keep_units(store, run, units, None, middle) == [unit for unit in units if best[unit] < middle]
+    llm = ScriptedLlm(lambda *_: "rivers")
+    list(run_explain(store, run, ExplainConfig(NEURONS[:2], "excerpts"), llm, lexical))
+    assert keep_units(store, run, units, "unexplained", None) == units[2:]
+    assert keep_units(store, run, units, None, None) == units
+    with pytest.raises(NeuroexplainError, match="None of the 2 selected neurons is left by --where unexplained"):
+        keep_units(store, run, units[:2], "unexplained", None)
+    with pytest.raises(NeuroexplainError, match="'bad' is not known"):
+        keep_units(store, run, units, "bad", None)
