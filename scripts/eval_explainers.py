@@ -332,7 +332,9 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--neurons", type=Path, help="a file of known neurons")
     what.add_argument("--db", help="a database: real units of its latest run")
     parser.add_argument("--sample", type=int, default=30, help="units of the database (default: 30)")
-    parser.add_argument("--explainer", choices=list(EXPLAINERS), default=ExplainConfig.explainer)
+    parser.add_argument(
+        "--explainer", choices=sorted(EXPLAINERS.keys() - {"bank"}), default=ExplainConfig.explainer
+    )
     parser.add_argument("--local", help="a model to explain in this process")
     parser.add_argument("--server", help="the URL of a vLLM server that explains")
     parser.add_argument("--model", help="which of the server's models")

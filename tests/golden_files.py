@@ -105,6 +105,8 @@ def filled_prompts() -> dict[str, str]:
     records = [record(rank) for rank in (0, 1, 4)]
     prompts = {}
     for explainer in EXPLAINERS.values():
+        if explainer.is_bank:  # no LLM reads its prompt file
+            continue
         prompt = explainer.load_prompt()
         prompts[explainer.name] = (
             explainer.render(records, TOKENS)
