@@ -176,6 +176,9 @@ def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> 
         units = renamed_option(context, "units", "neurons")
         selected = select_units(store, run, options["layer"], units)
         selected = keep_units(store, run, selected, options["where"], options["below"])
+        if not selected:
+            say("Nothing to explain.")
+            return
         selected = sample_units(store, run, selected, options["sample"])[: options["limit"]]
         own = units_of_shard(selected, shard)
         say_rule(run)

@@ -83,7 +83,7 @@ def keep_units(
 ) -> list[UnitId]:
     """The units that the options --where and --below of `explain` leave.
 
-    Raises NeuroexplainError for another word than `unexplained`, or if no unit is left.
+    Raises NeuroexplainError for another word than `unexplained`.
     """
     from neuroexplain.explaining.explainers import WITHOUT_LLM
     from neuroexplain.store.units import list_ids_explained_by_others, list_ids_scored_from
@@ -96,15 +96,7 @@ def keep_units(
     if below is not None:
         left_out |= list_ids_scored_from(store, run, below)
     kept = [unit for unit in units if unit not in left_out]
-    if units and not kept:
-        raise NeuroexplainError(
-            f"None of the {len(units):,} selected {run.noun} is left by "
-            + " and ".join(
-                [
-                    *([f"--where {where}"] if where else []),
-                    *([f"--below {below:g}"] if below is not None else []),
-                ]
-            )
-            + ": there is nothing to explain."
-        )
+    if left_out:
+        n_left_out = len(units) - len(kept)
+        say(f"{n_left_out:,} of {len(units):,} selected {run.noun} are left out by --where or --below.")
     return kept
