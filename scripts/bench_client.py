@@ -34,13 +34,11 @@ from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.server_list import ServerList
 from neuroexplain.runtime.in_flight import map_in_flight
-from neuroexplain.scorers.digits import TOKENS_PER_PROMPT, DigitsSimulator, find_level_words
+from neuroexplain.scorers.digits import DigitsSimulator, find_level_words
 from neuroexplain.subject.load import load_causal_lm
 from neuroexplain.units import CROP_LENGTH
 
 METHODS = ("prompt_logprob_token_ids", "logprob_token_ids", "prompt_logprobs=20")
-# Records in two prompts: one with the explanation, and one with the neutral explanation.
-CROPS = TOKENS_PER_PROMPT // CROP_LENGTH
 WORDS = (
     "the river ran past old mill while seven grey geese slept under a low red moon and nobody spoke of money"
 ).split()
@@ -176,8 +174,8 @@ def measure(engine: ServerEngine, n_servers: int, seconds: float, profile: bool)
     draw = random.Random(0)
 
     def simulate(number: int) -> int:
-        crops = [[draw.randrange(len(WORDS)) for _ in range(CROP_LENGTH)] for _ in range(CROPS)]
-        return scorer.simulate(f"words about {WORDS[number % len(WORDS)]}", crops, vocabulary).prompt_tokens
+        crop = [draw.randrange(len(WORDS)) for _ in range(CROP_LENGTH)]  # two prompts: one is neutral
+        return scorer.simulate(f"words about {WORDS[number % len(WORDS)]}", [crop], vocabulary).prompt_tokens
 
     def until(end: float) -> Iterator[int]:
         number = 0
@@ -194,9 +192,9 @@ def measure(engine: ServerEngine, n_servers: int, seconds: float, profile: bool)
     n = sum(1 for _ in map_in_flight(simulate, until(began + seconds), engine.in_flight))
     elapsed, process = time.monotonic() - began, time.process_time() - began_process
     print(
-        f"{engine.version}, {n_servers} servers: {CROPS * n / elapsed:.0f} simulated records/s "
+        f"{engine.version}, {n_servers} servers: {n / elapsed:.0f} simulated records/s "
         f"({2 * n / elapsed:.0f} requests/s), "
-        f"{n_tokens / CROPS:.0f} prompt tokens and {1000 * process / n / CROPS:.1f} ms of processor each, "
+        f"{n_tokens} prompt tokens and {1000 * process / n:.1f} ms of processor each, "
         f"{process / elapsed:.2f} cores"
     )
     engine.close()

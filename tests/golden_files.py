@@ -121,9 +121,7 @@ def filled_prompts() -> dict[str, str]:
         pairs.revision_messages(prompt, revision, records[:1], TOKENS, "animals", mistakes)[-2:]
     )
     digits = DigitsSimulator(TokenizerOnly())  # type: ignore[arg-type]
-    ids, _ = digits.build_prompt(
-        "geese", [record(3).token_ids[8:12].tolist(), record(4).token_ids[8:12].tolist()], TOKENS
-    )
+    ids, _ = digits.build_prompt("geese", record(3).token_ids[8:12].tolist(), TOKENS)
     prompts["digits"] = TokenizerOnly.tokenizer.decode(ids)
     questions = WordQuestions(TokenizerOnly(), load_prompt("simulate/words"))  # type: ignore[arg-type]
     prompts["words"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("geese", "gander"))

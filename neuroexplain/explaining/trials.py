@@ -109,11 +109,7 @@ class SideTrials:
         """
         began, reading = time.perf_counter(), ("explain", prediction.n_read, False)
         drawn = {d.record.key for d in self._evidence.draw("explain", prediction.n_read)}
-        trials = [
-            replace(trial, group=trial.kind)
-            for trial in self._evidence.crops_of("explain")
-            if trial.key in drawn
-        ]
+        trials = [trial for trial in self._evidence.crops_of("explain") if trial.key in drawn]
         self._trials[reading] = trials
         n_tokens = self._run(hypotheses, trials, reading)
         records = [self._record(trial, hypotheses, reading) for trial in trials]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -177,21 +177,20 @@ def trials_read(
 ) -> list[Trial]:
     """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer.
 
-    Sampled records, random ones, and what only Bills' score reads are groups of their own: what is predicted
-    for the population does not depend on Bills' score, and the prompts of random records, which all units
-    share, are the same for all units.
+    Those of the population, and with_bills what Bills' score reads: the strongest records and as many random
+    ones.
     """
     trials = scorer.trials(evidence)
     if n_read is None:
         return trials
-    groups: dict[RecordKey, str] = {}
+    read: set[RecordKey] = set()
     for split in HELD_OUT:
         if with_bills:
             strongest = [t.key for t in trials if t.split == split and t.kind == evidence.strongest]
             random = [t.key for t in trials if t.split == split and t.kind == "random"]
-            groups |= dict.fromkeys((*strongest, *random[: len(strongest)]), "bills")
-        groups |= {d.record.key: d.record.kind for d in evidence.draw(split, n_read)}
-    return [replace(trial, group=groups[trial.key]) for trial in trials if trial.key in groups]
+            read |= {*strongest, *random[: len(strongest)]}
+        read |= {d.record.key for d in evidence.draw(split, n_read)}
+    return [trial for trial in trials if trial.key in read]
 
 
 class NoEngine:

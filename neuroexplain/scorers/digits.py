@@ -2,23 +2,25 @@
 
 Every token has a line of its own in the prompt: its text, a tab, and the level word "no" (or the digit 0).
 The level is read from the distribution after the tab, so one pass over the prompt gives all of them, and the
-word in the prompt never tells the answer. The records of up to TOKENS_PER_PROMPT tokens share a prompt, in
-the order of a hash, so that no kind of record comes first.
+word in the prompt never tells the answer. But a model that reads a hundred times no learns to say no, the
+more so the better it learns: so a prompt holds TOKENS_PER_PROMPT tokens, a crop, and a longer record is cut.
 
 A level alone says more of the token than of the explanation. So the same prompt is read a second time with a
 neutral explanation, and the prediction is how much the explanation raises the odds over it (`raised_level`).
 Neutral levels do not depend on the explanation, so they are computed once for all that share the records.
 
-Cost for the usual 16 crops of 32 tokens: 12 prompt tokens a scored token, of which 8.2 are computed where the
-fixed part of the prompt is cached, and 4.1 for each further explanation. Rejected: the mark "unknown" of
-Bills et al. (2023), from which small models learn to write it; ten digits where yes and no are tokens;
-shorter lines; anything cheaper in place of the neutral prompt. docs/decisions.md has the measurements.
+Cost for crops of 32 tokens, of which each has a prompt: 36 prompt tokens a scored token, of which 8.5 are
+computed where the fixed part is cached (4.3 for the explanation, 4.2 for the neutral one). Rejected: the
+mark "unknown" of Bills et al. (2023), from which small models learn to write it; ten digits where yes and no
+are tokens; shorter lines; several crops a prompt; anything cheaper in place of the neutral prompt.
+docs/decisions.md has the measurements.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -36,14 +38,13 @@ from neuroexplain.scorers._simulation import OpenSimulator, Records, Simulator
 from neuroexplain.scorers.base import PredictedTrial, Predictions, Request
 from neuroexplain.scoring.levels import expected_level, raised_level
 from neuroexplain.scoring.side_evidence import Trial
-from neuroexplain.stable_hash import stable_hash
 from neuroexplain.units import CROP_LENGTH
 
 # Lowest level first. A tokenizer gets the first whose words are single tokens.
 LEVEL_WORDS = (("no", "yes"), tuple("0123456789"))
 LEVEL_OF_YES = 5  # a worked neuron's level above which its line says yes
-TOKENS_PER_PROMPT = 256  # most scored tokens in one prompt: eight crops, to share its fixed part
-NEUTRAL_PROMPTS_KEPT = 32_768  # 3.5 kB each: a layer of Llama-3-8B's, until its controls are simulated
+TOKENS_PER_PROMPT = CROP_LENGTH  # most scored tokens in one prompt
+NEUTRAL_PROMPTS_KEPT = 262_144  # 0.6 kB each: a layer of Llama-3-8B's, until its controls are simulated
 
 # Expected levels in 0..1, and the mass on all levels.
 Levels = tuple[NDArray[np.float64], NDArray[np.float32]]
@@ -58,7 +59,7 @@ class DigitsSimulator(OpenSimulator):
     def __init__(self, engine: Engine) -> None:
         self.scorer = SCORER
         self.engine = engine
-        self.prompt: Prompt = load_prompt("simulate/digits")
+        self.prompt: Prompt = load_versioned_prompt()
         self.level_words, self.level_token_ids = find_level_words(engine.tokenizer)
         self._token_text = lru_cache(maxsize=65_536)(self._encode)  # the same tokens come again and again
         self._head = lru_cache(maxsize=256)(self._encode_head)  # and each explanation with many records
@@ -69,22 +70,20 @@ class DigitsSimulator(OpenSimulator):
         self._neutral: SingleFlight[Levels] = SingleFlight(NEUTRAL_PROMPTS_KEPT)
 
     def build_prompt(
-        self, explanation: str | None, records: Records, vocabulary: Tokens
+        self, explanation: str | None, token_ids: Sequence[int], vocabulary: Tokens
     ) -> tuple[list[int], list[int]]:
-        """Token ids, and the row of each of the records' tokens: its tab, after which its level is read.
+        """The prompt's ids, and the row of each of the tokens: its tab, after which its level is read.
 
         With None for the explanation it is the neutral prompt.
         """
         ids = list(self._head(None if explanation is None else displayed(explanation)))
         rows = []
-        for i, record in enumerate(records):
-            ids += self._newline if i else []
-            for text in texts_in_context([vocabulary[int(token_id)] for token_id in record]):
-                ids += self._token_text(displayed(text))
-                ids += self._tab
-                rows.append(len(ids) - 1)
-                ids += self._lowest
-                ids += self._newline
+        for text in texts_in_context([vocabulary[int(token_id)] for token_id in token_ids]):
+            ids += self._token_text(displayed(text))
+            ids += self._tab
+            rows.append(len(ids) - 1)
+            ids += self._lowest
+            ids += self._newline
         return ids, rows
 
     def _encode_head(self, explanation: str | None) -> list[int]:
@@ -109,50 +108,43 @@ class DigitsSimulator(OpenSimulator):
         return self.prompt.fill({"no": lowest, "yes": highest, "explanation": explanation})
 
     def simulate(self, explanation: str, records: Records, vocabulary: Tokens) -> Predictions:
-        predicted: dict[int, PredictedTrial] = {}  # by the record's place
-        n_tokens = 0
-        for places in group_records(records):
-            group = [records[place] for place in places]
-            ids, rows = self.build_prompt(explanation, group, vocabulary)
-            levels, mass = self._read_levels(ids, rows)
-            neutral_ids, neutral_rows = self.build_prompt(None, group, vocabulary)
-            key = hashlib.blake2b(np.asarray(neutral_ids, np.int64).tobytes(), digest_size=16).digest()
-            read_neutral = partial(self._read_levels, neutral_ids, neutral_rows)
-            (neutral, _), is_new = self._neutral.get(key, read_neutral)
-            n_tokens += len(ids) + is_new * len(neutral_ids)
-            raised = raised_level(levels, neutral).astype(np.float32)
-            mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
-            ends = np.cumsum([len(record) for record in group])[:-1]
-            by_record = zip(places, np.split(raised, ends), np.split(mass, ends), strict=True)
-            predicted |= {place: PredictedTrial(values, detail) for place, values, detail in by_record}
-        return Predictions([predicted[place] for place in range(len(records))], n_tokens)
-
-    def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
-        """Each group of trials has prompts of its own: neutral ones that units share are sent once."""
-        predicted: dict[int, PredictedTrial] = {}  # by the trial's place
-        n_tokens = 0
-        for places in _places_by_group(trials):
-            records = [trials[place].token_ids for place in places]
-            predictions = self.simulate(explanation, records, tokens)
-            predicted |= dict(zip(places, predictions.trials, strict=True))
-            n_tokens += predictions.prompt_tokens
-        return Predictions([predicted[place] for place in range(len(trials))], n_tokens)
+        predicted, n_tokens = [], 0
+        for record in records:
+            pieces = []
+            for token_ids in cut_record(record):
+                piece, n_sent = self._predict(explanation, token_ids, vocabulary)
+                pieces.append(piece)
+                n_tokens += n_sent
+            values, mass = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+            predicted.append(PredictedTrial(values, mass))
+        return Predictions(predicted, n_tokens)
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
         requests = []
-        for places in _places_by_group(trials):
-            records = [trials[place].token_ids for place in places]
-            for group_places in group_records(records):
-                group = [records[place] for place in group_places]
-                requests.append(Request(len(self.build_prompt(explanation, group, tokens)[0])))
-                neutral_ids = self.build_prompt(None, group, tokens)[0]
+        for trial in trials:
+            for token_ids in cut_record(trial.token_ids):
+                requests.append(Request(len(self.build_prompt(explanation, token_ids, tokens)[0])))
+                neutral_ids = self.build_prompt(None, token_ids, tokens)[0]
                 requests.append(Request(len(neutral_ids), key=tuple(neutral_ids)))
         return requests
 
     def example(self) -> LogprobRequest:
-        records = [[0] * CROP_LENGTH] * (TOKENS_PER_PROMPT // CROP_LENGTH)
-        ids, rows = self.build_prompt(None, records, {0: VocabularyEntry(0, " word", False)})
+        word = {0: VocabularyEntry(0, " word", False)}
+        ids, rows = self.build_prompt(None, [0] * TOKENS_PER_PROMPT, word)
         return LogprobRequest(ids, rows, self.level_token_ids)
+
+    def _predict(
+        self, explanation: str, token_ids: Sequence[int], vocabulary: Tokens
+    ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], int]:
+        """Predicted levels and masses of the tokens of one prompt, and how many prompt tokens were sent."""
+        ids, rows = self.build_prompt(explanation, token_ids, vocabulary)
+        levels, mass = self._read_levels(ids, rows)
+        neutral_ids, neutral_rows = self.build_prompt(None, token_ids, vocabulary)
+        key = hashlib.blake2b(np.asarray(neutral_ids, np.int64).tobytes(), digest_size=16).digest()
+        read_neutral = partial(self._read_levels, neutral_ids, neutral_rows)
+        (neutral, _), is_new = self._neutral.get(key, read_neutral)
+        mass = np.where(np.isnan(neutral), np.float32(0.0), mass)  # no prediction without both levels
+        return (raised_level(levels, neutral).astype(np.float32), mass), len(ids) + is_new * len(neutral_ids)
 
     def _read_levels(self, ids: list[int], rows: list[int]) -> Levels:
         """Expected levels and masses at the rows; NaN and 0 where the engine gave no level a probability."""
@@ -173,24 +165,15 @@ class DigitsSimulator(OpenSimulator):
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _places_by_group(trials: Sequence[Trial]) -> list[list[int]]:
-    """The places of each group's trials."""
-    groups = sorted({trial.group for trial in trials})
-    return [[n for n, trial in enumerate(trials) if trial.group == group] for group in groups]
+def load_versioned_prompt() -> Prompt:
+    """The prompt file and how many tokens share a prompt, so that scores of other numbers are not mixed."""
+    prompt = load_prompt("simulate/digits")
+    return replace(prompt, text=f"{prompt.text}### tokens in a prompt\n{TOKENS_PER_PROMPT}\n")
 
 
-def group_records(records: Records) -> list[list[int]]:
-    """For each prompt the places of the records that share it, in the order of a hash."""
-    order = sorted(range(len(records)), key=lambda place: (stable_hash(*map(int, records[place])), place))
-    groups: list[list[int]] = []
-    n_tokens = TOKENS_PER_PROMPT
-    for place in order:
-        n_tokens += len(records[place])
-        if n_tokens > TOKENS_PER_PROMPT:
-            groups.append([])
-            n_tokens = len(records[place])
-        groups[-1].append(place)
-    return groups
+def cut_record(record: Sequence[int]) -> list[Sequence[int]]:
+    """The record's parts that have a prompt each."""
+    return [record[first : first + TOKENS_PER_PROMPT] for first in range(0, len(record), TOKENS_PER_PROMPT)]
 
 
 def find_level_words(tokenizer: Any) -> tuple[tuple[str, ...], list[list[int]]]:

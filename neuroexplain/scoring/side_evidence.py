@@ -45,7 +45,6 @@ class Trial:
     split: Split
     first: int  # its first token in the record
     token_ids: tuple[int, ...]  # [32]
-    group: str = ""  # trials of different groups are in different prompts
 
     @property
     def key(self) -> RecordKey:

@@ -35,7 +35,7 @@ def test_digits_are_compared_with_another_explanation_when_asked(store, local):
         trials = []
         for r in prediction.records:
             crop = exemplars[r.key].token_ids[r.first : r.first + CROP_LENGTH]
-            trials.append(Trial(*r.key, "report", r.first, tuple(crop.tolist()), r.kind == "random"))
+            trials.append(Trial(*r.key, "report", r.first, tuple(crop.tolist())))
         tokens = load_tokens(store, run.id, {i for trial in trials for i in trial.token_ids})
         others = digits.run(texts[prediction.control_explanation_id], trials, tokens).trials
         for r, other in zip(prediction.records, others, strict=True):

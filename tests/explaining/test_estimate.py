@@ -40,11 +40,12 @@ def test_progress_only_grows(store, local):
 )
 def test_an_estimate_says_what_the_run_then_asks(store, local, options):
     """All neurons are in the sample. The last: two candidates are stored, and simulated for half of the
-    neurons.
+    neurons. If a third one is then chosen, its report records are simulated, which no estimate can know.
     """
     run, llm = load_run(store), ScriptedLlm(by_words)
     llm.tokenizer = local.tokenizer
     with_control = options != "some are there" and options.get("with_control", False)
+    unknown = 0.1 if options == "some are there" else 0.0  # the share of one neuron's report records
     if options == "some are there":
         explain(store, llm, None, candidates=2)
         list(
@@ -61,7 +62,8 @@ def test_an_estimate_says_what_the_run_then_asks(store, local, options):
     estimate = estimate_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control)
     before, n_asked = local.usage.requests, len(llm.requests)
     list(run_explain(store, run, config, engine, DigitsSimulator(local), with_control=with_control))
-    assert estimate.n_requests == local.usage.requests - before + len(llm.requests) - n_asked
+    n_sent = local.usage.requests - before + len(llm.requests) - n_asked
+    assert estimate.n_requests == pytest.approx(n_sent, rel=unknown)
     explaining = sum(len(chat_token_ids(local.tokenizer, messages)) for messages, _ in llm.requests[n_asked:])
     sent = list_sessions(store, run.id)[-1].scorer_prompt_tokens + explaining
-    assert estimate.n_prompt_tokens == pytest.approx(sent, rel=0.05)  # texts of other lengths
+    assert estimate.n_prompt_tokens == pytest.approx(sent, rel=0.05 + unknown)  # texts of other lengths

@@ -6,7 +6,8 @@ import torch
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.llm.local import LocalEngine
-from neuroexplain.scorers.digits import TOKENS_PER_PROMPT, DigitsSimulator, find_level_words, group_records
+from neuroexplain.llm.prompts import load_prompt
+from neuroexplain.scorers.digits import TOKENS_PER_PROMPT, DigitsSimulator, find_level_words
 from neuroexplain.scoring.side_evidence import Trial
 from tests.fakes import WORDS, tiny_subject, tiny_tokenizer
 from tests.tokens import HOSTILE, vocabulary_of
@@ -14,22 +15,21 @@ from tests.tokens import HOSTILE, vocabulary_of
 
 def test_no_token_moves_a_row(engine):
     digits = DigitsSimulator(engine)
-    ids, rows = digits.build_prompt("rivers", [range(len(HOSTILE)), range(3)], vocabulary_of(HOSTILE))
+    ids, rows = digits.build_prompt("rivers", range(len(HOSTILE)), vocabulary_of(HOSTILE))
     tab, mark = (
         engine.tokenizer(x, add_special_tokens=False).input_ids for x in ("\t", digits.level_words[0])
     )
-    assert len(rows) == len(HOSTILE) + 3
+    assert len(rows) == len(HOSTILE)
     for row in rows:
         assert ids[row + 1 - len(tab) : row + 1] == tab
         assert ids[row + 1 : row + 1 + len(mark)] == mark
     lines = engine.tokenizer.decode(ids[len(digits.build_prompt("rivers", [], {})[0]) :])
-    assert lines.count("\t") == len(rows)
-    assert lines.count("\n") == len(rows) + 1  # an empty line between two records
+    assert lines.count("\t") == lines.count("\n") == len(rows)
 
 
-def by_hand(engine, digits, explanation, records, vocabulary):
+def by_hand(engine, digits, explanation, token_ids, vocabulary):
     """(expected levels in 0..1, masses) against one forward pass of the whole model, softmax by hand."""
-    ids, rows = digits.build_prompt(explanation, records, vocabulary)
+    ids, rows = digits.build_prompt(explanation, token_ids, vocabulary)
     with torch.inference_mode():
         probabilities = engine._model(torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
     by_level = np.array(
@@ -53,7 +53,7 @@ def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engin
     digits = DigitsSimulator(engine)
     vocabulary = vocabulary_of(["river", " ran", " past"])
     (levels, mass), (neutral, _) = (
-        by_hand(engine, digits, x, [[0, 1, 2]], vocabulary) for x in ("rivers", None)
+        by_hand(engine, digits, x, [0, 1, 2], vocabulary) for x in ("rivers", None)
     )
     (predicted,) = digits.simulate("rivers", [[0, 1, 2]], vocabulary).trials
     np.testing.assert_allclose(predicted.detail, mass, rtol=1e-4)
@@ -63,40 +63,36 @@ def test_levels_are_those_of_the_exact_distributions_over_the_neutral_ones(engin
     assert not digits.simulate(neutral_prompt, [[0, 1, 2]], vocabulary).trials[0].values.any()
 
 
-def test_records_come_back_in_their_order_whatever_it_is_and_share_prompts(engine):
-    """Nine of 32 tokens are two prompts, and neutral ones that are asked for once."""
+def test_a_record_is_predicted_the_same_whatever_others_there_are(engine):
+    """Two records of a crop and one of two crops are four prompts, and four neutral ones, asked for once."""
     digits = DigitsSimulator(engine)
     vocabulary = vocabulary_of([f" {word}" for word in WORDS])
-    records = [[(3 * n + i * (n + 1)) % len(WORDS) for i in range(32)] for n in range(9)]
+    lengths = (TOKENS_PER_PROMPT, 2 * TOKENS_PER_PROMPT, TOKENS_PER_PROMPT)
+    records = [
+        [(3 * n + i * (n + 1)) % len(WORDS) for i in range(length)] for n, length in enumerate(lengths)
+    ]
     sent = engine.usage.requests
     predictions = digits.simulate("rivers", records, vocabulary)
-    assert engine.usage.requests == sent + 4
+    assert engine.usage.requests == sent + 8
     trials = [Trial("top", rank, "report", 0, tuple(record)) for rank, record in enumerate(records)]
-    assert predictions.prompt_tokens == sum(
-        request.n_tokens for request in digits.plan("rivers", trials, vocabulary)
-    )
-    order = [4, 8, 0, 2, 7, 1, 3, 6, 5]
-    again = digits.simulate("rivers", [records[n] for n in order], vocabulary)
-    for n, trial in zip(order, again.trials, strict=True):
+    planned = digits.plan("rivers", trials, vocabulary)
+    assert predictions.prompt_tokens == sum(request.n_tokens for request in planned)
+    again = digits.simulate("rivers", [records[2], records[1]], vocabulary)
+    for n, trial in zip((2, 1), again.trials, strict=True):
         np.testing.assert_array_equal(trial.values, predictions.trials[n].values)
         np.testing.assert_array_equal(trial.detail, predictions.trials[n].detail)
-    assert again.prompt_tokens < predictions.prompt_tokens
-    digits.simulate("the sea", records, vocabulary)
-    assert engine.usage.requests == sent + 8
+    assert engine.usage.requests == sent + 11
+    halves = [records[1][:TOKENS_PER_PROMPT], records[1][TOKENS_PER_PROMPT:]]
+    of_halves = digits.simulate("rivers", halves, vocabulary).trials
+    joined = np.concatenate([trial.values for trial in of_halves])
+    np.testing.assert_array_equal(joined, predictions.trials[1].values)
+    assert len(np.unique(joined)) > 2
 
 
-@pytest.mark.parametrize("lengths", [[64] * 12, [32] * 16, [300, 5, 255, 1, 1], [1], []])
-def test_groups_hold_each_record_once_and_no_more_than_fits(lengths):
-    records = [[n] * length for n, length in enumerate(lengths)]
-    groups = group_records(records)
-    assert sorted(place for group in groups for place in group) == list(range(len(records)))
-    assert all(
-        len(group) == 1 or sum(lengths[place] for place in group) <= TOKENS_PER_PROMPT for group in groups
-    )
-    moved = group_records(records[::-1])
-    assert [[records[place] for place in group] for group in groups] == [
-        [records[::-1][place] for place in group] for group in moved
-    ]
+def test_how_many_tokens_share_a_prompt_is_part_of_its_version(engine):
+    prompt = DigitsSimulator(engine).prompt
+    assert prompt.sha256 != load_prompt("simulate/digits").sha256
+    assert prompt.text.endswith(f"### tokens in a prompt\n{TOKENS_PER_PROMPT}\n")
 
 
 def test_where_no_level_was_given_nothing_is_predicted():
@@ -136,13 +132,13 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(engine):
     """Bit for bit the same whatever was asked before; next to the same as without sharing."""
     digits = DigitsSimulator(engine)
     vocabulary = vocabulary_of(["river", " ran", " past"])
-    requests = [("rivers", [[0, 1]]), ("the sea", [[2, 1, 0]]), ("rivers", [[2]])]
-    first = [digits.simulate(text, ids, vocabulary).trials[0].values for text, ids in requests]
+    requests = [("rivers", [0, 1]), ("the sea", [2, 1, 0]), ("rivers", [2])]
+    first = [digits.simulate(text, [ids], vocabulary).trials[0].values for text, ids in requests]
     n_fixed = len(engine._shared[0])
     assert n_fixed > 100
     cached = engine.usage.cached_tokens
     for (text, ids), levels in reversed(list(zip(requests, first, strict=True))):
-        np.testing.assert_array_equal(digits.simulate(text, ids, vocabulary).trials[0].values, levels)
+        np.testing.assert_array_equal(digits.simulate(text, [ids], vocabulary).trials[0].values, levels)
     assert engine.usage.cached_tokens == cached + 3 * n_fixed
     token_ids, rows = digits.build_prompt(*requests[1], vocabulary)
     whole = engine.level_distributions(token_ids, rows, digits.level_token_ids)
@@ -161,7 +157,7 @@ def test_a_chat_template_without_a_system_turn_gets_its_text_in_the_next(engine,
     turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
     tokenizer.chat_template = turns if takes_system else refuse + turns
     digits = DigitsSimulator(type("Engine", (), {"tokenizer": tokenizer}))
-    ids, rows = digits.build_prompt("rivers", [[0]], vocabulary_of([" geese"]))
+    ids, rows = digits.build_prompt("rivers", [0], vocabulary_of([" geese"]))
     text = tokenizer.decode(ids)
     assert text.startswith("<system>You predict" if takes_system else "<user>You predict")
     assert text.endswith("<user>The neuron looks for: rivers\n<assistant> geese\t0\n")
@@ -180,13 +176,11 @@ def test_yes_and_no_are_asked_for_where_they_are_tokens_and_their_spellings_summ
     assert digits.level_words == ("no", "yes")
     assert [len(ids) for ids in digits.level_token_ids] == [1, 2]
     vocabulary = vocabulary_of(["river", " ran"])
-    text = tokenizer.decode(digits.build_prompt("rivers", [[0]], vocabulary)[0])
+    text = tokenizer.decode(digits.build_prompt("rivers", [0], vocabulary)[0])
     assert "and yes or no: yes where" in text
     assert " red\tyes\n" in text
     assert text.endswith("river\tno\n")
-    (levels, mass), (neutral, _) = (
-        by_hand(engine, digits, x, [[0, 1]], vocabulary) for x in ("rivers", None)
-    )
+    (levels, mass), (neutral, _) = (by_hand(engine, digits, x, [0, 1], vocabulary) for x in ("rivers", None))
     (predicted,) = digits.simulate("rivers", [[0, 1]], vocabulary).trials
     np.testing.assert_allclose(predicted.detail, mass, rtol=1e-4)
     np.testing.assert_allclose(predicted.values, raised(levels, neutral), rtol=2e-2, atol=1e-4)
@@ -201,26 +195,18 @@ def test_a_tokenizer_without_single_tokens_for_either_is_refused():
 
 
 def test_the_neutral_prompt_of_records_that_all_units_share_is_sent_once(engine):
-    words = [" river", " sea", " stone", " the"]
-    vocabulary = vocabulary_of(words)
+    vocabulary = vocabulary_of([" river", " sea", " stone", " the"])
     digits = DigitsSimulator(engine)
 
     def trials_of(unit):
-        own = [Trial("sampled", n, "report", 0, ((unit + n) % 4,) * 32, group="sampled") for n in range(3)]
-        shared = [Trial("random", n, "report", 0, (n % 4,) * 31 + (1,), group="random") for n in range(4)]
-        return [own[0], *shared, *own[1:]]
+        own = [Trial("sampled", n, "report", 0, (unit, n % 4) * 16) for n in range(3)]
+        return [own[0], *(Trial("random", n, "report", 0, (n % 4,) * 31 + (2,)) for n in range(4)), *own[1:]]
 
     first, second = (digits.run("rivers", trials_of(unit), vocabulary) for unit in (0, 1))
     planned = [digits.plan("rivers", trials_of(unit), vocabulary) for unit in (0, 1)]
     keys = {request.key for request in planned[0]}
     new = [request for request in planned[1] if request.key is None or request.key not in keys]
+    assert first.prompt_tokens == sum(request.n_tokens for request in planned[0])
     assert second.prompt_tokens == sum(request.n_tokens for request in new)
-    assert first.prompt_tokens - second.prompt_tokens == sum(
-        request.n_tokens for request in planned[0] if request.key in {r.key for r in planned[1]} - {None}
-    )
-    assert len(new) == len(planned[1]) - 1
-    shared = [trial for trial in trials_of(0) if trial.group == "random"]
-    alone = DigitsSimulator(engine).run("rivers", shared, vocabulary)
-    for trial, predicted in zip(shared, alone.trials, strict=True):  # whatever else is in the command
-        place = trials_of(0).index(trial)
-        np.testing.assert_array_equal(predicted.values, first.trials[place].values)
+    assert len(planned[1]) == 14
+    assert len(new) == 10
