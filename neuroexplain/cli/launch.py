@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 LAUNCHED = ("collect", "explain")
 GIVEN_BY_LAUNCH = ("shard", "part", "only_tokenize", "keep_tokens", "dry_run")  # options of these commands
+# Options of both `explain` and `score` that say nothing about controls, or are given anyway.
+NOT_OF_CONTROLS = (
+    *("units", "db", "scorer", "simulator", "score_records", "bills", "control", "null"),
+    *("shard", "part", "allow_failed"),
+)
 SLURM, RAY = "Slurm", "Ray"
 
 Where = Annotated[str, typer.Argument(help="slurm or ray.")]
@@ -173,18 +178,14 @@ class Job:
             names = tuple(name for name in names if not SCORERS.load(name, "--scorer").asks_per_record)
         if not names:
             return None
-        words = ["--scorer", ",".join(names)]
-        for name in (
-            *("server", "vllm", "local", "model", "tokenizer", "simulator_server", "simulator_local"),
-            *("simulator_model", "simulator_tokenizer", "max_wait", "in_flight"),
-        ):
-            if options[name] is not None:
-                words += [f"--{name.replace('_', '-')}", str(options[name])]
-        if options["vllm_args"]:
-            words.append(f"--vllm-args={options['vllm_args']}")
-        flags = ("retry_failed", "trust_remote_code")
-        words += [f"--{name.replace('_', '-')}" for name in flags if options[name]]
-        return words if options["run_id"] is None else [*words, "--run", str(options["run_id"])]
+        words = [f"--scorer={','.join(names)}"]
+        score: Any = typer.main.get_group(app).commands["score"]
+        for option in score.params:
+            value = options.get(option.name)
+            if option.name in NOT_OF_CONTROLS or value is None or value == option.default:
+                continue
+            words.append(option.opts[0] if value is True else f"{option.opts[0]}={value}")
+        return words
 
 
 def _parse(where: str, words: list[str]) -> Job:

@@ -1,6 +1,7 @@
 """The scripts of Slurm jobs: golden files, what a shell makes of them, and what cannot be launched."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -170,13 +171,24 @@ def test_controls_are_those_that_one_machine_makes():
         lines = [line for line in result.stdout.splitlines() if "score --controls" in line]
         return lines[0].split("score --controls ")[1].split(" --db ")[0] if lines else None
 
-    assert controls("--local", "m").startswith("--scorer lexical --local m --max-wait")
+    assert controls("--local", "m") == "--scorer=lexical --local=m"
     assert controls("--server", "http://x/v1") is None
-    assert controls("--server", "http://x/v1", "--control").startswith(
-        "--scorer combined --server http://x/v1 "
-    )
-    assert controls("--local", "m", "--scorer", "digits,lexical").startswith("--scorer lexical --local m ")
+    assert controls("--server", "http://x/v1", "--control") == "--scorer=combined --server=http://x/v1"
+    assert controls("--local", "m", "--scorer", "digits,lexical") == "--scorer=lexical --local=m"
     assert controls("--local", "m", "--no-score") is None
+    words = (
+        "--servers",
+        "my file",
+        "--scorer",
+        "lexical",
+        "--in-flight",
+        "7",
+        "--retry-failed",
+        "--run",
+        "3",
+    )
+    expected = {"--scorer=lexical", "'--servers=my file'", "--in-flight=7", "--retry-failed", "--run=3"}
+    assert set(re.split(r" (?=--|'--)", controls(*words))) == expected
 
 
 def test_without_slurm_nothing_is_submitted(tmp_path, monkeypatch):
