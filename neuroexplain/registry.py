@@ -20,8 +20,8 @@ class Registry(Generic[T]):
     """The plug-ins of one folder. For example, the scorer `digits` is `SCORER` in scorers/digits.py.
 
     Each file of the folder defines one plug-in, in a variable that is called the same in all of them. The
-    plug-in's name is the file's, with hyphens for underscores. `base.py` and files that begin with an
-    underscore define none.
+    plug-in's name is the file's, with hyphens for underscores. `base.py`, files that begin with an
+    underscore, and folders define none.
 
     Another package adds plug-ins by entry points in the group `neuroexplain.FOLDER`; a test or a notebook
     does so by `register`. Of equal names, a registered plug-in comes first, then a file, then an entry point.
@@ -72,9 +72,6 @@ class Registry(Generic[T]):
 
     def _modules(self) -> dict[str, str]:
         """The folder's modules that define plug-ins, by the plug-in's name."""
-        modules = (module.name for module in iter_modules(import_module(self.group).__path__))
-        return {
-            module.replace("_", "-"): module
-            for module in modules
-            if module != "base" and not module.startswith("_")
-        }
+        modules = iter_modules(import_module(self.group).__path__)
+        names = (module.name for module in modules if not module.ispkg)
+        return {name.replace("_", "-"): name for name in names if name != "base" and not name.startswith("_")}

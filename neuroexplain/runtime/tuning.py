@@ -28,6 +28,9 @@ CACHED_ACTIVATIONS = 400_000
 # in float32 take 263 MB.
 VOCABULARY_UNITS_AT_ONCE = 512
 
+# Activations of latents that are computed at once, of all tokens of a batch together: 16 MiB in float32.
+LATENTS_AT_ONCE = 1 << 22
+
 # Documents tokenized at once: a fast tokenizer spreads them over all cores, 870,000 tokens/s on two.
 DOCUMENTS_AT_ONCE = 64
 
