@@ -6,13 +6,17 @@ was asked and what is possible.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, SIDES, Sign, UnitId
+
+if TYPE_CHECKING:
+    from neuroexplain.sources.base import SourceKind
 
 MOST_SECONDS = 1_000_000  # eleven days: a longer wait is a typing mistake
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
@@ -36,6 +40,11 @@ class CollectConfig:
     revision: str | None = None
     layers: tuple[int, ...] | None = None  # None: all
     source: str = "mlp"  # the kind of units: a name of sources.base.SOURCES
+    dictionary: str | None = None  # what encodes latents: folder, glob or hub name; None: nothing
+    site: str | None = None  # what the dictionary reads, a hook's name; None: its folder tells
+    input_scale: float | None = None  # factor on that; None: likewise
+    subtract_b_dec: bool | None = None  # from that; None: the rule of its format
+    force_model: bool = False  # whether the dictionary may have been made for a model of another name
     activation: str | None = None  # which value of a unit is read; None: the source's first
     sign: Sign | None = None  # None: the source's own
     top_k: int = 32
@@ -86,9 +95,11 @@ class CollectConfig:
         self._check_parts()
 
     def _check_text_and_units(self) -> None:
-        from neuroexplain.sources.base import SOURCES
+        from neuroexplain.sources.base import SOURCES, TakesDictionary
 
-        activations = SOURCES.load(self.source, "--source").activations
+        kind = SOURCES.load(self.source, "--source")
+        activations = kind.activations
+        self._check_dictionary(isinstance(kind, TakesDictionary))
         if self.activation is not None and self.activation not in activations:
             raise NeuroexplainError(
                 f"--activation {self.activation!r} is not read of --source {self.source}: there is "
@@ -100,6 +111,30 @@ class CollectConfig:
             )
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
+
+    def _check_dictionary(self, is_needed: bool) -> None:
+        if is_needed and self.dictionary is None:
+            raise NeuroexplainError(
+                f"--source {self.source} reads the latents of a dictionary. Name its folder, or a name on "
+                "the hub:  --dictionary FOLDER"
+            )
+        options = {
+            "--dictionary": self.dictionary,
+            "--site": self.site,
+            "--input-scale": self.input_scale,
+            "--subtract-b-dec": self.subtract_b_dec,
+            "--force-model": self.force_model or None,
+        }
+        named = [option for option, value in options.items() if value is not None]
+        if named and not is_needed:
+            raise NeuroexplainError(
+                f"{named[0]} goes with the latents of a dictionary, and --source {self.source} has none. Say "
+                "which they are:  --source sae | --source transcoder"
+            )
+        scale = self.input_scale
+        _check_range(
+            "--input-scale", 1.0 if scale is None else scale, scale is None or 0 < scale < math.inf, "above 0"
+        )
 
     def _check_parts(self) -> None:
         """Several machines (--shard) or several devices may each read a part, but not both."""
@@ -117,6 +152,18 @@ class CollectConfig:
                 "The parts of a collection must be read in the same batch shape, which auto may choose "
                 "differently on each machine or device. Give a number:  --batch-size 64"
             )
+
+    def open_kind(self) -> SourceKind:
+        """The kind of units, with the dictionary that was named."""
+        from neuroexplain.sources._choice import Choice
+        from neuroexplain.sources.base import SOURCES, TakesDictionary
+
+        kind = SOURCES.load(self.source, "--source")
+        if self.dictionary is None:
+            return kind
+        assert isinstance(kind, TakesDictionary)
+        choice = Choice(self.dictionary, self.site, self.input_scale, self.subtract_b_dec)
+        return kind.with_dictionary(choice, any_model=self.force_model)
 
     @property
     def activation_name(self) -> str:
@@ -142,6 +189,9 @@ class CollectConfig:
         values = asdict(self) | {"activation": self.activation_name, "sign": self.collected_sign}
         del values["checkpoint_every"], values["windows"], values["compile"]
         del values["trust_remote_code"], values["keep_tokens"]
+        if self.dictionary is None:  # runs of earlier versions, which had none, stay the same
+            for name in ("dictionary", "site", "input_scale", "subtract_b_dec", "force_model"):
+                del values[name]
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}

@@ -95,7 +95,9 @@ class Run:
     @property
     def noun(self) -> str:
         """The word for its units in a sentence."""
-        return "neurons" if self.kind == "mlp" else f"{self.kind} units"
+        if self.kind == "mlp":
+            return "neurons"
+        return f"{self.kind} latents" if self.sources[0].encoder is not None else f"{self.kind} units"
 
     @property
     def size(self) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neuroexplain.config import CollectConfig
 
 UNITS = "Units"
+LATENTS = "Latents of SAEs and transcoders"
 CHOICES = {
     "--sign": ("positive", "negative", "both"),
     "--sampling": ("random", "sequential"),
@@ -52,9 +53,48 @@ LayerNumbers = Annotated[
 SourceKind = Annotated[
     str,
     typer.Option(
-        help="The units: mlp (neurons), heads (dimensions of attention heads) or residual (dimensions of the "
-        "residual stream).",
+        help="The units: mlp (neurons), heads (dimensions of attention heads), residual (dimensions of the "
+        "residual stream), sae or transcoder (latents of a --dictionary).",
         rich_help_panel=UNITS,
+    ),
+]
+Dictionary = Annotated[
+    str | None,
+    typer.Option(
+        help="What encodes latents: the folder of a dictionary or of several, a glob, or a hub name; of each "
+        "layer one.",
+        rich_help_panel=LATENTS,
+    ),
+]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        help="What the dictionary reads, if its folder does not tell: a hook, like "
+        "blocks.12.hook_resid_post, or hook_resid_post of each layer.",
+        rich_help_panel=LATENTS,
+    ),
+]
+InputScale = Annotated[
+    float | None,
+    typer.Option(
+        help="Factor on what the dictionary reads, if it was trained with one that its folder does not tell.",
+        rich_help_panel=LATENTS,
+    ),
+]
+SubtractBDec = Annotated[
+    bool | None,
+    typer.Option(
+        help="Whether the decoder's bias is subtracted before encoding; by default the rule of the format.",
+        rich_help_panel=LATENTS,
+    ),
+]
+ForceModel = Annotated[
+    bool,
+    typer.Option(
+        "--force-model",
+        help="Take a dictionary that was made for a model of another name, like the one that was trained "
+        "further.",
+        rich_help_panel=LATENTS,
     ),
 ]
 Activation = Annotated[
@@ -68,8 +108,8 @@ Activation = Annotated[
 Sign = Annotated[
     str | None,
     typer.Option(
-        help="Activations that count: positive (the default for neurons), negative or both (the default for "
-        "other units).",
+        help="Activations that count: positive (the default for neurons and latents), negative or both "
+        "(the default for other units).",
         rich_help_panel=UNITS,
     ),
 ]
@@ -159,6 +199,11 @@ def collect(
     sampling: Sampling = "random",
     layers: LayerNumbers = None,
     source: SourceKind = "mlp",
+    dictionary: Dictionary = None,
+    site: Site = None,
+    input_scale: InputScale = None,
+    subtract_b_dec: SubtractBDec = None,
+    force_model: ForceModel = False,
     activation: Activation = None,
     sign: Sign = None,
     top_k: TopK = 32,

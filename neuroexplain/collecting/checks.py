@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.reading import Text
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.sources.base import SourceKind, TakesDictionary
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import SEGMENT_LENGTH
 
 
-def choose_layers(config: CollectConfig, subject: Subject) -> tuple[int, ...]:
-    """The configured layers, by default all. Raises NeuroexplainError if the subject lacks one."""
+def choose_layers(config: CollectConfig, subject: Subject, kind: SourceKind) -> tuple[int, ...]:
+    """The configured layers, by default all, or all that the kind's dictionary holds.
+
+    Raises NeuroexplainError if the subject lacks one.
+    """
     n_layers = len(subject.layers)
-    layers = tuple(range(n_layers)) if config.layers is None else config.layers
+    layers = config.layers
+    if layers is None:
+        layers = kind.layers() if isinstance(kind, TakesDictionary) else tuple(range(n_layers))
     missing = [layer for layer in layers if layer >= n_layers]
     if missing:
         raise NeuroexplainError(

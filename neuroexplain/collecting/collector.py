@@ -22,7 +22,7 @@ from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
 from neuroexplain.errors import ActivationsNotFinite
 from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
-from neuroexplain.sources.base import SOURCES, find_sources
+from neuroexplain.sources.base import SOURCES, SourceKind, find_sources
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.model import Subject
 from neuroexplain.subject.tokenizer import special_ids
@@ -42,7 +42,7 @@ class Collector:
         subject: Subject,
         layers: Sequence[int],
         *,
-        source: str = "mlp",
+        source: str | SourceKind = "mlp",
         activation: str,
         sign: Sign,
         top_k: int,
@@ -54,8 +54,8 @@ class Collector:
         windows_on_host: bool = False,
     ) -> None:
         self.subject, self.layers, self.positions = subject, tuple(layers), positions
-        self.sources = find_sources(subject, source, activation, layers)
-        self.kind = SOURCES.load(source)
+        self.kind = SOURCES.load(source) if isinstance(source, str) else source
+        self.sources = find_sources(subject, self.kind, activation, layers)
         self.sides = SIDES[sign]
         self.top_k, self.n_sampled, self.seed = top_k, n_sampled, seed
         self.windows_device = torch.device("cpu") if windows_on_host else subject.device
@@ -111,16 +111,15 @@ class Collector:
                 _fold_samples(samples, units, acts, sample_offer)
                 self.random.keep(layer, units, acts, draw)
 
-        self._run(token_ids, n, keep)
+        self._run(token_ids, keep)
         for code, split in enumerate(SPLITS):
             self.split_segments[split] += int((splits == code).sum())
 
-    def _run(self, token_ids: Int[Tensor, "batch seq"], n: int, keep: Callable[[int, Tensor], None]) -> None:
-        """Run a batch, and call keep(layer, values) of its first n segments for each layer, in order."""
+    def _run(self, token_ids: Int[Tensor, "batch seq"], keep: Callable[[int, Tensor], None]) -> None:
+        """Run a batch, and call keep(layer, values) for each layer, in order."""
         self.second_stream.discard()
 
         def receive(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
-            values = values[:n]
             self.second_stream.defer(lambda: keep(layer, values), values)
 
         capture_activations(self.subject, token_ids, self.sources, receive)
@@ -146,7 +145,7 @@ class Collector:
             ):
                 _fold_samples(samples, units, acts, sample_offer)
 
-        self._run(token_ids, batch_size, drop)
+        self._run(token_ids, drop)
 
     def compile(self, batch_size: int) -> None:
         """Compile kernels for batches of this size, and read one batch to see that they work.
@@ -185,13 +184,18 @@ class Collector:
         values: Float[Tensor, "batch seq d_in"],
         offer: Offer,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Fold a layer's values, a slice of its units at a time; yields each slice and its activations."""
-        for units, acts in self.kind.encode(self.subject, self.sources[layer], values):
+        """Fold a layer's values, a slice of its units at a time; yields each slice and its activations.
+
+        Padding is encoded and then left out: last bits of sums differ with the shape of a batch.
+        """
+        n = len(offer.segments)
+        for units, padded in self.kind.encode(self.subject, self.sources[layer], values):
+            acts = padded[:n]
             for kind, state in tops.items():
                 fold_top_k(state.narrow(units), acts, offer, lowest=kind == "bottom")
             stats.fold_slice(units, acts[:, RANDOM_START:], self.sum_up)
             yield units, acts
-        stats.count(len(values) * (SEGMENT_LENGTH - RANDOM_START))
+        stats.count(n * (SEGMENT_LENGTH - RANDOM_START))
 
     def state(self) -> dict[str, Any]:
         """Everything kept so far, as tensors and numbers for a checkpoint; shares the collector's memory."""

@@ -137,7 +137,14 @@ def _conditions(collector: Collector, text_hash: Any) -> dict[str, Any]:
         "kernels": _kernels(collector),
         "weights": subject.weights_sha256,
         "text": text_hash.hexdigest(),
+        "encoders": _encoders(collector),
     }
+
+
+def _encoders(collector: Collector) -> list[str] | None:
+    """The dictionaries with hashes of their weights; None if the values read are the units."""
+    encoders = [source.encoder for source in collector.sources.values() if source.encoder is not None]
+    return encoders or None
 
 
 def _kernels(collector: Collector) -> str:

@@ -13,6 +13,7 @@ from neuroexplain.collecting.kernels import COMPILER_ERRORS, can_compile, undo_c
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.sources.base import SourceKind
 from neuroexplain.subject.model import Subject
 
 MANY_SEGMENTS = 1 << 20  # more than any batch has: the number of segments while it is not known
@@ -20,6 +21,7 @@ MANY_SEGMENTS = 1 << 20  # more than any batch has: the number of segments while
 
 def prepare_collector(
     config: CollectConfig,
+    kind: SourceKind,
     subject: Subject,
     layers: tuple[int, ...],
     n_segments: int | None,
@@ -30,7 +32,7 @@ def prepare_collector(
     Raises NeuroexplainError if the device's memory is too small.
     """
     undo_compile(subject)  # if an earlier run of this process has compiled it
-    collector = _new_collector(config, subject, layers)
+    collector = _new_collector(config, kind, subject, layers)
     if checkpoint is not None:
         batch_size = int(checkpoint["batch_size"])
     else:
@@ -41,12 +43,14 @@ def prepare_collector(
     return collector, batch_size
 
 
-def _new_collector(config: CollectConfig, subject: Subject, layers: tuple[int, ...]) -> Collector:
+def _new_collector(
+    config: CollectConfig, kind: SourceKind, subject: Subject, layers: tuple[int, ...]
+) -> Collector:
     try:
         return Collector(
             subject,
             layers,
-            source=config.source,
+            source=kind,
             activation=config.activation_name,
             sign=config.collected_sign,
             top_k=config.top_k,

@@ -31,6 +31,7 @@ from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
 from neuroexplain.sampling import LEAST_PASSAGES
+from neuroexplain.sources.base import TakesDictionary
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -67,17 +68,22 @@ def run_collect(
     other options.
     """
     find_files(config.dataset, config.split)  # raises for missing files before a model is loaded
+    kind = config.open_kind()
+    if isinstance(kind, TakesDictionary):
+        kind.layers()  # raises for a missing dictionary, likewise
     interrupted = find_interrupted_run(store, config)
     if subject is None:
         yield Progress("loading the model", note=f"Loading {config.model} ...")
         subject = _load_subject(config)
-    layers = choose_layers(config, subject)
+    layers = choose_layers(config, subject, kind)
     checkpoint = find_run_checkpoint(store, interrupted)
     tokens = tokens_path(store.checkpoint_path(0).parent, config, subject.tokenizer)
     text = yield from prepare_text(config, subject.tokenizer, tokens, shared)
     try:
         check_text(text, config, subject, tokens if shared is None else None)
-        collector, batch_size = yield from prepare_collector(config, subject, layers, text.total, checkpoint)
+        collector, batch_size = yield from prepare_collector(
+            config, kind, subject, layers, text.total, checkpoint
+        )
         if interrupted is not None and checkpoint is not None:
             open_run = continue_run(store, interrupted, checkpoint, collector, text)
             of_total = "" if text.total is None else f"of {text.total:,} "

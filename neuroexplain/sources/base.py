@@ -7,7 +7,7 @@ A new kind is a file in this folder with an object `KIND`, or a package's entry 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from neuroexplain.registry import Registry
 from neuroexplain.units import Sign, Source
@@ -15,12 +15,14 @@ from neuroexplain.units import Sign, Source
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neuroexplain.sources._choice import Choice
     from neuroexplain.subject.model import Subject
 
 # (units, their activations [batch, seq, units]): slices of a width, which together cover it in order
 Slices: TypeAlias = "Iterable[tuple[slice, Tensor]]"
 
 
+@runtime_checkable
 class SourceKind(Protocol):
     """A kind of unit."""
 
@@ -45,12 +47,30 @@ class SourceKind(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesDictionary(SourceKind, Protocol):
+    """A kind whose units are latents: `--dictionary` names what encodes them."""
+
+    def with_dictionary(self, choice: Choice, *, any_model: bool) -> TakesDictionary:
+        """The kind with this dictionary, of which nothing is read yet.
+
+        any_model: whether it may have been made for a model of another name.
+        """
+        ...
+
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the dictionary holds, in ascending order. Raises NeuroexplainError without any."""
+        ...
+
+
 SOURCES: Registry[SourceKind] = Registry("sources", "KIND", "source")
 
 
-def find_sources(subject: Subject, kind: str, activation: str, layers: Iterable[int]) -> dict[int, Source]:
+def find_sources(
+    subject: Subject, kind: str | SourceKind, activation: str, layers: Iterable[int]
+) -> dict[int, Source]:
     """Each layer's source, by layer. Raises NeuroexplainError for an unknown kind."""
-    source_kind = SOURCES.load(kind, "--source")
+    source_kind = SOURCES.load(kind, "--source") if isinstance(kind, str) else kind
     return {layer: source_kind.find(subject, layer, activation) for layer in layers}
 
 

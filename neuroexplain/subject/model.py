@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.subject.families import Family
+from neuroexplain.units import Source
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Subject:
     layers: list[nn.Module]
     unembedding: Tensor  # [vocab, d_model]
     d_mlp: int
+    # What sources read of files to encode with, by source: freed with the model.
+    encoders: dict[Source, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> torch.dtype:

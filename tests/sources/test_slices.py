@@ -241,7 +241,7 @@ def test_a_sample_is_the_same_each_time_and_holds_smaller_ones(folder, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "sae"}, r"--source 'sae' is not known. There is .*heads, mlp, residual"),
+        ({"source": "clt"}, r"--source 'clt' is not known. There is .*heads, mlp, residual"),
         ({"activation": "gate"}, r"'gate' is not read of --source mlp: there is act, post"),
         ({"source": "heads", "activation": "act"}, r"'act' is not read of --source heads: there is heads"),
     ],

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.sources.dictionaries._choice import Choice
+from neuroexplain.sources._choice import Choice
 from neuroexplain.sources.dictionaries._files import Folder, open_folder
 from neuroexplain.sources.dictionaries._names import layer_in
 from neuroexplain.sources.dictionaries.base import FORMATS, Dictionary, Entry, Format, LatentKind
-from neuroexplain.units import ranges_text
+from neuroexplain.units import Source, ranges_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +67,20 @@ def find_members(choice: Choice, kind: LatentKind) -> dict[int, Member]:
         if len(several) > 1:
             raise _ambiguous(choice, layer, several)
     return {layer: by_layer[layer][0] for layer in sorted(by_layer)}
+
+
+def find_member(source: Source) -> Member:
+    """The dictionary that a source's latents come from. Raises NeuroexplainError if it is not there."""
+    assert source.encoder is not None
+    choice = Choice.parse(source.encoder)
+    kind: LatentKind = "transcoder" if source.kind == "transcoder" else "sae"
+    members = find_members(choice, kind)
+    if source.layer not in members:
+        raise NeuroexplainError(
+            f"{choice.name} holds no dictionary of layer {source.layer} any more, with which the run was "
+            f"collected: it holds the layers {ranges_text(members)}."
+        )
+    return members[source.layer]
 
 
 def read_member(member: Member, choice: Choice) -> Dictionary:

@@ -7,12 +7,13 @@ A new format is a file in this folder with an object `FORMAT`, or a package's en
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from neuroexplain.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from neuroexplain.sources.dictionaries._files import Folder
@@ -102,6 +103,14 @@ class Dictionary:
         """The size of what is read at a token."""
         return self.encoder.shape[1]
 
+    def on(self, device: torch.device) -> Dictionary:
+        """The dictionary with all that encodes on a device. The write vectors stay where they are."""
+        rule = self.rule
+        tensors = {name: tensor.to(device) for name, tensor in _tensors_of(rule).items()}
+        values = {name: value.to(device) for name, value in vars(self).items() if _is_tensor(value)}
+        values["write_vectors"] = self.write_vectors
+        return replace(self, rule=type(rule)(**vars(rule) | tensors), **values)
+
     def faults(self) -> list[str]:
         """What does not fit together in its tensors' shapes; empty if everything does."""
         if self.encoder.ndim != 2 or self.write_vectors.ndim != 2:
@@ -115,7 +124,7 @@ class Dictionary:
             "the decoder's bias": (self.output_bias, (d_out,)),
             "the bias that is subtracted": (self.pre_bias, (d_in,)),
             "the skip connection": (self.skip, (d_in, d_out)),
-            **{name: (tensor, (n,)) for name, tensor in _tensors_of(self.rule).items()},
+            **{name.replace("_", " "): (x, (n,)) for name, x in _tensors_of(self.rule).items()},
         }
         faults = [
             f"{name} is {_shape(tensor)} in place of {list(shape)}"
@@ -155,7 +164,11 @@ FORMATS: Registry[Format] = Registry("sources.dictionaries", "FORMAT", "format")
 
 
 def _tensors_of(rule: Rule) -> dict[str, Tensor]:
-    return {name.replace("_", " "): value for name, value in vars(rule).items() if not isinstance(value, int)}
+    return {name: value for name, value in vars(rule).items() if _is_tensor(value)}
+
+
+def _is_tensor(value: object) -> bool:
+    return hasattr(value, "ndim")
 
 
 def _shape(tensor: Tensor) -> str:

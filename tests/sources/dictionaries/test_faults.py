@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.sources.dictionaries._choice import Choice
+from neuroexplain.sources._choice import Choice
 from neuroexplain.sources.dictionaries._files import open_folder
 from neuroexplain.sources.dictionaries._open import find_members, read_member
 from tests.sources.dictionaries import made

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.sources._choice import Choice
 from neuroexplain.sources._encoding import encode, predict
-from neuroexplain.sources.dictionaries._choice import Choice
 from neuroexplain.sources.dictionaries._open import find_members, fingerprint, read_member
 from neuroexplain.sources.dictionaries.base import FORMATS
 from tests.sources.dictionaries import made

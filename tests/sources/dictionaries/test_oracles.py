@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuroexplain.sources._choice import Choice
 from neuroexplain.sources._encoding import encode, predict
-from neuroexplain.sources.dictionaries._choice import Choice
 from neuroexplain.sources.dictionaries._open import find_members, read_member
 
 ORACLES = Path(__file__).parent / "oracles"

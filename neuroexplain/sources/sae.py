@@ -1,0 +1,5 @@
+"""Latents of sparse autoencoders: `--source sae --dictionary FOLDER`."""
+
+from neuroexplain.sources._latents import Latents
+
+KIND = Latents("sae")
