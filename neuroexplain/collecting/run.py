@@ -44,6 +44,8 @@ from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import SEGMENT_LENGTH
 
+CHECKED_SEGMENTS = 64  # on which a dictionary is checked: 4,096 tokens
+
 
 def find_finished_run(store: Store, config: CollectConfig) -> Run | None:
     """The finished run of the same options; None if it does not exist."""
@@ -95,6 +97,8 @@ def run_collect(
             note = f"Reading {batch_size} segments at once, in {subject.dtype_name} on {subject.device}."
         checkpoint = None  # frees its memory: the collector has copied it
         yield Progress("collecting", open_run.n_done, text.total, "segments", note=note)
+        if isinstance(kind, TakesDictionary):
+            yield from _check_dictionary(kind, collector, text, open_run.n_done)
         try:
             yield from _read(collector, text, open_run, config.checkpoint_every)
             stream = text.whole()
@@ -113,6 +117,17 @@ def run_collect(
     open_run.checkpoint_path.unlink(missing_ok=True)
     if shared is None and not config.keep_tokens:
         tokens.unlink(missing_ok=True)
+
+
+def _check_dictionary(
+    kind: TakesDictionary, collector: Collector, text: Text, n_done: int
+) -> Generator[Progress]:
+    """Notes on how well the dictionary fits the first segments."""
+    subject = collector.subject
+    ids = np.concatenate([ids for _, ids, _ in text.batches(0, CHECKED_SEGMENTS, CHECKED_SEGMENTS)])
+    token_ids = send(torch.from_numpy(ids.astype(np.int64)), subject.device)
+    for line in kind.check(subject, collector.sources, token_ids):
+        yield Progress("collecting", n_done, text.total, "segments", note=line)
 
 
 def _why_few_passages(text: Text) -> str | None:

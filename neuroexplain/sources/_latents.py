@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,15 @@ class Latents:
 
     def layers(self) -> tuple[int, ...]:
         return tuple(self._members)
+
+    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[str]:
+        """A line of figures for each layer, and a warning where they look wrong."""
+        from neuroexplain.sources._health import measure_health
+
+        for health in measure_health(subject, sources, token_ids):
+            yield health.line
+            if health.warning is not None:
+                yield f"Warning: {health.warning}"
 
     @cached_property
     def _members(self) -> dict[int, Member]:
@@ -79,7 +89,7 @@ class Latents:
         from neuroexplain.sources._encoding import encode, latents_at_once
         from neuroexplain.subject.sites import normalized
 
-        dictionary, site = _encoder(subject, source)
+        dictionary, site = encoder_of(subject, source)
         dtype = values.dtype
         if site.is_normalized:
             values = normalized(subject.module(site.module), values)
@@ -91,7 +101,7 @@ class Latents:
         from neuroexplain.sources.dictionaries._open import find_member
         from neuroexplain.subject.sites import added_to_stream, find_site
 
-        dictionary, site = _encoder(subject, source)
+        dictionary, site = encoder_of(subject, source)
         member = find_member(source)
         if member.entry.written is not None:
             site = find_site(subject, member.entry.written)
@@ -100,7 +110,7 @@ class Latents:
         return None if added is None else added.to(subject.dtype)
 
 
-def _encoder(subject: Subject, source: Source) -> tuple[Dictionary, Site]:
+def encoder_of(subject: Subject, source: Source) -> tuple[Dictionary, Site]:
     """The source's dictionary on the subject's device, and what it reads; read when it is first asked for."""
     from neuroexplain.sources.dictionaries._open import find_member, fingerprint, read_member
     from neuroexplain.subject.sites import find_site

@@ -6,7 +6,7 @@ A new kind is a file in this folder with an object `KIND`, or a package's entry 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from neuroexplain.registry import Registry
@@ -60,6 +60,10 @@ class TakesDictionary(SourceKind, Protocol):
 
     def layers(self) -> tuple[int, ...]:
         """The layers that the dictionary holds, in ascending order. Raises NeuroexplainError without any."""
+        ...
+
+    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[str]:
+        """Lines for the reader: what some text, [n, 128] token ids, tells of how well the dictionary fits."""
         ...
 
 
