@@ -228,3 +228,4 @@ MAKERS = {
     make_circuit_tracer: ("relu", "jumprelu", "skip"),
 }
 CASES = [(make, name) for make, names in MAKERS.items() for name in names]
+CASE_NAMES = [f"{make.__name__}-{name}" for make, name in CASES]

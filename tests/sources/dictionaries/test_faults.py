@@ -13,7 +13,7 @@ from neuroexplain.sources._choice import Choice
 from neuroexplain.sources.dictionaries._files import open_folder
 from neuroexplain.sources.dictionaries._open import find_members, read_member
 from tests.sources.dictionaries import made
-from tests.sources.dictionaries.made import B_DEC, CASES, E, W, save
+from tests.sources.dictionaries.made import B_DEC, CASE_NAMES, CASES, E, W, save
 
 
 def read(folder, kind="sae", **options):
@@ -28,7 +28,7 @@ def weight_file(folder):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_a_truncated_file_is_named(tmp_path, case, share):
     make, name = case
     kind, *_ = make(tmp_path, name)
@@ -40,7 +40,7 @@ def test_a_truncated_file_is_named(tmp_path, case, share):
     assert "get it again" in str(error.value) or "Save those alone" in str(error.value)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_a_folder_without_its_weights_lists_what_it_has_and_what_is_read(tmp_path, case):
     make, name = case
     kind, *_ = make(tmp_path, name)
@@ -52,7 +52,7 @@ def test_a_folder_without_its_weights_lists_what_it_has_and_what_is_read(tmp_pat
     assert str(tmp_path) in message
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_a_missing_tensor_is_named_beside_those_there_are(tmp_path, case):
     make, name = case
     kind, *_ = make(tmp_path, name)

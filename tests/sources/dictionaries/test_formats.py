@@ -12,7 +12,7 @@ from neuroexplain.sources._encoding import encode, predict
 from neuroexplain.sources.dictionaries._open import find_members, fingerprint, read_member
 from neuroexplain.sources.dictionaries.base import FORMATS
 from tests.sources.dictionaries import made
-from tests.sources.dictionaries.made import B_DEC, CASES, B, E, X, relu, top
+from tests.sources.dictionaries.made import B_DEC, CASES, PLAIN, SUBTRACTED, B, E, X, relu, top
 
 VALUES = torch.from_numpy(X)[None]
 
