@@ -152,6 +152,6 @@ def test_a_page_names_its_scores_and_says_what_they_mean(hostile):
     assert "beyond its words" in search
     summaries = start.split('class="summaries"')[1].split("</table>")[0]
     trust = "wins 7 of 12 known neurons (guessing wins 4), margin 0.25"
-    assert f"{hostile / 'model'} {trust}" in start
-    assert f"{hostile / 'model'}, which {trust}" in measures
+    assert f"model {trust}" in start
+    assert f"model, which {trust}" in measures
     assert len(re.findall("<tr>", summaries)) == 3  # the head, and two layers by one explainer
