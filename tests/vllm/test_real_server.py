@@ -118,7 +118,7 @@ def test_the_server_answers_as_the_local_engine_does(url, local):
 def test_exact_methods_give_the_local_engine_s_distributions_on_hostile_tokens(url, local):
     server = ServerEngine(url)
     digits = DigitsSimulator(local)
-    ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
+    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
     assert server.find_method(LogprobRequest(ids, rows, digits.level_token_ids)).name == "logprob_token_ids"
     assert server.version.endswith(", logprob_token_ids")
@@ -131,7 +131,7 @@ def test_the_most_likely_tokens_are_the_exact_ones_but_for_the_cut(url, local):
     server = ServerEngine(url)
     server._method = PromptLogprobs(20)
     digits = DigitsSimulator(local)
-    ids, rows = digits.build_prompt("buying and selling", [range(len(VOCABULARY))], VOCABULARY)
+    ids, rows = digits.build_prompt("buying and selling", range(len(VOCABULARY)), VOCABULARY)
     true = local.level_distributions(ids, rows, digits.level_token_ids)
     levels = server.level_distributions(ids, rows, digits.level_token_ids)
     seen = levels > 0
@@ -230,7 +230,7 @@ def test_no_fault_becomes_a_value(url, method, monkeypatch):
     proxy = start_proxy(url)
     server = ServerEngine(proxy.url)
     server._method = method
-    ids, rows = DigitsSimulator(server).build_prompt("buying", [[0, 1, 2]], VOCABULARY)
+    ids, rows = DigitsSimulator(server).build_prompt("buying", [0, 1, 2], VOCABULARY)
     levels = DigitsSimulator(server).level_token_ids
 
     def ask(kind):
