@@ -41,7 +41,7 @@ def test_vectors_come_in_the_order_of_the_texts(scripted, monkeypatch):
 def test_an_answer_that_is_not_whole_is_an_error(scripted, reply, message):
     scripted.replies = [reply] * 9
     with pytest.raises(EngineError, match=message):
-        ServerEmbedder(scripted.url, max_wait=0.3).embed(["a", "b"])
+        ServerEmbedder(scripted.url, max_wait=3.0).embed(["a", "b"])
 
 
 def test_vectors_of_two_lengths_are_an_error(scripted, monkeypatch):
