@@ -13,11 +13,10 @@ the hypothesis, and so it is scored; of several candidates that is taken whose r
 records that were read. A failed answer and an undefined score count as 0.
 
 rule_share_of_true and whole_share_of_true are ratios of means: the scores of the hypotheses' rules, or of
-these with their examples, over those of the true explanations. (Of an explainer without examples the rule is
-the whole.) beyond_words is the ratio for the scores of the whole without the tokens whose words it names;
-bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens. *_error is a standard error
-over neurons. wins counts the neurons whose rule scores above those of five other neurons; copies the rules
-that are a worked example's answer or repeat the prompt, failed the attempts without a hypothesis.
+these with their examples, over those of the true explanations. beyond_words is that of the whole without the
+tokens whose words it names; bare_list_beyond_words that of the explainer `tokens`, which lists peak tokens.
+*_error is a standard error over neurons. wins counts the neurons whose rule scores above those of five other
+neurons; copies the rules that are a worked example's answer or repeat the prompt; failed those without any.
 
 Of real units the truth is not known. Means of population scores on `report` are given: of the rules, of the
 wholes, of the bare lists, and of the rule of the next unit of the sample on the same records (other_rule);

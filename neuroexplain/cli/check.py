@@ -85,16 +85,9 @@ def check(
     with the run, and stand beside its scores.
     """
     from neuroexplain.explaining.check import neurons_to_check
-    from neuroexplain.explaining.check import simulators as known_simulators
     from neuroexplain.explaining.engines import open_engine
 
-    names = [name.strip() for name in simulators.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known_simulators()]
-    if unknown or not names:
-        raise NeuroexplainError(
-            f"--scorer {simulators!r}: there is no simulator {', '.join(unknown) or 'named'}. "
-            f"There is {', '.join(known_simulators())}."
-        )
+    names = _simulator_names(simulators)
     default = default_engine(max_wait, in_flight, trust_remote_code)
     named = named_engine(
         default,
@@ -121,6 +114,20 @@ def check(
             console.print(part)
     if place is not None:
         _store(place, checks)
+
+
+def _simulator_names(listed: str) -> list[str]:
+    """The names in a list with commas. Raises NeuroexplainError if there is none, or an unknown one."""
+    from neuroexplain.explaining.check import simulators
+
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    unknown = [name for name in names if name not in simulators()]
+    if unknown or not names:
+        raise NeuroexplainError(
+            f"--scorer {listed!r}: there is no simulator {', '.join(unknown) or 'named'}. "
+            f"There is {', '.join(simulators())}."
+        )
+    return names
 
 
 def _place_to_store(db: str | None, run_id: int | None) -> tuple[str, int] | None:

@@ -12,7 +12,11 @@ from neuroexplain.cli.select_units import select_layers, select_units
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
+    from neuroexplain.formats.base import Format
     from neuroexplain.hub import HubDataSet
+    from neuroexplain.runs import Run
+    from neuroexplain.store.engine import Store
+    from neuroexplain.units import UnitId
 
 
 Push = Annotated[
@@ -129,16 +133,10 @@ def export(
     With --push a parquet folder becomes a data set on the Hugging Face hub. An OUT that is an export of
     the run as it is now is uploaded as it is, so you can export first, and edit its card (README.md).
     """
-    from neuroexplain.formats.base import FORMATS, written_formats
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import load_run
-    from neuroexplain.store.units import list_explained_ids, list_unit_ids
 
-    writer = FORMATS.find(file_format)
-    if writer is None or not writer.is_written:
-        raise NeuroexplainError(
-            f"The format {file_format!r} is not known; there is {', '.join(written_formats())}."
-        )
+    writer = _find_writer(file_format)
     if file_format != "parquet" and not (push is None and is_private is None and license_id is None):
         raise NeuroexplainError("--push, --private, --public and --license are for the format parquet.")
     data_set = _open_data_set(push, is_private, license_id)
@@ -149,17 +147,8 @@ def export(
             raise NeuroexplainError(
                 f"{file_format} holds all units of a run; leave out --layers and --units."
             )
-        layer_numbers = None if layers is None else select_layers(run, layers)
-        selected = None if selection is None else set(select_units(store, run, layers, selection))
-        unit_ids = []
-        if not writer.holds_whole_runs:
-            list_ids = list_unit_ids if every else list_explained_ids
-            candidates = list_ids(store, run.id, layer_numbers)
-            unit_ids = [unit for unit in candidates if selected is None or unit in selected]
-            if not unit_ids:
-                raise NeuroexplainError(
-                    "None of these units is explained yet. To export them all the same:  --every"
-                )
+        is_whole = writer.holds_whole_runs
+        unit_ids = [] if is_whole else _units_to_export(store, run, layers, selection, every)
         if data_set is not None and out.exists():
             from neuroexplain.formats.parquet import check_is_export_of
 
@@ -167,12 +156,33 @@ def export(
         else:
             draw(writer.write(store, run, unit_ids, out))
             say(f"Wrote {out}.")
-    if license_id is not None:
-        from neuroexplain.formats.parquet import set_license
+    if data_set is not None or license_id is not None:
+        _share(data_set, out, license_id)
 
-        set_license(out, license_id)
-    if data_set is not None:
-        _upload(data_set, out)
+
+def _find_writer(name: str) -> "Format":
+    """The format of this name. Raises NeuroexplainError for one that is not known or only read."""
+    from neuroexplain.formats.base import FORMATS, written_formats
+
+    writer = FORMATS.find(name)
+    if writer is None or not writer.is_written:
+        raise NeuroexplainError(f"The format {name!r} is not known; there is {', '.join(written_formats())}.")
+    return writer
+
+
+def _units_to_export(
+    store: "Store", run: "Run", layers: str | None, selection: str | None, every: bool
+) -> "list[UnitId]":
+    """The selected units that are explained, or with `every` all selected ones."""
+    from neuroexplain.store.units import list_explained_ids, list_unit_ids
+
+    list_ids = list_unit_ids if every else list_explained_ids
+    candidates = list_ids(store, run.id, None if layers is None else select_layers(run, layers))
+    selected = None if selection is None else set(select_units(store, run, layers, selection))
+    unit_ids = [unit for unit in candidates if selected is None or unit in selected]
+    if not unit_ids:
+        raise NeuroexplainError("None of these units is explained yet. To export them all the same:  --every")
+    return unit_ids
 
 
 def _open_data_set(name: str | None, is_private: bool | None, license_id: str | None) -> "HubDataSet | None":
@@ -188,6 +198,16 @@ def _open_data_set(name: str | None, is_private: bool | None, license_id: str | 
     from neuroexplain.hub import open_data_set
 
     return open_data_set(name, is_private)
+
+
+def _share(data_set: "HubDataSet | None", out: Path, license_id: str | None) -> None:
+    """Write the license into the card, and upload the folder if that is wanted."""
+    from neuroexplain.formats.parquet import set_license
+
+    if license_id is not None:
+        set_license(out, license_id)
+    if data_set is not None:
+        _upload(data_set, out)
 
 
 def _upload(data_set: "HubDataSet", folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from neuroexplain.embedding.ranking import Similarities
     from neuroexplain.runs import QueryRow, Run
@@ -132,12 +132,7 @@ def query(
     if not (runs is None and explainers is None and models is None):
         _print_comparison(context, db)
         return
-    bounds = (text, like, min_score, max_score, peak_token, metric, scorer, simulator)
-    if failed and (as_csv or any(value is not None for value in bounds)):
-        raise NeuroexplainError(
-            "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
-        )
-    _check_bounds(min_score, max_score, like, sort)
+    _check_bounds(context.params)
     with open_store(db, read_only=like is None) as store:
         run = load_run(store, run_id)
         layers = None if layer is None else select_layers(run, layer)
@@ -213,9 +208,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(name.strip() for name in text.split(","))
 
 
-def _check_bounds(
-    min_score: float | None, max_score: float | None, like: str | None, sort: str | None
-) -> None:
+def _check_bounds(options: "Mapping[str, Any]") -> None:
+    """Raise NeuroexplainError for options that do not go together."""
+    bounds = ("text", "like", "min_score", "max_score", "peak_token", "metric", "scorer", "simulator")
+    if options["failed"] and (options["as_csv"] or any(options[name] is not None for name in bounds)):
+        raise NeuroexplainError(
+            "--failed lists by --layer and --limit alone: leave out the words, the other bounds and --csv."
+        )
+    min_score, max_score = options["min_score"], options["max_score"]
+    like, sort = options["like"], options["sort"]
     if min_score is not None and max_score is not None and min_score > max_score:
         raise NeuroexplainError(
             f"No score lies between --min-score {min_score:g} and --max-score {max_score:g}: swap them."

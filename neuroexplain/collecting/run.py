@@ -31,7 +31,7 @@ from neuroexplain.runs import Run
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.runtime.read_ahead import ReadAhead
 from neuroexplain.sampling import LEAST_PASSAGES
-from neuroexplain.sources.base import TakesDictionary
+from neuroexplain.sources.base import SourceKind, TakesDictionary
 from neuroexplain.store.engine import Store
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import (
@@ -69,10 +69,7 @@ def run_collect(
     another process tokenizes the corpus and reports there. Raises NeuroexplainError if an interrupted run has
     other options.
     """
-    find_files(config.dataset, config.split)  # raises for missing files before a model is loaded
-    kind = config.open_kind()
-    if isinstance(kind, TakesDictionary):
-        kind.layers()  # raises for a missing dictionary, likewise
+    kind = _open_kind(config)
     interrupted = find_interrupted_run(store, config)
     if subject is None:
         yield Progress("loading the model", note=f"Loading {config.model} ...")
@@ -117,6 +114,15 @@ def run_collect(
     open_run.checkpoint_path.unlink(missing_ok=True)
     if shared is None and not config.keep_tokens:
         tokens.unlink(missing_ok=True)
+
+
+def _open_kind(config: CollectConfig) -> SourceKind:
+    """The kind of units to read. Raises for missing files and dictionaries, before a model is loaded."""
+    find_files(config.dataset, config.split)
+    kind = config.open_kind()
+    if isinstance(kind, TakesDictionary):
+        kind.layers()
+    return kind
 
 
 def _check_dictionary(

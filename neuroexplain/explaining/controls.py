@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from neuroexplain.evidence import TEXT_PARTS, Explanation, ExplanationResult, Prediction, Status, TextPart
-from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task
+from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task, stored_parts
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
 from neuroexplain.runtime.in_flight import map_in_flight
@@ -49,7 +49,7 @@ def predict_controls(
 
     def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
         parts = [part for part in explanation.text_parts if explanation.id in controls[part]]
-        of_parts = {part: stored.get((explanation.id or 0, part)) for part in parts}
+        of_parts = stored_parts(stored, explanation, parts)
         return {part: p for part, p in of_parts.items() if _lacks_control(p, retry_failed)}
 
     pending = [e for e in explanations if missing(e)]

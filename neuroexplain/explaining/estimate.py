@@ -138,9 +138,8 @@ def estimate_explain(
     sample = plan.pending[:: -(-len(plan.pending) // SAMPLE_SIZE)]
     tally = Tally()
     counting = None if scorer is None else CountingScorer(scorer, tally)
-    if requests.explainer.is_bank and requests.prompt is not None and engine is not None:
-        requests = replace(requests, bank=UnreadBank(engine, requests.prompt, run))
-    elif engine is not None:
+    requests = requests.with_bank(UnreadBank, run)
+    if engine is not None and requests.bank is None:
         example_reply = requests.explainer.example_reply
         requests = replace(requests, engine=CountingEngine(engine, example_reply, tally))
     for target in sample:

@@ -55,6 +55,12 @@ class Requests:
         prompt = explainer.load_prompt()
         return cls(explainer, engine, prompt, revision, config.candidates, config.revise, config.seed)
 
+    def with_bank(self, open_bank: type[LabelBank], run: Run) -> Requests:
+        """The same requests; of the explainer `bank` with its labels, see LabelBank."""
+        if not self.explainer.is_bank or self.prompt is None or self.engine is None:
+            return self
+        return replace(self, bank=open_bank(self.engine, self.prompt, run))
+
     @property
     def revision_prompt(self) -> Prompt | None:
         """All that an LLM reads for a revision: both prompt files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -71,6 +71,13 @@ def find_predictions(
         if (prediction.scorer, prediction.provenance.model, prediction.provenance.prompt_sha256) == identity
         and not (retry_failed and prediction.status.is_worth_retrying)
     }
+
+
+def stored_parts(
+    stored: StoredPredictions, explanation: Explanation, parts: Iterable[TextPart]
+) -> dict[TextPart, Prediction | None]:
+    """What is stored from these parts of an explanation; None where nothing is."""
+    return {part: stored.get((explanation.id or 0, part)) for part in parts}
 
 
 def continue_prediction(

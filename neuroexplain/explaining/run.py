@@ -49,9 +49,7 @@ def run_explain(
     `with_control`; never with `controls_later`, where other machines explain the other units. `records` is
     the store that holds the run's records, if it is not the one to write to.
     """
-    requests = Requests.of(config, engine)
-    if requests.explainer.is_bank and requests.prompt is not None and engine is not None:
-        requests = replace(requests, bank=LabelBank(engine, requests.prompt, run))
+    requests = Requests.of(config, engine).with_bank(LabelBank, run)
     for prompt in (requests.prompt, requests.revision_prompt, None if scorer is None else scorer.prompt):
         if prompt is not None:
             save_prompt(store, prompt.name, prompt.text)
@@ -68,19 +66,13 @@ def run_explain(
     tasks = (plan.task(records or store, run, target) for target in plan.pending)
     unit_name = "units" if len(run.sides) == 1 else "sides of units"
     with ResultWriter(store, run, requests.explainer.name, engine, scorer) as writer:
-        progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.n_failed)
+        start = progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.n_failed)
         yield progress
         if requests.bank is not None and plan.pending:
             yield from requests.bank.read(load_vocabulary(store, run.id))
         for _, results in run_many(work, tasks, n_sides):
             writer.add(results)
-            progress = replace(
-                progress,
-                done=plan.n_finished + writer.n_units,
-                failed=plan.n_failed + writer.n_failed,
-                tokens=writer.prompt_tokens,
-                servers=writer.servers,
-            )
+            progress = writer.after(start)
             yield progress
         writer.flush()
         if scorer is not None and not controls_later:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Split, Status, TextPart
 from neuroexplain.explaining.controls import predict_controls
-from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task
+from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task, stored_parts
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
 from neuroexplain.runtime.in_flight import map_in_flight
@@ -43,7 +42,7 @@ def run_score(
     stored = find_predictions(store, explanations, scorer, retry_failed=retry_failed)
 
     def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
-        of_parts = {part: stored.get((explanation.id or 0, part)) for part in explanation.text_parts}
+        of_parts = stored_parts(stored, explanation, explanation.text_parts)
         return {part: p for part, p in of_parts.items() if not _is_complete(run, scorer, p)}
 
     pending = [e for e in explanations if missing(e)]
@@ -60,17 +59,11 @@ def run_score(
     whole = records or store
     tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
     with ResultWriter(store, run, None, None, scorer) as writer:
-        progress = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
-        yield progress
+        start = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
+        yield start
         for _, result in run_many(score, tasks, n_units):
             writer.add([result])
-            yield replace(
-                progress,
-                done=n_finished + writer.n_units,
-                failed=n_failed + writer.n_failed,
-                tokens=writer.prompt_tokens,
-                servers=writer.servers,
-            )
+            yield writer.after(start)
         writer.flush()
         if controls_later:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,7 @@ from neuroexplain.evidence import ExplanationResult, PredictionResult
 from neuroexplain.formatting import session_text
 from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run, Session
+from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.save_explained import save_explained, save_session
@@ -69,6 +71,16 @@ class ResultWriter:
                 self.scored_tokens += sum(len(r.values) for r in new.prediction.records[_n_kept(new) :])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
+
+    def after(self, start: Progress) -> Progress:
+        """How far a stage is that began at `start`, with what was added since."""
+        return replace(
+            start,
+            done=start.done + self.n_units,
+            failed=start.failed + self.n_failed,
+            tokens=self.prompt_tokens,
+            servers=self.servers,
+        )
 
     def flush(self) -> None:
         """Store the results that wait."""
