@@ -49,6 +49,8 @@ def compare(
     for name, values in choices.items():
         if len(values) > 2:
             raise NeuroexplainError(f"--{name} takes two, like A,B, or one for both; it has {len(values)}.")
+    for run_id in runs:
+        load_run(store, run_id)  # a run that is not there is told before what its sides lack
     first, second = (_choose(store, *(_of_side(values, n) for values in choices.values())) for n in (0, 1))
     if first == second:
         raise NeuroexplainError(

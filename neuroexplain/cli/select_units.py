@@ -96,7 +96,6 @@ def keep_units(
     if below is not None:
         left_out |= list_ids_scored_from(store, run, below)
     kept = [unit for unit in units if unit not in left_out]
-    if left_out:
-        n_left_out = len(units) - len(kept)
+    if n_left_out := len(units) - len(kept):
         say(f"{n_left_out:,} of {len(units):,} selected {run.noun} are left out by --where or --below.")
     return kept

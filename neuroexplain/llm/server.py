@@ -110,7 +110,7 @@ class ServerEngine:
 
     @property
     def in_flight(self) -> int:
-        """Most requests at a time, to all servers together. It grows with a list of servers."""
+        """Most requests at a time, to all servers together; a stage keeps what it began with."""
         return self._transport.in_flight if isinstance(self._transport, Replicas) else self._in_flight
 
     @property

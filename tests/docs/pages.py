@@ -72,6 +72,14 @@ STAND_INS = [
     (r"--batch-size 256", "--batch-size 8"),
     (r"neuroexplain demo\b", "neuroexplain demo --model tiny --segments 60"),
 ]
+# Pages of the tiny model have no server. What is launched on a cluster is printed: tests/launching runs it.
+TINY_STAND_INS = [
+    (r"(\bexplain .*)--server http://gpu1:8000/v1", r"\1--explainer tokens --local tiny"),
+    (r"--server http://gpu1:8000/v1", "--local tiny"),
+    (r"launch (slurm|ray) --shards 64( --submit)?", r"launch \1 --shards 2 --dry-run"),
+    (r"--layers 0-31", "--units 0:0-3"),
+    (r"/shared/x\.db", "whole.db"),
+]
 DEMO_UNITS = {"18:650": "0:3", "23:125": "1:4", "(23, 125)": "(1, 4)", "layers=[23]": "layers=[1]"}
 
 
@@ -83,7 +91,7 @@ def substitute(text: str, page: str) -> str:
         "{layers}": "" if tiny else " --layers 15",
         "{units}": "--layer 1" if tiny else "--units 15:16",
     }
-    for pattern, stand_in in STAND_INS:
+    for pattern, stand_in in [*(TINY_STAND_INS if tiny else []), *STAND_INS]:
         text = re.sub(pattern, stand_in, text)
     for name, value in names.items():
         text = text.replace(name, value)
