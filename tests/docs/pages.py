@@ -68,6 +68,10 @@ STAND_INS = [
     (r"--layers 0-15\b", "--layers 0"),
     (r"--layers 12\b", "--layers 1"),
     (r"12:3\.0-63 --sample 20", "1:1.0-3 --sample 2"),
+    (
+        r"--candidates 2 --revise 1",
+        "--candidates 2 --revise 1 --allow-failed",
+    ),  # SmolLM2 has not so many answers
     (r"--device cuda:0,cuda:1,cuda:2,cuda:3", "--device cpu"),
     (r"--batch-size 256", "--batch-size 8"),
     (r"neuroexplain demo\b", "neuroexplain demo --model tiny --segments 60"),
