@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -163,11 +163,17 @@ def plan_explanations(
     store: Store, run: Run, config: ExplainConfig, requests: Requests, scorer: OpenScorer | None
 ) -> ExplainPlan:
     """Compare a command's requests with the store. What is to be retried counts as missing."""
-    answers = find_answers(store, run, config, requests)
+    stored = _list_stored(store, run, config, requests)
+    answers = _match_answers(stored, run, config, requests)
     explanations = [e for of_side in answers.values() for e in of_side.values()]
     predictions = find_predictions(store, explanations, scorer, retry_failed=config.retry_failed)
+    # Other commands may have chosen among other answers: choose again, by what is stored.
+    own_ids = {e.id for e in explanations}
+    contested = {(e.unit, e.side) for e in stored if e.status == Status.OK and e.id not in own_ids}
     pending = [
-        target for target, own in answers.items() if not _is_finished(requests, own, predictions, scorer)
+        target
+        for target, own in answers.items()
+        if (requests.chooses and target in contested) or not _is_finished(requests, own, predictions, scorer)
     ]
     return ExplainPlan(answers, predictions, tuple(pending))
 
@@ -176,6 +182,19 @@ def find_answers(
     store: Store, run: Run, config: ExplainConfig, requests: Requests
 ) -> dict[Target, dict[int, Explanation]]:
     """The stored answers to a command's requests, by side and candidate, without those to be retried."""
+    return _match_answers(_list_stored(store, run, config, requests), run, config, requests)
+
+
+def _list_stored(store: Store, run: Run, config: ExplainConfig, requests: Requests) -> list[Explanation]:
+    """All stored explanations by a command's explainer and model."""
+    model = requests.request(config.units[0], 0).provenance.model
+    return list_explanations(store, run.id, explainer=requests.explainer.name, model=model)
+
+
+def _match_answers(
+    stored: Sequence[Explanation], run: Run, config: ExplainConfig, requests: Requests
+) -> dict[Target, dict[int, Explanation]]:
+    """Those of the stored explanations that answer a command's requests."""
     answers: dict[Target, dict[int, Explanation]] = {
         (unit, side): {} for unit in config.units for side in run.sides
     }
@@ -185,8 +204,6 @@ def find_answers(
         for side in run.sides
         for request in requests.all(first_unit, side)
     }
-    model = requests.request(first_unit, 0).provenance.model
-    stored = list_explanations(store, run.id, explainer=requests.explainer.name, model=model)
     for explanation in stored:
         own = answers.get((explanation.unit, explanation.side))
         is_repeated = config.retry_failed and explanation.status.is_worth_retrying

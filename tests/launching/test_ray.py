@@ -1,7 +1,6 @@
 """A Ray cluster of several raylets on this machine: parts equal the whole, whatever is killed meanwhile."""
 
 import json
-import os
 import shutil
 import signal
 import sqlite3
@@ -35,20 +34,23 @@ def machines():
     """A cluster: a machine for the driver, and two with one processor each."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"PYTHONPATH": str(Path(__file__).parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = pytest.MonkeyPatch()
+    environment.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
     memory = {"object_store_memory": 80_000_000}
     head = {"num_cpus": 0, "include_dashboard": False, **memory}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
     yield cluster, nodes, memory
     cluster.shutdown()
+    environment.undo()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("it's shared")
     tiny_subject(folder / "model")
-    texts = (json.dumps({"text": words(250, seed=n)}) for n in range(700))
+    texts = (json.dumps({"text": words(250, seed=n)}) for n in range(2000))
     (folder / "text.jsonl").write_text("\n".join(texts))
     return folder
 
@@ -89,7 +91,15 @@ def workers(machines):
     """The processes of the two machines that run tasks."""
     raylets = [node.all_processes["raylet"][0].process.pid for node in machines[1]]
     children = [child for pid in raylets for child in psutil.Process(pid).children()]
-    return [child for child in children if "ray::_work" in " ".join(child.cmdline())]
+    return [child for child in children if "ray::_work" in command_of(child)]
+
+
+def command_of(process):
+    """A process's command line; empty if it has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def after_new_checkpoint(folder, driver):
