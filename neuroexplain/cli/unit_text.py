@@ -252,7 +252,8 @@ def demo_text(highlights: Highlights, db: str, width: int) -> Group:
         strongest = max(abs(x.activation) for x in page.unit.exemplars)
         score = f"{number(row.score)} ({interval(row.ci_low, row.ci_high)})"
         explanation = (rule_first(row.explanation, row.rule, row.examples), "bold cyan")
-        lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", explanation))
+        alone = "" if row.rule_score is None else f"   rule alone {number(row.rule_score)}"
+        lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", explanation, (alone, "dim")))
         lines += [record_line(page, record, strongest, width) for record in page.unit.exemplars[:3]]
         lines.append(Text())
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
