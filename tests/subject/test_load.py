@@ -1,5 +1,6 @@
 """Loading models: what it changes in the process."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -47,3 +48,12 @@ def test_the_hash_of_weights_tells_models_apart_and_not_dtypes(tmp_path):
     other = load_subject(model, "float32")
     other.model.get_parameter("layers.1.mlp.up_proj.weight").data[0] *= 1.1
     assert other.weights_sha256 != subject.weights_sha256
+
+
+def test_a_processor_kept_to_avx2_reads_in_float32():
+    code = "import torch; from neuroexplain.subject.device import choose_dtype as choose; "
+    code += "print(choose('auto', torch.device('cpu')))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "torch.float32\n"
+    )
