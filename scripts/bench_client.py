@@ -92,7 +92,7 @@ def prompt_rows(n_rows: int, n_ids: int) -> dict[str, Any]:
 
 
 def next_tokens(n_prompts: int, ids: tuple[int, ...]) -> dict[str, Any]:
-    entry = {f"token_id:{i}": -3.0 - 0.001 * i for i in ids}
+    entry = {f"token_id:{i}": -5.0 - 0.00001 * i for i in ids}  # up to 128 ids: together below 1
     logprobs = {"tokens": ["x"], "token_logprobs": [-3.0], "text_offset": [0], "top_logprobs": [entry]}
     return {"choices": [{"index": i, "text": "x", "logprobs": logprobs} for i in range(n_prompts)]}
 

@@ -4,7 +4,8 @@ The real writer writes it. It has 458,752 neurons with 32 top, 32 random and 40 
 4 million segments, and for each neuron an explanation, predicted on 8 sampled and 8 random records, with its
 scores. Then the times of 200 neuron pages and of queries are measured. --layers 2 makes a small database.
 With --lexical the prediction is that of a scorer that costs nothing: 16 + 16 records, those of Bills' score,
-and a control.
+and a control. --shard 3/64 writes the records of one part of a collection, for `neuroexplain merge`: with the
+segments of the part, and nothing is explained or measured.
 """
 
 import argparse
@@ -65,9 +66,12 @@ parser.add_argument("--layers", type=int, default=32)
 parser.add_argument("--d-mlp", type=int, default=14_336)
 parser.add_argument("--segments", type=int, default=4_000_000)
 parser.add_argument("--lexical", action="store_true", help="predictions of a scorer that costs nothing")
+parser.add_argument("--shard", metavar="i/n", default="1/1")
 parser.add_argument("--json", action="store_true")
 options = parser.parse_args()
-random = np.random.default_rng(0)
+PART, N_PARTS = map(int, options.shard.split("/"))
+FIRST = (PART - 1) * options.segments  # the number of the first segment
+random = np.random.default_rng(PART - 1)
 
 
 def random_activations(shape: tuple[int, ...], peaked: bool) -> np.ndarray:
@@ -105,7 +109,11 @@ def random_segments(split: str, shape: tuple[int, ...]) -> np.ndarray:
     code = SPLITS.index(split)
     places = np.flatnonzero(split_code(np.arange(8)) == code)
     segments = 8 * random.integers(0, options.segments // 8, shape) + random.choice(places, shape)
-    return segments.astype(np.uint32)
+    return (FIRST + segments).astype(np.uint32)
+
+
+def any_segments(shape: tuple[int, ...]) -> np.ndarray:
+    return FIRST + random.integers(0, options.segments, shape, dtype=np.uint32)
 
 
 def random_layer() -> CollectedLayer:
@@ -114,7 +122,7 @@ def random_layer() -> CollectedLayer:
         [random_segments(split, (1, n)) for split, n in share_out(K, RANDOM_SHARES).items()], axis=1
     )
     exemplars = {
-        "top": random_records("top", random.integers(0, options.segments, (d, K), dtype=np.uint32)),
+        "top": random_records("top", any_segments((d, K))),
         "random": random_records("random", np.broadcast_to(drawn, (d, K)).copy()),
     }
     samples = {
@@ -138,7 +146,7 @@ def random_sample(segments: np.ndarray) -> SampleArrays:
 def as_layer(collected: CollectedLayer, layer: int) -> CollectedLayer:
     """The same records as another layer, of other segments."""
     top = collected.exemplars["top"]
-    top = replace(top, segments=random.integers(0, options.segments, top.segments.shape, dtype=np.uint32))
+    top = replace(top, segments=any_segments(top.segments.shape))
     samples = {
         (side, split): replace(
             x, records=replace(x.records, segments=random_segments(split, x.records.segments.shape))
@@ -223,12 +231,14 @@ with open_store(options.db, create=True) as store:
     ]
     fields |= {"sources": sources, "n_layers": options.layers, "top_k": K, "n_random": K, "seed": 0}
     fields |= {"n_sampled": N_SAMPLED, "split_rule": "passages"}
-    run_id = create_run(store, {**fields, "tokenizer_sha256": "0" * 64, "config": {}, "versions": {}})
+    shard = {"parts": [PART], "of": N_PARTS} if N_PARTS > 1 else None
+    fields |= {"tokenizer_sha256": "0" * 64, "config": {"shard": shard}, "versions": {}}
+    run_id = create_run(store, fields)
     save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
     for first in range(0, options.segments, 50_000):
         ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
         splits = [SPLITS[code] for code in split_code(np.arange(first, first + len(ids)))]
-        save_segments(store, run_id, (Segment(first + i, ids[i], s) for i, s in enumerate(splits)))
+        save_segments(store, run_id, (Segment(FIRST + first + i, ids[i], s) for i, s in enumerate(splits)))
     say(f"segments: {time.perf_counter() - began:.0f} s")
     collected = random_layer()  # once, so that only writing is timed
     started = time.perf_counter()
@@ -237,7 +247,7 @@ with open_store(options.db, create=True) as store:
             save_collected_layer(store, run_id, as_layer(collected, layer))
     writing = time.perf_counter() - started  # until all of it is in the file
     say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
-    for layer in range(options.layers):
+    for layer in range(options.layers) if N_PARTS == 1 else ():
         for first in range(0, options.d_mlp, AT_ONCE):
             explanations = random_explanations(layer, first, min(first + AT_ONCE, options.d_mlp))
             explanations = save_explanations(store, run_id, explanations)
@@ -252,6 +262,8 @@ with open_store(options.db, create=True) as store:
         n_tokens=options.segments * 128,
         split_segments={"explain": 3 * eighth, "select": 2 * eighth, "report": 3 * eighth},
     )
+if N_PARTS > 1:
+    sys.exit()
 with open_store(options.db, read_only=True) as store:
     run = load_run(store)
     places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()

@@ -34,7 +34,7 @@ from neuroexplain.llm.served import Server, ServerAway
 from neuroexplain.llm.server_list import ServerList
 from neuroexplain.llm.transport import REPLY_LENGTH, Transport, reply_text, unusable
 
-PROMPTS_PER_REQUEST = 32  # of next_distributions: a few hundred tokens beyond what they share
+PROMPTS_PER_REQUEST = 128  # of next_distributions: some ten tokens each beyond what they share
 BEFORE_ROW = 4  # tokens of the first record that may stand before the first row; the explanation ends before
 
 Post = Callable[[str, Mapping[str, Any], msgspec.json.Decoder[Any]], tuple[Any, bytes]]

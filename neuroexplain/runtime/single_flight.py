@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
+Flight = Future[Sequence[Any]]  # what one call computes for its keys, in their order
 
 
 class SingleFlight(Generic[Result]):
@@ -20,7 +21,9 @@ class SingleFlight(Generic[Result]):
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._results: dict[Any, Future[Result]] = {}
+        self._places: dict[
+            Any, tuple[Flight, int]
+        ] = {}  # of each key: the flight, and where its result stands
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Result]) -> tuple[Result, bool]:
@@ -35,25 +38,28 @@ class SingleFlight(Generic[Result]):
 
         compute gets these keys, each once, and returns their results in their order.
         """
-        futures: list[Future[Result]] = []
-        own: dict[Key, Future[Result]] = {}
+        own: list[Key] = []
+        flight: Flight = Future()
         with self._lock:
             for key in keys:
-                if key not in self._results:
-                    self._results[key] = own[key] = Future()
-                futures.append(self._results[key])
-            for key in list(islice(self._results, max(0, len(self._results) - self._size))):
-                del self._results[key]
+                if key not in self._places:
+                    self._places[key] = flight, len(own)
+                    own.append(key)
+            places = [self._places[key] for key in keys]
+            for key in list(islice(self._places, max(0, len(self._places) - self._size))):
+                del self._places[key]
         if own:
             try:
-                for future, result in zip(own.values(), compute(list(own)), strict=True):
-                    future.set_result(result)
+                results = compute(own)
+                if len(results) != len(own):
+                    raise ValueError(f"{len(own)} keys have {len(results)} results")
             except BaseException as error:
                 with self._lock:
                     for key in own:
-                        self._results.pop(key, None)
-                for future in own.values():
-                    if not future.done():
-                        future.set_exception(error)
+                        if self._places.get(key, (None,))[0] is flight:
+                            del self._places[key]
+                flight.set_exception(error)
                 raise
-        return [future.result() for future in futures], list(own)
+            flight.set_result(results)
+        landed = {flight: flight.result() for flight in {flight for flight, _ in places}}
+        return [landed[flight][place] for flight, place in places], own

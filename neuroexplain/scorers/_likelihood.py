@@ -52,17 +52,14 @@ class LikelihoodRatios:
 
         -inf for white space, special tokens and parts of characters.
         """
-        spellings = [self._spellings(token) for token in tokens]
-        ids = sorted({token_id for spelled in spellings for token_id in spelled})
-        own, n_sent = self._probabilities(self._known, [explanation], ids)
-        others, n_more = self._probabilities(self._known_others, self._others, ids)
-        place = {token_id: n for n, token_id in enumerate(ids)}
-        ratios = np.full(len(tokens), -np.inf)
-        for n, spelled in enumerate(spellings):
-            if spelled:
-                columns = [place[token_id] for token_id in spelled]
-                p, q = own[columns].sum(axis=0), others[columns].sum(axis=0)
-                ratios[n] = mean_log_ratio(p, q)
+        spelled, owners, has_word = self._all_spellings(tokens)
+        if not spelled.size:
+            return np.full(len(tokens), -np.inf), 0
+        ids, places = np.unique(spelled, return_inverse=True)
+        own, n_sent = self._probabilities(self._known, [explanation], ids.tolist())
+        others, n_more = self._probabilities(self._known_others, self._others, ids.tolist())
+        p, q = (sums_of_owners(values[places], owners, len(tokens)) for values in (own, others))
+        ratios = np.where(has_word, mean_log_ratios(p, q), -np.inf)
         return ratios, n_sent + n_more
 
     def of_vocabulary(
@@ -72,18 +69,15 @@ class LikelihoodRatios:
 
         The spellings of all tokens are looked up once.
         """
-        spellings = [self._spellings(token) for token in tokens]
-        ids = np.array([token_id for spelled in spellings for token_id in spelled], np.int64)
-        owners = np.repeat(np.arange(len(tokens)), [len(spelled) for spelled in spellings])
+        ids, owners, has_word = self._all_spellings(tokens)
 
         def summed(texts: Sequence[str]) -> NDArray[np.float64]:
             rows = np.mean([self._of_vocabulary(text) for text in texts], axis=0)
-            return np.stack([np.bincount(owners, row[ids], len(tokens)) for row in rows])
+            return sums_of_owners(rows[:, ids].T, owners, len(tokens))
 
-        others, has_word = summed(self._others), np.array([bool(spelled) for spelled in spellings])
+        others = summed(self._others)
         for explanation in explanations:
-            ratios = np.log((summed([explanation]) + TINY) / (others + TINY)).mean(axis=0)
-            yield np.where(has_word, ratios, -np.inf)
+            yield np.where(has_word, mean_log_ratios(summed([explanation]), others), -np.inf)
 
     def plan(self, explanation: str, tokens: Sequence[VocabularyEntry]) -> list[Request]:
         """The requests of `ratios`: none of an engine that gives whole vocabularies.
@@ -136,6 +130,15 @@ class LikelihoodRatios:
         *phrasings, _ = self._prompt.fill({"explanation": explanation})
         return [list(self.engine.tokenizer(phrasing.content).input_ids) for phrasing in phrasings]
 
+    def _all_spellings(
+        self, tokens: Sequence[VocabularyEntry]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """The ids of all spellings, the index of the token of each, and which tokens have any."""
+        spellings = [self._spellings(token) for token in tokens]
+        n_spellings = [len(spelled) for spelled in spellings]
+        ids = np.array([token_id for spelled in spellings for token_id in spelled], np.int64)
+        return ids, np.repeat(np.arange(len(tokens)), n_spellings), np.array(n_spellings, np.bool_)
+
     def _spellings_of(self, token: VocabularyEntry) -> list[int]:
         """The ids of a token's word: the token itself, and the spellings of its word that are single tokens.
 
@@ -153,9 +156,15 @@ class LikelihoodRatios:
         return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def mean_log_ratio(p: NDArray[Any], q: NDArray[Any]) -> float:
-    """The mean of log(p / q) of probabilities p and q, [n_phrasings]."""
-    return float(np.mean(np.log((p + TINY) / (q + TINY))))
+def sums_of_owners(values: NDArray[Any], owners: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """The sum of the values [n_values, n_phrasings] of each of n owners, [n, n_phrasings]."""
+    return np.stack([np.bincount(owners, column, n) for column in values.T], axis=1)
+
+
+def mean_log_ratios(p: NDArray[Any], q: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean over phrasings of log(p / q), [n], of probabilities p and q, [n, n_phrasings]."""
+    ratios: NDArray[np.float64] = np.log((p + TINY) / (q + TINY)).mean(axis=1)
+    return ratios
 
 
 def gives_vocabulary(engine: Engine) -> bool:

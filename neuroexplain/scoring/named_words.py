@@ -14,8 +14,10 @@ and are never named: explanations use them between words.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +56,21 @@ def find_named(texts: Sequence[str], explanation: str) -> NDArray[np.bool_]:
     texts: each token's text where it stands, so that joined they are the record's text.
     """
     stems, folded = _stems_of(explanation), explanation.casefold()
-    ends = np.cumsum([len(text) for text in texts])
+    ends = list(accumulate(map(len, texts)))
     named = np.zeros(len(texts), np.bool_)
     for match in WORD.finditer("".join(texts)):
         if WITHOUT_SPACES.search(match[0]) is None and stem_of(match[0]) in stems:
-            first, last = np.searchsorted(ends, [match.start(), match.end() - 1], "right")
-            named[first : last + 1] = True
+            named[_tokens_of(match, ends)] = True
     for place, text in enumerate(texts):
         if WITHOUT_SPACES.search(text) and text.strip().casefold() in folded:
             named[place] = True
     return named
+
+
+def _tokens_of(match: re.Match[str], ends: Sequence[int]) -> slice:
+    """The tokens that spell a part of the match. ends: where each token's text ends, ascending."""
+    first = bisect_right(ends, match.start())
+    return slice(first, bisect_right(ends, match.end() - 1, first) + 1)
 
 
 def words_of_tokens(texts: Sequence[str]) -> list[str]:
@@ -72,12 +79,11 @@ def words_of_tokens(texts: Sequence[str]) -> list[str]:
     texts: each token's text where it stands, so that joined they are the record's text. A token of no word
     or of several, and each token in scripts without spaces, is taken as it is, without white space.
     """
-    ends = np.cumsum([len(text) for text in texts])
+    ends = list(accumulate(map(len, texts)))
     words_of: list[list[str]] = [[] for _ in texts]
     for match in WORD.finditer("".join(texts)):
         if WITHOUT_SPACES.search(match[0]) is None:
-            first, last = np.searchsorted(ends, [match.start(), match.end() - 1], "right")
-            for words in words_of[first : last + 1]:
+            for words in words_of[_tokens_of(match, ends)]:
                 words.append(match[0])
     return [
         words[0] if len(words) == 1 else text.strip() for words, text in zip(words_of, texts, strict=True)

@@ -202,8 +202,9 @@ def test_next_tokens_are_asked_for_by_the_best_method_many_prompts_a_request(scr
         assert (levels > 0).any()
     assert engine.version == f"unknown, {method}"
     n = len(scripted.requests)
-    engine.next_distributions(QUESTIONS, LEVELS)
-    assert len(scripted.requests) == n + 3  # 77 prompts, 32 a request
+    many = QUESTIONS * 4  # 308 prompts, 128 a request
+    np.testing.assert_array_equal(engine.next_distributions(many, LEVELS), np.tile(levels, (4, 1)))
+    assert len(scripted.requests) == n + 3
     assert engine.next_distributions([], LEVELS).shape == (0, 3)
 
 

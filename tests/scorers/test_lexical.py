@@ -5,7 +5,7 @@ import pytest
 
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.prompts import load_prompt
-from neuroexplain.scorers._likelihood import mean_log_ratio
+from neuroexplain.scorers._likelihood import mean_log_ratios
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.side_evidence import Trial
 from tests.fakes import WORDS
@@ -58,7 +58,7 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
     ],
 )
 def test_the_ratio_is_the_mean_of_logarithms(p, q, value):
-    assert mean_log_ratio(np.array(p), np.array(q)) == pytest.approx(value, abs=1e-9)
+    assert mean_log_ratios(np.array([p]), np.array([q])) == pytest.approx([value], abs=1e-9)
 
 
 def test_lexical_values_do_not_depend_on_ids_or_neighbours(engine):
