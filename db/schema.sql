@@ -2,6 +2,29 @@ CREATE TABLE alembic_version (
 	version_num VARCHAR(32) NOT NULL, 
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
+CREATE TABLE background_activations (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
+	records BLOB NOT NULL, 
+	positions BLOB NOT NULL, 
+	activations BLOB NOT NULL, 
+	PRIMARY KEY (run_id, layer, unit), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
+CREATE TABLE backgrounds (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	segments BLOB NOT NULL, 
+	PRIMARY KEY (run_id, layer), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE exemplars (
 	id INTEGER NOT NULL, 
 	run_id INTEGER NOT NULL, 
@@ -98,7 +121,7 @@ CREATE TABLE "predictions" (
 	prompt_tokens INTEGER NOT NULL, 
 	completion_tokens INTEGER NOT NULL, 
 	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, n_read INTEGER, with_bills BOOLEAN, has_report BOOLEAN, 
+	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, n_read INTEGER, with_bills BOOLEAN, has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
@@ -139,7 +162,7 @@ CREATE TABLE rule_predictions (
 	codec VARCHAR(16) DEFAULT 'levels' NOT NULL, 
 	n_read INTEGER, 
 	with_bills BOOLEAN, 
-	has_report BOOLEAN, 
+	has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, 
 	PRIMARY KEY (id), 
 	CONSTRAINT uq_rule_predictions UNIQUE (explanation_id, scorer, model), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 
@@ -192,7 +215,7 @@ CREATE TABLE runs (
 	n_tokens INTEGER NOT NULL, 
 	started_at VARCHAR(32) NOT NULL, 
 	finished_at VARCHAR(32), 
-	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, rectified BOOLEAN DEFAULT 0 NOT NULL, split_rule VARCHAR(16) DEFAULT 'ranks' NOT NULL, n_sampled INTEGER DEFAULT '0' NOT NULL, barred_ids JSON DEFAULT '[]' NOT NULL, split_segments JSON DEFAULT '{}' NOT NULL, 
+	versions JSON NOT NULL, activation VARCHAR(32) DEFAULT 'act' NOT NULL, rectified BOOLEAN DEFAULT 0 NOT NULL, split_rule VARCHAR(16) DEFAULT 'ranks' NOT NULL, n_sampled INTEGER DEFAULT '0' NOT NULL, barred_ids JSON DEFAULT '[]' NOT NULL, split_segments JSON DEFAULT '{}' NOT NULL, n_background INTEGER DEFAULT '0' NOT NULL, health JSON DEFAULT '{}' NOT NULL, 
 	PRIMARY KEY (id)
 );
 CREATE TABLE samples (
@@ -326,7 +349,7 @@ CREATE TABLE "units" (
 	min FLOAT, 
 	max FLOAT, 
 	share_positive FLOAT, 
-	max_activation FLOAT, 
+	max_activation FLOAT, histogram BLOB, 
 	PRIMARY KEY (run_id, layer, unit), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )

@@ -69,6 +69,18 @@ class StatsArrays:
 
 
 @dataclass(frozen=True, slots=True)
+class BackgroundArrays:
+    """Tokens 64..127 of a run's background, and what is not 0 there, unit after unit."""
+
+    segments: NDArray[np.uint32]  # [n], the smallest hash first; the random records of `report` come first
+    counts: NDArray[np.int64]  # [width], activations of each unit
+    # Of each activation, [sum of counts]: its record's place in `segments`, its token there, its value.
+    records: NDArray[np.uint16]
+    positions: NDArray[np.uint8]
+    activations: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class CollectedLayer:
     """All that was collected of one layer, ready to be stored."""
 
@@ -77,3 +89,5 @@ class CollectedLayer:
     stats: StatsArrays | None  # None if the data was imported without
     vocabulary: VocabularyArrays | None  # likewise
     samples: Mapping[tuple[Side, Split], SampleArrays] = field(default_factory=dict)
+    background: BackgroundArrays | None = None  # of sparse units
+    histogram: NDArray[np.uint32] | None = None  # likewise, [width, bins]: see histogram.EDGES

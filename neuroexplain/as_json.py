@@ -21,9 +21,11 @@ from neuroexplain.evidence import (
     Stats,
     Status,
     StoredScore,
+    Unit,
 )
+from neuroexplain.histogram import EDGES
 from neuroexplain.runs import QueryRow, Run, UnitPage
-from neuroexplain.units import UnitId
+from neuroexplain.units import KINDS, UnitId
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
@@ -50,6 +52,7 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
         **unit_id_json(unit.id),
         "status": unit.status,
         "stats": dict.fromkeys(Stats.__dataclass_fields__) if unit.stats is None else asdict(unit.stats),
+        "histogram": histogram_json(unit),
         "promoted_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.promoted],
         "suppressed_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.suppressed],
         "exemplars": [exemplar_json(page, exemplar) for exemplar in unit.exemplars],
@@ -57,6 +60,11 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
         "explanations": [explanation_json(page, explanation) for explanation in page.explanations],
         "checks": [asdict(check) for check in page.checks],
     }
+
+
+def histogram_json(unit: Unit) -> dict[str, Any] | None:
+    """A sparse unit's activations above 0: the number in each bin, and the edges between bins."""
+    return None if unit.histogram is None else {"edges": list(EDGES), "counts": list(unit.histogram)}
 
 
 def unit_id_json(unit: UnitId) -> dict[str, int]:
@@ -135,8 +143,9 @@ def _scores_of(explanation: Explanation, scores: Sequence[StoredScore]) -> list[
 def _predictions_of(
     page: UnitPage, explanation: Explanation, predictions: Sequence[Prediction]
 ) -> list[dict[str, Any]]:
+    """What was predicted of the unit's records; of a background only its number of records is told."""
     own = (p for p in predictions if p.explanation_id == explanation.id)
-    return [prediction_json(page, p, record) for p in own for record in p.records]
+    return [prediction_json(page, p, record) for p in own for record in p.records if record.kind in KINDS]
 
 
 def score_json(stored: StoredScore) -> dict[str, Any]:
@@ -164,6 +173,7 @@ def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRec
         "kind": record.kind,
         "rank": record.rank,
         "split": page.splits.get(record.key),
+        "n_background": prediction.n_background,
         "scored": [record.first, record.first + len(record.values)],
         **numbers,
     }

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MOST_SECONDS = 1_000_000  # eleven days: a longer wait is a typing mistake
 LAST_PEAK = SEGMENT_LENGTH - (RECORD_LENGTH - PEAK_INDEX) + 1  # 97: a peak needs 31 tokens after it
 MOST_RECORDS = 255  # of a kind and unit: the store keeps a record's rank in one byte
+MOST_BACKGROUND = 16_384  # records: the store keeps a place among them in two bytes
+BACKGROUND_RECORDS = 1_024  # of sparse units: docs/scores.md
 MOST_CANDIDATES = 100  # each is a request and its scoring
 MOST_REVISIONS = 10  # likewise, one after the other
 
@@ -54,6 +56,7 @@ class CollectConfig:
     special_peaks: bool = True
     random_records: int = 32  # of all splits together, like the sampled ones
     sampled_records: int = 40  # of each side; 0: the run has no population score
+    background_records: int | None = None  # further random ones of `report`; None: by the kind of units
     seed: int = 0
     batch_size: int | None = None  # None: chosen for the device
     device: str = "auto"
@@ -83,6 +86,7 @@ class CollectConfig:
                 "--random-records 0 leaves the population score without the text on which a unit is silent. "
                 "Leave it out, or collect no sampled records either:  --sampled-records 0"
             )
+        self._check_background()
         _check_range("--seed", self.seed, 0 <= self.seed < 1 << 63, "from 0 to 2^63 - 1")
         seconds = self.checkpoint_every
         _check_range("--checkpoint-every", seconds, seconds > 0, "seconds, above 0")
@@ -111,6 +115,20 @@ class CollectConfig:
             )
         if self.layers is not None and not self.layers:
             raise NeuroexplainError("No layer was named. Give one, a range or a list:  --layers 0-31")
+
+    def _check_background(self) -> None:
+        n = self.background_records or 0
+        _check_range("--background-records", n, 0 <= n <= MOST_BACKGROUND, f"from 0 to {MOST_BACKGROUND:,}")
+        if n and self.dictionary is None:
+            raise NeuroexplainError(
+                f"--background-records goes with the latents of a dictionary: --source {self.source} has "
+                "small values where its units do not fire, and 16 random records tell of them."
+            )
+        if n and not self.sampled_records:
+            raise NeuroexplainError(
+                "--background-records goes with sampled records, and --sampled-records 0 takes none. "
+                "Leave one of the two out."
+            )
 
     def _check_dictionary(self, is_needed: bool) -> None:
         if is_needed and self.dictionary is None:
@@ -153,6 +171,13 @@ class CollectConfig:
                 "differently on each machine or device. Give a number:  --batch-size 64"
             )
 
+    @property
+    def n_background(self) -> int:
+        """How many random records of `report` are kept beside those of --random-records."""
+        if self.background_records is not None:
+            return self.background_records
+        return BACKGROUND_RECORDS if self.dictionary is not None and self.sampled_records else 0
+
     def open_kind(self) -> SourceKind:
         """The kind of units, with the dictionary that was named."""
         from neuroexplain.sources._choice import Choice
@@ -192,6 +217,9 @@ class CollectConfig:
         if self.dictionary is None:  # runs of earlier versions, which had none, stay the same
             for name in ("dictionary", "site", "input_scale", "subtract_b_dec", "force_model"):
                 del values[name]
+            del values["background_records"]
+        else:
+            values["background_records"] = self.n_background
         for name in ("dataset", "layers", "positions"):
             values[name] = None if values[name] is None else list(values[name])
         values["shard"] = None if self.shard is None else {"parts": [self.shard[0]], "of": self.shard[1]}

@@ -215,6 +215,9 @@ class Unit:
     suppressed: tuple[tuple[int, float], ...]
     # The largest size / uniform outside of each sample, 0 if every segment with a size is inside.
     thresholds: Mapping[tuple[Side, Split], float] = field(default_factory=dict)
+    histogram: tuple[int, ...] | None = None  # of activations above 0, of sparse units: see histogram.EDGES
+    # Random records of `report` that a scorer reads beside the others; none unless they were asked for.
+    background: tuple[Exemplar, ...] = ()
 
 
 def is_side_dead(side: Side, peak: float | None) -> bool:
@@ -355,6 +358,9 @@ class Prediction:
     with_bills: bool | None = None
     has_report: bool | None = None
     part: TextPart = "whole"  # what of the explanation was read
+    n_background: int | None = None  # how many records of the background are drawn; None: there is none
+    # How strongly each record may fire, by which those of the background were drawn; None: all were read.
+    guesses: tuple[float, ...] | None = None
 
     @property
     def source(self) -> tuple[int, TextPart]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, StoredScore
+from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, StoredScore, Unit
+from neuroexplain.histogram import bin_middle
 from neuroexplain.runs import Run, Session, SimulatorCheck, UnitPage
 
 if TYPE_CHECKING:
@@ -215,6 +216,44 @@ def _add_sessions(a: Session, b: Session) -> Session:
     fields = {name: getattr(a, name) + getattr(b, name) for name in SUMMED}
     cached = [n for n in (a.cached_tokens, b.cached_tokens) if n is not None]
     return replace(a, **fields, cached_tokens=sum(cached) if cached else None)
+
+
+def activation_histogram(unit: Unit, bins: int = 40) -> tuple[list[int], list[float], str]:
+    """Number of tokens in each bin of activations, the bins' middles, and of what they are.
+
+    Of sparse units all activations above 0, in the bins from the first to the last that has some; of others
+    those of the random records. Both lists are empty if there is nothing to count.
+    """
+    counts = unit.histogram or ()
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return *random_histogram(unit.exemplars, bins), "random records"
+    places = range(used[0], used[-1] + 1)
+    return [counts[n] for n in places], [bin_middle(n) for n in places], "all activations above 0"
+
+
+def health_text(figures: Mapping[str, float | None]) -> str:
+    """How well a dictionary fits, as it was measured when collecting began."""
+    published = figures.get("published_l0")
+    explained = figures.get("variance_explained")
+    beside = "" if published is None else f" (published: {published:g})"
+    share = "no" if explained is None else f"{explained:.2f} of the"
+    return (
+        f"{figures['l0'] or 0:.1f} latents are active at a token{beside}, "
+        f"{figures['silent_share'] or 0:.0%} at none of {int(figures['n_tokens'] or 0):,} tokens; "
+        f"{share} variance is explained"
+    )
+
+
+def health_lines(run: Run) -> list[str]:
+    """How well the dictionary of each layer fits; nothing of units without one."""
+    known = (layer for layer in run.layers if str(layer) in run.health)
+    return [f"layer {layer}: {health_text(run.health[str(layer)])}." for layer in known]
+
+
+def density(share: float) -> str:
+    """A share of tokens with two digits that tell, however small: `12%`, `0.0031%`."""
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share * 100:.2g}%"
 
 
 def random_histogram(exemplars: Sequence[Exemplar], bins: int = 40) -> tuple[list[int], list[float]]:

@@ -52,6 +52,10 @@ class Run:
     barred_ids: tuple[int, ...] = ()  # special tokens, which are no peaks and are not scored
     split_segments: Mapping[Split, int] = field(default_factory=dict)  # visited segments of each split
     rectified: bool = False  # whether the truth is relu(a) and relu(-a) for the two sides, not a and -a
+    n_background: int = 0  # random records of `report` beside those of every unit; 0 of dense units
+    health: Mapping[str, Mapping[str, float | None]] = field(
+        default_factory=dict
+    )  # by layer: sources/_health
 
     def source(self, layer: int) -> Source | None:
         """A layer's source; None if the run does not hold the layer."""

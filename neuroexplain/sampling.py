@@ -28,6 +28,7 @@ PIECE_LENGTH = 8192  # tokens: longer documents are cut, so that one document is
 LEAST_PASSAGES = 24  # visited text with fewer has splits of very unequal size
 RANDOM_SHARES = {"explain": 1, "select": 1, "report": 2}
 SAMPLED_SHARES = {"explain": 2, "select": 1, "report": 2}
+GUESS_FLOOR = 0.5  # of the mean guess: docs/scores.md
 NO_SPLIT = -1  # in arrays, where a split is its place in SPLITS
 
 
@@ -105,6 +106,21 @@ def uniform_of(seed: int, segment: int) -> float:
     return (stable_hash(seed, "sampled", segment) + 1) / 2**64
 
 
+def background_uniform_of(seed: int, segment: int) -> float:
+    """A segment's number in (0, 1], by which the guess is divided where a background is drawn from."""
+    return (stable_hash(seed, "background", segment) + 1) / 2**64
+
+
+def sizes_of_guesses(guesses: NDArray[np.float64], n_background: int) -> NDArray[np.float64]:
+    """The sizes by which records of a background are drawn: guesses, in units of their mean, and a floor.
+
+    The first n_background guesses are of the background. Without a guess above 0 all sizes are equal. The
+    floor gives every record a chance, since a guess misses places where an explanation fires.
+    """
+    mean = float(guesses[:n_background].mean()) if n_background else 0.0
+    return GUESS_FLOOR + (guesses / mean if mean > 0 else 0.0 * guesses)
+
+
 def share_out(n: int, shares: Mapping[str, int]) -> dict[Split, int]:
     """How many of n records each split gets; the remainder goes to `report`."""
     one = n // sum(shares.values())
@@ -126,14 +142,14 @@ def sum_squares(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def probability_of(
-    size: float, uniform: float, last: float, threshold: float, n_random: int, n_segments: int
+    size: float, uniform: float, last: float, threshold: float, n_random: float, n_segments: int
 ) -> float:
     """The probability with which a segment of `report` is among the random or the sampled records.
 
     size and uniform are the segment's. last: the smallest size / uniform in the sample, threshold: the
     largest outside, 0 if every segment with a size above 0 is in the sample. A record inside was drawn given
     the threshold; one outside, given the last inside: with the threshold for both, totals come out 2.7% too
-    low. n_random of the split's n_segments are random ones.
+    low. n_random of the split's n_segments are random ones; a fraction of it where they are drawn from again.
     """
     random = n_random / n_segments
     if size <= 0:

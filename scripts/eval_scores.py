@@ -9,6 +9,11 @@ computed. The records are those that `collect` keeps, and the scores those that 
 bias, root mean square error and coverage of the interval, of the population score and of Bills' score, over
 all units and by group; and by how much each metric falls where an explanation is made worse (sanity checks,
 Oikarinen et al. 2025).
+
+    scripts/eval_scores.py --rare 120000 --units 150 --json
+
+Latents that fire in one segment of 100, 1,000 and 10,000 instead, of so many segments made by rule, and
+explanations of known false-alarm rates: by what is read of the run's background.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from numpy.typing import NDArray
 from score_truth.corpus import Corpus, true_scores_of
 from score_truth.explanations import CHECKS, Table, make_tables
 from score_truth.made_units import rule_activations, store_made_units
+from score_truth.rare_units import as_text as rare_as_text
+from score_truth.rare_units import evaluate_rare
 from score_truth.real_units import Chosen, Recorder, choose_units
 from score_truth.summary import Estimate, Falls, add_falls, sanity, summary
 
@@ -65,18 +72,23 @@ METRICS = {  # reported metrics, by the subset and the metric of a score
 def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
-        results = evaluate(options, Path(folder))
+        if options.rare is not None:
+            results = evaluate_rare(options.rare, options.units, options.seed, Path(folder))
+        else:
+            results = evaluate(options, Path(folder))
     if options.json:
         print(json.dumps(results, indent=1))
     else:
-        print(as_text(results))
+        print(as_text(results) if options.rare is None else rare_as_text(results))
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--corpus", required=True, help="text that the model reads")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--corpus", help="text that the model reads")
+    text.add_argument("--rare", type=int, metavar="SEGMENTS", help="rare latents in segments made by rule")
     parser.add_argument("--units", type=int, default=324, help="sides of units to evaluate, of all groups")
     parser.add_argument("--records", type=int, default=12, help="sampled ones to score on, and random ones")
     parser.add_argument("--segments", type=int, default=2000, help="segments to read")

@@ -125,6 +125,14 @@ SampledRecords = Annotated[
         rich_help_panel=RECORDS,
     ),
 ]
+BackgroundRecords = Annotated[
+    int | None,
+    typer.Option(
+        help="Further random records to keep of latents, the same for all: they tell how often an "
+        "explanation fires where a rare latent is silent.  [default: 1024]",
+        rich_help_panel=RECORDS,
+    ),
+]
 Positions = Annotated[
     str,
     typer.Option(
@@ -209,6 +217,7 @@ def collect(
     top_k: TopK = 32,
     random_records: RandomRecords = 32,
     sampled_records: SampledRecords = 40,
+    background_records: BackgroundRecords = None,
     positions: Positions = "64:97",
     special_peaks: SpecialPeaks = True,
     seed: Seed = 0,

@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Score, Status
+from neuroexplain.evidence import Exemplar, Explanation, PredictedRecord, Prediction, Score, Status, Unit
 from neuroexplain.formatting import (
     RecordGroup,
+    activation_histogram,
     check_text,
+    density,
     explained_by,
     group_by_strength,
     headline_name,
+    health_text,
     interval,
     number,
     printable,
-    random_histogram,
     rule_comparison,
     rule_first,
     score_name,
@@ -188,9 +190,12 @@ def _statistics(page: UnitPage) -> list[Text]:
     stats, lines = page.unit.stats, []
     if stats is not None:
         values = f"mean {stats.mean:.4g}, std {stats.std:.4g}, min {stats.min:.4g}, max {stats.max:.4g}"
-        share = f"{stats.share_positive:.1%} above 0"
+        share = f"{density(stats.share_positive)} above 0"
         lines = [Text(), Text("statistics", style="bold"), Text(f"  {values}, {share}")]
-    return [*lines, _histogram_line(page.unit.exemplars)]
+    lines.append(_histogram_line(page.unit))
+    if (figures := page.run.health.get(str(page.unit.id.layer))) is not None:
+        lines.append(Text(f"  its dictionary: {health_text(figures)}", style="dim"))
+    return lines
 
 
 def _vocabulary(page: UnitPage) -> list[Text]:
@@ -357,13 +362,13 @@ def _bar(level: float | None, scale: tuple[float, float]) -> str:
     return "?" if math.isnan(level) else BARS[max(1, round((level - low) / (high - low) * 8))]
 
 
-def _histogram_line(exemplars: Sequence[Exemplar]) -> Text:
+def _histogram_line(unit: Unit) -> Text:
     import numpy as np
     from rich.text import Text
 
-    counts, middles = random_histogram(exemplars, bins=32)
+    counts, middles, of_what = activation_histogram(unit, bins=32)
     if not counts:
         return Text()
     heights = np.ceil(8 * np.log1p(counts) / np.log1p(max(counts))).astype(int)
     bars = "".join(BARS[height] for height in heights)
-    return Text(f"  {middles[0]:.3g} {bars} {middles[-1]:.3g}  (random records, log counts)")
+    return Text(f"  {middles[0]:.3g} {bars} {middles[-1]:.3g}  ({of_what}, log counts)")

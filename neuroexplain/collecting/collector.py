@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, VocabularyArrays
+from neuroexplain.collecting.background import BackgroundRecords
+from neuroexplain.collecting.histogram import RunningHistogram
 from neuroexplain.collecting.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo_compile
 from neuroexplain.collecting.records import Locate, RandomRecords, sampled_records, top_records
 from neuroexplain.collecting.running_best import RunningBest
@@ -50,6 +52,7 @@ class Collector:
         special_peaks: bool,
         n_random: int,
         n_sampled: int = 0,
+        n_background: int = 0,
         seed: int,
         windows_on_host: bool = False,
     ) -> None:
@@ -64,7 +67,11 @@ class Collector:
         self.stats = {layer: self._empty_stats(layer) for layer in layers}
         self.split_segments: dict[Split, int] = dict.fromkeys(SPLITS, 0)  # visited so far
         widths = {layer: self.sources[layer].width for layer in layers}
-        self.random = RandomRecords(share_out(n_random, RANDOM_SHARES), seed, widths, subject.dtype)
+        counts = share_out(n_random, RANDOM_SHARES)
+        self.random = RandomRecords(counts, seed, widths, subject.dtype)
+        in_background = counts["report"] + n_background if n_background else 0
+        self.background = BackgroundRecords(in_background, seed, layers)
+        self.histograms = {layer: self._empty_histogram(layer) for layer in layers}
         self.sum_up: SumUp = sum_segments_in_cache if subject.device.type == "cpu" else sum_segments
         self.compiled = False
         self.second_stream = SecondStream(subject.device)
@@ -91,6 +98,11 @@ class Collector:
     def _empty_stats(self, layer: int) -> RunningStats:
         return RunningStats(self.sources[layer].width, self.subject.device)
 
+    def _empty_histogram(self, layer: int) -> RunningHistogram | None:
+        """None if the layer's units are not sparse."""
+        source = self.sources[layer]
+        return None if source.encoder is None else RunningHistogram(source.width, self.subject.device)
+
     def read(
         self, token_ids: Int[Tensor, "batch seq"], segments: Int[Tensor, "n"], splits: NDArray[np.int8]
     ) -> None:
@@ -104,12 +116,16 @@ class Collector:
         offer = self._offer(token_ids[:n], segments)
         sample_offer = self._sample_offer(token_ids[:n], segments, splits)
         draw = self.random.draw(segments.tolist(), splits)
+        background_draw = self.background.draw(segments.tolist(), splits)
 
         def keep(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
             tops, samples = self.tops[layer], self.samples[layer]
             for units, acts in self._fold(layer, tops, self.stats[layer], values, offer):
                 _fold_samples(samples, units, acts, sample_offer)
                 self.random.keep(layer, units, acts, draw)
+                self.background.keep(layer, units, acts, background_draw)
+                if (histogram := self.histograms[layer]) is not None:
+                    histogram.fold(units, acts[:, RANDOM_START:])
 
         self._run(token_ids, keep)
         for code, split in enumerate(SPLITS):
@@ -206,6 +222,8 @@ class Collector:
             "stats": {layer: dict(vars(stats)) for layer, stats in self.stats.items()},
             "random": self.random.windows,
             "drawn": {split: list(kept) for split, kept in self.random.segments.kept.items()},
+            "background": self.background.state(),
+            "histograms": {layer: own.counts for layer, own in self.histograms.items() if own is not None},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -217,8 +235,12 @@ class Collector:
                 _copy_into(sample, state["samples"][layer][side])
             _copy_into(self.stats[layer], state["stats"][layer])
             self.random.windows[layer].copy_(state["random"][layer])
+            if (histogram := self.histograms[layer]) is not None:
+                histogram.counts.copy_(state["histograms"][layer])
         self.random.segments.kept = {split: list(map(tuple, kept)) for split, kept in state["drawn"].items()}
         self.split_segments = dict(state["split_segments"])
+        if "background" in state:  # checkpoints of earlier versions are of dense units
+            self.background.restore(state["background"])
 
     def finish(self, locate: Locate) -> Iterator[CollectedLayer]:
         """Every layer's result, in order. Raises ActivationsNotFinite if a stored value is not finite."""
@@ -238,7 +260,16 @@ class Collector:
                 for split, arrays in sampled_records(state, side, locate).items()
             }
             self._check_finite(layer, *(arrays.activations for arrays in exemplars.values()))
-            yield CollectedLayer(layer, exemplars, stats, self._vocabulary(layer, n_tokens), samples)
+            width, histogram = self.sources[layer].width, self.histograms[layer]
+            yield CollectedLayer(
+                layer,
+                exemplars,
+                stats,
+                self._vocabulary(layer, n_tokens),
+                samples,
+                self.background.arrays(layer, width) if self.background.segments.counts["report"] else None,
+                None if histogram is None else histogram.finish(),
+            )
 
     def check_finite(self) -> None:
         """Raise ActivationsNotFinite if a layer's activations overflowed. The device is waited for."""

@@ -37,6 +37,7 @@ SAME_FIELDS = (
     "top_k",
     "n_random",
     "n_sampled",
+    "n_background",
     "split_rule",
     "barred_ids",
     "seed",
@@ -107,6 +108,7 @@ def _merged_fields(parts: Sequence[Part], numbers: list[int]) -> dict[str, Any]:
         "layers": list(first.layers),
         "barred_ids": list(first.barred_ids),
         "dtype": dtype,
+        "health": dict(first.health),  # of the first part's text
         "sources": [replace(source, dtype=dtype) for source in first.sources],
         "rectified": first.config.get("sign") == "both",
         "config": {**first.config, "shard": shard},
@@ -133,6 +135,7 @@ def _merged_layer(parts: Sequence[Part], into: Store, run_id: int, layer: int) -
             top_k=run.top_k,
             n_random=run.n_random,
             n_sampled=run.n_sampled,
+            n_background=run.n_background,
             seed=run.seed,
             n_tokens=(n_tokens, n_part_tokens),
         )
@@ -145,7 +148,8 @@ def _segments_of(layer: CollectedLayer) -> set[int]:
     """The numbers of the segments that a layer's records come from."""
     samples = (sample.records for sample in layer.samples.values())
     kinds = (*layer.exemplars.values(), *samples)
-    return {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
+    background = set() if layer.background is None else set(layer.background.segments.tolist())
+    return background | {int(s) for x in kinds for s in x.segments[x.counts_mask()].tolist()}
 
 
 def check_parts(parts: Sequence[Part], allow_mixed: bool) -> list[int]:

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays
+from neuroexplain.arrays import (
+    BackgroundArrays,
+    CollectedLayer,
+    ExemplarArrays,
+    SampleArrays,
+    StatsArrays,
+)
 from neuroexplain.collecting.running_best import EMPTY
 from neuroexplain.collecting.top_k import hash_records, order_keys, rank_distinct
 from neuroexplain.evidence import Split
@@ -28,6 +34,7 @@ def merge_layers(
     top_k: int,
     n_random: int,
     n_sampled: int,
+    n_background: int = 0,
     seed: int,
     n_tokens: tuple[int, int],
 ) -> CollectedLayer:
@@ -51,7 +58,13 @@ def merge_layers(
         for side, split in groups_of(a.samples)
     }
     stats = _merge_stats(a.stats, b.stats, *n_tokens)
-    return CollectedLayer(a.layer, exemplars, stats, a.vocabulary, samples)
+    background, histogram = None, None
+    if a.background is not None and b.background is not None:
+        n_report = share_out(n_random, RANDOM_SHARES)["report"]
+        background = _merge_background(a.background, b.background, n_report + n_background, seed)
+    if a.histogram is not None and b.histogram is not None:
+        histogram = a.histogram + b.histogram
+    return CollectedLayer(a.layer, exemplars, stats, a.vocabulary, samples, background, histogram)
 
 
 def _merge_top(
@@ -113,6 +126,27 @@ def _merge_sample(parts: Sequence[SampleArrays], n: int, seed: int) -> SampleArr
     kept = order[:, :n]
     counts = np.minimum(joined.counts, n)
     return SampleArrays(take_records(joined, kept, counts), take_columns(sizes, kept), thresholds)
+
+
+def _merge_background(a: BackgroundArrays, b: BackgroundArrays, n: int, seed: int) -> BackgroundArrays:
+    """The n segments with the smallest hashes, and what is active there."""
+    segments = np.concatenate([a.segments, b.segments])
+    order = sorted(range(len(segments)), key=lambda i: (random_key(seed, int(segments[i])), segments[i]))[:n]
+    place_of = np.full(len(segments), -1, np.int64)
+    place_of[order] = np.arange(len(order))
+    units = np.concatenate([np.repeat(np.arange(len(part.counts)), part.counts) for part in (a, b)])
+    records = place_of[np.concatenate([a.records, b.records.astype(np.int64) + len(a.segments)])]
+    positions = np.concatenate([a.positions, b.positions])
+    activations = np.concatenate([a.activations, b.activations])
+    kept = np.lexsort((positions, records, units))
+    kept = kept[records[kept] >= 0]
+    return BackgroundArrays(
+        segments[order],
+        np.bincount(units[kept], minlength=len(a.counts)).astype(np.int64),
+        records[kept].astype(np.uint16),
+        positions[kept],
+        activations[kept],
+    )
 
 
 def _merge_stats(a: StatsArrays | None, b: StatsArrays | None, n_a: int, n_b: int) -> StatsArrays | None:

@@ -165,6 +165,7 @@ def _run_fields(config: CollectConfig, collector: Collector, batch_size: int) ->
         "top_k": config.top_k,
         "n_random": config.random_records,
         "n_sampled": config.sampled_records,
+        "n_background": config.n_background,
         "split_rule": "passages",
         "barred_ids": [] if collector.barred is None else collector.barred.tolist(),
         "seed": config.seed,

@@ -58,6 +58,7 @@ def _new_collector(
             special_peaks=config.special_peaks,
             n_random=config.random_records,
             n_sampled=config.sampled_records,
+            n_background=config.n_background,
             seed=config.seed,
             windows_on_host=config.windows == "host",
         )

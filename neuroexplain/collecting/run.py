@@ -38,6 +38,7 @@ from neuroexplain.store.save_collected import (
     delete_run,
     finish_run,
     save_collected_layer,
+    save_health,
     save_segments,
 )
 from neuroexplain.subject.load import load_subject
@@ -95,7 +96,7 @@ def run_collect(
         checkpoint = None  # frees its memory: the collector has copied it
         yield Progress("collecting", open_run.n_done, text.total, "segments", note=note)
         if isinstance(kind, TakesDictionary):
-            yield from _check_dictionary(kind, collector, text, open_run.n_done)
+            yield from _check_dictionary(store, kind, collector, text, open_run)
         try:
             yield from _read(collector, text, open_run, config.checkpoint_every)
             stream = text.whole()
@@ -126,14 +127,19 @@ def _open_kind(config: CollectConfig) -> SourceKind:
 
 
 def _check_dictionary(
-    kind: TakesDictionary, collector: Collector, text: Text, n_done: int
+    store: Store, kind: TakesDictionary, collector: Collector, text: Text, open_run: OpenRun
 ) -> Generator[Progress]:
-    """Notes on how well the dictionary fits the first segments."""
+    """Store how well the dictionary fits the first segments, with a note on each layer."""
     subject = collector.subject
     ids = np.concatenate([ids for _, ids, _ in text.batches(0, CHECKED_SEGMENTS, CHECKED_SEGMENTS)])
     token_ids = send(torch.from_numpy(ids.astype(np.int64)), subject.device)
-    for line in kind.check(subject, collector.sources, token_ids):
-        yield Progress("collecting", n_done, text.total, "segments", note=line)
+    figures = {}
+    for health in kind.check(subject, collector.sources, token_ids):
+        figures[str(health.layer)] = health.figures
+        lines = [health.line] if health.warning is None else [health.line, f"Warning: {health.warning}"]
+        for line in lines:
+            yield Progress("collecting", open_run.n_done, text.total, "segments", note=line)
+    save_health(store, open_run.run.id, figures)
 
 
 def _why_few_passages(text: Text) -> str | None:
@@ -225,6 +231,8 @@ def _save(store: Store, run_id: int, collector: Collector, stream: TokenStream) 
             samples = (sample.records for sample in layer.samples.values())
             for exemplars in (*layer.exemplars.values(), *samples):
                 is_used[exemplars.segments[exemplars.counts_mask()]] = True
+            if layer.background is not None:
+                is_used[layer.background.segments] = True
             numbers = np.flatnonzero(is_used & ~is_stored)
             save_segments(store, run_id, stream.segments(numbers, collector.seed))
             is_stored |= is_used

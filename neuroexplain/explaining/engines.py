@@ -41,6 +41,7 @@ def open_engines(
         if score is not None:
             for scorer_of_run in opened:
                 scorer_of_run.n_read, scorer_of_run.with_bills = score.records, score.bills
+                scorer_of_run.guesser = _open_guesser(scorer_of_run, run)
         yield explaining if explains else None, opened
 
 
@@ -82,6 +83,13 @@ def _servers_of(config: EngineConfig) -> ServerList:
     if config.server is not None:
         return ServerList.parse(config.server)
     return ServerList.parse(config.default_server, "NEUROEXPLAIN_SERVER")
+
+
+def _open_guesser(scorer: OpenScorer, run: Run) -> OpenScorer | None:
+    """What guesses where an explanation fires: `lexical` by the scorer's model, if it needs a guess."""
+    if not run.n_background or not scorer.asks_per_record or scorer.scorer.needs == "nothing":
+        return None
+    return SCORERS.load("lexical").open(scorer.engine, run)
 
 
 def open_scorer(scorer: Scorer, engine: Engine | None, run: Run, tell: Tell) -> OpenScorer:

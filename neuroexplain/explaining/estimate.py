@@ -82,6 +82,7 @@ class CountingScorer(OpenScorer):
     def __init__(self, scorer: OpenScorer, tally: Tally) -> None:
         self.scorer, self.engine, self.prompt = scorer.scorer, scorer.engine, scorer.prompt
         self.n_read, self.with_bills = scorer.n_read, scorer.with_bills
+        self.guesser = None if scorer.guesser is None else CountingScorer(scorer.guesser, tally)
         self._scorer, self._tally = scorer, tally
         self._cost: tuple[float, float] | None = None  # see _measure
 

@@ -16,11 +16,10 @@ from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer
-from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
+from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations
-from neuroexplain.store.units import load_unit
-from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.units import Side, UnitId
 
 Target: TypeAlias = tuple[UnitId, Side]
@@ -151,8 +150,7 @@ class ExplainPlan:
     def task(self, store: Store, run: Run, target: Target) -> ExplainTask:
         """Read what a side's explanations need."""
         unit_id, side = target
-        unit = load_unit(store, run, unit_id)
-        tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
+        unit, tokens = load_unit_to_score(store, run, unit_id)
         answers = self.answers[target]
         sources = [(e.id or 0, part) for e in answers.values() for part in e.text_parts]
         predictions = {source: self.predictions[source] for source in sources if source in self.predictions}

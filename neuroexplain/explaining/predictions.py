@@ -20,11 +20,10 @@ from neuroexplain.evidence import (
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer, compute_scores
 from neuroexplain.scoring.codecs import as_stored
-from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
+from neuroexplain.scoring.side_evidence import SideEvidence
+from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_predictions
-from neuroexplain.store.units import load_unit
-from neuroexplain.store.vocabulary import load_tokens
 
 StoredPredictions: TypeAlias = Mapping[tuple[int, TextPart], Prediction]  # by Prediction.source
 
@@ -98,7 +97,9 @@ def continue_prediction(
     with_bills = stored.with_bills or scorer.reads_strongest
     if (n_read, with_bills) == (stored.n_read, stored.with_bills):
         return stored
-    return replace(new, n_read=n_read, with_bills=with_bills, provenance=stored.provenance)
+    n_background = scorer.background_read(evidence, n_read)
+    read = {"n_read": n_read, "with_bills": with_bills, "n_background": n_background}
+    return replace(new, **read, provenance=stored.provenance)  # type: ignore[arg-type]
 
 
 def begin_prediction(
@@ -118,6 +119,7 @@ def begin_prediction(
         text=explanation.text_of(part),
         part=part,
         n_read=scorer.records_read(evidence),
+        n_background=scorer.background_read(evidence, scorer.records_read(evidence)),
         with_bills=scorer.reads_strongest if evidence.n_sampled else None,
     )
 
@@ -126,7 +128,6 @@ def load_predict_task(
     store: Store, run: Run, explanation: Explanation, stored: Mapping[TextPart, Prediction | None]
 ) -> PredictTask:
     """Read what predictions from these parts of an explanation need. They go on from `stored`, or begin."""
-    unit = load_unit(store, run, explanation.unit)
-    tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
+    unit, tokens = load_unit_to_score(store, run, explanation.unit)
     evidence = SideEvidence.of(run, unit, explanation.side, tokens)
     return PredictTask(explanation, evidence, tokens, stored)

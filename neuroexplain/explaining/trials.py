@@ -13,10 +13,10 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, RecordKey, Split, Status, Tokens
 from neuroexplain.runtime.run_many import RunMany, run_in_order
 from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, trials_read
-from neuroexplain.scoring.side_evidence import SideEvidence, Trial
+from neuroexplain.scoring.side_evidence import BackgroundDraw, SideEvidence, Trial, background_draw_of
 
-# Which trials are read: "held out" or "explain", Prediction.n_read and with_bills.
-Reading: TypeAlias = tuple[str, int | None, bool | None]
+# Which trials are read: "held out" or "explain", Prediction.n_read and with_bills, and of the background.
+Reading: TypeAlias = tuple[str, int | None, bool | None, BackgroundDraw | None]
 
 
 class SideTrials:
@@ -46,16 +46,19 @@ class SideTrials:
 
         Of several hypotheses (a union) each token gets the greatest of their values.
         """
-        reading, keys = _reading_of(prediction), {r.key for r in prediction.records}
-        trials = self._trials_of(reading)
-        missing = [t for t in trials if t.split in splits and t.key not in keys]
-        if prediction.status != Status.OK or not missing:
-            if prediction.status == Status.OK and "report" in splits and not prediction.has_report:
-                return replace(prediction, has_report=True)
+        if prediction.status != Status.OK:
             return prediction
         began = time.perf_counter()
         try:
-            n_tokens = self._run(hypotheses, missing, reading)
+            prediction, n_guess_tokens = self._guess(prediction, hypotheses, splits)
+            reading, keys = _reading_of(prediction), {r.key for r in prediction.records}
+            trials = self._trials_of(reading)
+            missing = [t for t in trials if t.split in splits and t.key not in keys]
+            if not missing:
+                if "report" in splits and not prediction.has_report:
+                    return replace(prediction, has_report=True)
+                return prediction
+            n_tokens = n_guess_tokens + self._run(hypotheses, missing, reading)
         except LlmReplyError as error:
             return replace(
                 prediction, status=error.status, reason=error.reason, reply=error.reply, records=()
@@ -73,6 +76,28 @@ class SideTrials:
             control_text=None,
             has_report=prediction.has_report or "report" in splits,
         )
+
+    def _guess(
+        self, prediction: Prediction, hypotheses: Sequence[str], splits: Collection[Split]
+    ) -> tuple[Prediction, int]:
+        """The prediction with guesses where it needs them, and the prompt tokens sent for them.
+
+        A guess is the sum of what `lexical` predicts of a record's scored half; without it all are equal.
+        """
+        n, evidence = prediction.n_background, self._evidence
+        if n is None or prediction.guesses is not None or "report" not in splits:
+            return prediction, 0
+        if not self._scorer.asks_per_record or n >= len(evidence.background_frame()):
+            return prediction, 0
+        trials, n_tokens = evidence.guessed_trials(), 0
+        guesses = np.zeros(len(trials), np.float32)
+        if (guesser := self._scorer.guesser) is not None:
+            for text in dict.fromkeys(hypotheses):
+                predicted = guesser.run(text, trials, self._tokens)
+                sums = [np.nansum(trial.values, dtype=np.float32) for trial in predicted.trials]
+                guesses = np.maximum(guesses, np.array(sums, np.float32))
+                n_tokens += predicted.prompt_tokens
+        return replace(prediction, guesses=tuple(guesses.tolist())), n_tokens
 
     def add_control(self, prediction: Prediction, control: Explanation) -> Prediction:
         """The prediction with the control, another unit's explanation, tried on the same records.
@@ -107,7 +132,7 @@ class SideTrials:
 
         As many sampled and random records are read as of other splits. Raises LlmReplyError.
         """
-        began, reading = time.perf_counter(), ("explain", prediction.n_read, False)
+        began, reading = time.perf_counter(), ("explain", prediction.n_read, False, None)
         drawn = {d.record.key for d in self._evidence.draw("explain", prediction.n_read)}
         trials = [trial for trial in self._evidence.crops_of("explain") if trial.key in drawn]
         self._trials[reading] = trials
@@ -118,8 +143,10 @@ class SideTrials:
     def _trials_of(self, reading: Reading) -> list[Trial]:
         """The held-out trials of a prediction."""
         if reading not in self._trials:
-            _, n_read, with_bills = reading
-            self._trials[reading] = trials_read(self._scorer.scorer, self._evidence, n_read, with_bills)
+            _, n_read, with_bills, background = reading
+            self._trials[reading] = trials_read(
+                self._scorer.scorer, self._evidence, n_read, with_bills, background
+            )
         return self._trials[reading]
 
     def _run(self, hypotheses: Sequence[str], trials: Sequence[Trial], reading: Reading) -> int:
@@ -153,7 +180,7 @@ class SideTrials:
 
 
 def _reading_of(prediction: Prediction) -> Reading:
-    return "held out", prediction.n_read, prediction.with_bills
+    return "held out", prediction.n_read, prediction.with_bills, background_draw_of(prediction)
 
 
 def _add_cost(prediction: Prediction, n_tokens: int, began: float) -> Prediction:

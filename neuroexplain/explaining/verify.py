@@ -10,16 +10,17 @@ from neuroexplain.errors import NeuroexplainError, NotInStore, StoreUnreadable
 from neuroexplain.evidence import TEXT_PARTS, Prediction, Score, Split, Status, TextPart
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import compute_scores
+from neuroexplain.scoring.background_faults import find_background_faults
 from neuroexplain.scoring.probability_faults import find_wrong_probabilities
 from neuroexplain.scoring.record_faults import find_record_faults, find_segment_faults
-from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, tokens_needed
+from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence
 from neuroexplain.scoring.splits import find_leaks
+from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.integrity import list_misplaced, list_unsound_samples
-from neuroexplain.store.units import list_explained_ids, list_segments, load_segments, load_unit
-from neuroexplain.store.vocabulary import load_tokens
+from neuroexplain.store.units import list_explained_ids, list_segments, load_segments
 from neuroexplain.units import RECORD_LENGTH, UnitId
 
 Owner = tuple[int, str, str]  # explanation, scorer, its model
@@ -51,7 +52,11 @@ def _verify_records(store: Store, run: Run) -> Iterator[str]:
             layer = load_collected_layer(store, run, layer_number)
             drawn = [*layer.exemplars.values(), *(sample.records for sample in layer.samples.values())]
             numbers = {int(n) for arrays in drawn for n in np.unique(arrays.segments[arrays.counts_mask()])}
-            yield from find_record_faults(run, layer, load_segments(store, run.id, numbers))
+            if layer.background is not None:
+                numbers |= set(layer.background.segments.tolist())
+            segments = load_segments(store, run.id, numbers)
+            yield from find_record_faults(run, layer, segments)
+            yield from find_background_faults(run, layer, segments)
         except (NotInStore, StoreUnreadable) as error:
             yield f"layer {layer_number}: its records were not checked together: {str(error).splitlines()[0]}"
             is_complete = False
@@ -69,10 +74,9 @@ def _verify_records(store: Store, run: Run) -> Iterator[str]:
 
 
 def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
-    unit = load_unit(store, run, unit_id)
+    unit, tokens = load_unit_to_score(store, run, unit_id)
     explanations = list_explanations(store, run.id, unit_id, status=Status.OK)
     sides = {e.id: e.side for e in explanations if e.id is not None}
-    tokens = load_tokens(store, run.id, tokens_needed(unit.exemplars))
     evidence = {side: SideEvidence.of(run, unit, side, tokens) for side in set(sides.values())}
     of_explanations = {i: evidence[side] for i, side in sides.items()}
     for part in TEXT_PARTS:
@@ -117,8 +121,9 @@ def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores)
             yield f"the stored score {stored.get(key)} differs from the recomputed {recomputed.get(key)}"
     if prediction.n_read is not None:
         for split in HELD_OUT:
-            yield from find_wrong_probabilities(evidence, split, prediction.n_read)
-    for leak in find_leaks(evidence.unit.exemplars, {r.key for r in prediction.records}, evidence.split_rule):
+            yield from find_wrong_probabilities(evidence, split, prediction.n_read, prediction)
+    records = (*evidence.unit.exemplars, *evidence.unit.background)
+    for leak in find_leaks(records, {r.key for r in prediction.records}, evidence.split_rule):
         yield f"a leak: {leak}"
 
 

@@ -30,6 +30,8 @@ ABOUT = {  # what each table holds
     "promotes and suppresses",
     "exemplars": "a record a row: 64 tokens with the unit's activation at each, and where they stand",
     "samples": "what the probabilities of sampled records follow from",
+    "background": "activations above 0 in the background, of units that have some",
+    "background_segments": "the segments of the background, random ones of `report`",
     "explanations": "an explanation a row: its text (with its rule and examples, if it is made of these), "
     "explainer, model, prompt, status and reason",
     "scores": "a score a row: value, interval, control, status and reason, joined by `explanation_id`",

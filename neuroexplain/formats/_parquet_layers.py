@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from neuroexplain.arrays import (
+    BackgroundArrays,
     CollectedLayer,
     ExemplarArrays,
     SampleArrays,
@@ -21,6 +22,7 @@ from neuroexplain.arrays import (
 from neuroexplain.evidence import SPLITS, Split, Stats, VocabularyEntry, texts_in_context
 from neuroexplain.exemplar_arrays import groups_of, join_samples, no_records, split_samples
 from neuroexplain.formats._parquet_tables import PLACES, READINGS, read_table, reading
+from neuroexplain.histogram import EDGES
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import pack_activations
@@ -34,7 +36,18 @@ def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
         columns |= {name: getattr(collected.stats, name) for name in Stats.__dataclass_fields__}
     if collected.vocabulary is not None:
         columns |= {name: pa.array(list(getattr(collected.vocabulary, name))) for name in READINGS}
+    if collected.histogram is not None:
+        columns["histogram"] = pa.array(list(collected.histogram))
     return pa.table(columns)
+
+
+def background_rows(background: BackgroundArrays, layer: int) -> Iterator[dict[str, Any]]:
+    """A row for each unit that is active somewhere in the background."""
+    ends = np.cumsum(background.counts)
+    for unit in np.flatnonzero(background.counts).tolist():
+        own = slice(ends[unit] - background.counts[unit], ends[unit])
+        names = ("records", "positions", "activations")
+        yield {"layer": layer, "neuron": unit, **{n: getattr(background, n)[own].tolist() for n in names}}
 
 
 def exemplars_table(store: Store, run: Run, collected: CollectedLayer, vocabulary: TokenTexts) -> pa.Table:
@@ -118,6 +131,7 @@ def read_layer(
         if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
             raise ValueError(f"it does not hold the neurons 0 to {width - 1} in order")
         stats, vocabulary = _stats_arrays(neurons), _vocabulary_arrays(neurons)
+        histogram = _histograms(neurons)
     file, exemplars = read_table(folder, "exemplars", limits, layer)
     with reading(file):
         if not exemplars.num_rows:
@@ -133,7 +147,53 @@ def read_layer(
     samples = {}
     if run.n_sampled:
         samples = _read_samples(folder, run, layer, limits, by_kind.pop("sampled", None), exemplars)
-    return CollectedLayer(layer, by_kind, stats, vocabulary, samples)
+    background = _read_background(folder, run, layer, limits, segments) if run.n_background else None
+    return CollectedLayer(layer, by_kind, stats, vocabulary, samples, background, histogram)
+
+
+def _read_background(
+    folder: Path, run: Run, layer: int, limits: Mapping[str, range], segments: NDArray[np.int64]
+) -> BackgroundArrays:
+    """The background of a layer: the inverse of background_rows."""
+    file, table = read_table(folder, "background_segments", limits, layer)
+    with reading(file):
+        if table.num_rows != 1:
+            raise ValueError("it does not hold one row")
+        numbers = np.array(table["segments"][0].as_py(), np.uint32)
+        if not np.isin(numbers, segments).all():
+            raise ValueError("the background is of segments that are missing")
+    counts = np.zeros(run.width(layer), np.int64)
+    arrays = {"records": np.uint16, "positions": np.uint8, "activations": np.float32}
+    if not (folder / "background" / file.name).exists():  # no unit is active there
+        return BackgroundArrays(numbers, counts, **{n: np.zeros(0, dtype) for n, dtype in arrays.items()})
+    file, table = read_table(folder, "background", limits, layer)
+    with reading(file):
+        lengths = {name: pc.list_value_length(table[name]).to_numpy() for name in arrays}
+        if any(not np.array_equal(own, lengths["records"]) for own in lengths.values()):
+            raise ValueError("records, positions and activations differ in number")
+        units = table["neuron"].to_numpy()
+        if np.any(np.diff(units) <= 0):
+            raise ValueError("its neurons are not in order")
+        counts[units] = lengths["records"]
+        values = {name: pc.list_flatten(table[name]).to_numpy() for name in arrays}
+        records, positions = values["records"], values["positions"]
+        if len(records) and (records.max() >= len(numbers) or positions.max() >= RECORD_LENGTH):
+            raise ValueError("an activation is outside of the background")
+        if not np.isfinite(values["activations"]).all():
+            raise ValueError("an activation is not finite")
+        pack_activations(values["activations"], run.dtype)
+        return BackgroundArrays(
+            numbers, counts, **{n: values[n].astype(dtype) for n, dtype in arrays.items()}
+        )
+
+
+def _histograms(neurons: pa.Table) -> NDArray[np.uint32] | None:
+    if "histogram" not in neurons.column_names:
+        return None
+    counts = np.stack(neurons["histogram"].to_numpy()).astype(np.uint32)
+    if counts.shape[1] != len(EDGES) + 1:
+        raise ValueError(f"a histogram has {counts.shape[1]} bins, not {len(EDGES) + 1}")
+    return counts
 
 
 def _read_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from neuroexplain.config import MOST_BACKGROUND, MOST_RECORDS
 from neuroexplain.evidence import (
     SPLITS,
     Explanation,
@@ -25,6 +27,7 @@ from neuroexplain.formats._parquet_tables import NOT_STORED
 from neuroexplain.scoring.codecs import CODECS, Codec
 from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
 
+MOST_RANKS = MOST_BACKGROUND + MOST_RECORDS + 1  # of a background, which begins with random records
 Array: TypeAlias = NDArray[np.float32]
 
 
@@ -96,6 +99,11 @@ def prediction_of(
     records = tuple(_record_of(record, codec) for record in row["records"])
     if len({len(record.values) for record in records}) > 1:
         raise ValueError("predicted records are of different lengths")
+    guesses = None if row["guesses"] is None else tuple(row["guesses"])
+    if guesses is not None and not all(math.isfinite(guess) and guess >= 0 for guess in guesses):
+        raise ValueError("a guess is not finite or below 0")
+    if row["n_background"] is not None and row["n_background"] not in range(1, MOST_RANKS):
+        raise ValueError(f"{row['n_background']} records of a background cannot be read")
     if row["n_read"] is not None and row["n_read"] not in range(1, 256):
         raise ValueError(f"{row['n_read']} records of a split cannot be read")
     return Prediction(
@@ -103,7 +111,7 @@ def prediction_of(
         provenance=_provenance_of(row, prompts),
         records=records,
         part=part,
-        **{name: row[name] for name in names} | {"status": Status(row["status"])},
+        **{name: row[name] for name in names} | {"status": Status(row["status"]), "guesses": guesses},
     )
 
 
@@ -135,8 +143,8 @@ def _is_possible(
     n, greatest = len(values), float(np.finfo(codec.dtype).max)
     is_mass = codec.detail_is_mass
     return (
-        row["kind"] in KINDS
-        and row["rank"] in range(256)
+        row["kind"] in (*KINDS, "background")
+        and row["rank"] in range(256 if row["kind"] in KINDS else MOST_RANKS)
         and row["first"] in range(RECORD_LENGTH - n + 1)
         and n > 0
         and all(array is None or len(array) == n for array in (detail, control))

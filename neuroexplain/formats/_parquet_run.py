@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from neuroexplain.config import MOST_RECORDS
+from neuroexplain.config import MOST_BACKGROUND, MOST_RECORDS
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import SPLITS
 from neuroexplain.formats import _parquet_version_1 as version_1
@@ -25,6 +25,8 @@ NEW_FIELDS: Mapping[str, Any] = {
     "barred_ids": [],
     "split_segments": {},
 }
+# Likewise, of the versions before backgrounds.
+NEWER_FIELDS: Mapping[str, Any] = {"n_background": 0, "health": {}}
 MAX_TOKEN_ID = (1 << 24) - 1
 MAX_BIG_INTEGER = (1 << 63) - 1  # the greatest that a column of 64 bits can hold
 
@@ -47,6 +49,8 @@ def read_run(folder: Path) -> ExportedRun:
     contents = _read_json(folder, file)
     if NEW_FIELDS.keys().isdisjoint(contents):
         contents = {**contents, **NEW_FIELDS}
+    if NEWER_FIELDS.keys().isdisjoint(contents):
+        contents = {**contents, **NEWER_FIELDS}
     missing = [name for name in Run.__dataclass_fields__ if name not in contents]
     if missing:
         raise DamagedFolder(file, f"{missing[0]} is missing")
@@ -107,6 +111,8 @@ def _possible_draws(run: Run) -> dict[str, bool]:
     return {
         "split_rule": by_passage or not (run.n_sampled or barred or visited),
         "n_sampled": 0 <= run.n_sampled <= most_sampled and (not run.n_sampled or run.n_random > 0),
+        "n_background": 0 <= run.n_background <= MOST_BACKGROUND
+        and (not run.n_background or run.n_sampled > 0),
         "barred_ids": len(barred) == len(set(barred)) and all(0 <= n <= MAX_TOKEN_ID for n in barred),
         "split_segments": all(0 <= n <= MAX_BIG_INTEGER for n in visited.values())
         and sum(visited.values()) <= run.n_segments

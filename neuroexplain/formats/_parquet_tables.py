@@ -25,6 +25,8 @@ TABLES = (
     "neurons",
     "exemplars",
     "samples",
+    "background",
+    "background_segments",
     "explanations",
     "scores",
     "predictions",
@@ -40,6 +42,7 @@ READINGS = {  # columns of vocabulary readings
     "promoted_logits": pa.list_(pa.float32()),
     "suppressed_logits": pa.list_(pa.float32()),
 }
+HISTOGRAM = {"histogram": pa.list_(pa.uint32())}  # of sparse units
 # Columns of exemplars, named like the arrays of ExemplarArrays.
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 JOINED = ("text", "control_text")  # fields of predictions that stand with their explanations
@@ -52,6 +55,7 @@ COLUMN_TYPES: dict[Any, Any] = {
     str: pa.string(),
     bytes: pa.binary(),
     tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float64()),
     tuple[str, ...]: pa.list_(pa.string()),
 }
 RECORDS = pa.list_(  # a prediction's records
@@ -73,6 +77,8 @@ NEW_COLUMNS = {
     "effective_records": None,
     "rule": None,
     "examples": None,
+    "n_background": None,
+    "guesses": None,
 }
 T = TypeVar("T")
 
@@ -109,13 +115,20 @@ def table_schema(table: str) -> pa.Schema:
             ("n_records", pa.int64()),
             ("threshold", pa.float64()),
         ],
+        "background": [
+            *neuron,
+            ("records", pa.list_(pa.uint16())),
+            ("positions", pa.list_(pa.uint8())),
+            ("activations", pa.list_(pa.float32())),
+        ],
+        "background_segments": [("layer", pa.int64()), ("segments", pa.list_(pa.uint32()))],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
         "predictions": predictions,
         "rule_predictions": predictions,
         "scores": scores,
         "rule_scores": scores,
-        "neurons": [*neuron, *_columns(Stats), *READINGS.items()],
+        "neurons": [*neuron, *_columns(Stats), *READINGS.items(), *HISTOGRAM.items()],
         "exemplars": [
             *neuron,
             ("kind", pa.string()),
@@ -164,8 +177,9 @@ def write_rows(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any
 def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Table:
     """The rows with their table's columns. `limits` gives the ranges of whole numbers, by column.
 
-    Neurons may lack all columns of their statistics, and all of their vocabulary readings. A file without
-    rows may lack any column. Raises KeyError or ValueError for another missing column or impossible values.
+    Neurons may lack all columns of their statistics, of their vocabulary readings, and histograms. A file
+    without rows may lack any column. Raises KeyError or ValueError for another missing column or impossible
+    values.
     """
     schema = table_schema(table)
     if not rows.num_rows:
@@ -174,7 +188,7 @@ def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Tabl
         column = pa.array([NEW_COLUMNS[name]] * rows.num_rows, schema.field(name).type)
         rows = rows.append_column(name, column)
     if table == "neurons":
-        groups = ({*Stats.__dataclass_fields__}, {*READINGS})
+        groups = ({*Stats.__dataclass_fields__}, {*READINGS}, {*HISTOGRAM})
         absent = {name for group in groups if not group & {*rows.column_names} for name in group}
         schema = pa.schema([column for column in schema if column.name not in absent])
     checked = rows.select(schema.names).cast(schema)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from neuroexplain.evidence import Exemplar, Status
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name, group_by_strength, random_histogram, short_name
+from neuroexplain.formatting import activation_histogram, corpus_name, group_by_strength, short_name
 from neuroexplain.lookup import load_page
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.runtime.progress import Progress
@@ -136,9 +136,9 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
 
 
 def feature_row(page: UnitPage) -> dict[str, Any]:
-    """A unit: its vocabulary reading, how often it fires, and a histogram of its random records."""
+    """A unit: its vocabulary reading, how often it fires, and a histogram of its activations."""
     unit = page.unit
-    counts, middles = random_histogram(unit.exemplars)
+    counts, middles, _ = activation_histogram(unit)
     return {
         **_unit_columns(page),
         "creatorId": CREATOR,

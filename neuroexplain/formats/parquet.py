@@ -21,7 +21,13 @@ from neuroexplain.evidence import TEXT_PARTS, TextPart
 from neuroexplain.formats._parquet_card import Holdings, make_card, with_license, with_name
 from neuroexplain.formats._parquet_files import CARD, list_files, sha256_of
 from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formats._parquet_layers import TokenTexts, exemplars_table, neurons_table, sample_rows
+from neuroexplain.formats._parquet_layers import (
+    TokenTexts,
+    background_rows,
+    exemplars_table,
+    neurons_table,
+    sample_rows,
+)
 from neuroexplain.formats._parquet_rows import explanation_row, prediction_row, score_row
 from neuroexplain.formats._parquet_run import read_run
 from neuroexplain.formats._parquet_tables import AT_ONCE, TABLES, VERSION, layer_name, write_rows
@@ -80,6 +86,10 @@ def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabular
     for name, table in tables.items():
         pq.write_table(table, folder / name / f"{layer_name(layer)}.parquet", compression="zstd")
     write_rows(folder, "samples", layer_name(layer), sample_rows(collected))
+    if (background := collected.background) is not None:
+        write_rows(folder, "background", layer_name(layer), background_rows(background, layer))
+        segments = {"layer": layer, "segments": background.segments.tolist()}
+        write_rows(folder, "background_segments", layer_name(layer), [segments])
 
 
 def _write_explained(store: Store, run: Run, layer: int, folder: Path) -> set[str]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from neuroexplain.as_json import query_json
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name, headline_name
+from neuroexplain.formatting import corpus_name, headline_name, health_lines
 from neuroexplain.lookup import Vocabulary, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
@@ -147,6 +147,7 @@ def _pages(store: Store, run: Run, best: Sequence[RowView]) -> dict[str, str]:
             runs=[run],
             corpus=corpus_name(run),
             headline=headline_name(run.headline),
+            health=health_lines(run),
             **common,
         ),
         "search": render(

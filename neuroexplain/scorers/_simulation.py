@@ -107,7 +107,8 @@ def _as_many_random(evidence: SideEvidence, records: Sequence[ScoredRecord]) -> 
 def _records_by_split(evidence: SideEvidence, prediction: Prediction) -> dict[Split, list[ScoredRecord]]:
     """The predicted and the true values of the held-out records."""
     by_split: dict[Split, list[ScoredRecord]] = {split: [] for split in HELD_OUT}
-    for record in sorted(prediction.records, key=lambda record: (KINDS.index(record.kind), record.rank)):
+    exemplars = [record for record in prediction.records if record.kind in KINDS]
+    for record in sorted(exemplars, key=lambda record: (KINDS.index(record.kind), record.rank)):
         key = record.key
         split = evidence.splits[key]
         if split in by_split:

@@ -30,7 +30,7 @@ from neuroexplain.evidence import (
 from neuroexplain.llm.engine import Usage
 from neuroexplain.registry import Registry
 from neuroexplain.runs import Run
-from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
+from neuroexplain.scoring.side_evidence import HELD_OUT, BackgroundDraw, SideEvidence, Trial
 
 if TYPE_CHECKING:
     from neuroexplain.llm.distributions import LogprobRequest, NextTokenRequest
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 # Sampled and random records of a split that a scorer reads, each: of a scorer that costs nothing, and of one
 # that asks a model for each record (error against prompt tokens: docs/score-accuracy.md).
 RECORDS_OF_CHEAP, RECORDS_OF_COSTLY = 16, 8
+DRAWN_BACKGROUND = (
+    3  # records that a costly scorer draws from a background, for each sampled one that it reads
+)
 
 Needs = Literal["distributions", "nothing"]
 
@@ -128,6 +131,7 @@ class OpenScorer(ABC):
     prompt: Prompt | None = None
     n_read: int | None = None
     with_bills: bool | None = None
+    guesser: OpenScorer | None = None  # guesses where an explanation fires, to draw from a background by
 
     @property
     def name(self) -> str:
@@ -145,6 +149,13 @@ class OpenScorer(ABC):
     def records_of_split(self) -> int:
         """How many sampled and how many random records of a split it reads."""
         return self.n_read or (RECORDS_OF_COSTLY if self.asks_per_record else RECORDS_OF_CHEAP)
+
+    def background_read(self, evidence: SideEvidence, n_read: int | None) -> int | None:
+        """How many records of the background it reads; None without one. All that cost nothing."""
+        if not evidence.unit.background or n_read is None:
+            return None
+        n = len(evidence.background_frame())
+        return min(n, DRAWN_BACKGROUND * n_read) if self.asks_per_record else n
 
     @property
     def reads_strongest(self) -> bool:
@@ -173,7 +184,11 @@ class OpenScorer(ABC):
 
 
 def trials_read(
-    scorer: Scorer, evidence: SideEvidence, n_read: int | None, with_bills: bool | None
+    scorer: Scorer,
+    evidence: SideEvidence,
+    n_read: int | None,
+    with_bills: bool | None,
+    background: BackgroundDraw | None = None,
 ) -> list[Trial]:
     """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer.
 
@@ -189,7 +204,7 @@ def trials_read(
             strongest = [t.key for t in trials if t.split == split and t.kind == evidence.strongest]
             random = [t.key for t in trials if t.split == split and t.kind == "random"]
             read |= {*strongest, *random[: len(strongest)]}
-        read |= {d.record.key for d in evidence.draw(split, n_read)}
+        read |= {d.record.key for d in evidence.draw(split, n_read, background)}
     return [trial for trial in trials if trial.key in read]
 
 

@@ -135,6 +135,23 @@ def jackknife_interval(records: Sequence[WeightedRecord]) -> tuple[float, float]
     return math.tanh(math.atanh(r) - half_width), math.tanh(math.atanh(r) + half_width)
 
 
+def lower_with_three(low: float, records: Sequence[WeightedRecord], fired: Sequence[WeightedRecord]) -> float:
+    """An interval's lower end, at most the score with three more random records (the rule of three).
+
+    Of records in which nothing was seen, up to three in their number may have it in the corpus. The three
+    are silent, of the weight of a random record, and predicted like the sampled ones in `fired`.
+    """
+    weight = max((record.weight for record in records if record.kind == "random"), default=0.0)
+    if not fired or not weight:
+        return low
+    silent = [
+        WeightedRecord("random", weight, own.predicted, np.zeros_like(own.truth), own.kept)
+        for own in (fired[place % len(fired)] for place in range(3))
+    ]
+    value = correlate_records([*records, *silent])
+    return low if value is None else min(low, value)
+
+
 def _leave_one_out(records: Sequence[WeightedRecord]) -> Array:
     """The correlation without each record, [n]; 0 where it is undefined."""
     predicted, truth, weights = join_tokens(records)

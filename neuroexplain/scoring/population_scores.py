@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.evidence import POPULATION, PredictedRecord, Prediction, Score, Split, Status
+from neuroexplain.sampling import random_key
 from neuroexplain.scoring.correlation import CORRELATION, why_constant, why_low_mass
 from neuroexplain.scoring.named_words import find_named
 from neuroexplain.scoring.population import (
@@ -25,10 +26,11 @@ from neuroexplain.scoring.population import (
     effective_records,
     jackknife_interval,
     join_tokens,
+    lower_with_three,
     share_of_variation,
     weighted_auprc,
 )
-from neuroexplain.scoring.side_evidence import DrawnRecord, SideEvidence
+from neuroexplain.scoring.side_evidence import DrawnRecord, SideEvidence, background_draw_of
 
 BEYOND_WORDS, AUPRC = "correlation_beyond_words", "auprc"  # metrics
 
@@ -47,7 +49,8 @@ def score_population(
 ) -> list[Score]:
     """The population scores of one split. no_control: why there is no control; None if there is one."""
     predicted = {record.key: record for record in prediction.records}
-    drawn = [d for d in evidence.draw(split, prediction.n_read) if d.record.key in predicted]
+    drawn = evidence.draw(split, prediction.n_read, background_draw_of(prediction))
+    drawn = [d for d in drawn if d.record.key in predicted]
     drawn = [d for d in drawn if d.record.key not in evidence.leaking]
     texts = [evidence.texts(d.record) if split == "report" and evidence.tokens else () for d in drawn]
     records = [
@@ -63,14 +66,28 @@ def score_population(
             )
             for d, own_texts in zip(drawn, texts, strict=True)
         ]
+    has_background = split == "report" and prediction.n_background is not None
+    fired = _sampled_first(evidence, drawn, records) if has_background else []
     control = Control(prediction.control_explanation_id, control_records, no_control)
     masses = [predicted[d.record.key].detail for d in drawn]
     low_mass = why_low_mass([mass for mass in masses if mass is not None])
-    scores = [_correlation(split, CORRELATION, records, control, low_mass)]
+    scores = [_correlation(split, CORRELATION, records, control, low_mass, fired)]
     if split == "report":
-        beyond = _beyond_words(split, records, control, low_mass)
+        beyond = _beyond_words(split, records, control, low_mass, fired)
         scores += [beyond, *_auprc(evidence, split, records, control, low_mass)]
     return scores
+
+
+def _sampled_first(
+    evidence: SideEvidence, drawn: Sequence[DrawnRecord], records: Sequence[WeightedRecord]
+) -> list[WeightedRecord]:
+    """The three sampled records with the smallest hash, for the rule of three."""
+    sampled = [
+        (random_key(evidence.seed, d.record.segment), place)
+        for place, d in enumerate(drawn)
+        if d.record.kind == "sampled"
+    ]
+    return [records[place] for _, place in sorted(sampled)[:3]]
 
 
 def _weighted(
@@ -106,8 +123,9 @@ def _correlation(
     records: Sequence[WeightedRecord],
     control: Control,
     undefined: tuple[Status, str] | None,
+    fired: Sequence[WeightedRecord] = (),
 ) -> Score:
-    """The weighted correlation, with interval and control."""
+    """The weighted correlation, with interval and control. fired: see lower_with_three."""
     size = _size(records)
     undefined = undefined or _why_undefined(split, records)
     if undefined is not None:
@@ -115,6 +133,8 @@ def _correlation(
         return _undefined(split, metric, status, reason, control, size)
     interval = jackknife_interval(records)
     low, high, no_interval = (None, None, interval) if isinstance(interval, str) else (*interval, None)
+    if low is not None:
+        low = lower_with_three(low, records, fired)
     value = None if control.reason is not None else correlate_records(control.records)
     no_control = control.reason
     if value is None and no_control is None:
@@ -136,7 +156,11 @@ def _correlation(
 
 
 def _beyond_words(
-    split: Split, records: Sequence[WeightedRecord], control: Control, undefined: tuple[Status, str] | None
+    split: Split,
+    records: Sequence[WeightedRecord],
+    control: Control,
+    undefined: tuple[Status, str] | None,
+    fired: Sequence[WeightedRecord],
 ) -> Score:
     """The correlation without the tokens whose words the explanation names; its control without its own."""
     undefined = undefined or _why_undefined(split, records)
@@ -152,7 +176,8 @@ def _beyond_words(
         else:
             own = [record.beyond_words() for record in control.records]
             left_control = Control(control.explanation_id, own, None)
-    return _correlation(split, BEYOND_WORDS, left, left_control, undefined)
+    left_fired = [record.beyond_words() for record in fired]
+    return _correlation(split, BEYOND_WORDS, left, left_control, undefined, left_fired)
 
 
 def _auprc(

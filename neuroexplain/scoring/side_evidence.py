@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from neuroexplain.evidence import (
     Exemplar,
+    Prediction,
     RecordKey,
     Split,
     Subset,
@@ -24,9 +25,11 @@ from neuroexplain.evidence import (
 from neuroexplain.runs import Run
 from neuroexplain.sampling import (
     RANDOM_SHARES,
+    background_uniform_of,
     probability_of,
     scored_first,
     share_out,
+    sizes_of_guesses,
     sum_squares,
     uniform_of,
 )
@@ -58,6 +61,21 @@ class DrawnRecord:
 
     record: Exemplar
     probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundDraw:
+    """How much of the background a prediction reads."""
+
+    n: int  # records
+    guesses: tuple[float, ...] | None  # of SideEvidence.guessed_records; None: all of it is read
+
+
+def background_draw_of(prediction: Prediction) -> BackgroundDraw | None:
+    """How much of the background a prediction reads; None of a run without one."""
+    if prediction.n_background is None:
+        return None
+    return BackgroundDraw(prediction.n_background, prediction.guesses)
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,11 @@ class SideEvidence:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of records that this side is explained and scored by."""
-        return self.strongest, "random", "sampled"
+        return self.strongest, "random", "sampled", "background"
+
+    @property
+    def _records(self) -> tuple[Exemplar, ...]:
+        return *self.unit.exemplars, *self.unit.background
 
     @property
     def headline_subset(self) -> Subset:
@@ -109,13 +131,13 @@ class SideEvidence:
     def splits(self) -> Mapping[RecordKey, Split | None]:
         """The split of each of the unit's records, of both sides; None for a record without one."""
         if self.split_rule == "passages":
-            return {record.key: record.split for record in self.unit.exemplars}
+            return {record.key: record.split for record in self._records}
         return assign_splits(self.unit.exemplars)
 
     @cached_property
     def by_key(self) -> Mapping[RecordKey, Exemplar]:
         """This side's records, in the order of kinds and ranks."""
-        records = (record for record in self.unit.exemplars if record.kind in self.kinds)
+        records = (record for record in self._records if record.kind in self.kinds)
         return {record.key: record for record in records if record.side in (None, self.side)}
 
     @cached_property
@@ -126,7 +148,7 @@ class SideEvidence:
         """
         if self.split_rule == "ranks":
             return frozenset()
-        return find_shared(self.unit.exemplars, self.splits)
+        return find_shared(self._records, self.splits)
 
     @property
     def peak(self) -> float | None:
@@ -194,7 +216,7 @@ class SideEvidence:
         A peak in the middle would betray a top record, so its crop is drawn. Records of fixed tokens have a
         scored half in runs that split by passage.
         """
-        if self.split_rule == "passages" and record.kind in ("random", "sampled"):
+        if self.split_rule == "passages" and record.kind in ("random", "sampled", "background"):
             return scored_first(self.seed, record.segment)
         return crop_first(self.seed, self.unit.id, record.kind, record.rank)
 
@@ -213,19 +235,30 @@ class SideEvidence:
                 trials.append(Trial(*key, split, first, token_ids))
         return trials
 
-    def draw(self, split: Split, n: int | None = None) -> list[DrawnRecord]:
+    def draw(
+        self, split: Split, n: int | None = None, background: BackgroundDraw | None = None
+    ) -> list[DrawnRecord]:
         """The split's sampled and random records with their probabilities; a record drawn twice once.
 
         With n, as if n of each had been drawn: the sampled ones with the largest size / uniform, and the
-        first random ones. Records that leak are among them.
+        first random ones. Of `report` with a background, the random ones are all of it, or drawn from it.
+        Records that leak are among them.
         """
         records = [record for key, record in self.by_key.items() if self.splits[key] == split]
         sampled = [record for record in records if record.kind == "sampled"]
         random = [record for record in records if record.kind == "random"]
         random = random if n is None else random[:n]
+        chances: Mapping[int, float] = {}  # that a segment of the background is drawn from it; without: 1
+        n_random = len(random)
+        if background is not None and split == "report" and self.unit.background:
+            random, n_random, chances = self._draw_background(background)
         n_segments = self.split_segments[split]
+
+        def n_random_of(record: Exemplar) -> float:
+            return n_random * chances.get(record.segment, 1.0)
+
         if not sampled:  # nothing was drawn by size
-            return [DrawnRecord(record, len(random) / n_segments) for record in random]
+            return [DrawnRecord(record, n_random_of(record) / n_segments) for record in random]
         ratios = [self.size_of(record) / uniform_of(self.seed, record.segment) for record in sampled]
         threshold = self.unit.thresholds[self.side, split]
         if n is not None and n < len(sampled):
@@ -239,12 +272,60 @@ class SideEvidence:
                     uniform_of(self.seed, record.segment),
                     ratios[-1],
                     threshold,
-                    len(random),
+                    n_random_of(record),
                     n_segments,
                 ),
             )
             for record in drawn.values()
         ]
+
+    def background_frame(self) -> list[Exemplar]:
+        """All random records of `report`: those of every unit, and the background."""
+        return [
+            record
+            for key, record in self.by_key.items()
+            if record.kind in ("random", "background") and self.splits[key] == "report"
+        ]
+
+    def guessed_records(self) -> list[Exemplar]:
+        """The records that have a guess where a background is drawn from: all of it, and the sampled ones."""
+        sampled = [
+            record
+            for key, record in self.by_key.items()
+            if record.kind == "sampled" and self.splits[key] == "report"
+        ]
+        return [*self.background_frame(), *sampled]
+
+    def guessed_trials(self) -> list[Trial]:
+        """The scored halves of the records that have a guess."""
+        trials = []
+        for record in self.guessed_records():
+            first = self.first_of(record)
+            token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
+            trials.append(Trial(*record.key, "report", first, token_ids))
+        return trials
+
+    def _draw_background(self, draw: BackgroundDraw) -> tuple[list[Exemplar], int, dict[int, float]]:
+        """(records that are read, records of the background, chances of segments to be drawn from it).
+
+        By priority sampling, as sampled records are drawn: one outside has the last one inside as bound.
+        """
+        frame = self.background_frame()
+        if draw.guesses is None or draw.n >= len(frame):
+            return frame, len(frame), {}
+        records = self.guessed_records()
+        sizes = sizes_of_guesses(np.array(draw.guesses), len(frame)).tolist()
+        uniforms = [background_uniform_of(self.seed, record.segment) for record in records]
+        ratios = [size / uniform for size, uniform in zip(sizes, uniforms, strict=True)]
+        order = sorted(range(len(frame)), key=lambda i: (-ratios[i], frame[i].segment))
+        inside = order[: draw.n]
+        last, threshold = ratios[inside[-1]], ratios[order[draw.n]]
+        drawn = {frame[i].segment for i in inside}
+        chances = {
+            record.segment: min(1.0, size / (threshold if record.segment in drawn else last))
+            for record, size in zip(records, sizes, strict=True)
+        }
+        return [frame[i] for i in inside], len(frame), chances
 
     def size_of(self, record: Exemplar) -> float:
         """The size by which a record of tokens 64..127 can be sampled for this side."""

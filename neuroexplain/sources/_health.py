@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
+from neuroexplain.formatting import health_text
 from neuroexplain.sources._encoding import encode, latents_at_once, predict
 from neuroexplain.sources._latents import encoder_of
 from neuroexplain.sources.dictionaries._open import find_member
@@ -33,14 +35,16 @@ class Health:
     published_l0: float | None
 
     @property
+    def figures(self) -> dict[str, float | None]:
+        """The figures as the store keeps them, without the layer."""
+        values = asdict(self)
+        del values["layer"]
+        return {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+
+    @property
     def line(self) -> str:
         """The figures in a sentence."""
-        published = "" if self.published_l0 is None else f" (published: {self.published_l0:g})"
-        explained = "no" if self.variance_explained is None else f"{self.variance_explained:.2f} of the"
-        return (
-            f"Layer {self.layer}: {self.l0:.1f} latents are active at a token{published}, "
-            f"{self.silent_share:.0%} at none of {self.n_tokens:,} tokens; {explained} variance is explained."
-        )
+        return f"Layer {self.layer}: {health_text(self.figures)}."
 
     @property
     def warning(self) -> str | None:

@@ -14,6 +14,7 @@ from neuroexplain.units import Sign, Source, ranges_text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neuroexplain.sources._health import Health
     from neuroexplain.sources.dictionaries._open import Member
     from neuroexplain.sources.dictionaries.base import Dictionary, LatentKind
     from neuroexplain.subject.model import Subject
@@ -35,14 +36,11 @@ class Latents:
     def layers(self) -> tuple[int, ...]:
         return tuple(self._members)
 
-    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[str]:
-        """A line of figures for each layer, and a warning where they look wrong."""
+    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[Health]:
+        """The figures of each layer's dictionary."""
         from neuroexplain.sources._health import measure_health
 
-        for health in measure_health(subject, sources, token_ids):
-            yield health.line
-            if health.warning is not None:
-                yield f"Warning: {health.warning}"
+        return measure_health(subject, sources, token_ids)
 
     @cached_property
     def _members(self) -> dict[int, Member]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neuroexplain.sources._choice import Choice
+    from neuroexplain.sources._health import Health
     from neuroexplain.subject.model import Subject
 
 # (units, their activations [batch, seq, units]): slices of a width, which together cover it in order
@@ -62,8 +63,8 @@ class TakesDictionary(SourceKind, Protocol):
         """The layers that the dictionary holds, in ascending order. Raises NeuroexplainError without any."""
         ...
 
-    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[str]:
-        """Lines for the reader: what some text, [n, 128] token ids, tells of how well the dictionary fits."""
+    def check(self, subject: Subject, sources: Mapping[int, Source], token_ids: Tensor) -> Iterator[Health]:
+        """What some text, [n, 128] token ids, tells of how well each layer's dictionary fits."""
         ...
 
 

@@ -9,6 +9,7 @@ from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, St
 from neuroexplain.errors import NotInStore, StoreUnreadable
 from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.runs import Run
+from neuroexplain.store.background import background_arrays
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import decode_sample, readable_row
 from neuroexplain.units import KINDS, RECORD_LENGTH, Side
@@ -29,6 +30,8 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
             rows = reader.rows(f"SELECT * FROM exemplars {of_layer} AND kind = :kind", kind=kind, **values)
             exemplars[kind] = _exemplar_arrays(rows, width, run.dtype)
         sample_rows = reader.rows(f"SELECT * FROM samples {of_layer} ORDER BY unit", **values)
+        segments = reader.row(f"SELECT * FROM backgrounds {of_layer}", **values)
+        active = reader.rows(f"SELECT * FROM background_activations {of_layer} ORDER BY unit", **values)
         readings = reader.rows(f"SELECT * FROM vocabulary_readings {of_layer} ORDER BY unit", **values)
     sampled = exemplars.pop("sampled", None)
     return CollectedLayer(
@@ -37,7 +40,23 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
         stats=None if unit_rows[0].mean is None else _stats_arrays(unit_rows),
         vocabulary=_vocabulary_arrays(readings) if readings else None,
         samples=_samples(run, layer, sample_rows, sampled) if run.n_sampled else {},
+        background=None if segments is None else background_arrays(segments, active, width, run.dtype),
+        histogram=None if unit_rows[0].histogram is None else _histograms(unit_rows),
     )
+
+
+def _histograms(unit_rows: Sequence[Any]) -> Any:
+    """The units' histograms, [width, bins]. Raises StoreUnreadable if a row has none or another length."""
+    import numpy as np
+
+    from neuroexplain.histogram import EDGES
+    from neuroexplain.store.packing import unpack_array
+
+    counts = np.zeros((len(unit_rows), len(EDGES) + 1), np.uint32)
+    for place, row in enumerate(unit_rows):
+        with readable_row("units", row):
+            counts[place] = unpack_array("histogram", row.histogram)
+    return counts
 
 
 def _samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,41 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "text_hashes": "<u8",
     "scales": "<f4",
     "numbers": "i1",
+    "records": "<u2",
+    "positions": "u1",
+    "histogram": "<u4",
+    "guesses": "<f4",
 }
+
+
+MOST_PACKED = 1 << 27  # bytes of a background's predictions: a blob that unpacks to more is no such blob
+
+
+def pack_background(ranks: NDArray[Any], firsts: NDArray[Any], values: bytes) -> bytes:
+    """What was predicted of a background's records: ranks, first tokens and packed values, compressed.
+
+    Ranks ascend, and follow each other where all of a background was read.
+    """
+    steps = np.diff(ranks.astype("<u2"), prepend=np.array(0, "<u2")).astype("<u2")
+    n = np.array(len(ranks), "<u4")
+    return zlib.compress(n.tobytes() + steps.tobytes() + firsts.astype("u1").tobytes() + values)
+
+
+def unpack_background(data: bytes) -> tuple[list[int], list[int], bytes]:
+    """The inverse of pack_background. Raises ValueError if the blob is damaged."""
+    opened = zlib.decompressobj()
+    try:
+        unpacked = opened.decompress(data, MOST_PACKED)
+    except zlib.error as error:
+        raise ValueError(f"its background cannot be read: {error}") from error
+    if not opened.eof or len(unpacked) < 4:
+        raise ValueError("its background is cut off")
+    n = int(np.frombuffer(unpacked, "<u4", 1)[0])
+    if len(unpacked) < 4 + 3 * n:
+        raise ValueError("its background is cut off")
+    ranks = np.cumsum(np.frombuffer(unpacked, "<u2", n, 4), dtype=np.int64)
+    firsts = np.frombuffer(unpacked, "u1", n, 4 + 2 * n)
+    return ranks.tolist(), firsts.tolist(), unpacked[4 + 3 * n :]
 
 
 def pack_array(column: str, values: NDArray[Any]) -> bytes:

@@ -141,6 +141,7 @@ def decode_run(row: Any, sources: tuple[Source, ...]) -> Run:
             "rectified": bool(row.rectified),
             "barred_ids": tuple(map(int, decode_json(row.barred_ids))),
             "split_segments": dict(decode_json(row.split_segments)),
+            "health": dict(decode_json(row.health)),
         }
         return Run(**fields_of(row, Run) | decoded | {"sources": sources})
 
@@ -198,9 +199,42 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
         )
 
 
+def _decode_background(row: Any) -> Iterator[PredictedRecord]:
+    """What was predicted of the background's records, in the order of ranks."""
+    from neuroexplain.scoring.codecs import CODECS
+    from neuroexplain.store.packing import unpack_background
+
+    if row.background is None:
+        return
+    codec, (ranks, firsts, data) = CODECS[row.codec], unpack_background(row.background)
+    values = codec.unpack(data, len(ranks))
+    others: list[Any] = [None, None]
+    for place, (packed, unpack) in enumerate(
+        ((row.background_detail, codec.unpack_detail), (row.background_control, codec.unpack))
+    ):
+        if packed is not None:
+            own_ranks, _, own_data = unpack_background(packed)
+            others[place] = unpack(own_data, len(own_ranks))
+            if own_ranks != ranks or others[place].shape != values.shape:
+                raise ValueError("values, details and control of its background differ in number")
+    detail, control = others
+    for i, (rank, first) in enumerate(zip(ranks, firsts, strict=True)):
+        yield PredictedRecord(
+            kind="background",
+            rank=rank,
+            first=first,
+            values=values[i],
+            detail=None if detail is None else detail[i],
+            control=None if control is None else control[i],
+        )
+
+
 def decode_prediction(row: Any, part: TextPart = "whole") -> Prediction:
+    from neuroexplain.store.packing import unpack_array
+
     with readable_row("predictions", row):
-        records = tuple(decode_predicted_records(row))
+        records = (*decode_predicted_records(row), *_decode_background(row))
+        guesses = None if row.guesses is None else tuple(unpack_array("guesses", row.guesses).tolist())
         provenance, status = decode_provenance(row), Status(row.status)
     return Prediction(
         explanation_id=row.explanation_id,
@@ -220,6 +254,8 @@ def decode_prediction(row: Any, part: TextPart = "whole") -> Prediction:
         with_bills=None if row.with_bills is None else bool(row.with_bills),
         has_report=None if row.has_report is None else bool(row.has_report),
         part=part,
+        n_background=row.n_background,
+        guesses=guesses,
     )
 
 

@@ -18,6 +18,7 @@ from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
 from neuroexplain.evidence import SPLITS, Segment, Split, Stats, Status, VocabularyEntry, is_side_dead
 from neuroexplain.exemplar_arrays import groups_of, join_samples
 from neuroexplain.store import tables as t
+from neuroexplain.store.background import background_rows
 from neuroexplain.store.columns import safe_text
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import DTYPES, WIDTHS, checksum_of, pack_activations, pack_array, pack_each
@@ -26,6 +27,11 @@ from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, Row, insert_many, insert_tuples, now
 from neuroexplain.store.units import read_segments
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Kind, Side, Source
+
+LAYER_TABLES = (
+    *(t.units, t.exemplars, t.samples, t.peak_tokens, t.vocabulary_readings),
+    *(t.backgrounds, t.background_activations),
+)
 
 
 def create_run(store: Store, fields: Mapping[str, Any]) -> int:
@@ -37,6 +43,13 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
         rows = ({"run_id": run_id, **asdict(source)} for source in sources)
         insert_many(connection, insert(t.sources), rows)
     return run_id
+
+
+def save_health(store: Store, run_id: int, health: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Store how well the dictionaries of a run's layers fit."""
+    with store.write() as connection:
+        values = {layer: dict(figures) for layer, figures in health.items()}
+        connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(health=values))
 
 
 def finish_run(
@@ -60,6 +73,11 @@ def finish_run(
         ).scalars()
         stored = np.fromiter(numbers.yield_per(ROWS_AT_ONCE), np.int64)
         is_used = np.zeros(len(stored), np.bool_)
+        backgrounds = connection.execute(
+            select(t.backgrounds.c.segments).where(t.backgrounds.c.run_id == run_id)
+        ).scalars()
+        for array in backgrounds:
+            is_used[np.searchsorted(stored, array)] = True
         exemplar_segments = connection.execute(select(x.segments).where(x.run_id == run_id)).scalars()
         for arrays in exemplar_segments.partitions(ROWS_AT_ONCE):
             is_used[np.searchsorted(stored, np.concatenate(arrays))] = True
@@ -115,7 +133,7 @@ def save_collected_layer(store: Store, run_id: int, collected: CollectedLayer) -
         dtype = connection.execute(select(t.runs.c.dtype).where(t.runs.c.id == run_id)).scalar_one()
         n = t.units.c
         if connection.execute(select(n.unit).where(n.run_id == run_id, n.layer == layer).limit(1)).first():
-            for table in (t.units, t.exemplars, t.samples, t.peak_tokens, t.vocabulary_readings):
+            for table in LAYER_TABLES:
                 connection.execute(delete(table).where(table.c.run_id == run_id, table.c.layer == layer))
         insert_tuples(connection, t.units, _unit_rows(run_id, collected))
         exemplars, sizes = dict(collected.exemplars), None
@@ -126,6 +144,11 @@ def save_collected_layer(store: Store, run_id: int, collected: CollectedLayer) -
             insert_tuples(connection, t.samples, _sample_rows(run_id, collected, sizes))
         insert_tuples(connection, t.peak_tokens, _peak_token_rows(connection, run_id, collected))
         insert_tuples(connection, t.vocabulary_readings, _vocabulary_rows(run_id, collected))
+        if (background := collected.background) is not None:
+            segments = pack_array("segments", background.segments)
+            insert_tuples(connection, t.backgrounds, [(run_id, layer, segments)])
+            rows = background_rows(run_id, layer, background, dtype)
+            insert_tuples(connection, t.background_activations, rows)
 
 
 def _unit_rows(run_id: int, collected: CollectedLayer) -> Iterable[Row]:
@@ -136,7 +159,10 @@ def _unit_rows(run_id: int, collected: CollectedLayer) -> Iterable[Row]:
     if collected.stats is not None:
         names = Stats.__dataclass_fields__
         stats = [getattr(collected.stats, name).tolist() for name in names]
-    columns = (_statuses(peaks, n), *stats, _max_activations(peaks, n))
+    histograms: Sequence[bytes | None] = [None] * n
+    if collected.histogram is not None:
+        histograms = [pack_array("histogram", counts) for counts in collected.histogram]
+    columns = (_statuses(peaks, n), *stats, _max_activations(peaks, n), histograms)
     return zip(repeat(run_id, n), repeat(collected.layer, n), range(n), *columns, strict=True)
 
 

@@ -6,11 +6,12 @@ Each public function is one transaction. Saving an explanation or a prediction a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
 from neuroexplain.evidence import (
@@ -28,6 +29,7 @@ from neuroexplain.scoring.codecs import CODECS
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
 from neuroexplain.store.engine import Store
+from neuroexplain.store.packing import pack_array, pack_background
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, insert_many, now, upsert_many
 from neuroexplain.units import KINDS
@@ -234,10 +236,11 @@ def _score_rows(
 
 def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
     """The records' details and controls are stored if every record has them."""
-    records, codec = prediction.records, CODECS[prediction.codec]
+    codec, guesses = CODECS[prediction.codec], prediction.guesses
+    records = [r for r in prediction.records if r.kind in KINDS]
     details = [r.detail for r in records if r.detail is not None]
     controls = [r.control for r in records if r.control is not None]
-    return {
+    return _background_columns(prediction) | {
         "run_id": run_id,
         "explanation_id": prediction.explanation_id,
         "scorer": prediction.scorer,
@@ -257,7 +260,29 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
         "n_read": prediction.n_read,
         "with_bills": prediction.with_bills,
         "has_report": prediction.has_report,
+        "n_background": prediction.n_background,
+        "guesses": None if guesses is None else pack_array("guesses", np.array(guesses, np.float32)),
         **_provenance_row(prediction.provenance),
+    }
+
+
+def _background_columns(prediction: Prediction) -> dict[str, bytes | None]:
+    """What was predicted of the background's records, likewise."""
+    codec = CODECS[prediction.codec]
+    records = [r for r in prediction.records if r.kind == "background"]
+    details = [r.detail for r in records if r.detail is not None]
+    controls = [r.control for r in records if r.control is not None]
+    ranks, firsts = (np.array([getattr(r, name) for r in records], np.uint16) for name in ("rank", "first"))
+
+    def pack(arrays: Sequence[NDArray[np.float32]], packer: Callable[..., bytes]) -> bytes | None:
+        if not records or len(arrays) < len(records):
+            return None
+        return pack_background(ranks, firsts, packer(_concatenate(arrays)))
+
+    return {
+        "background": pack([r.values for r in records], codec.pack),
+        "background_detail": pack(details, codec.pack_detail),
+        "background_control": pack(controls, codec.pack),
     }
 
 

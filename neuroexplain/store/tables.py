@@ -69,6 +69,8 @@ runs = Table(
     Column("n_sampled", Integer, nullable=False, server_default="0"),
     Column("barred_ids", JSON, nullable=False, server_default="[]"),
     Column("split_segments", JSON, nullable=False, server_default="{}"),
+    Column("n_background", Integer, nullable=False, server_default="0"),
+    Column("health", JSON, nullable=False, server_default="{}"),  # of each layer's dictionary
 )
 
 sources = Table(
@@ -112,6 +114,7 @@ units = Table(
     Column("max", Float),
     Column("share_positive", Float),
     Column("max_activation", Float),
+    Column("histogram", LargeBinary),  # of the activations above 0, of sparse units
     Index("ix_units_run_id_max_activation", "run_id", "max_activation"),
     sqlite_with_rowid=False,
 )
@@ -154,6 +157,27 @@ samples = Table(  # of the exemplars of the kind `sampled`, which follow each ot
     packed("sizes"),  # of each record
     packed("thresholds"),  # of each split
     Column("checksum", String(16), nullable=False),  # of the thresholds, which no other row tells
+    sqlite_with_rowid=False,
+)
+
+backgrounds = Table(  # the segments of a run's background, by hash: the same for every layer
+    "backgrounds",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("layer", Integer, primary_key=True, autoincrement=False),
+    packed("segments"),
+    sqlite_with_rowid=False,
+)
+
+background_activations = Table(  # those that are not 0; a unit that is silent there has no row
+    "background_activations",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("layer", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
+    packed("records"),  # places in the background
+    packed("positions"),  # tokens of the record
+    Column("activations", LargeBinary, nullable=False),  # in the run's dtype
     sqlite_with_rowid=False,
 )
 
@@ -214,6 +238,9 @@ explanations = Table(
 )
 
 
+BACKGROUND_COLUMNS = ("background", "background_detail", "background_control")
+
+
 def _predictions(name: str, unique_name: str) -> Table:
     """A table of what is predicted from explanations, or from their rules."""
     return Table(
@@ -238,6 +265,10 @@ def _predictions(name: str, unique_name: str) -> Table:
         Column("n_read", Integer),
         Column("with_bills", Boolean(create_constraint=False)),
         Column("has_report", Boolean(create_constraint=False)),
+        # Of the background's records: see packing.pack_background.
+        *(Column(name, LargeBinary) for name in BACKGROUND_COLUMNS),
+        Column("guesses", LargeBinary),
+        Column("n_background", Integer),
         UniqueConstraint("explanation_id", "scorer", "model", name=unique_name),
     )
 

@@ -95,6 +95,7 @@ def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
         status=decode_status("units", row),
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
+        histogram=_histogram(row),
         promoted=decode_reading(reading, "promoted") if reading else (),
         suppressed=decode_reading(reading, "suppressed") if reading else (),
         thresholds={
@@ -103,6 +104,15 @@ def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
             for split, threshold in zip(SPLITS, sample.thresholds, strict=True)
         },
     )
+
+
+def _histogram(row: Any) -> tuple[int, ...] | None:
+    from neuroexplain.store.packing import unpack_array
+
+    if row.histogram is None:
+        return None
+    with readable_row("units", row):
+        return tuple(unpack_array("histogram", row.histogram).tolist())
 
 
 def _segment_numbers(exemplar_rows: Iterable[Any]) -> set[int]:

@@ -97,6 +97,7 @@ class PredictionAnswer(BaseModel):
     kind: Kind
     rank: int
     split: Split | None
+    n_background: int | None = Field(description="Records of the run's background that it read")
     scored: tuple[int, int] = Field(description="The first token that was scored, and the one after the last")
     expected_levels: list[float | None] | None = None
     digit_mass: list[float] | None = None
@@ -119,6 +120,13 @@ ExplanationAnswer = derived(
 )
 
 
+class HistogramAnswer(Answer):
+    """How many of a latent's activations above 0 are in each bin."""
+
+    edges: list[float] = Field(description="Between the bins: the first is below all, the last above")
+    counts: list[int]
+
+
 class NeuronAnswer(Answer):
     """One neuron, as `neuroexplain show --json` prints it."""
 
@@ -129,6 +137,7 @@ class NeuronAnswer(Answer):
     neuron: int = Field(description="The old name of unit")
     status: Status
     stats: StatsAnswer
+    histogram: HistogramAnswer | None = Field(description="None of units that are not latents")
     promoted_tokens: list[tuple[str, float]]
     suppressed_tokens: list[tuple[str, float]]
     exemplars: list[ExemplarAnswer]

@@ -8,26 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from neuroexplain.evidence import Exemplar
-from neuroexplain.formatting import printable, random_histogram
+from neuroexplain.evidence import Unit
+from neuroexplain.formatting import activation_histogram, printable
 
 SCORE_BINS = 40  # of the histogram of scores, over -1..1
 
 Chart = Mapping[str, Any]
 
 
-def activation_chart(records: Sequence[Exemplar]) -> Chart | None:
-    """The histogram of the random records' activations; None without random records."""
-    counts, middles = random_histogram(records)
+def activation_chart(unit: Unit) -> Chart | None:
+    """The histogram of a unit's activations; None if there is nothing to count."""
+    counts, middles, of_what = activation_histogram(unit)
     if not counts:
         return None
     return {
+        "title": f"Activations: {of_what}",
         "type": "bar",
         "x": "activation",
         "y": "tokens",
         "log": True,
         "labels": [f"{middle:.3g}" for middle in middles],
-        "series": [{"label": "random records", "data": counts}],
+        "series": [{"label": of_what, "data": counts}],
     }
 
 

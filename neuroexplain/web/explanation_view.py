@@ -20,6 +20,7 @@ from neuroexplain.formatting import (
     short_name,
 )
 from neuroexplain.runs import Run, UnitPage
+from neuroexplain.units import KINDS
 from neuroexplain.web.record_view import SPLITS, LazySection, simulated_views, simulations
 from neuroexplain.web.urls import UrlBuilder
 
@@ -204,10 +205,11 @@ def _simulation_sections(
             continue
         simulator = printable(f"{prediction.scorer}, {short_name(prediction.provenance.model)}")
         is_open = prediction.id in open_simulations
+        n_records = sum(record.kind in KINDS for record in prediction.records)
         sections.append(
             LazySection(
                 id=f"simulation-{prediction.id}",
-                title=f"true over simulated: {len(prediction.records)} records, {simulator}",
+                title=f"true over simulated: {n_records} records, {simulator}",
                 note=SIMULATION_NOTE,
                 state=f"simulation={prediction.id}",
                 records=simulated_views(page, prediction) if is_open else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroexplain.evidence import Stats
-from neuroexplain.formatting import CONTROL_MEANING, INTERVAL_MEANING
+from neuroexplain.formatting import CONTROL_MEANING, INTERVAL_MEANING, density
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.units import Kind, UnitId
 from neuroexplain.web.charts import activation_chart
@@ -76,7 +76,7 @@ def unit_view(
         top_records=record_views(page, "top"),
         lazy_records=_lazy_records(page, urls, open_kinds),
         statistics=_statistics_lines(unit.stats),
-        histogram=activation_chart(unit.exemplars),
+        histogram=activation_chart(unit),
         promoted=_vocabulary_lines(page, unit.promoted),
         suppressed=_vocabulary_lines(page, unit.suppressed),
         previous=previous,
@@ -127,7 +127,7 @@ def _statistics_lines(stats: Stats | None) -> tuple[tuple[str, str], ...]:
         ("standard deviation", f"{stats.std:.4g}"),
         ("minimum", f"{stats.min:.4g}"),
         ("maximum", f"{stats.max:.4g}"),
-        ("share of tokens above 0", f"{stats.share_positive:.1%}"),
+        ("share of tokens above 0", density(stats.share_positive)),
     )
 
 

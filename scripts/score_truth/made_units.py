@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,12 +11,14 @@ from make_known_neurons import activate
 from numpy.typing import NDArray
 
 from neuroexplain.arrays import CollectedLayer
+from neuroexplain.collecting.background import BackgroundRecords
 from neuroexplain.collecting.records import RandomRecords, sampled_records, top_records
 from neuroexplain.collecting.sample import Sample, SampleOffer, fold_sample, segment_sizes
 from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
 from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.documents import read_documents
 from neuroexplain.corpus.token_stream import TokenStream
+from neuroexplain.evidence import SPLITS, VocabularyEntry
 from neuroexplain.runs import Run
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
 from neuroexplain.store.engine import Store
@@ -72,32 +74,60 @@ def store_made_units(
     order: NDArray[np.int64],
     acts: NDArray[np.float32],
 ) -> None:
-    """Fold the activations as collecting does, and store them as a run of one layer."""
-    width, seed = acts.shape[2], like.seed
-    top = TopK(width, like.top_k, torch.float32, torch.device("cpu"))
-    sample = Sample(width, share_out(like.n_sampled, SAMPLED_SHARES), torch.float32, torch.device("cpu"))
-    random = RandomRecords(share_out(like.n_random, RANDOM_SHARES), seed, {0: width}, torch.float32)
-    for first in range(0, len(order), AT_ONCE):
+    """Store rules' activations as a run of one layer."""
+    fields = {name: getattr(like, name) for name in ("top_k", "n_random", "n_sampled", "seed")}
+    batches = (acts[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE))
+    vocabulary = load_vocabulary(like_store, like.id)
+    source = Source(0, "mlp", None, "output", acts.shape[2], "float32")
+    store_run(store, fields, source, vocabulary, like.tokenizer_sha256, stream, order, batches)
+
+
+def store_run(
+    store: Store,
+    fields: Mapping[str, int],
+    source: Source,
+    vocabulary: Sequence[VocabularyEntry],
+    tokenizer_sha256: str,
+    stream: TokenStream,
+    order: NDArray[np.int64],
+    batches: Iterable[NDArray[np.float32]],
+) -> None:
+    """Fold activations [AT_ONCE, 128, width] of segments as collecting does, and store them as a run.
+
+    fields: top_k, n_random, n_sampled, seed, and of sparse units n_background.
+    """
+    width, seed = source.width, fields["seed"]
+    n_background = fields.get("n_background", 0)
+    n_random = share_out(fields["n_random"], RANDOM_SHARES)
+    top = TopK(width, fields["top_k"], torch.float32, torch.device("cpu"))
+    sample = Sample(width, share_out(fields["n_sampled"], SAMPLED_SHARES), torch.float32, torch.device("cpu"))
+    random = RandomRecords(n_random, seed, {0: width}, torch.float32)
+    background = BackgroundRecords(n_random["report"] + n_background if n_background else 0, seed, [0])
+    split_segments = dict.fromkeys(SPLITS, 0)
+    for first, acts in zip(range(0, len(order), AT_ONCE), batches, strict=True):
         numbers = order[first : first + AT_ONCE]
-        values = torch.from_numpy(acts[first : first + AT_ONCE])
+        values = torch.from_numpy(acts)
         ids = torch.from_numpy(stream.rows(numbers).astype(np.int64))
         splits = stream.splits(numbers, seed)
         fold_top_k(top, values, Offer.of(ids, torch.from_numpy(numbers), range(64, 97)), lowest=False)
         offer = SampleOffer.of(numbers.tolist(), splits, seed, torch.device("cpu"))
         fold_sample(sample, values, segment_sizes(values, ("positive",), offer)["positive"], offer)
         random.keep(0, slice(0, width), values, random.draw(numbers.tolist(), splits))
+        background.keep(0, slice(0, width), values, background.draw(numbers.tolist(), splits))
+        for code, split in enumerate(SPLITS):
+            split_segments[split] += int((splits == code).sum())
     samples = {
         ("positive", split): arrays
         for split, arrays in sampled_records(sample, "positive", stream.locate).items()
     }
     exemplars = {"top": top_records(top, stream.locate), "random": random.arrays(0, stream.locate)}
-    layer = CollectedLayer(0, exemplars, None, None, samples)  # type: ignore[arg-type]
-    fields = {name: getattr(like, name) for name in ("top_k", "n_random", "n_sampled", "seed", "split_rule")}
-    fields |= {"subject": "rules", "dtype": "float32", "activation": "act", "layers": [0], "n_layers": 1}
-    fields |= {"sources": [Source(0, "mlp", None, "output", width, "float32")], "versions": {}}
-    config = {"sign": "positive"}
-    run_id = create_run(store, {**fields, "config": config, "tokenizer_sha256": like.tokenizer_sha256})
-    save_vocabulary(store, run_id, load_vocabulary(like_store, like.id))
+    drawn = background.arrays(0, width) if n_background else None
+    layer = CollectedLayer(0, exemplars, None, None, samples, drawn)  # type: ignore[arg-type]
+    other = {"subject": "rules", "dtype": "float32", "activation": "act", "layers": [0], "n_layers": 1}
+    other |= {"sources": [source], "versions": {}, "split_rule": "passages"}
+    other |= {"config": {"sign": "positive"}, "tokenizer_sha256": tokenizer_sha256}
+    run_id = create_run(store, {**fields, **other})
+    save_vocabulary(store, run_id, vocabulary)
     save_segments(store, run_id, stream.segments(np.sort(order), seed))
     save_collected_layer(store, run_id, layer)
     finish_run(
@@ -106,5 +136,5 @@ def store_made_units(
         n_segments=len(order),
         n_documents=stream.n_documents,
         n_tokens=len(order) * SEGMENT_LENGTH,
-        split_segments=like.split_segments,
+        split_segments=split_segments,
     )

@@ -75,10 +75,10 @@ def test_a_dictionary_that_predicts_everything_explains_everything(tmp_path, sub
     figures, opened, sources = measure(subject, tmp_path / "x")
     assert figures[1].variance_explained == pytest.approx(1.0)
     assert figures[1].l0 == D
-    lines = list(opened.check(subject, sources, segments()))
-    assert len(lines) == 1
-    assert "16.0 latents are active at a token" in lines[0]
-    assert "1.00 of the variance" in lines[0]
+    (health,) = opened.check(subject, sources, segments())
+    assert "16.0 latents are active at a token" in health.line
+    assert "1.00 of the variance" in health.line
+    assert health.warning is None
 
 
 def test_a_transcoder_is_compared_with_what_it_predicts(tmp_path, subject):
@@ -91,11 +91,9 @@ def test_a_transcoder_is_compared_with_what_it_predicts(tmp_path, subject):
 
 def test_a_wrong_dictionary_is_warned_of(tmp_path, subject):
     _, opened, sources = measure(subject, make(tmp_path, "standard"))
-    lines = list(opened.check(subject, sources, segments()))
-    assert len(lines) == 4
-    assert lines[1].startswith(
-        "Warning: Layer 0: it explains little of the variance. It may be another model's"
-    )
+    first, second = opened.check(subject, sources, segments())
+    assert first.warning.startswith("Layer 0: it explains little of the variance. It may be another model's")
+    assert second.warning is not None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Latents are collected as a pass over all of them gives, for every rule; and the whole way to the store."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
+from neuroexplain.collecting import background as background_module
 from neuroexplain.config import CollectConfig
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.histogram import EDGES
 from neuroexplain.sources import _encoding
 from neuroexplain.sources._choice import Choice
 from neuroexplain.sources.base import SOURCES, find_sources
+from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.subject.capture import capture_activations
@@ -20,7 +24,16 @@ from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.probe import read_text
 from tests.fakes import tiny_subject, words
 from tests.sources.dictionaries.made import save, write
-from tests.sources.test_brute_force import assert_random, assert_samples, assert_top, collect, segments
+from tests.sources.test_brute_force import (
+    N_RANDOM,
+    SEED,
+    assert_random,
+    assert_samples,
+    assert_top,
+    collect,
+    segments,
+    splits_of,
+)
 
 D, N = 16, 22
 RULES = ("standard", "jumprelu", "gated", "topk", "groupmax")
@@ -122,6 +135,41 @@ def test_records_and_statistics_are_those_of_a_pass_over_everything(
         np.testing.assert_allclose(layer.stats.mean, tokens.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(layer.stats.max, tokens.max(0))
         np.testing.assert_allclose(layer.stats.share_positive, (tokens > 0).mean(0))
+
+
+@pytest.mark.parametrize("cut", [None, 3])
+@pytest.mark.parametrize("size", [4, 30])
+@pytest.mark.parametrize("rule", ["jumprelu", "topk"])
+def test_background_and_histogram_are_those_of_a_pass_over_everything(
+    tmp_path, subject, monkeypatch, rule, size, cut
+):
+    """Also where segments are replaced, parts are packed, and a checkpoint is gone on from."""
+    monkeypatch.setattr(_encoding, "LATENTS_AT_ONCE", 5 * size * 128)
+    monkeypatch.setattr(background_module, "PARTS_BEFORE_PACKING", 3)
+    kind = SOURCES.load("sae").with_dictionary(Choice(str(make(tmp_path, rule))), any_model=False)
+    ids = segments()
+    options = {"source": kind, "activation": "sae", "sign": "positive", "n_background": 1}
+    collector, layers = collect(subject, ids, size, cut if size == 4 else None, **options)
+    latents, _ = everything(subject, collector, ids, size)
+    of_report = [n for n, split in enumerate(splits_of(len(ids))) if split == "report"]
+    drawn = sorted(of_report, key=lambda n: stable_hash(SEED, "random", n))[
+        : N_RANDOM - 2 * (N_RANDOM // 4) + 1
+    ]
+    assert len(drawn) < len(of_report)
+    for layer, acts in zip(layers, latents, strict=True):
+        x = layer.background
+        assert x.segments.tolist() == drawn
+        dense = np.zeros((len(drawn), 64, N), np.float32)
+        units = np.repeat(np.arange(N), x.counts)
+        dense[x.records, x.positions, units] = x.activations
+        np.testing.assert_array_equal(dense, acts[drawn, 64:])
+        assert (x.activations != 0).all()
+        tokens = acts[:, 64:].reshape(-1, N)
+        for unit in range(N):
+            values = tokens[:, unit][tokens[:, unit] > 0]
+            edges = [0, *EDGES, np.inf]
+            expected = [((low <= values) & (values < high)).sum() for low, high in pairwise(edges)]
+            assert layer.histogram[unit].tolist() == expected
 
 
 @pytest.mark.parametrize("rule", ["topk", "groupmax"])

@@ -13,6 +13,7 @@ from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
 from neuroexplain.store.explanations import list_explanations, list_predictions
 from neuroexplain.store.runs import load_run
+from neuroexplain.store.save_collected import save_health
 from neuroexplain.store.save_explained import save_explanations
 from tests.embedding.stores import LetterEmbedder, explanation_of
 
@@ -204,3 +205,21 @@ def test_0012_leaves_explanations_of_the_version_before_without_a_rule(database)
         (saved,) = save_explanations(store, run.id, [rule])
         (back,) = [e for e in list_explanations(store, run.id) if e.rule is not None]
         assert (back.id, back.rule, back.examples) == (saved.id, "b", ("a",))
+
+
+def test_0013_leaves_runs_of_the_version_before_without_a_background(database):
+    engine = at_revision(database, "0012")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0012", REVISION)
+    with open_store(database) as store:
+        run = load_run(store)
+        assert (run.n_background, run.health) == (0, {})
+        with store.read() as reader:
+            assert reader.column("SELECT histogram FROM units") == [None] * len(
+                reader.rows("SELECT unit FROM units")
+            )
+            assert reader.rows("SELECT * FROM backgrounds") == []
+        save_health(store, run.id, {"0": {"l0": 3.5, "variance_explained": None}})
+        assert load_run(store).health == {"0": {"l0": 3.5, "variance_explained": None}}

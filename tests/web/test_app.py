@@ -138,7 +138,7 @@ def test_hostile_names_and_tokens_are_text_too(store):
         ],
     )
     start = {"run": page.run, "runs": [page.run], "best": [], "corpus": HOSTILE_TEXT}
-    start["headline"] = "population score"
+    start |= {"headline": "population score", "health": [HOSTILE_TEXT]}
     check(render("start.html", urls=urls, summary=summary, **start))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
