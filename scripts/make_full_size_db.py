@@ -1,5 +1,7 @@
 """Write a synthetic database as large as Llama-3-8B's:  make_full_size_db.py full.db [--json]
 
+Instead of a file it may be the URL of an empty PostgreSQL database:  postgresql+psycopg://user@host/name
+
 The real writer writes it. It has 458,752 neurons with 32 top, 32 random and 40 sampled records in bfloat16,
 4 million segments, and for each neuron an explanation, predicted on 8 sampled and 8 random records, with its
 scores. Then the times of 200 neuron pages and of queries are measured. --layers 2 makes a small database.
@@ -38,7 +40,7 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.lookup import load_page
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out, sum_squares, uniform_of
-from neuroexplain.store.engine import open_store
+from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_collected import (
     create_run,
@@ -203,6 +205,14 @@ def peak_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def size_of(store: Store) -> int:
+    """Bytes of the database, with its indices."""
+    if store.file is not None:
+        return store.file.stat().st_size
+    with store.read() as reader:
+        return int(reader.value("SELECT pg_database_size(current_database())"))
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -217,7 +227,8 @@ def quantiles(work, n: int) -> dict[str, float]:
     return {"median": round(statistics.median(times), 1), "p95": round(sorted(times)[int(0.95 * n)], 1)}
 
 
-Path(options.db).unlink(missing_ok=True)
+if "://" not in options.db:
+    Path(options.db).unlink(missing_ok=True)
 began = time.perf_counter()
 with open_store(options.db, create=True) as store:
     fields = {
@@ -234,25 +245,34 @@ with open_store(options.db, create=True) as store:
     shard = {"parts": [PART], "of": N_PARTS} if N_PARTS > 1 else None
     fields |= {"tokenizer_sha256": "0" * 64, "config": {"shard": shard}, "versions": {}}
     run_id = create_run(store, fields)
-    save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
-    for first in range(0, options.segments, 50_000):
-        ids = random.integers(0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32)
-        splits = [SPLITS[code] for code in split_code(np.arange(first, first + len(ids)))]
-        save_segments(store, run_id, (Segment(FIRST + first + i, ids[i], s) for i, s in enumerate(splits)))
-    say(f"segments: {time.perf_counter() - began:.0f} s")
-    collected = random_layer()  # once, so that only writing is timed
-    started = time.perf_counter()
     with store.bulk_writing():
+        save_vocabulary(store, run_id, (VocabularyEntry(i, f" token{i}", False) for i in range(VOCABULARY)))
+        for first in range(0, options.segments, 50_000):
+            ids = random.integers(
+                0, VOCABULARY, (min(50_000, options.segments - first), 128), dtype=np.uint32
+            )
+            splits = [SPLITS[code] for code in split_code(np.arange(first, first + len(ids)))]
+            save_segments(
+                store, run_id, (Segment(FIRST + first + i, ids[i], s) for i, s in enumerate(splits))
+            )
+        segments_s = time.perf_counter() - began
+        say(f"segments: {segments_s:.0f} s")
+        collected = random_layer()  # once, so that only writing is timed
+        started = time.perf_counter()
         for layer in range(options.layers):
             save_collected_layer(store, run_id, as_layer(collected, layer))
-    writing = time.perf_counter() - started  # until all of it is in the file
-    say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
-    for layer in range(options.layers) if N_PARTS == 1 else ():
-        for first in range(0, options.d_mlp, AT_ONCE):
-            explanations = random_explanations(layer, first, min(first + AT_ONCE, options.d_mlp))
-            explanations = save_explanations(store, run_id, explanations)
-            save_predictions(store, run_id, random_predictions(explanations))
-        say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
+        exemplars_s = time.perf_counter() - started
+        say(f"exemplars: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
+        started = time.perf_counter()
+        for layer in range(options.layers) if N_PARTS == 1 else ():
+            for first in range(0, options.d_mlp, AT_ONCE):
+                explanations = random_explanations(layer, first, min(first + AT_ONCE, options.d_mlp))
+                explanations = save_explanations(store, run_id, explanations)
+                save_predictions(store, run_id, random_predictions(explanations))
+            say(f"layer {layer}: {time.perf_counter() - began:.0f} s, {peak_memory() >> 20} MiB")
+        explanations_s = time.perf_counter() - started
+        started = time.perf_counter()
+    indices_s = time.perf_counter() - started  # on SQLite: the rest of its log
     eighth = options.segments // 8
     finish_run(
         store,
@@ -262,10 +282,11 @@ with open_store(options.db, create=True) as store:
         n_tokens=options.segments * 128,
         split_segments={"explain": 3 * eighth, "select": 2 * eighth, "report": 3 * eighth},
     )
+    loading = time.perf_counter() - began
 if N_PARTS > 1:
     sys.exit()
 with open_store(options.db, read_only=True) as store:
-    run = load_run(store)
+    n_bytes, run = size_of(store), load_run(store)
     places = random.integers(0, [options.layers, options.d_mlp], (200, 2)).tolist()
     shows = quantiles(lambda i: load_page(store, run, UnitId(*places[i])), 200)
     conditions = {
@@ -284,9 +305,12 @@ with open_store(options.db, read_only=True) as store:
 n_units = options.layers * options.d_mlp
 report = {
     "neurons": n_units,
-    "bytes": Path(options.db).stat().st_size,
-    "seconds": round(time.perf_counter() - began),
-    "exemplars_per_s": round(n_units * (2 * K + N_SAMPLED) / writing),
+    "bytes": n_bytes,
+    "seconds": round(loading),
+    "segments_per_s": round(options.segments / segments_s),
+    "exemplars_per_s": round(n_units * (2 * K + N_SAMPLED) / exemplars_s),
+    "explanations_per_s": round(n_units / explanations_s),
+    "indices_s": round(indices_s, 1),
     "peak_memory_bytes": peak_memory(),
     "show_ms": shows,
     "query_ms": queries,

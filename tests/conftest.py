@@ -84,6 +84,12 @@ def shared_database(request, tmp_path_factory):
     yield from new_postgresql()
 
 
+@pytest.fixture
+def postgresql():
+    """The URL of a new database on PostgreSQL."""
+    yield from new_postgresql()
+
+
 def new_postgresql():
     url = os.environ.get("NEUROEXPLAIN_TEST_POSTGRESQL")
     if url is None:

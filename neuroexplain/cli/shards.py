@@ -69,11 +69,13 @@ def open_to_write(
     controls: ids of explanations that the part compares with, whichever units they are of. Several parts may
     write to one database at a time: each has a lock of its own.
     """
+    from neuroexplain.store.postponed import create_postponed
     from neuroexplain.store.writer_lock import writer_lock
 
     what = f"run {run.id}" + ("" if shard is None else f" part {shard[0]} of {shard[1]}")
     if part is None:
         with writer_lock(store, what, command):
+            create_postponed(store.engine)
             yield store
         return
     from neuroexplain.store.parts import open_part

@@ -48,20 +48,24 @@ def run_merge_explained(parts: Sequence[Part], into: Store) -> Generator[Progres
     yield Progress("comparing records")
     for part in parts:
         _check_records(part, compared)
-    if target is None:
-        for done, n in copy_collection(*compared, into):
-            yield Progress("copying", done, n, "tables")
-        target = into, list_runs(into)[-1]
-    for store, run in parts:
-        if _is_same_file(store, into):
-            continue
-        n_different = 0
-        for merged in merge_explained(store, run.id, into, target[1].id):
-            n_different = merged.n_different
-            yield Progress(f"merging {store.name}", merged.n_done, merged.n_units, "units")
-        if n_different:
-            note = f"{n_different:,} explanations of {store.name} read otherwise in {into.name}, which stay."
-            yield Progress(f"merging {store.name}", note=note)
+    with into.bulk_writing():
+        if target is None:
+            for done, n in copy_collection(*compared, into):
+                yield Progress("copying", done, n, "tables")
+            target = into, list_runs(into)[-1]
+        for store, run in parts:
+            if not _is_same_file(store, into):
+                yield from _merge_part(store, run, into, target[1].id)
+
+
+def _merge_part(store: Store, run: Run, into: Store, run_id: int) -> Generator[Progress]:
+    n_different = 0
+    for merged in merge_explained(store, run.id, into, run_id):
+        n_different = merged.n_different
+        yield Progress(f"merging {store.name}", merged.n_done, merged.n_units, "units")
+    if n_different:
+        note = f"{n_different:,} explanations of {store.name} read otherwise in {into.name}, which stay."
+        yield Progress(f"merging {store.name}", note=note)
 
 
 def find_run(parts: Sequence[Part], into: Store) -> Part | None:

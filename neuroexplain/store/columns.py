@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,17 @@ class SafeText(TypeDecorator[str]):
 def safe_text(text: str) -> str:
     """The text with NUL and lone surrogates replaced by U+FFFD."""
     return UNSTORABLE.sub("\ufffd", text)
+
+
+def bound_value(dialect: Dialect, column: Column[Any], value: Any) -> Any:
+    """A value of Python as a driver takes it for this column; JSON as text."""
+    if value is None:
+        return None
+    if isinstance(column.type, JSON):
+        return json.dumps(value)
+    if isinstance(column.type, PackedArray | SafeText):
+        return column.type.process_bind_param(value, dialect)
+    return value
 
 
 def of_run() -> Column[int]:

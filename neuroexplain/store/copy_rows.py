@@ -17,7 +17,7 @@ from neuroexplain.store import tables as t
 from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import decode_json
-from neuroexplain.store.statements import ROWS_AT_ONCE, insert_tuples
+from neuroexplain.store.statements import ROWS_AT_ONCE, insert_tuples, update_tuples
 
 RowMap: TypeAlias = Mapping[str, Any]  # a row by the names of its columns
 # What explaining and scoring wrote; all other tables of a run are the collection's.
@@ -42,12 +42,11 @@ def copy_collection(source: Store, run: Run, into: Store) -> Iterator[tuple[int,
     """
     with into.write() as connection:
         run_id = insert_run(connection, source, run, status="running")
-    with into.bulk_writing():
-        for done, table in enumerate(COLLECTED, 1):
-            for rows in _read_table(source, run.id, table):
-                with into.write() as connection:
-                    insert_rows(connection, table, ({**row, "run_id": run_id} for row in rows))
-            yield done, len(COLLECTED)
+    for done, table in enumerate(COLLECTED, 1):
+        for rows in _read_table(source, run.id, table):
+            with into.write() as connection:
+                insert_rows(connection, table, ({**row, "run_id": run_id} for row in rows))
+        yield done, len(COLLECTED)
     with into.write() as connection:
         connection.execute(update(t.runs).where(t.runs.c.id == run_id).values(status="finished"))
 
@@ -77,17 +76,20 @@ def insert_rows(
 
 
 def insert_with_ids(connection: Connection, table: Table, rows: Sequence[RowMap]) -> None:
-    """Insert rows with their own ids; a row whose id or key exists is left as it is."""
-    names = [column.name for column in table.columns]
-    sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(':' + n for n in names)})"
-    _execute(connection, f"{sql} ON CONFLICT DO NOTHING", table, rows)
+    """Insert rows with their own ids into a file; a row whose id or key exists is left as it is."""
+    if rows:
+        names = [column.name for column in table.columns]
+        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(':' + n for n in names)})"
+        values = [
+            {column.name: driver_value(column, row[column.name]) for column in table.columns} for row in rows
+        ]
+        connection.execute(text(f"{sql} ON CONFLICT DO NOTHING"), values)
 
 
 def update_rows(connection: Connection, table: Table, rows: Sequence[RowMap]) -> None:
     """Write all columns of rows that are stored under the same id."""
-    names = [column.name for column in table.columns if column.name != "id"]
-    changes = ", ".join(f"{name} = :{name}" for name in names)
-    _execute(connection, f"UPDATE {table.name} SET {changes} WHERE id = :id", table, rows)
+    values = [tuple(driver_value(column, row[column.name]) for column in table.columns) for row in rows]
+    update_tuples(connection, table, values)
 
 
 def driver_value(column: Column[Any], value: Any) -> Any:
@@ -97,14 +99,6 @@ def driver_value(column: Column[Any], value: Any) -> Any:
     if isinstance(column.type, JSON) and not isinstance(value, str):
         return json.dumps(value)
     return bool(value) if isinstance(column.type, Boolean) else value
-
-
-def _execute(connection: Connection, sql: str, table: Table, rows: Sequence[RowMap]) -> None:
-    if rows:
-        values = [
-            {column.name: driver_value(column, row[column.name]) for column in table.columns} for row in rows
-        ]
-        connection.execute(text(sql), values)
 
 
 def _python_value(column: Column[Any], value: Any) -> Any:

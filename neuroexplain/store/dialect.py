@@ -147,12 +147,12 @@ def upsert(dialect_name: str, table: Any) -> Any:
 
 
 def insert_statement(dialect: Dialect, table: Table, *, n_rows: int, skip_existing: bool) -> str:
-    """An INSERT of `n_rows` rows of a table, for the driver: the values of the rows follow each other.
+    """SQLite's INSERT of `n_rows` rows of a table, for the driver: the values of the rows follow each other.
 
     It has all columns but an id that counts itself. With `skip_existing`, rows whose key exists are left out.
     """
-    quote, mark = dialect.identifier_preparer.quote, "?" if dialect.name == "sqlite" else "%s"
+    quote = dialect.identifier_preparer.quote
     names = [quote(column.name) for column in table.columns if column is not table.autoincrement_column]
-    marks = ", ".join([f"({', '.join([mark] * len(names))})"] * n_rows)
+    marks = ", ".join([f"({', '.join('?' * len(names))})"] * n_rows)
     end = " ON CONFLICT DO NOTHING" if skip_existing else ""
     return f"INSERT INTO {quote(table.name)} ({', '.join(names)}) VALUES {marks}{end}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from neuroexplain.errors import NeuroexplainError, StoreUnreadable
 from neuroexplain.store.dialect import HAS_TABLE, set_up_connections
 from neuroexplain.store.file_systems import drop_log_on_network
+from neuroexplain.store.postponed import indices_after
 from neuroexplain.store.reader import FileReaders, Reader, read_engine
 from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 
@@ -88,8 +89,10 @@ class Store:
 
     @contextmanager
     def bulk_writing(self) -> Iterator[None]:
-        """For many large transactions in a row: SQLite's log is moved into the file meanwhile."""
-        with checkpoint_by_thread(self.engine) as after_commit:
+        """For many large transactions in a row: SQLite's log is moved into the file meanwhile, and an empty
+        database on PostgreSQL gets its keys and indices at the end.
+        """
+        with indices_after(self.engine), checkpoint_by_thread(self.engine) as after_commit:
             self._after_commit = after_commit
             try:
                 yield

@@ -28,6 +28,7 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES
 from neuroexplain.store.reader import Reader, reader_of
 from neuroexplain.store.rows import chunks, decode_json, sql_in
+from neuroexplain.store.statements import delete_many
 from neuroexplain.units import UnitId
 
 UNITS_AT_ONCE = 500  # of one transaction
@@ -257,11 +258,10 @@ def _merge_predictions(
     insert_rows(connection, predictions, new)
     update_rows(connection, predictions, fuller)
     written = {_prediction_key(row) for row in (*new, *fuller)}
-    of_prediction = "explanation_id = :id AND scorer = :scorer AND scorer_model = :model"
-    drop = f"DELETE FROM {score_table.name} WHERE {of_prediction}"
-    if fuller:
-        keys = (zip(("id", "scorer", "model"), _prediction_key(row), strict=True) for row in fuller)
-        connection.execute(text(drop), [dict(key) for key in keys])
+    key = "explanation_id", "scorer", "scorer_model"
+    delete_many(
+        connection, score_table, [dict(zip(key, _prediction_key(row), strict=True)) for row in fuller]
+    )
     scores = (
         {**row, "run_id": run_id, "explanation_id": ids[row["explanation_id"]]}
         | {"control_explanation_id": _control_id(row, ids)}

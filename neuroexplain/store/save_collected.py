@@ -41,7 +41,7 @@ def create_run(store: Store, fields: Mapping[str, Any]) -> int:
     with store.write() as connection:
         run_id = int(connection.execute(insert(t.runs).values(**values).returning(t.runs.c.id)).scalar_one())
         rows = ({"run_id": run_id, **asdict(source)} for source in sources)
-        insert_many(connection, insert(t.sources), rows)
+        insert_many(connection, t.sources, rows)
     return run_id
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, insert, select, tuple_, update
 
 from neuroexplain.evidence import (
     TEXT_PARTS,
@@ -31,7 +31,7 @@ from neuroexplain.store.dialect import upsert
 from neuroexplain.store.engine import Store
 from neuroexplain.store.packing import pack_array, pack_background
 from neuroexplain.store.rows import chunks
-from neuroexplain.store.statements import ROWS_AT_ONCE, insert_many, now, upsert_many
+from neuroexplain.store.statements import ROWS_AT_ONCE, delete_many, insert_many, now, upsert_many
 from neuroexplain.units import KINDS
 
 
@@ -92,9 +92,8 @@ def save_session(store: Store, run_id: int, session: Session, session_id: int | 
 def save_checks(store: Store, run_id: int, checks: Sequence[SimulatorCheck]) -> None:
     """Store how well simulators did on known neurons, in place of earlier checks of the same ones."""
     rows = [{"run_id": run_id, **asdict(check)} for check in checks]
-    if rows:
-        with store.write() as connection:
-            upsert_many(connection, t.simulator_checks, rows, ["run_id", "scorer", "scorer_model"])
+    with store.write() as connection:
+        upsert_many(connection, t.simulator_checks, rows, ["run_id", "scorer", "scorer_model"])
 
 
 def save_prediction(store: Store, run_id: int, prediction: Prediction, scores: Sequence[Score]) -> None:
@@ -156,8 +155,7 @@ def _save_explanations(
     connection: Connection, run_id: int, explanations: Sequence[Explanation]
 ) -> list[Explanation]:
     rows = [_explanation_row(run_id, explanation) for explanation in explanations]
-    if rows:
-        upsert_many(connection, t.explanations, rows, ["run_id", "layer", "unit", "request_key"])
+    upsert_many(connection, t.explanations, rows, ["run_id", "layer", "unit", "request_key"])
     e = t.explanations.c
     ids: dict[tuple[int, int, str], int] = {}
     for batch in chunks(rows, ROWS_AT_ONCE):
@@ -212,11 +210,8 @@ def _save_predictions_of(
     scores = t.SCORES[part]
     rows = [_prediction_row(run_id, prediction) for prediction, _ in predictions]
     upsert_many(connection, t.PREDICTIONS[part], rows, ["explanation_id", "scorer", "model"])
-    keys = [_score_key(prediction) for prediction, _ in predictions]
-    same_key = (scores.c[name] == bindparam(f"b_{name}") for name in keys[0])
-    old = [{f"b_{name}": value for name, value in key.items()} for key in keys]
-    connection.execute(delete(scores).where(*same_key), old)
-    insert_many(connection, insert(scores), _score_rows(run_id, predictions))
+    delete_many(connection, scores, [_score_key(prediction) for prediction, _ in predictions])
+    insert_many(connection, scores, _score_rows(run_id, predictions))
 
 
 def _score_key(prediction: Prediction) -> dict[str, Any]:

@@ -106,14 +106,13 @@ def add_empty_blocks(store: Store, run_id: int, model: str, blocks: Sequence[int
     """
     from neuroexplain.store import tables as t
     from neuroexplain.store.dialect import upsert
-    from neuroexplain.store.statements import insert_many
 
     none = Int8Vectors(np.zeros((0, 0), np.int8), np.zeros(0, np.float32))
     empty = VectorBlock(np.zeros(0, np.int64), np.zeros(0, np.uint64), none)
     rows = [_block_row(run_id, model, block, empty, is_current=False) for block in blocks]
     if rows:
         with store.write() as connection:
-            insert_many(connection, upsert(store.dialect, t.vectors).on_conflict_do_nothing(), rows)
+            connection.execute(upsert(store.dialect, t.vectors).on_conflict_do_nothing(), rows)
 
 
 def save_block(store: Store, run_id: int, model: str, number: int, block: VectorBlock) -> None:
