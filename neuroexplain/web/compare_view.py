@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from neuroexplain.comparing import describe
 from neuroexplain.comparison import Compared, ComparedRow, Comparison, Mean
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.formatting import explained_by, headline_name, interval, number, percent, printable, signed
+from neuroexplain.formatting import (
+    explained_by,
+    headline_name,
+    interval,
+    number,
+    percent,
+    printable,
+    rule_first,
+    signed,
+)
 from neuroexplain.web.urls import UrlBuilder
 
 
@@ -78,8 +87,8 @@ def _row_view(comparison: Comparison, row: ComparedRow) -> ComparedRowView:
     a, b = row.first, row.second
     return ComparedRowView(
         label=a.label + (", negative side" if a.side == "negative" else ""),
-        first=printable(a.explanation),
-        second=printable(b.explanation),
+        first=rule_first(a.explanation, a.rule, a.examples),
+        second=rule_first(b.explanation, b.rule, b.examples),
         first_score=number(a.score),
         second_score=number(b.score),
         first_interval=interval(a.ci_low, a.ci_high),
