@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.as_json import query_json
+from neuroexplain.formats._site_compare import compare_pages
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
 from neuroexplain.formatting import corpus_name, headline_name
@@ -77,7 +78,7 @@ def export_site(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -
         with _Index(data / "tokens") as tokens:
             yield from _write_units(store, run, units, data, tokens, rows.places)
         _write_json(data / "index.json", _site_index(run, units, len(rows.places)))
-        for name, html in _pages(store, run, units, rows.best):
+        for name, html in chain(_pages(store, run, units, rows.best), _compare_pages(store, run, units)):
             (partial / f"{name}.html").write_text(html, encoding="utf-8")
 
 
@@ -140,7 +141,7 @@ def _site_index(run: Run, units: Sequence[UnitId], n_rows: int) -> dict[str, Any
 def _pages(
     store: Store, run: Run, units: Sequence[UnitId], best: Sequence[RowView]
 ) -> Iterator[tuple[str, str]]:
-    """(name, HTML) of the site's pages."""
+    """(name, HTML) of the site's pages that do not compare."""
     common = {"urls": URLS, "content_policy": CONTENT_POLICY}
     summary, headline = summarize(store, run), headline_name(run.headline)
     yield (
@@ -187,6 +188,10 @@ def _pages(
         ),
     )
     yield "neuron", render("site_unit.html", **common)
+
+
+def _compare_pages(store: Store, run: Run, units: Sequence[UnitId]) -> Iterator[tuple[str, str]]:
+    return compare_pages(store, run, URLS, lambda unit: _holds(units, unit))
 
 
 def _unit_url(units: Sequence[UnitId], unit: UnitId) -> str:

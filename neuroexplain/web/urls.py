@@ -42,8 +42,8 @@ class UrlBuilder:
         return self._address("failed.html" if self.is_site else "/failed", filters)
 
     def compare(self, **filters: Any) -> str:
-        """The page of two side by side: only the live viewer has it. The filters name the runs."""
-        return UrlBuilder()._address("/compare", filters)
+        """The page of two side by side. The filters name the runs; the static site has a page a pair."""
+        return "compare.html" if self.is_site else UrlBuilder()._address("/compare", filters)
 
     def random(self) -> str:
         return "neuron.html?at=random" if self.is_site else self._address("/random", {})

@@ -204,13 +204,15 @@ def test_on_the_static_site_too(page, site, path):
     expect(page.locator("#score-help")).to_contain_text("0.4")
 
 
-def test_the_static_site_has_the_weakest_and_what_failed(page, site):
+def test_the_static_site_has_the_weakest_what_failed_and_two_side_by_side(page, site):
     page.goto(site)
     page.get_by_role("link", name="The weakest").click()
     expect(page).to_have_url(re.compile(r"search\.html\?sort=weakest$"))
     expect(page.locator("table.results td").first).to_be_visible()
     page.goto(site + "failed.html")
     expect(page.get_by_role("heading", level=1)).to_have_text("Failed or undefined")
+    page.get_by_role("link", name="Compare").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Two side by side")
 
 
 def test_a_text_of_ones_own(page, live):
