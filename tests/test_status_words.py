@@ -129,7 +129,7 @@ def test_the_start_page_leads_to_the_weakest_and_to_what_failed(failed):
         start, page = client.get("/").text, client.get("/failed").text
     n = len([status for status in Status if status.failed]) + 3
     assert 'href="/search?sort=weakest"' in start
-    assert "lowest of 1 scores first" in start
+    assert "lowest of 1 score first" in start
     assert 'href="/failed"' in start
     assert f"Failed or undefined: {n}" in start
     assert "2 requests failed" in start

@@ -173,9 +173,11 @@ def session_lines(run: Run, sessions: Iterable[Session]) -> list[str]:
     """What commands did to a run and what it cost, one line for each pair of explainer and scorer."""
     lines = []
     for session in join_sessions(sessions):
-        by = [] if session.explainer is None else [explained_by(session.explainer, session.model or "")]
+        by = []
+        if session.explainer is not None:
+            by.append(f"explained by {explained_by(session.explainer, session.model or session.explainer)}")
         if session.scorer is not None:
-            by.append(f"scored by {explained_by(session.scorer, session.scorer_model or '')}")
+            by.append(f"scored by {explained_by(session.scorer, session.scorer_model or session.scorer)}")
         lines.append(printable(f"run {run.id}, {', '.join(by)}: {session_text(session)}"))
     return lines
 
