@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup
 	@scripts/install_chromium.sh
-	scripts/with_postgresql.sh $(BIN)/python -m pytest -n 2 -m "not vllm"
+	scripts/with_slurm.sh scripts/with_postgresql.sh $(BIN)/python -m pytest -n 2 -m "not vllm"
 
 # Against a real vLLM, in an environment of its own (some 3.4 GB).
 test-vllm: setup

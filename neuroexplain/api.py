@@ -12,10 +12,11 @@ from neuroexplain.comparing import compare, load_rows
 from neuroexplain.comparison import ComparedRow, Comparison, ComparisonSummary
 from neuroexplain.config import find_api_key
 from neuroexplain.embedding.base import DEFAULT_EMBEDDING, open_embedder
-from neuroexplain.evidence import Exemplar, Explanation, StoredScore
+from neuroexplain.evidence import Exemplar, Explanation, Status, StoredScore
 from neuroexplain.formatting import number, printable
 from neuroexplain.lookup import find_explanations, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.status_words import status_words
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import list_runs, load_run
 from neuroexplain.units import UnitId
@@ -117,13 +118,18 @@ class UnitReading:
         return pd.DataFrame(unit_json(self.page)["exemplars"])
 
     def __repr__(self) -> str:
-        """The unit with its best headline score and best explanation, or else its status."""
+        """The unit with its best headline score and best explanation, or else why there is none."""
         run = self.page.run
         scores = [stored.score.value for stored in self.scores if run.headline.is_of(stored.score)]
         values = [value for value in scores if value is not None]
         words = [number(max(values))] if values else []
-        words += [repr(printable(explanation.text or "")) for explanation in self.explanations[:1]]
-        return f"<{run.kind} unit {run.label(self.id)}: {' '.join(words) or self.page.unit.status}>"
+        for explanation in self.explanations[:1]:
+            text = explanation.text
+            words.append(status_words(explanation.status) if text is None else repr(printable(text)))
+        if not words:
+            dead = self.page.unit.status == Status.DEAD
+            words.append(status_words(Status.DEAD) if dead else "not explained yet")
+        return f"<{run.kind} unit {run.label(self.id)}: {' '.join(words)}>"
 
     def _repr_html_(self) -> str:
         from neuroexplain.web.notebook import notebook_unit

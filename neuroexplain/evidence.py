@@ -5,7 +5,8 @@ One file, a little over the usual length: the types name each other, and every f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,11 +57,6 @@ class Status(StrEnum):
     LITTLE_VARIATION = "little_variation"  # the tokens that are left vary little
 
     @property
-    def words(self) -> str:
-        """The status as people read it."""
-        return self.replace("_", " ")
-
-    @property
     def failed(self) -> bool:
         """Whether something went wrong that a person may want to look at."""
         return self not in (Status.OK, Status.DEAD, Status.NOT_CHOSEN)
@@ -77,6 +73,11 @@ class Status(StrEnum):
 
 
 NOT_FAILED = tuple(status for status in Status if not status.failed)
+
+
+def failures_among(statuses: Iterable[Status]) -> Counter[str]:
+    """How many of the attempts failed, by status."""
+    return Counter(status for status in statuses if status.failed)
 
 
 HUMAN = "human"  # the explainer of hypotheses that people write

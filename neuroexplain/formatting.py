@@ -7,12 +7,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, StoredScore, Unit
+from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, Status, StoredScore, Unit
 from neuroexplain.histogram import bin_middle
 from neuroexplain.runs import Run, Session, SimulatorCheck, UnitPage
+from neuroexplain.score_words import SCORE_NAMES
+from neuroexplain.status_words import status_count, status_counts, status_words
 
 if TYPE_CHECKING:
     from neuroexplain.store.score_summaries import ScoreSummary
@@ -21,38 +24,13 @@ SUMMED = (  # fields of Session that add up
     *("seconds", "n_neurons", "n_failed", "prompt_tokens", "completion_tokens"),
     *("scorer_prompt_tokens", "scored_tokens"),
 )
-# The scores that people read first, by metric and subset, in this order: (metric, subset) -> (name, meaning).
-SCORE_NAMES = {
-    ("correlation", "population"): (
-        "population score",
-        "How well the predictions from this explanation follow the unit's activations over the whole corpus: "
-        "1 is perfect, 0 is no relation. A correlation over random and sampled records, in which each counts "
-        "for as many segments as it stands for.",
-    ),
-    ("correlation_beyond_words", "population"): (
-        "beyond its words",
-        "The population score without the words that stand in the explanation: what it predicts of words "
-        "that it does not name. A mere list of words falls here, a rule does not.",
-    ),
-    **dict.fromkeys(
-        (("correlation", "top_and_random"), ("correlation", "bottom_and_random")),
-        (
-            "Bills' score",
-            "The correlation over the unit's strongest records and random ones, as Bills et al. (2023) define"
-            " it, to compare with published figures. It is mostly higher than the correlation over the whole "
-            "corpus, and falls little for an explanation that is far too broad.",
-        ),
-    ),
-    ("auprc", "population"): (
-        "AUPRC",
-        "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
-        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires.",
-    ),
+ACTIVATION_WORDS = {
+    "act": "the output of the activation function",
+    "post": "what enters the down-projection",
 }
-INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
-CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
 # How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
 _QUANTIZATION = re.compile(r"[-._](?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|B?F16|F32)$", re.IGNORECASE)
+LONGEST_REPLY = 200  # characters of an answer that could not be used
 _SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "→", "\0": "␀"}
 # Unicode categories of controls, of bidirectional and zero-width marks, of surrogates, private characters and
 # separators of lines and paragraphs.
@@ -67,6 +45,11 @@ def printable(text: str) -> str:
     if text.isprintable():  # no character is of those categories
         return text
     return "".join(_printable_character(character) for character in text)
+
+
+def beginning(text: str) -> str:
+    """The beginning of an answer, on one line and safe to print: enough to see what went wrong."""
+    return printable(text[:LONGEST_REPLY]) + ("…" if len(text) > LONGEST_REPLY else "")
 
 
 def _printable_character(character: str) -> str:
@@ -277,6 +260,11 @@ def corpus_name(run: Run) -> str:
     return ", ".join(Path(name).name if name.startswith("/") else name for name in names[:3])
 
 
+def activation_words(run: Run) -> str:
+    """Where a run reads its units, in words: `output of the activation function`, or the kind of unit."""
+    return ACTIVATION_WORDS.get(run.activation, run.activation) if run.kind == "mlp" else run.activation
+
+
 def rule_note(run: Run) -> str | None:
     """What a person should know of a run of an earlier version before its scores are read; None otherwise."""
     if run.split_rule == "passages":
@@ -315,7 +303,7 @@ def rule_comparison(page: UnitPage, explanation: Explanation) -> str | None:
     by = rule.scorer, rule.scorer_model
     whole = next((s.score.value for s in of_whole if (s.scorer, s.scorer_model) == by), None)
     if rule.score.value is None:
-        return f"rule alone: {rule.score.status.words}"
+        return f"rule alone: {status_words(rule.score.status)}"
     if whole is None:
         return f"rule alone {number(rule.score.value)}"
     return f"rule alone {number(rule.score.value)}, examples add {whole - rule.score.value:+.2f}"
@@ -331,11 +319,31 @@ def explained_by(explainer: str, model: str) -> str:
     return printable(explainer if explainer == model else f"{explainer}, {short_name(model)}")
 
 
+def units_text(counts: Mapping[str, int], noun: str) -> str:
+    """How many units there are, by status: `46,080 neurons, of which 14 never fire`."""
+    rest = {status: n for status, n in counts.items() if status != Status.OK}
+    return f"{sum(counts.values()):,} {noun}" + (f", of which {status_counts(rest)}" if rest else "")
+
+
+def explanations_text(counts: Iterable[tuple[str, str, str, int]]) -> list[str]:
+    """What is there by each explainer and model: `28 explanations by pairs, M; 2 answers could not be read`.
+
+    counts: (explainer, model, status, number of explanations), in the order of explainers and models.
+    """
+    lines = []
+    for by, of_model in groupby(counts, key=lambda count: count[:2]):
+        by_status = {status: n for *_, status, n in of_model}
+        n = by_status.pop(Status.OK, 0)
+        line = f"{n:,} explanation{'' if n == 1 else 's'} by {explained_by(*by)}"
+        lines.append(printable(line + (f"; {status_counts(by_status)}" if by_status else "")))
+    return lines
+
+
 def undefined_text(summary: ScoreSummary) -> str:
-    """How many scores have no value, and their three most frequent reasons: `12: 9 few records, 3 dead`."""
+    """How many scores have no value, and their most frequent reasons: `12: 9 with too few records, ...`."""
     if not summary.n_undefined:
         return "0"
-    reasons = [f"{n:,} {status.replace('_', ' ')}" for status, n in list(summary.undefined.items())[:3]]
+    reasons = [status_count(status, n) for status, n in list(summary.undefined.items())[:3]]
     rest = ", ..." if len(summary.undefined) > len(reasons) else ""
     return f"{summary.n_undefined:,}: {', '.join(reasons)}{rest}"
 

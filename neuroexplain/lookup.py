@@ -23,7 +23,7 @@ from neuroexplain.units import Side, UnitId
 if TYPE_CHECKING:
     from neuroexplain.embedding.ranking import Similarities
 
-SORTS = ("score", "lower", "activation", "unit")
+SORTS = ("score", "weakest", "lower", "activation", "unit")
 
 
 def find_explanations(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from neuroexplain.formatting import printable
 from neuroexplain.runtime.interrupt import stopping
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.status_words import status_counts
 
 LINE_EVERY = 10.0  # seconds between plain lines: a log of hours stays readable
 FIRST_RATE = 0.1  # seconds until a bar shows a rate: earlier ones jump
@@ -35,7 +36,7 @@ def draw(events: Generator[Progress], *, gently: bool = False) -> int:
 
     def watched() -> Iterator[Progress]:
         for event in events:
-            n_failed[event.stage] = event.failed
+            n_failed[event.stage] = event.n_failed
             yield event
             stopping.gently = gently  # from the first step on
             stopping.check()  # an exception that a signal handler raises can be lost
@@ -84,7 +85,11 @@ def _line(event: Progress, n_new: int, seconds: float) -> str:
         text += f", {_rate(event, n_new, seconds)}"
         if event.total is not None and event.done < event.total:
             text += f", {clock(seconds * (event.total - event.done) / n_new)} left"
-    return text + (f", {event.failed:,} failed" if event.failed else "")
+    return text + _failures(event)
+
+
+def _failures(event: Progress) -> str:
+    return f"; {status_counts(event.failures)}" if event.failures else ""
 
 
 def _rate(event: Progress, n_new: int, seconds: float) -> str:
@@ -136,5 +141,5 @@ def _draw_bars(events: Iterable[Progress]) -> None:
                 completed=event.done,
                 total=event.total,
                 rate=_rate(event, n_new, seconds) if n_new and seconds > FIRST_RATE else "",
-                failed=f", {event.failed:,} failed" if event.failed else "",
+                failed=_failures(event),
             )

@@ -59,9 +59,9 @@ ScorerName = Annotated[
 Sort = Annotated[
     str | None,
     typer.Option(
-        help="Order of the rows: score, lower (the lower end of the score's interval), activation or unit; "
-        "score unless --like is given, which has its own. Of two side by side: second (where the second is "
-        "higher), first or unit."
+        help="Order of the rows: score, weakest (the lowest score first), lower (the lower end of the "
+        "score's interval), activation or unit; score unless --like is given, which has its own. Of two side "
+        "by side: second (where the second is higher), first or unit."
     ),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000_000, help="Most rows to list.")]
@@ -240,9 +240,9 @@ def _print_failures(
     store: "Store", run: "Run", layers: tuple[int, ...] | None, limit: int, as_json: bool
 ) -> None:
     from neuroexplain.cli.tables import failures_table
-    from neuroexplain.store.explanations import list_failures
+    from neuroexplain.store.failures import list_failures
 
-    failures = list_failures(store, run.id, layers, limit)
+    failures = list_failures(store, run, layers, limit)
     if as_json:
         print_json([asdict(failure) for failure in failures])
     elif failures:

@@ -37,6 +37,7 @@ def runs(
     with open_store(db, read_only=True) as store:
         stored = list_runs(store)
         holdings = {run.id: _holdings(store, run) for run in stored}
+        in_words = {run.id: _holdings_text(store, run) for run in stored}
         sessions = {run.id: list_sessions(store, run.id) for run in stored}
         checks = {run.id: list_checks(store, run.id) for run in stored}
         summaries = {run.id: summarize_scores(store, run) for run in stored}
@@ -52,7 +53,7 @@ def runs(
             ]
         )
     elif stored:
-        print_table(runs_table(stored, holdings))
+        print_table(runs_table(stored, in_words))
         for run in stored:
             for line in session_lines(run, sessions[run.id]):
                 print(line)
@@ -72,13 +73,22 @@ def runs(
 
 
 def _holdings(store: "Store", run: "Run") -> str:
-    """How many units and explanations a run holds, by status."""
+    """How many units and explanations a run holds, by the names of statuses: for programs."""
     from neuroexplain.store.runs import count_explanations, count_units
 
     counts = [f"{n:,} {run.noun} {status}" for status, n in count_units(store, run.id).items()]
     for name, _, status, n in count_explanations(store, run.id):
         counts.append(f"{n:,} by {name} ({status.replace('_', ' ')})")
     return ", ".join(counts)
+
+
+def _holdings_text(store: "Store", run: "Run") -> str:
+    """As _holdings, in words."""
+    from neuroexplain.formatting import explanations_text, units_text
+    from neuroexplain.store.runs import count_explanations, count_units
+
+    lines = explanations_text(count_explanations(store, run.id))
+    return ". ".join([units_text(count_units(store, run.id), run.noun), *lines])
 
 
 def _drop_run(db: str, run_id: int) -> None:

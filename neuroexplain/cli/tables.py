@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import Failure, Headline, Status, StoredScore
 from neuroexplain.formatting import (
+    beginning,
     check_text,
     explained_by,
     headline_name,
@@ -25,6 +26,7 @@ from neuroexplain.formatting import (
     undefined_text,
 )
 from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck
+from neuroexplain.status_words import status_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 CELL_MARGIN = 3  # columns between two cells of a table
 LONGEST_WORD = 20  # columns: a longer word, like a path, may be broken
-LONGEST_REPLY = 200  # characters of a reply that could not be used: enough to see what went wrong
 
 
 def query_table(rows: Sequence[QueryRow]) -> Listing:
@@ -100,7 +101,8 @@ def comparison_table(rows: Sequence[ComparedRow]) -> Listing:
     for row in rows:
         label = row.first.label + (f" {row.first.side}" if has_sides else "")
         scores = [number(row.first.score), number(row.second.score), signed(row.difference)]
-        table.add([label, *scores, row.first.explanation, row.second.explanation])
+        texts = (rule_first(r.explanation, r.rule, r.examples) for r in (row.first, row.second))
+        table.add([label, *scores, *texts])
     return table
 
 
@@ -108,8 +110,9 @@ def failures_table(failures: Sequence[Failure]) -> Listing:
     """One line a failure, with the beginning of the reply."""
     table = Listing(["unit", "what", "status", "reason", "reply"])
     for failure in failures:
-        reply = (failure.reply or "")[:LONGEST_REPLY]
-        table.add([str(failure.unit), failure.what, failure.status.words, failure.reason or "", reply])
+        reply = beginning(failure.reply or "")
+        status = status_words(failure.status)
+        table.add([str(failure.unit), failure.what, status, failure.reason or "", reply])
     return table
 
 
@@ -120,7 +123,7 @@ def scores_text(run: Run, scores: Sequence[StoredScore]) -> str:
         score = stored.score
         value = f"{number(score.value)}  {interval(score.ci_low, score.ci_high)}"
         if score.status != Status.OK:
-            value = f"{score.status.words}: {score.reason}"
+            value = f"{status_words(score.status)}: {score.reason}"
         metric = score_name(score)
         unit = run.label(stored.unit)
         line = f"{unit}  {stored.scorer:8}  {metric:30}  {value}  {score.n_records} records"
@@ -170,9 +173,12 @@ def session_lines(run: Run, sessions: Iterable[Session]) -> list[str]:
     """What commands did to a run and what it cost, one line for each pair of explainer and scorer."""
     lines = []
     for session in join_sessions(sessions):
-        names = (session.explainer, session.model, session.scorer, session.scorer_model)
-        by = ", ".join(name for name in names if name)
-        lines.append(printable(f"run {run.id}, {by}: {session_text(session)}"))
+        by = []
+        if session.explainer is not None:
+            by.append(f"explained by {explained_by(session.explainer, session.model or session.explainer)}")
+        if session.scorer is not None:
+            by.append(f"scored by {explained_by(session.scorer, session.scorer_model or session.scorer)}")
+        lines.append(printable(f"run {run.id}, {', '.join(by)}: {session_text(session)}"))
     return lines
 
 

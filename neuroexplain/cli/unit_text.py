@@ -27,6 +27,7 @@ from neuroexplain.formatting import (
     strength,
 )
 from neuroexplain.runs import UnitPage
+from neuroexplain.status_words import status_words
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -67,7 +68,8 @@ def _title(page: UnitPage) -> list[Text]:
 
     unit, run = page.unit, page.run
     name = f"{'neuron' if run.kind == 'mlp' else 'unit'} {run.label(unit.id)}"
-    about = f"  {unit.status}, run {run.id}, {run.activation}, {printable(short_name(run.subject))}"
+    state = "" if unit.status == Status.OK else f"{status_words(unit.status)}, "
+    about = f"  {state}run {run.id}, {run.activation}, {printable(short_name(run.subject))}"
     return [Text.assemble((name, "bold"), about), Text()]
 
 
@@ -89,7 +91,7 @@ def _explanation_lines(page: UnitPage, explanation: Explanation) -> list[Text]:
         by += f", {explanation.side} side"
     if explanation.status != Status.OK:
         reason = printable(explanation.reason or "")
-        return [Text(f"{explanation.status.words} ({by}): {reason}", style="dim")]
+        return [Text(f"{status_words(explanation.status)} ({by}): {reason}", style="dim")]
     text = explanation.rule or explanation.text or ""
     lines = [Text.assemble((printable(text), "bold cyan"), (f"   {by}", "dim"))]
     if explanation.rule is not None:
@@ -124,7 +126,7 @@ def _score_line(score: Score) -> str:
     """A score under SCORE_COLUMNS, and its name; its status and reason where it is undefined."""
     name = printable(score_name(score))
     if score.status != Status.OK:
-        return f"  {'-':>5}  {name}: {score.status.words}: {printable(score.reason or '')}"
+        return f"  {'-':>5}  {name}: {status_words(score.status)}: {printable(score.reason or '')}"
     control = "" if score.control is None else number(score.control)
     bounds = interval(score.ci_low, score.ci_high)
     return f"  {number(score.value):>5}  {bounds:14}  {control:>7}  {score.n_records:>7}  {name}"

@@ -73,7 +73,7 @@ def predict_controls(
             n_done,
             len(explanations),
             "explanations",
-            n_failed,
+            {Status.LLM_ERROR: n_failed} if n_failed else {},
             tokens=writer.prompt_tokens,
             servers=writer.servers,
         )

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from neuroexplain.config import ExplainConfig
-from neuroexplain.evidence import Explanation, Prediction, Provenance, Status, TextPart, Tokens, Unit
+from neuroexplain.evidence import (
+    Explanation,
+    Prediction,
+    Provenance,
+    Status,
+    TextPart,
+    Tokens,
+    Unit,
+    failures_among,
+)
 from neuroexplain.explaining.bank import LabelBank
 from neuroexplain.explaining.explainers import EXPLAINERS, Explainer
 from neuroexplain.explaining.predictions import StoredPredictions, find_predictions
@@ -142,10 +152,10 @@ class ExplainPlan:
         return len(self.answers) - len(self.pending)
 
     @property
-    def n_failed(self) -> int:
-        """Stored explanations and predictions that failed."""
-        explanations = [e.status.failed for answers in self.answers.values() for e in answers.values()]
-        return sum(explanations) + sum(p.status.failed for p in self.predictions.values())
+    def failures(self) -> Counter[str]:
+        """Stored explanations and predictions that failed, by status."""
+        explanations = failures_among(e.status for answers in self.answers.values() for e in answers.values())
+        return explanations + failures_among(p.status for p in self.predictions.values())
 
     def task(self, store: Store, run: Run, target: Target) -> ExplainTask:
         """Read what a side's explanations need."""

@@ -66,7 +66,7 @@ def run_explain(
     tasks = (plan.task(records or store, run, target) for target in plan.pending)
     unit_name = "units" if len(run.sides) == 1 else "sides of units"
     with ResultWriter(store, run, requests.explainer.name, engine, scorer) as writer:
-        start = progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.n_failed)
+        start = progress = Progress("explaining", plan.n_finished, plan.n_targets, unit_name, plan.failures)
         yield progress
         if requests.bank is not None and plan.pending:
             yield from requests.bank.read(load_vocabulary(store, run.id))

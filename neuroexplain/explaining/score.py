@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from neuroexplain.evidence import Explanation, ExplanationResult, Prediction, Split, Status, TextPart
+from neuroexplain.evidence import (
+    Explanation,
+    ExplanationResult,
+    Prediction,
+    Split,
+    Status,
+    TextPart,
+    failures_among,
+)
 from neuroexplain.explaining.controls import predict_controls
 from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task, stored_parts
 from neuroexplain.explaining.trials import SideTrials, units_at_once
@@ -55,11 +63,11 @@ def run_score(
         hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
         return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
-    n_finished, n_failed = len(explanations) - len(pending), sum(p.status.failed for p in stored.values())
+    n_finished, failures = len(explanations) - len(pending), failures_among(p.status for p in stored.values())
     whole = records or store
     tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
     with ResultWriter(store, run, None, None, scorer) as writer:
-        start = Progress("scoring", n_finished, len(explanations), "explanations", n_failed)
+        start = Progress("scoring", n_finished, len(explanations), "explanations", failures)
         yield start
         for _, result in run_many(score, tasks, n_units):
             writer.add([result])

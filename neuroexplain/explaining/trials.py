@@ -14,6 +14,7 @@ from neuroexplain.evidence import Explanation, PredictedRecord, Prediction, Reco
 from neuroexplain.runtime.run_many import RunMany, run_in_order
 from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, trials_read
 from neuroexplain.scoring.side_evidence import BackgroundDraw, SideEvidence, Trial, background_draw_of
+from neuroexplain.status_words import status_words
 
 # Which trials are read: "held out" or "explain", Prediction.n_read and with_bills, and of the background.
 Reading: TypeAlias = tuple[str, int | None, bool | None, BackgroundDraw | None]
@@ -111,7 +112,9 @@ class SideTrials:
         try:
             n_tokens = self._run(hypotheses, trials, reading)
         except LlmReplyError as error:
-            reason = f"the other explanation's simulation failed, {error.status}: {error.reason}"
+            reason = (
+                f"the other explanation's simulation failed, {status_words(error.status)}: {error.reason}"
+            )
             return replace(prediction, reason=reason)
         records = tuple(
             replace(record, control=self._record(trial, hypotheses, reading).values)

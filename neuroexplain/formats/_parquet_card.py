@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.formatting import (
-    SCORE_NAMES,
     corpus_name,
     explained_by,
     headline_name,
@@ -22,6 +21,8 @@ from neuroexplain.formatting import (
     short_name,
 )
 from neuroexplain.runs import Run
+from neuroexplain.score_words import SCORE_NAMES
+from neuroexplain.status_words import status_words
 from neuroexplain.store.score_summaries import ScoreSummary
 
 PLACE = "FOLDER"  # stands for the data set in a card; `with_name` replaces it when the folder is uploaded
@@ -169,7 +170,7 @@ def _explanations(holdings: Holdings) -> str:
     if not holdings.explanations:
         return "No unit has been explained."
     rows = [
-        f"| {as_markdown(explained_by(explainer, model))} | {as_markdown(status.replace('_', ' '))} | {n:,} |"
+        f"| {as_markdown(explained_by(explainer, model))} | {as_markdown(status_words(status))} | {n:,} |"
         for explainer, model, status, n in holdings.explanations
     ]
     return "\n".join(["| by | status | explanations |", "|---|---|---|", *rows])

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.as_json import query_json
+from neuroexplain.formats._site_compare import compare_pages
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
 from neuroexplain.formatting import corpus_name, headline_name, health_lines
@@ -35,11 +36,12 @@ from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import SCORERS
 from neuroexplain.store.engine import Store
+from neuroexplain.store.failures import list_failures
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import PEAK_INDEX, UnitId
 from neuroexplain.web.reader import summarize
 from neuroexplain.web.record_view import record_views, simulated_views, simulations
-from neuroexplain.web.row_view import EMPTY_SEARCH, SORT_LABELS, RowView, row_view
+from neuroexplain.web.row_view import EMPTY_SEARCH, SORT_LABELS, RowView, failure_view, row_view
 from neuroexplain.web.templates import CONTENT_POLICY, STATIC, printable_lines, render
 from neuroexplain.web.unit_view import LAZY_KINDS, unit_view
 from neuroexplain.web.urls import UNITS_PER_FILE, UrlBuilder, site_file
@@ -47,6 +49,7 @@ from neuroexplain.web.urls import UNITS_PER_FILE, UrlBuilder, site_file
 ROWS_PER_FILE = 2_000  # about 0.8 MB; a search sorted by score reads one or two of these files
 INDEX_FILES = 256  # of words, and as many of tokens
 N_BEST = 12  # rows of the start page
+N_FAILURES = 2_000  # rows of the page of failures
 NO_LIMIT = 10**9  # more rows than any layer has
 
 URLS = UrlBuilder(is_site=True)
@@ -75,7 +78,7 @@ def export_site(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -
         with _Index(data / "tokens") as tokens:
             yield from _write_units(store, run, units, data, tokens, rows.places)
         _write_json(data / "index.json", _site_index(run, units, len(rows.places)))
-        for name, html in _pages(store, run, rows.best).items():
+        for name, html in chain(_pages(store, run, units, rows.best), _compare_pages(store, run, units)):
             (partial / f"{name}.html").write_text(html, encoding="utf-8")
 
 
@@ -135,35 +138,72 @@ def _site_index(run: Run, units: Sequence[UnitId], n_rows: int) -> dict[str, Any
     }
 
 
-def _pages(store: Store, run: Run, best: Sequence[RowView]) -> dict[str, str]:
-    """The HTML of the site's three pages, by name."""
+def _pages(
+    store: Store, run: Run, units: Sequence[UnitId], best: Sequence[RowView]
+) -> Iterator[tuple[str, str]]:
+    """(name, HTML) of the site's pages that do not compare."""
     common = {"urls": URLS, "content_policy": CONTENT_POLICY}
-    return {
-        "index": render(
+    summary, headline = summarize(store, run), headline_name(run.headline)
+    yield (
+        "index",
+        render(
             "start.html",
             run=run,
-            summary=summarize(store, run),
+            summary=summary,
             best=best,
             runs=[run],
             corpus=corpus_name(run),
-            headline=headline_name(run.headline),
+            headline=headline,
             health=health_lines(run),
             **common,
         ),
-        "search": render(
+    )
+    yield (
+        "search",
+        render(
             "search.html",
             form=EMPTY_SEARCH,
             problem="",
             rows=[],
             scorers=SCORERS.names(),
-            headline=headline_name(run.headline),
+            headline=headline,
             sorts=SORT_LABELS,
             previous=None,
             next=None,
             **common,
         ),
-        "neuron": render("site_unit.html", **common),
-    }
+    )
+    failures = list_failures(store, run, None, N_FAILURES)
+    yield (
+        "failed",
+        render(
+            "failed.html",
+            counts=summary.failures,
+            failures=[
+                failure_view(run, f, URLS.unit(f.unit) if _holds(units, f.unit) else "") for f in failures
+            ],
+            n_more=sum(summary.failures.values()) - len(failures),
+            previous=None,
+            next=None,
+            **common,
+        ),
+    )
+    yield "neuron", render("site_unit.html", **common)
+
+
+def _compare_pages(store: Store, run: Run, units: Sequence[UnitId]) -> Iterator[tuple[str, str]]:
+    return compare_pages(store, run, URLS, lambda unit: _holds(units, unit))
+
+
+def _unit_url(units: Sequence[UnitId], unit: UnitId) -> str:
+    """The address of a unit's page; empty if the site does not hold it."""
+    return URLS.unit(unit) if _holds(units, unit) else ""
+
+
+def _holds(units: Sequence[UnitId], unit: UnitId) -> bool:
+    """Whether the unit is among these, which are in ascending order."""
+    place = bisect_left(units, unit)
+    return place < len(units) and units[place] == unit
 
 
 def words_of(text: str) -> list[str]:

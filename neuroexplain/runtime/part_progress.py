@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ def combine(
         sum(progress.done for progress in in_stage),
         sum(totals) if is_known else None,
         in_stage[0].unit if in_stage else "",
-        failed=sum(progress.failed for progress in in_stage),
+        failures=sum((Counter(progress.failures) for progress in in_stage), Counter()),
         note=note,
         tokens=sum(progress.tokens for progress in in_stage),
     )

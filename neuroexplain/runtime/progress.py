@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,11 @@ class Progress:
     done: int = 0
     total: int | None = None  # None: not known
     unit: str = ""  # what is counted: segments, neurons, ...
-    failed: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)  # of what is done, by status
     note: str | None = None
     tokens: int = 0  # prompt tokens that LLMs have read so far
     servers: tuple[int, int] | None = None  # of a list of servers: those that answer, and all
+
+    @property
+    def n_failed(self) -> int:
+        return sum(self.failures.values())

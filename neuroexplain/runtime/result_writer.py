@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from neuroexplain.evidence import ExplanationResult, PredictionResult
+from neuroexplain.evidence import ExplanationResult, PredictionResult, failures_among
 from neuroexplain.formatting import session_text
 from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run, Session
@@ -44,7 +45,8 @@ class ResultWriter:
         self._started_at = now()
         self._session_id: int | None = None
         self._explaining_tokens = 0  # prompt tokens of new explanations; the scorer sent the others
-        self.n_units = self.n_failed = self.scored_tokens = 0
+        self._failures: Counter[str] = Counter()  # by status
+        self.n_units = self.scored_tokens = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -64,10 +66,10 @@ class ResultWriter:
         for result in results:
             explanation = result.explanation
             if explanation.id is None:
-                self.n_failed += explanation.status.failed
+                self._failures.update(failures_among([explanation.status]))
                 self._explaining_tokens += explanation.provenance.prompt_tokens
             for new in result.predictions:
-                self.n_failed += new.prediction.status.failed
+                self._failures.update(failures_among([new.prediction.status]))
                 self.scored_tokens += sum(len(r.values) for r in new.prediction.records[_n_kept(new) :])
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
@@ -77,7 +79,7 @@ class ResultWriter:
         return replace(
             start,
             done=start.done + self.n_units,
-            failed=start.failed + self.n_failed,
+            failures=Counter(start.failures) + self._failures,
             tokens=self.prompt_tokens,
             servers=self.servers,
         )
@@ -107,7 +109,7 @@ class ResultWriter:
             scorer=self._scorer,
             scorer_model=self._scorer_model,
             n_neurons=self.n_units,
-            n_failed=self.n_failed,
+            n_failed=self._failures.total(),
             prompt_tokens=prompt_tokens,
             cached_tokens=sum(cached) if cached else None,
             completion_tokens=sum(usage.completion_tokens for usage in used),

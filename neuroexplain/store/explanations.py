@@ -1,17 +1,13 @@
-"""Read explanations, predictions, scores and failures."""
+"""Read explanations, predictions and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from neuroexplain.evidence import (
     HUMAN,
-    NOT_FAILED,
-    TEXT_PARTS,
     Explanation,
-    Failure,
     Prediction,
-    Status,
     StoredScore,
     TextPart,
 )
@@ -96,27 +92,3 @@ def count_lacking_controls(store: Store, run_id: int) -> list[tuple[str, int]]:
     )
     with store.read() as reader:
         return [(row[0], row[1]) for row in reader.rows(sql, run=run_id)]
-
-
-def list_failures(store: Store, run_id: int, layers: Collection[int] | None, limit: int) -> list[Failure]:
-    """The first `limit` explanations and predictions that failed, in the order of units."""
-    fine = ", ".join(f"'{status}'" for status in NOT_FAILED)
-    of_layers = "" if layers is None else f" AND e.layer {sql_in(layers)}"
-    parts = [
-        "SELECT e.layer, e.unit, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
-        f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){of_layers}"
-    ]
-    for part in TEXT_PARTS:
-        what = "s.scorer" if part == "whole" else "s.scorer || ', rule'"
-        parts.append(
-            f"SELECT e.layer, e.unit, {what} AS what, s.status, s.reason, s.reply "
-            f"FROM {PREDICTION_TABLES[part]} s JOIN explanations e ON e.id = s.explanation_id "
-            f"WHERE s.run_id = :run AND s.status NOT IN ({fine}){of_layers}"
-        )
-    sql = f"{' UNION ALL '.join(parts)} ORDER BY layer, unit LIMIT :n"
-    with store.read() as reader:
-        rows = reader.rows(sql, run=run_id, n=limit)
-    return [
-        Failure(UnitId(row.layer, row.unit), row.what, Status(row.status), row.reason, row.reply)
-        for row in rows
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +24,7 @@ class ScoreSummary:
     An undefined score is not part of the mean. Where there is no control, nothing is compared.
     """
 
-    layer: int
+    layer: int | None  # None: all layers together
     explainer: str
     model: str
     side: str
@@ -50,6 +51,11 @@ class ScoreSummary:
 
 def summarize_scores(store: Store, run: Run) -> list[ScoreSummary]:
     """One summary for each layer, explainer, side and scorer, in ascending order; one pass over scores."""
+    return join_counts(run, count_scores_by_layer(store, run))
+
+
+def count_scores_by_layer(store: Store, run: Run) -> list[Any]:
+    """Counts and sums of the scores of each group and status, in the order of the groups."""
     names = "s.layer, e.explainer, e.model, e.side, s.scorer, s.scorer_model"
     sql = (
         f"SELECT {names}, s.status, count(*) AS n, count(s.value) AS n_scored, sum(s.value) AS total, "
@@ -62,15 +68,26 @@ def summarize_scores(store: Store, run: Run) -> list[ScoreSummary]:
         f"GROUP BY {names}, s.status ORDER BY {names}"
     )
     with store.read() as reader:
-        rows = reader.rows(sql, run=run.id, **headline_values(run.headline))
-    groups = groupby(rows, key=lambda row: row[: len(GROUP)])
-    return [_summarize(key, run.headline.metric, list(of_key)) for key, of_key in groups]
+        return reader.rows(sql, run=run.id, **headline_values(run.headline))
+
+
+def join_counts(run: Run, counts: Sequence[Any], *, all_layers: bool = False) -> list[ScoreSummary]:
+    """The summaries that count_scores_by_layer gives: by layer, or of all layers together."""
+
+    def key(row: Any) -> tuple[Any, ...]:
+        return (None if all_layers else row.layer, *row[1 : len(GROUP)])
+
+    rows = sorted(counts, key=key) if all_layers else counts
+    return [_summarize(group, run.headline.metric, list(own)) for group, own in groupby(rows, key=key)]
 
 
 def _summarize(key: tuple[Any, ...], metric: str, rows: Sequence[Any]) -> ScoreSummary:
     """The summary of one group: a row for each status."""
     scored = [row for row in rows if row.status == Status.OK]
-    undefined = {row.status: row.n for row in rows if row.status != Status.OK}
+    undefined: Counter[str] = Counter()
+    for row in rows:
+        if row.status != Status.OK:
+            undefined[row.status] += row.n
     n = sum(row.n_scored for row in scored)
     total, squares = (sum(getattr(row, name) or 0.0 for row in scored) for name in ("total", "squares"))
     low, high = interval_of_mean(n, total, squares)

@@ -8,9 +8,9 @@ Algorithm. There are two ways to find the rows. Each is fast where the other is 
   ids of the matching explanations. If there are at most FEW, they are fetched by id, filtered by the other
   conditions and sorted.
 - Many matches. Rows are read in the order of an index until there are enough; words and peak tokens are
-  checked row by row. For the order `score` the index is ix_scores_headline, or ix_scores_headline_layer if
-  layers are given (layer by layer, then merged); unscored explanations follow in the order of units. For
-  `lower` it is ix_scores_lower, unless a bound leaves FEW_SCORES. For `activation`,
+  checked row by row. For the orders `score` and `weakest` it is ix_scores_headline, or
+  ix_scores_headline_layer if layers are given (layer by layer, then merged); unscored explanations follow in
+  the order of units. For `lower` it is ix_scores_lower, unless a bound leaves FEW_SCORES. For `activation`,
   ix_units_run_id_max_activation gives the strongest units with a match, and then their explanations are
   read. For `unit` it is the unique index of explanations, which begins with run, layer and unit.
 
@@ -62,6 +62,7 @@ BEYOND_WORDS = "correlation_beyond_words", "population"
 OF_METRIC = "s.split = 'report' AND s.metric = :metric"
 ORDERS = {
     "score": "s.value DESC NULLS LAST, ",
+    "weakest": "s.value, ",
     "lower": "s.ci_low DESC NULLS LAST, s.value DESC NULLS LAST, ",
     "activation": "n.max_activation DESC NULLS LAST, ",
     "unit": "",
@@ -74,6 +75,7 @@ def _unit_key(row: Any) -> tuple[Any, ...]:
 
 SORT_KEYS: Mapping[str, Any] = {  # ORDERS as sort keys, for scored rows of several subsets
     "score": lambda row: (-row.value, *_unit_key(row)),
+    "weakest": lambda row: (row.value, *_unit_key(row)),
     "lower": lambda row: (row.ci_low is None, -(row.ci_low or 0.0), -row.value, *_unit_key(row)),
     "activation": lambda row: (row.max_activation is None, -(row.max_activation or 0.0), *_unit_key(row)),
     "unit": _unit_key,
@@ -132,8 +134,9 @@ def query_explanations(
 
     The score of a row is the run's headline, or `headline`. With `min_score`, `max_score` or `scorer`,
     explanations without such a score are left out. The order is `score` (highest first, unscored last),
-    `lower` (the lower end of the interval, highest first; scores without an interval follow), `activation`
-    (the unit's greatest activation first) or `unit`; ties go by layer, unit and explanation.
+    `weakest` (lowest first, unscored last), `lower` (the lower end of the interval, highest first; scores
+    without an interval follow), `activation` (the unit's greatest activation first) or `unit`; ties go by
+    layer, unit and explanation.
     `offset` rows are skipped. With `like`, which is of all explanations of the run, rows are in its order,
     and `sort` is ignored: see search_by_meaning. Raises NeuroexplainError if `text` holds no word.
     """
@@ -199,7 +202,7 @@ def _find_rows(reader: Reader, search: Search) -> list[Any]:
     conditions = explanation_conditions(search, ids, reader.dialect)
     if search.needs_score:
         return _best_rows(reader, search, conditions)
-    if ids is None and search.sort in ("score", "lower"):
+    if ids is None and search.sort in ("score", "weakest", "lower"):
         scored = _best_rows(reader, search, conditions)
         if len(scored) == search.limit:
             return scored
@@ -290,7 +293,7 @@ def _scored_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> l
     where = ["s.run_id = :run", OF_METRIC, f"{ordered_by} IS NOT NULL", *conditions]
     where += score_conditions(search, few=_has_few(reader, search))
     parts = [f"s.subset = :subset_{number}" for number in range(len(search.headline.subsets))]
-    if search.sort == "score" and search.layers is not None:
+    if search.sort in ("score", "weakest") and search.layers is not None:
         parts = [f"{part} AND s.layer = {layer}" for part in parts for layer in sorted(set(search.layers))]
     rows: list[Any] = []
     for part in parts:
@@ -355,11 +358,14 @@ def all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_i
         f"explanations e JOIN units n ON {ITS_UNIT} "
         f"LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline(search.headline)}"
     )
-    return _sorted_rows(reader, search, tables, [*conditions, of_run])
+    unscored_last = "s.value IS NULL, " if search.sort == "weakest" else ""
+    return _sorted_rows(reader, search, tables, [*conditions, of_run], unscored_last)
 
 
-def _sorted_rows(reader: Reader, search: Search, tables: str, where: Sequence[str]) -> list[Any]:
-    order = f"{ORDERS[search.sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
+def _sorted_rows(
+    reader: Reader, search: Search, tables: str, where: Sequence[str], first_order: str = ""
+) -> list[Any]:
+    order = f"{first_order}{ORDERS[search.sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
     sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
     return reader.rows(sql, n=search.limit, **search.values)
 

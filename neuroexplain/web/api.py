@@ -36,7 +36,7 @@ from neuroexplain.web.parameters import (
 
 CompareKey = Annotated[str, Query(max_length=600, description="A run, explainer and model: 1/category/MODEL")]
 Bound = Annotated[float | None, Query(ge=-1, le=1, allow_inf_nan=False)]
-Sort = Annotated[str, Query(pattern="^(score|lower|activation|unit|neuron)$")]
+Sort = Annotated[str, Query(pattern="^(score|weakest|lower|activation|unit|neuron)$")]
 
 router = APIRouter(prefix="/api")
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from neuroexplain.comparing import describe
 from neuroexplain.comparison import Compared, ComparedRow, Comparison, Mean
 from neuroexplain.errors import NeuroexplainError
-from neuroexplain.formatting import explained_by, headline_name, interval, number, percent, printable, signed
+from neuroexplain.formatting import (
+    explained_by,
+    headline_name,
+    interval,
+    number,
+    percent,
+    printable,
+    rule_first,
+    signed,
+)
+from neuroexplain.runs import Run
+from neuroexplain.units import UnitId
 from neuroexplain.web.urls import UrlBuilder
 
 
@@ -33,7 +44,7 @@ class ComparedRowView:
     first_interval: str
     second_interval: str
     difference: str
-    first_url: str
+    first_url: str  # empty if its page is not there
     second_url: str
 
 
@@ -52,7 +63,16 @@ class CompareView:
     rows: tuple[ComparedRowView, ...]
 
 
-def compare_view(comparison: Comparison, rows: Sequence[ComparedRow]) -> CompareView:
+UnitUrl = Callable[[Run, UnitId], str]  # the address of a unit's page in a run; empty if it has none
+
+
+def live_url(run: Run, unit: UnitId) -> str:
+    return UrlBuilder(run.id).unit(unit)
+
+
+def compare_view(
+    comparison: Comparison, rows: Sequence[ComparedRow], unit_url: UnitUrl = live_url
+) -> CompareView:
     c, s = comparison, comparison.summary
     d = s.difference
     bounds = "" if d.ci_low is None else f"{signed(d.ci_low)} to {signed(d.ci_high)}"
@@ -66,7 +86,7 @@ def compare_view(comparison: Comparison, rows: Sequence[ComparedRow]) -> Compare
         difference=MeanView(signed(d.value), bounds, ""),
         share=percent(s.share_second_higher),
         notes=tuple(map(printable, c.notes)),
-        rows=tuple(_row_view(c, row) for row in rows),
+        rows=row_views(c, rows, unit_url),
     )
 
 
@@ -74,19 +94,25 @@ def _mean_view(mean: Mean, name: str) -> MeanView:
     return MeanView(number(mean.value), interval(mean.ci_low, mean.ci_high), name)
 
 
-def _row_view(comparison: Comparison, row: ComparedRow) -> ComparedRowView:
+def row_views(
+    comparison: Comparison, rows: Sequence[ComparedRow], unit_url: UnitUrl
+) -> tuple[ComparedRowView, ...]:
+    return tuple(_row_view(comparison, row, unit_url) for row in rows)
+
+
+def _row_view(comparison: Comparison, row: ComparedRow, unit_url: UnitUrl) -> ComparedRowView:
     a, b = row.first, row.second
     return ComparedRowView(
         label=a.label + (", negative side" if a.side == "negative" else ""),
-        first=printable(a.explanation),
-        second=printable(b.explanation),
+        first=rule_first(a.explanation, a.rule, a.examples),
+        second=rule_first(b.explanation, b.rule, b.examples),
         first_score=number(a.score),
         second_score=number(b.score),
         first_interval=interval(a.ci_low, a.ci_high),
         second_interval=interval(b.ci_low, b.ci_high),
         difference=signed(row.difference),
-        first_url=UrlBuilder(comparison.first.run.id).unit(a.unit),
-        second_url=UrlBuilder(comparison.second.run.id).unit(b.unit),
+        first_url=unit_url(comparison.first.run, a.unit),
+        second_url=unit_url(comparison.second.run, b.unit),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from neuroexplain.evidence import Explanation, Provenance, Status, StoredScore
 from neuroexplain.formatting import (
-    SCORE_NAMES,
+    beginning,
     check_text,
     explained_by,
     headline_name,
@@ -20,6 +20,8 @@ from neuroexplain.formatting import (
     short_name,
 )
 from neuroexplain.runs import Run, UnitPage
+from neuroexplain.score_words import SCORE_NAMES
+from neuroexplain.status_words import status_words
 from neuroexplain.units import KINDS
 from neuroexplain.web.record_view import SPLITS, LazySection, simulated_views, simulations
 from neuroexplain.web.urls import UrlBuilder
@@ -74,8 +76,9 @@ class ExplanationView:
     text: str  # the rule alone, where examples stand behind it
     examples: str  # empty without examples
     rule_comparison: str  # the score of the rule alone, and what the examples add; empty if not known
-    status: str
+    failure: str  # how the attempt ended, in words; empty if there is an explanation
     reason: str
+    reply: str  # the beginning of an answer that could not be used; empty without one
     author: str  # explainer and model; candidate and side where they matter
     chosen: bool
     headline: str
@@ -99,8 +102,9 @@ def explanation_view(
         text=printable(explanation.rule or explanation.text or ""),
         examples=printable(", ".join(explanation.examples or ())),
         rule_comparison=rule_comparison(page, explanation) or "",
-        status=explanation.status,
+        failure="" if explanation.status == Status.OK else status_words(explanation.status),
         reason=printable(explanation.reason or ""),
+        reply=beginning(explanation.reply or ""),
         author=_author(page.run, explanation),
         chosen=explanation.chosen,
         headline="-" if headline is None else headline.value,
@@ -138,7 +142,7 @@ def _scorer_views(page: UnitPage, explanation: Explanation) -> tuple[ScorerView,
         score, is_headline = stored.score, page.run.headline.is_of(stored.score)
         key = score.metric, score.subset
         if score.split == "report" and (is_headline or key in SCORE_NAMES):
-            undefined = f"{score.status.words}: {score.reason or ''}"
+            undefined = f"{status_words(score.status)}: {score.reason or ''}"
             measure = MeasureView(
                 name=printable(score_name(score)),
                 meaning=SCORE_NAMES[key][1] if key in SCORE_NAMES else "",
@@ -165,7 +169,7 @@ def _score_view(run: Run, stored: StoredScore) -> ScoreView:
     if score.effective_records is not None:
         remark = f"{score.n_records} records that tell as much as {score.effective_records:.1f} equal ones"
     if score.status != Status.OK:
-        remark = f"{score.status.words}: {score.reason}"
+        remark = f"{status_words(score.status)}: {score.reason}"
     elif score.control is not None:
         remark += f"; another unit's explanation {number(score.control)}"
     return ScoreView(

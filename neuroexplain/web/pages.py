@@ -14,6 +14,7 @@ from neuroexplain.errors import NeuroexplainError, NotInStore
 from neuroexplain.formatting import corpus_name, headline_name, health_lines
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.scorers.base import SCORERS
+from neuroexplain.store.failures import list_failures
 from neuroexplain.store.runs import list_runs, load_prompt, load_run
 from neuroexplain.store.search import list_best, query_explanations
 from neuroexplain.units import MAX_INTEGER, Kind, UnitId
@@ -32,9 +33,9 @@ from neuroexplain.web.parameters import (
     Token,
     Words,
 )
-from neuroexplain.web.reader import StoreReader
+from neuroexplain.web.reader import PAGE_SIZE, StoreReader
 from neuroexplain.web.record_view import find_simulation, record_views, simulated_views
-from neuroexplain.web.row_view import SORT_LABELS, row_view
+from neuroexplain.web.row_view import SORT_LABELS, failure_view, row_view
 from neuroexplain.web.templates import render
 from neuroexplain.web.try_view import EMPTY_TRY, token_links, try_view
 from neuroexplain.web.unit_view import unit_view
@@ -142,6 +143,23 @@ def search_page(
         sorts=SORT_LABELS,
         previous=urls.search(**form, page=page - 1 or None) if page else None,
         next=urls.search(**form, page=page + 1) if has_more else None,
+    )
+
+
+@router.get("/failed")
+def failed_page(reader: Reader, page: PageNumber = 0, run_id: RunId = None) -> Response:
+    """What could not be explained or scored, and why."""
+    run, urls = load_run(reader.store, run_id), UrlBuilder(run_id)
+    failures = list_failures(reader.store, run, None, PAGE_SIZE + 1, page * PAGE_SIZE)
+    return html_page(
+        reader,
+        "failed.html",
+        urls=urls,
+        counts=reader.summary(run).failures,
+        failures=[failure_view(run, f, urls.unit(f.unit)) for f in failures[:PAGE_SIZE]],
+        n_more=0,
+        previous=urls.failed(page=page - 1 or None) if page else None,
+        next=urls.failed(page=page + 1) if len(failures) > PAGE_SIZE else None,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from neuroexplain.comparing import compare, load_rows
@@ -17,8 +17,9 @@ from neuroexplain.runs import QueryRow, Run, SimulatorCheck, UnitPage
 from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
+from neuroexplain.store.failures import count_failures
 from neuroexplain.store.runs import count_explanations, count_units, list_checks, load_run
-from neuroexplain.store.score_summaries import ScoreSummary, summarize_scores
+from neuroexplain.store.score_summaries import ScoreSummary, count_scores_by_layer, join_counts
 from neuroexplain.store.search import list_headline_scores
 from neuroexplain.units import UnitId
 from neuroexplain.web.charts import Chart, score_charts
@@ -37,8 +38,10 @@ class Summary:
 
     charts: tuple[Chart, ...]
     n_explanations: Sequence[tuple[str, str, str, int]]  # explainer, model, status and their number
-    n_units: int
-    scores: Sequence[ScoreSummary] = ()
+    n_units: Mapping[str, int]  # by status
+    failures: Mapping[str, int] = field(default_factory=dict)  # by status: those of the page of failures
+    totals: Sequence[ScoreSummary] = ()  # of all layers together
+    scores: Sequence[ScoreSummary] = ()  # by layer
     checks: Sequence[SimulatorCheck] = ()
 
 
@@ -124,10 +127,13 @@ class StoreReader:
 
 def summarize(store: Store, run: Run) -> Summary:
     """Reads every headline score of the run."""
+    counts = count_scores_by_layer(store, run)
     return Summary(
         charts=score_charts(list_headline_scores(store, run)),
         n_explanations=count_explanations(store, run.id),
-        n_units=sum(count_units(store, run.id).values()),
-        scores=summarize_scores(store, run),
+        n_units=count_units(store, run.id),
+        failures=count_failures(store, run),
+        totals=join_counts(run, counts, all_layers=True),
+        scores=join_counts(run, counts),
         checks=list_checks(store, run.id),
     )

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neuroexplain.formatting import explained_by, interval, number, printable, rule_first, short_name
-from neuroexplain.runs import QueryRow
+from neuroexplain.evidence import Failure
+from neuroexplain.formatting import (
+    beginning,
+    explained_by,
+    interval,
+    number,
+    printable,
+    rule_first,
+    short_name,
+)
+from neuroexplain.runs import QueryRow, Run
+from neuroexplain.status_words import status_words
 from neuroexplain.units import UnitId
 
 # What the search page's form holds: one entry a field.
@@ -15,9 +25,10 @@ EMPTY_SEARCH = dict.fromkeys(
 
 
 SORT_LABELS = {  # the orders of a search, and how its form names them
-    "score": "score",
+    "score": "score, best first",
+    "weakest": "score, weakest first",
     "lower": "lower end of its interval",
-    "activation": "activation",
+    "activation": "greatest activation",
     "unit": "unit",
 }
 
@@ -36,6 +47,29 @@ class RowView:
     author: str  # explainer and model
     scorer: str  # with its model; empty without a score
     max_activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailureView:
+    """One line of the page of failures."""
+
+    label: str
+    url: str  # of the unit's page; empty if it has none
+    by: str  # explainer or scorer
+    words: str  # the status in words
+    reason: str
+    reply: str  # its beginning
+
+
+def failure_view(run: Run, failure: Failure, url: str) -> FailureView:
+    return FailureView(
+        label=run.label(failure.unit),
+        url=url,
+        by=printable(failure.what),
+        words=printable(status_words(failure.status)),
+        reason=printable(failure.reason or ""),
+        reply=beginning(failure.reply or ""),
+    )
 
 
 def row_view(row: QueryRow) -> RowView:

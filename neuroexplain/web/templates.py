@@ -9,15 +9,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from neuroexplain.formatting import (
+    activation_words,
     check_text,
     explained_by,
+    explanations_text,
     interval,
     number,
     percent,
     printable,
     short_name,
     undefined_text,
+    units_text,
 )
+from neuroexplain.score_words import SCORE_MEANING
+from neuroexplain.status_words import status_counts
 
 HERE = Path(__file__).resolve().parent
 STATIC = HERE / "static"
@@ -45,7 +50,9 @@ def _environment() -> Environment:
     )
     environment.trim_blocks = environment.lstrip_blocks = True
     filters = {
+        "activation_words": activation_words,
         "explained_by": explained_by,
+        "explanations_text": explanations_text,
         "interval": interval,
         "number": number,
         "percent": percent,
@@ -53,7 +60,10 @@ def _environment() -> Environment:
         "printable_lines": printable_lines,
         "short_name": short_name,
         "undefined_text": undefined_text,
+        "units_text": units_text,
+        "status_counts": status_counts,
         "check_text": check_text,
     }
     environment.filters |= filters
+    environment.globals["score_meaning"] = SCORE_MEANING
     return environment

@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuroexplain.evidence import Stats
-from neuroexplain.formatting import CONTROL_MEANING, INTERVAL_MEANING, density
+from neuroexplain.evidence import Stats, Status
+from neuroexplain.formatting import density
 from neuroexplain.runs import Run, UnitPage
+from neuroexplain.score_words import CONTROL_MEANING, INTERVAL_MEANING
+from neuroexplain.status_words import status_words
 from neuroexplain.units import Kind, UnitId
 from neuroexplain.web.charts import activation_chart
 from neuroexplain.web.explanation_view import ExplanationView, explanation_view
@@ -33,7 +35,7 @@ class UnitView:
     id: UnitId
     label: str
     run: Run
-    status: str
+    failure: str  # why there is nothing to explain, in words; empty if there is
     explanations: tuple[ExplanationView, ...]
     meanings: tuple[tuple[str, str], ...]  # of the scores on the page: name and words
     other_candidates: tuple[ExplanationView, ...]  # candidates that were not chosen
@@ -69,7 +71,7 @@ def unit_view(
         id=unit.id,
         label=run.label(unit.id),
         run=run,
-        status=unit.status,
+        failure="" if unit.status == Status.OK else status_words(unit.status),
         explanations=tuple(e for e in explanations if e.chosen or not has_choice),
         meanings=_meanings(explanations),
         other_candidates=tuple(e for e in explanations if has_choice and not e.chosen),

@@ -37,9 +37,13 @@ class UrlBuilder:
     def search(self, **filters: Any) -> str:
         return self._address("search.html" if self.is_site else "/search", filters)
 
+    def failed(self, **filters: Any) -> str:
+        """The page of what could not be explained or scored."""
+        return self._address("failed.html" if self.is_site else "/failed", filters)
+
     def compare(self, **filters: Any) -> str:
-        """The page of two side by side: only the live viewer has it. The filters name the runs."""
-        return UrlBuilder()._address("/compare", filters)
+        """The page of two side by side. The filters name the runs; the static site has a page a pair."""
+        return "compare.html" if self.is_site else UrlBuilder()._address("/compare", filters)
 
     def random(self) -> str:
         return "neuron.html?at=random" if self.is_site else self._address("/random", {})

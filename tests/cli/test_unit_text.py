@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from neuroexplain.cli.tables import Listing, query_table, summaries_table
+from neuroexplain.cli.tables import Listing, query_table, session_lines, summaries_table
 from neuroexplain.cli.unit_text import MARGIN, record_line, show_text
 from neuroexplain.evidence import (
     Exemplar,
@@ -20,7 +20,7 @@ from neuroexplain.evidence import (
     VocabularyEntry,
 )
 from neuroexplain.formatting import group_by_strength
-from neuroexplain.runs import QueryRow, Run, UnitPage
+from neuroexplain.runs import QueryRow, Run, Session, UnitPage
 from neuroexplain.store.score_summaries import ScoreSummary
 from neuroexplain.units import CROP_LENGTH, PEAK_INDEX, UnitId
 
@@ -275,12 +275,30 @@ def test_a_run_in_numbers_fits_a_terminal_of_80_columns():
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())
     for part in (
-        "324: 300 few",
-        "20 llm",
+        "324: 300",
+        "requests",
         "14,000",
         "0.12",
         "86%",
         "run 1: population score by lexical, some/m",
     ):
         assert part in words, words
-    assert "parse" not in words  # three reasons at most
+    assert "answer" not in words  # three reasons at most
+
+
+def test_a_session_is_told_by_names_without_folders_and_file_endings():
+    costs = dict.fromkeys(("prompt_tokens", "completion_tokens", "scorer_prompt_tokens", "scored_tokens"), 0)
+    about = {"started_at": "", "seconds": 60.0, "n_neurons": 3, "n_failed": 0, "cached_tokens": None} | costs
+    by_file = {"model": "/x/m-Q4_1.gguf", "scorer": "lexical", "scorer_model": "/x/s"}
+    sessions = [
+        Session(explainer="pairs", **by_file, **about),
+        Session(explainer="tokens", model=None, scorer="lexical", scorer_model="s", **about),
+        Session(explainer=None, model=None, scorer="digits", scorer_model="s", **about),
+        Session(explainer="pairs", model="m", scorer=None, scorer_model=None, **about),
+    ]
+    assert [line.split(":")[0] for line in session_lines(RUN, sessions)] == [
+        "run 1, explained by pairs, m, scored by lexical, s",
+        "run 1, explained by tokens, scored by lexical, s",
+        "run 1, scored by digits, s",
+        "run 1, explained by pairs, m",
+    ]

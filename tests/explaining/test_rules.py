@@ -167,7 +167,7 @@ def test_query_show_and_csv_tell_the_rule_first_with_its_score(store, lexical):
         assert [s["value"] for s in shown["rule_scores"] if s["metric"] == "correlation"]
         assert {p["scorer"] for p in shown["rule_predictions"]} == {"lexical"}
         if own is None:
-            assert rule_comparison(page, e) == "rule alone: constant simulation"
+            assert rule_comparison(page, e) == "rule alone: the same prediction everywhere"
         else:
             gain = f"{row.score - own:+.2f}"
             assert rule_comparison(page, e) == f"rule alone {own:.2f}, examples add {gain}"

@@ -14,7 +14,8 @@ from neuroexplain.explaining.verify import verify_run
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.explanations import list_explanations, list_failures, list_predictions, list_scores
+from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.failures import list_failures
 from neuroexplain.store.runs import list_sessions, load_run
 from neuroexplain.units import CROP_LENGTH
 from tests.explaining.explained import NEURONS, by_words, chosen, content, explain, on_select, stored_select
@@ -116,7 +117,9 @@ def test_a_failed_request_is_a_row_with_a_reason_and_asked_again_only_when_told(
         raise LlmReplyError("llm_error", "400: no", "no")
 
     explain(store, ScriptedLlm(failing), scorer)
-    assert {(f.status, f.reason) for f in list_failures(store, 1, None, 99)} == {("llm_error", "400: no")}
+    assert {(f.status, f.reason) for f in list_failures(store, load_run(store, 1), None, 99)} == {
+        ("llm_error", "400: no")
+    }
     llm = ScriptedLlm(by_words)
     explain(store, llm, scorer)
     assert llm.requests == []

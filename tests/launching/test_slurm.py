@@ -208,7 +208,7 @@ def test_a_folder_is_that_of_its_command():
 @pytest.mark.skipif(
     shutil.which("sbatch") is None
     or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
-    reason="no Slurm here",
+    reason="no Slurm here: run with scripts/with_slurm.sh",
 )
 def test_slurm_itself_collects(tmp_path, monkeypatch):
     """On a machine with Slurm: an array of two jobs, and the job that joins their parts."""

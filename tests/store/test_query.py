@@ -19,7 +19,7 @@ from neuroexplain.store.reader import Reader
 from neuroexplain.store.runs import list_runs
 from neuroexplain.store.save_collected import create_run
 from neuroexplain.store.save_explained import save_explanation, save_prediction
-from neuroexplain.store.score_summaries import summarize_scores
+from neuroexplain.store.score_summaries import count_scores_by_layer, join_counts, summarize_scores
 from neuroexplain.store.search import query_explanations
 from neuroexplain.units import UnitId
 from tests.fakes import run_fields
@@ -92,15 +92,16 @@ def plain(expected, text, layers, min_score, max_score, sort, peak_token_ids, ch
         and (peak_token_ids is None or set(peak_token_ids) & set(x[8]))
         and (x[4] or not chosen_only)
     ]
-    values = {"score": (6,), "lower": (9, 6), "activation": (7,), "unit": ()}[sort]
+    values = {"score": (6,), "weakest": (6,), "lower": (9, 6), "activation": (7,), "unit": ()}[sort]
     place = [(x[0], x[1], x[2], x[5] or "") for x in kept]
-    first = [[(x[value] is None, -(x[value] or 0)) for value in values] for x in kept]
+    sign = 1 if sort == "weakest" else -1
+    first = [[(x[value] is None, sign * (x[value] or 0)) for value in values] for x in kept]
     order = sorted(range(len(kept)), key=lambda i: (first[i], place[i]))[:limit]
     return [(kept[i][0], kept[i][1], kept[i][2], kept[i][5], kept[i][6]) for i in order]
 
 
 @pytest.mark.parametrize("few", [4_000, 5, 0])
-@pytest.mark.parametrize("sort", ["score", "lower", "activation", "unit"])
+@pytest.mark.parametrize("sort", ["score", "weakest", "lower", "activation", "unit"])
 def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, sort):
     monkeypatch.setattr("neuroexplain.store.search.FEW", few)
     monkeypatch.setattr("neuroexplain.store.search.FEW_SCORES", few)
@@ -118,13 +119,14 @@ def test_a_query_equals_filtering_and_sorting(filled_store, monkeypatch, few, so
         expected_rows = plain(expected, **options)
         if limit == 3 and sort in (
             "score",
+            "weakest",
             "lower",
         ):  # undefined scores stand before unscored ones, in any order
             assert [x[4] for x in result] == [x[4] for x in expected_rows], options
         else:
             same_rows = sorted(result, key=repr) == sorted(expected_rows, key=repr)
             assert same_rows if limit == 99 else len(result) == len(expected_rows), options
-            if sort in ("score", "lower"):
+            if sort in ("score", "weakest", "lower"):
                 assert [x[4] for x in result] == [x[4] for x in expected_rows], options
             if sort == "unit":
                 assert [x[:3] for x in result] == [x[:3] for x in expected_rows], options
@@ -213,10 +215,15 @@ def test_a_run_in_numbers_is_what_its_rows_give(database):
                 if chosen:
                     key = layer, explainer, "m", side, "lexical", "m"
                     expected.setdefault(key, []).append(own)
-        summaries = summarize_scores(store, list_runs(store)[0])
+        (run,) = list_runs(store)
+        summaries = summarize_scores(store, run)
+        totals = join_counts(run, count_scores_by_layer(store, run), all_layers=True)
     assert len(summaries) == len(expected) == 8
-    for s in summaries:
-        own = expected[s.layer, s.explainer, s.model, s.side, s.scorer, s.scorer_model]
+    assert (len(totals), {s.layer for s in totals}) == (4, {None})
+    for s in (*summaries, *totals):
+        layers = range(2) if s.layer is None else (s.layer,)
+        key = s.explainer, s.model, s.side, s.scorer, s.scorer_model
+        own = [score for layer in layers for score in expected[layer, *key]]
         values = [score.value for score in own if score.value is not None]
         assert s.n_scored == len(values)
         undefined = Counter(score.status for score in own if score.value is None)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from neuroexplain.errors import NeuroexplainError
+from neuroexplain.evidence import Failure
 from neuroexplain.formats.neuronpedia import model_id
 from neuroexplain.lookup import load_page
 from neuroexplain.probe import Probe
@@ -26,6 +27,7 @@ from neuroexplain.web.app import make_app
 from neuroexplain.web.charts import score_charts
 from neuroexplain.web.notebook import notebook_unit
 from neuroexplain.web.reader import Summary
+from neuroexplain.web.row_view import failure_view
 from neuroexplain.web.templates import render
 from neuroexplain.web.tokens import draw_tokens, visible
 from neuroexplain.web.unit_view import unit_view
@@ -57,6 +59,9 @@ OURS = set(  # the tags that templates write
 )
 
 
+SITE_PAGES = ("index.html", "neuron.html", "search.html", "failed.html", "compare")
+
+
 class Checker(HTMLParser):
     """Fails on any tag, attribute or link that the templates do not write."""
 
@@ -66,9 +71,7 @@ class Checker(HTMLParser):
             assert not name.startswith("on"), (tag, name)
             assert name not in ("style", "srcdoc", "formaction"), (tag, name)
             if name in ("href", "src", "action"):
-                assert value.startswith(
-                    ("/", "?", "#", "static/", "index.html", "neuron.html", "search.html")
-                ), value
+                assert value.startswith(("/", "?", "#", "static/", *SITE_PAGES)), value
                 assert not value.startswith("//")
         if tag == "script":
             assert dict(attributes).get("src")
@@ -94,7 +97,12 @@ PAGES = [
     "/search?token=river",
     "/try",
 ]
-PAGES += ["/compare", "/compare?first=1/<script>/x&second=%22onload=&q=%22%3E%3Cimg%20src=x"]
+PAGES += [
+    "/failed",
+    "/failed?page=3",
+    "/compare",
+    "/compare?first=1/<script>/x&second=%22onload=&q=%22%3E%3Cimg%20src=x",
+]
 PAGES += ["/docs", "/api", "/jump?at=%3Cscript%3E", "/9/9", "/prompts/<script>"]
 PAGES += ["/0/1?show=random&show=nothing", "/0/1/records/top", "/0/1/records/random"]
 PAGES += ["/0/1?show=sampled", "/0/1/records/sampled", "/search?sort=lower"]
@@ -126,20 +134,24 @@ def test_hostile_names_and_tokens_are_text_too(store):
     view = unit_view(page, urls, open_kinds=["random", "sampled"], open_simulations=ids)
     check(render("unit.html", unit=view, urls=urls, can_try=True))
     check(notebook_unit(page).split("</style>")[1])
+    scores = ScoreSummary(
+        *(0, *[HOSTILE_TEXT] * 6, 1, {HOSTILE_TEXT: 2}),
+        **{"mean": 0.5, "ci_low": None, "ci_high": None, "n_compared": 0, "n_above_control": 0},
+    )
     summary = Summary(
         charts=score_charts([(0, HOSTILE_TEXT, HOSTILE_TEXT, 0.5)]),
         n_explanations=[(HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, 1)],
-        n_units=1,
-        scores=[
-            ScoreSummary(
-                *(0, *[HOSTILE_TEXT] * 6, 1, {HOSTILE_TEXT: 2}),
-                **{"mean": 0.5, "ci_low": None, "ci_high": None, "n_compared": 0, "n_above_control": 0},
-            )
-        ],
+        n_units={HOSTILE_TEXT: 1},
+        failures={HOSTILE_TEXT: 1},
+        scores=[scores],
+        totals=[scores],
     )
     start = {"run": page.run, "runs": [page.run], "best": [], "corpus": HOSTILE_TEXT}
     start |= {"headline": "population score", "health": [HOSTILE_TEXT]}
     check(render("start.html", urls=urls, summary=summary, **start))
+    failure = Failure(UnitId(0, 1), HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT)
+    failed = {"failures": [failure_view(run, failure, "")], "counts": summary.failures}
+    check(render("failed.html", urls=urls, n_more=1, previous=None, next=None, **failed))
     assert set(model_id(page.run)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 

@@ -177,6 +177,44 @@ def test_a_phone_in_the_dark_needs_no_scrolling_sideways(browser, live, path):
     context.close()
 
 
+@pytest.mark.parametrize("path", ["", "0/1", "search?q=river", "compare"])
+@pytest.mark.parametrize("with_javascript", [True, False])
+def test_what_a_score_means_is_a_click_away(browser, live, path, with_javascript):
+    context = browser.new_context(java_script_enabled=with_javascript)
+    page = context.new_page()
+    page.goto(f"{live}/{path}")
+    if path == "compare" and not page.locator(".compared").count():
+        path = ""
+        page.goto(live)
+    meaning = page.locator("#score-help")
+    expect(meaning).to_be_hidden()
+    page.locator("button.help").first.click()
+    expect(meaning).to_be_visible()
+    for words in ("0.4", "correlation", "Another unit's explanation", "95%"):
+        expect(meaning).to_contain_text(words)
+    meaning.get_by_role("button", name="Close").click()
+    expect(meaning).to_be_hidden()
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["", "search.html?q=river", "neuron.html?at=0:1"])
+def test_on_the_static_site_too(page, site, path):
+    page.goto(site + path)
+    page.locator("button.help").first.click()
+    expect(page.locator("#score-help")).to_contain_text("0.4")
+
+
+def test_the_static_site_has_the_weakest_what_failed_and_two_side_by_side(page, site):
+    page.goto(site)
+    page.get_by_role("link", name="The weakest").click()
+    expect(page).to_have_url(re.compile(r"search\.html\?sort=weakest$"))
+    expect(page.locator("table.results td").first).to_be_visible()
+    page.goto(site + "failed.html")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Failed or undefined")
+    page.get_by_role("link", name="Compare").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Two side by side")
+
+
 def test_a_text_of_ones_own(page, live):
     page.goto(live + "/0/1")
     page.fill(".try input[name=text]", "the river ran past")
@@ -244,6 +282,7 @@ def test_the_static_site_needs_only_a_file_server(page, site):
         "min_score=0",
         "sort=lower",
         "sort=lower&layer=0",
+        "sort=weakest",
     ],
 )
 def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
@@ -256,12 +295,17 @@ def test_the_static_site_finds_what_the_live_one_finds(page, live, site, query):
     rows = page.locator("table.results tr td:first-child")
     expect(rows.first).to_be_visible()
     assert sorted(rows.all_inner_texts()) == sorted(live_units)
+    if "sort=weakest" in query:
+        scores = page.locator("table.results tr td:nth-child(2)").all_inner_texts()
+        values = [float(text) for text in scores if text != "-"]
+        assert values == sorted(values)
+        assert len(set(values)) > 3
     if "sort=lower" in query:
         page.goto(f"{live}/search?{query}")
-        figures = page.locator("table.results tbody tr td:nth-child(3)").all_inner_texts()
+        figures = page.locator("table.results tbody tr td:nth-child(4)").all_inner_texts()
         page.goto(f"{site}search.html?{query}")
         expect(rows.first).to_be_visible()
-        assert page.locator("table.results tr td:nth-child(3)").all_inner_texts() == figures
+        assert page.locator("table.results tr td:nth-child(4)").all_inner_texts() == figures
         lows = [float(text.split(" ")[0]) if text else -2.0 for text in figures]
         assert lows == sorted(lows, reverse=True)
         assert len(set(lows)) > 3

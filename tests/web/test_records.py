@@ -150,8 +150,9 @@ def test_a_page_names_its_scores_and_says_what_they_mean(hostile):
     for name in (*names, "95% interval", "control"):
         assert f"<dt>{name}</dt>" in meanings
     assert "beyond its words" in search
-    summaries = start.split('class="summaries"')[1].split("</table>")[0]
+    totals, by_layer = (part.split("</table>")[0] for part in start.split('class="summaries"')[1:])
     trust = "wins 7 of 12 known neurons (guessing wins 4), margin 0.25"
     assert f"model {trust}" in start
     assert f"model, which {trust}" in measures
-    assert len(re.findall("<tr>", summaries)) == 3  # the head, and two layers by one explainer
+    assert len(re.findall("<tr>", totals)) == 2  # the head, and one explainer
+    assert len(re.findall("<tr>", by_layer)) == 3  # the head, and two layers

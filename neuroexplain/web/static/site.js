@@ -135,18 +135,25 @@ async function findRows(search, index) {
     if (own && !own.length) continue;
     const fileRows = await load(`rows-${file}.json`);
     rows.push(...(own ? own.map((n) => fileRows[n - start]) : fileRows).filter(search.fits));
-    // The files are sorted by score.
+    // The files are sorted by score, those without one last.
     const end = (search.page + 1) * PAGE_SIZE, last = fileRows.at(-1).score;
     if (search.sort === "score" && rows.length > end) break;
     // No interval lies above its score, so nothing that follows has a higher lower end than `last`.
     if (search.sort === "lower" && last !== null && rows.filter((row) => lowerEnd(row) > last).length > end) break;
   }
   if (search.sort === "lower") rows.sort((a, b) => lowerEnd(b) - lowerEnd(a));
+  if (search.sort === "weakest") rows.sort((a, b) => (a.score ?? 2) - (b.score ?? 2));
   if (search.sort === "activation") rows.sort((a, b) => b.max_activation - a.max_activation);
   if (search.sort === "unit" || search.sort === "neuron") {
     rows.sort((a, b) => a.layer - b.layer || a.neuron - b.neuron);
   }
   return rows;
+}
+
+// As in _score_help.html.
+function helpButton() {
+  const title = "What does a score mean?";
+  return element("button", "?", { type: "button", class: "help", popovertarget: "score-help", title, "aria-label": title });
 }
 
 // As in _rows.html.
@@ -156,14 +163,15 @@ function resultsTable(rows) {
   const columns = [["rule alone", "rule_score"], ["beyond its words", "beyond_words"]]
     .filter(([, name]) => rows.some((row) => row[name] !== null));
   const figures = columns.map(([title]) => title);
-  const titles = ["unit", "score", "95% interval", ...figures, "explanation", "by", "scorer", "max"];
+  const titles = ["unit", "score ", "explanation", "95% interval", ...figures, "by", "scorer", "strongest"];
   head.append(...titles.map((title) => element("th", title)));
+  head.children[1].append(helpButton());
   table.append(head, ...rows.map((row) => resultsLine(row, columns.map(([, name]) => name))));
   return table;
 }
 
 function resultsLine(row, figures) {
-  const score = (value) => (value === null ? "-" : value.toFixed(2));
+  const score = (value) => (value === null ? "-" : (Math.round(value * 100) / 100 + 0).toFixed(2)); // never -0.00
   const unit = `${row.layer}:${row.neuron}`, href = `neuron.html?at=${unit}`;
   const linkCell = (text, attributes) => {
     const cell = element("td", undefined, attributes);
@@ -174,9 +182,9 @@ function resultsLine(row, figures) {
   line.append(
     linkCell(unit),
     element("td", score(row.score), { class: "num" }),
+    linkCell(row.rule === null ? row.explanation : `${row.rule} (${row.examples.join(", ")})`, { class: "words" }),
     element("td", row.ci_low === null ? "" : `${score(row.ci_low)} to ${score(row.ci_high)}`, { class: "num" }),
     ...figures.map((name) => element("td", score(row[name]), { class: "num" })),
-    linkCell(row.rule === null ? row.explanation : `${row.rule} (${row.examples.join(", ")})`, { class: "words" }),
     element("td", row.explainer, { class: "by" }),
     element("td", row.scorer || "", { class: "by" }),
     element("td", row.max_activation === null ? "" : row.max_activation.toPrecision(3), { class: "num" }),

@@ -1,0 +1,61 @@
+"""What could not be explained or scored, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from neuroexplain.evidence import NOT_FAILED, TEXT_PARTS, Failure, Headline, Status
+from neuroexplain.runs import Run
+from neuroexplain.store.engine import Store
+from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES
+from neuroexplain.store.rows import sql_in
+from neuroexplain.store.search import headline_values, of_headline
+from neuroexplain.units import UnitId
+
+
+def list_failures(
+    store: Store, run: Run, layers: Collection[int] | None, limit: int, offset: int = 0
+) -> list[Failure]:
+    """Explanations that failed and headline scores that are undefined, in the order of units.
+
+    `offset` of them are skipped. A prediction that failed is an undefined score with its status, reason and
+    reply. Headline scores of rules alone are among them.
+    """
+    failures = f"SELECT * FROM ({_failures(run.headline, layers)}) AS failures"
+    sql = f"{failures} ORDER BY layer, unit, id, what LIMIT :n OFFSET :first"
+    values = {"run": run.id, "n": limit, "first": offset, **headline_values(run.headline)}
+    with store.read() as reader:
+        rows = reader.rows(sql, **values)
+    return [
+        Failure(UnitId(row.layer, row.unit), row.what, Status(row.status), row.reason, row.reply)
+        for row in rows
+    ]
+
+
+def count_failures(store: Store, run: Run) -> dict[str, int]:
+    """The number of the failures that list_failures has, by status, the most frequent first."""
+    sql = f"SELECT status, count(*) AS n FROM ({_failures(run.headline, None)}) AS failures GROUP BY status"
+    with store.read() as reader:
+        rows = reader.rows(f"{sql} ORDER BY n DESC, status", run=run.id, **headline_values(run.headline))
+    return {row.status: row.n for row in rows}
+
+
+def _failures(headline: Headline, layers: Collection[int] | None) -> str:
+    """Failed explanations, and undefined headline scores with the replies of failed predictions."""
+    fine = ", ".join(f"'{status}'" for status in NOT_FAILED)
+    of_layers = "" if layers is None else f" AND e.layer {sql_in(layers)}"
+    parts = [
+        "SELECT e.layer, e.unit, e.id, e.explainer AS what, e.status, e.reason, e.reply FROM explanations e "
+        f"WHERE e.run_id = :run AND e.status NOT IN ({fine}){of_layers}"
+    ]
+    for part in TEXT_PARTS:
+        what = "s.scorer" if part == "whole" else "s.scorer || ', rule'"
+        of_score = "p.explanation_id = s.explanation_id AND p.scorer = s.scorer AND p.model = s.scorer_model"
+        parts.append(
+            f"SELECT e.layer, e.unit, e.id, {what} AS what, s.status, s.reason, p.reply "
+            f"FROM {SCORE_TABLES[part]} s JOIN explanations e ON e.id = s.explanation_id "
+            f"LEFT JOIN {PREDICTION_TABLES[part]} p ON {of_score} "
+            "WHERE s.run_id = :run AND s.value IS NULL "
+            f"AND {of_headline(headline)} AND s.status NOT IN ({fine}){of_layers}"
+        )
+    return " UNION ALL ".join(parts)
