@@ -25,7 +25,8 @@ from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers._questions import TextQuestions, WordQuestions
 from neuroexplain.scorers.detection import SCORER as DETECTION
 from neuroexplain.scorers.digits import DigitsSimulator
-from neuroexplain.scoring.side_evidence import Trial
+from neuroexplain.scorers.fuzzing import SCORER as FUZZING
+from neuroexplain.scoring.windows import MarkedWindow
 from neuroexplain.store.engine import open_store
 from neuroexplain.units import UnitId
 from tests.fakes import WORDS, tiny_tokenizer
@@ -105,9 +106,10 @@ def record(rank: int) -> Exemplar:
 def judged_prompts() -> dict[str, str]:
     """What judges are asked of a window whose token `geese` fires."""
     window = tuple(record(0).token_ids[20:52].tolist())
-    trial = Trial("random", 0, "report", 20, window)
+    fires = tuple(place for place, token_id in enumerate(window) if WORDS[token_id] == "geese")
+    trial = MarkedWindow("random", 0, "report", 20, window, fires)
     prompts = {}
-    for judge in (DETECTION,):
+    for judge in (DETECTION, FUZZING):
         questions = TextQuestions(TokenizerOnly(), load_prompt(judge.prompt_name))  # type: ignore[arg-type]
         prompt = questions.build_prompt("geese", judge.shown(trial, TOKENS))
         prompts[judge.name] = TokenizerOnly.tokenizer.decode(prompt)

@@ -107,8 +107,8 @@ def marked(texts: Sequence[str], is_marked: Sequence[bool]) -> str:
         text = displayed("".join(part for part, _ in stretch))
         while "**" in text:
             text = text.replace("**", "* *")
-        word = text.lstrip(" ")
-        line += f"{text[: len(text) - len(word)]}**{word}**" if mark else text
+        word = text.lstrip(" ") or text
+        line += f"{text[: len(text) - len(word)]}**{word}**" if mark and text else text
     return line.strip()
 
 

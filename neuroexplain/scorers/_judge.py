@@ -112,7 +112,13 @@ class OpenJudge(OpenScorer):
         return self._questions.example()
 
 
-def window_text(trial: Trial, tokens: Tokens, is_marked: Sequence[bool] | None = None) -> str:
-    """A window on one line, with the marked tokens between **."""
+def window_text(trial: Trial, tokens: Tokens, places: Sequence[int] = ()) -> str:
+    """A window on one line, with the tokens at some places between **.
+
+    A token whose character stands with an earlier token marks that one.
+    """
     texts = texts_in_context([tokens[token_id] for token_id in trial.token_ids])
-    return marked(texts, is_marked or [False] * len(texts))
+    is_marked = [False] * len(texts)
+    for place in places:
+        is_marked[next((p for p in range(place, -1, -1) if texts[p]), place)] = True
+    return marked(texts, is_marked)
