@@ -25,7 +25,7 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.histogram import EDGES
 from neuroexplain.runs import QueryRow, Run, UnitPage
-from neuroexplain.units import KINDS, UnitId
+from neuroexplain.units import CROP_LENGTH, KINDS, UnitId
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
@@ -162,11 +162,15 @@ def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRec
     """The prediction of one record; the scorer's codec names its numbers. A missing number is null."""
     from neuroexplain.scoring.codecs import CODECS
 
-    arrays = (record.values, record.detail, record.control)
-    numbers = {
+    codec, arrays = CODECS[prediction.codec], (record.values, record.detail, record.control)
+    numbers: dict[str, Any] = {
         name: None if values is None else _without_nan(values)
-        for name, values in zip(CODECS[prediction.codec].names, arrays, strict=True)
+        for name, values in zip(codec.names, arrays, strict=True)
     }
+    n_scored = len(record.values)
+    if codec.is_of_window:
+        numbers = {name: values and values[0] for name, values in numbers.items()}
+        n_scored = CROP_LENGTH
     return {
         "scorer": prediction.scorer,
         "scorer_model": prediction.provenance.model,
@@ -174,7 +178,7 @@ def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRec
         "rank": record.rank,
         "split": page.splits.get(record.key),
         "n_background": prediction.n_background,
-        "scored": [record.first, record.first + len(record.values)],
+        "scored": [record.first, record.first + n_scored],
         **numbers,
     }
 

@@ -27,7 +27,30 @@ SCORE_NAMES = {
     ("auprc", "population"): (
         "AUPRC",
         "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
-        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires.",
+        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires. Of a "
+        "judge it is the same of windows of 32 tokens.",
+    ),
+    ("auroc", "population"): (
+        "AUROC",
+        "How often the judge says yes more surely of a window where the unit fires than of one where it does "
+        "not, over the whole corpus. 1 is perfect, 0.5 is guessing. It hardly falls for an explanation that "
+        "is too broad.",
+    ),
+    ("f1", "population"): (
+        "F1",
+        "Of windows of which the judge says yes (probability 0.5 or more) and windows where the unit fires, "
+        "the share that is both, at the share of such windows in the corpus. Balanced samples, as others "
+        "publish them, give higher figures.",
+    ),
+    ("balanced_accuracy", "population"): (
+        "balanced accuracy",
+        "The mean of two shares: windows where the unit fires of which the judge says yes, and others of "
+        "which it says no. 0.5 is guessing.",
+    ),
+    ("brier", "population"): (
+        "Brier score",
+        "The mean squared distance of the judge's probability from 1 where the unit fires and from 0 "
+        "elsewhere, over the whole corpus. Less is better: 0 is perfect.",
     ),
 }
 # What a score of 0.4 means, for readers who see one for the first time: name and words. The figures are

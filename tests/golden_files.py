@@ -22,8 +22,11 @@ from neuroexplain.launching.plan import plan_collect, plan_explain
 from neuroexplain.launching.slurm import render_scripts
 from neuroexplain.llm.engine import Message
 from neuroexplain.llm.prompts import load_prompt
-from neuroexplain.scorers._questions import WordQuestions
+from neuroexplain.scorers._questions import TextQuestions, WordQuestions
+from neuroexplain.scorers.detection import SCORER as DETECTION
 from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scorers.fuzzing import SCORER as FUZZING
+from neuroexplain.scoring.windows import MarkedWindow
 from neuroexplain.store.engine import open_store
 from neuroexplain.units import UnitId
 from tests.fakes import WORDS, tiny_tokenizer
@@ -100,6 +103,19 @@ def record(rank: int) -> Exemplar:
     return Exemplar(UnitId(3, 17), "top", rank, rank, 0, 0, 0, float(acts[32]), ids, acts)
 
 
+def judged_prompts() -> dict[str, str]:
+    """What judges are asked of a window whose token `geese` fires."""
+    window = tuple(record(0).token_ids[20:52].tolist())
+    fires = tuple(place for place, token_id in enumerate(window) if WORDS[token_id] == "geese")
+    trial = MarkedWindow("random", 0, "report", 20, window, fires)
+    prompts = {}
+    for judge in (DETECTION, FUZZING):
+        questions = TextQuestions(TokenizerOnly(), load_prompt(judge.prompt_name))  # type: ignore[arg-type]
+        prompt = questions.build_prompt("geese", judge.shown(trial, TOKENS))
+        prompts[judge.name] = TokenizerOnly.tokenizer.decode(prompt)
+    return prompts
+
+
 def filled_prompts() -> dict[str, str]:
     """Every prompt as an LLM reads it."""
     records = [record(rank) for rank in (0, 1, 4)]
@@ -125,6 +141,7 @@ def filled_prompts() -> dict[str, str]:
     prompts["digits"] = TokenizerOnly.tokenizer.decode(ids)
     questions = WordQuestions(TokenizerOnly(), load_prompt("simulate/words"))  # type: ignore[arg-type]
     prompts["words"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("geese", "gander"))
+    prompts |= judged_prompts()
     return prompts
 
 

@@ -158,7 +158,21 @@ def explain(
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
     own_engine = engines_of(context)[1]
     scoring = None if no_score else ScoreConfig(scorer_names(context), own_engine, score_records, bills)
+    if scoring is not None and revise:
+        _check_shows_mistakes(scoring.scorers[0])
     _explain_selected(context, scoring)
+
+
+def _check_shows_mistakes(scorer: str) -> None:
+    """Raises NeuroexplainError if a revision could not be shown at which tokens the scorer is wrong."""
+    from neuroexplain.scorers.base import SCORERS
+
+    if not SCORERS.load(scorer, "--scorer").predicts_tokens:
+        raise NeuroexplainError(
+            f"--revise shows an LLM the tokens that a scorer predicts badly, and {scorer} judges whole "
+            "windows. "
+            f"Name a simulator first, as in  --scorer combined,{scorer}"
+        )
 
 
 def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> None:

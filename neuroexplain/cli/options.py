@@ -117,10 +117,12 @@ ScorerNames = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="One or more scorers: combined (the next two in one; the default by a server), lexical (how "
-        "likely a word is after the explanation; the default by --local), words (a question a word), "
-        "digits (each token in its context, after Bills et al. 2023). The first one chooses among "
-        "candidates. `neuroexplain check` measures them.",
+        help="One or more scorers, as combined,detection. Simulators predict each token: combined (the next "
+        "two in one; the default by a server), lexical (how likely a word is after the explanation; the "
+        "default by --local), words (a question a word), digits (each token in its context, after Bills et "
+        "al. 2023); `neuroexplain check` measures them. Judges say yes or no to windows of 32 tokens, after "
+        "Paulo et al. (2024): detection (does the unit fire in the window?), fuzzing (does it fire at the "
+        "marked tokens?). The first one chooses among candidates.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -131,7 +133,7 @@ ScoreRecords = Annotated[
     int | None,
     typer.Option(
         help="Sampled records to score on, and as many random ones. By default 16 for a scorer that asks "
-        "nothing a record (lexical), else 8.",
+        "nothing (lexical) or one question a record (detection, fuzzing), else 8.",
         rich_help_panel=SCORES,
     ),
 ]

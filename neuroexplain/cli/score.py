@@ -67,7 +67,10 @@ Controls = Annotated[
 ]
 
 
-@app.command(epilog='Example:  neuroexplain score 3:17 --text "words about rivers"')
+@app.command(
+    epilog='Example:  neuroexplain score 3:17 --text "words about rivers"\n\n'
+    "Judges beside simulation:  neuroexplain score 15:0-99 --scorer detection,fuzzing --control"
+)
 def score(
     context: typer.Context,
     units: UnitNames = None,

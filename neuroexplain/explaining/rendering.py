@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar, Status, Tokens, texts_in_context
-from neuroexplain.llm.prompts import displayed, level_lines
+from neuroexplain.llm.prompts import displayed, level_lines, marked
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.named_words import words_of_tokens
 
@@ -45,18 +45,10 @@ def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
     """The record's excerpt on one line; stretches of firing tokens stand between **, spaces outside."""
     levels = to_levels(record.activations, maximum)
     texts = _token_texts(record, tokens)
-    line, is_marked = "", False
     peak = record.peak_index
-    for place in range(max(0, peak - BEFORE_PEAK), min(len(texts), peak + AFTER_PEAK + 1)):
-        text = displayed(texts[place]).replace("**", "* *")
-        fires = bool(levels[place] >= MARKED_FROM or place == peak)
-        if fires and not is_marked:
-            space = text[: len(text) - len(text.lstrip())]
-            text = f"{space}**{text.lstrip()}"
-        elif is_marked and not fires:
-            text = f"**{text}"
-        line, is_marked = line + text, fires
-    return (line + ("**" if is_marked else "")).strip()
+    places = range(max(0, peak - BEFORE_PEAK), min(len(texts), peak + AFTER_PEAK + 1))
+    fires = [bool(levels[place] >= MARKED_FROM or place == peak) for place in places]
+    return marked([texts[place] for place in places], fires)
 
 
 @dataclass(frozen=True)

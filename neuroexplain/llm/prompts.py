@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from neuroexplain.llm.engine import Message
@@ -93,6 +94,22 @@ def displayed(text: str) -> str:
     """A token as all prompts show it: on one line, without tabs, control characters or chat markers."""
     visible = "".join(_VISIBLE.get(c) or (c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
     return re.sub(r"<(?=[|/]?\w)|(?<=\w)>|\|>", _replace_brackets, visible)
+
+
+def marked(texts: Sequence[str], is_marked: Sequence[bool]) -> str:
+    """Tokens as prompts show them on one line: marked stretches stand between **, their first space outside.
+
+    A text's own ** are taken apart, so that it cannot mark anything; a chat marker that several tokens spell
+    is seen as a whole.
+    """
+    line = ""
+    for mark, stretch in groupby(zip(texts, is_marked, strict=True), key=lambda pair: bool(pair[1])):
+        text = displayed("".join(part for part, _ in stretch))
+        while "**" in text:
+            text = text.replace("**", "* *")
+        word = text.lstrip(" ") or text
+        line += f"{text[: len(text) - len(word)]}**{word}**" if mark and text else text
+    return line.strip()
 
 
 def level_lines(record: Iterable[tuple[str, int | str]]) -> str:

@@ -1,13 +1,13 @@
-"""Questions with yes or no for an answer: does a word belong to an explanation?
+"""Questions with yes or no for an answer: does a word belong to an explanation? Is a text one of its texts?
 
 The question is one generated token with chosen ids, so every engine answers it, nothing is parsed, and what
-stands before the word is computed once. One answer serves every record of every unit with that explanation
-and word.
+stands before the word or the text is computed once. One answer serves every record of every unit with that
+explanation and word or text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,17 +17,50 @@ from numpy.typing import NDArray
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import NextTokenRequest
-from neuroexplain.llm.engine import Engine, chat_text, head_token_ids
+from neuroexplain.llm.engine import Engine, Message, chat_text, head_token_ids
 from neuroexplain.llm.prompts import Prompt, displayed
 from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.scorers.base import Request
 
 ANSWERS = ("no", "yes")
-WORD_PLACE = "\ufdd0"  # stands for the word in a chat's text: it is no character, so no explanation holds it
+TEXT_PLACE = (
+    "\ufdd0"  # stands for what is asked about in a chat: it is no character, so nothing else holds it
+)
 ANSWERS_KEPT = 1_000_000  # some 200 bytes each: the words of many records, and some thousand explanations
 LEAST = 1e-6  # added to probabilities, so that an answer that a server leaves out does not decide alone
 
-Question = tuple[str, str]  # an explanation and a word
+NOT_FINITE = "the engine answered probabilities that are not finite"
+
+Question = tuple[str, str]  # an explanation, and a word or a text
+
+
+class QuestionPrompts:
+    """The token ids of questions: what stands before the text is encoded once for each explanation."""
+
+    def __init__(self, tokenizer: Any, fill: Callable[[str, str], Sequence[Message]]) -> None:
+        """`fill` gives the turns of a question from an explanation and a text."""
+        self._tokenizer, self._fill = tokenizer, fill
+        self._parts = lru_cache(maxsize=256)(self._encode_around)
+        self._ending = lru_cache(maxsize=65_536)(self._encode_ending)
+
+    def build(self, explanation: str, text: str) -> list[int]:
+        """The token ids of a question, up to its answer."""
+        before, after = self._parts(explanation)
+        return [*before, *self._ending(text, after)]
+
+    def n_shared(self, explanation: str) -> int:
+        """How many tokens all questions about an explanation begin with."""
+        return len(self._parts(explanation)[0])
+
+    def _encode_around(self, explanation: str) -> tuple[tuple[int, ...], str]:
+        """The token ids of the chat before the text, and what follows it."""
+        turns = self._fill(displayed(explanation), TEXT_PLACE)
+        before, after = chat_text(self._tokenizer, turns).split(TEXT_PLACE)
+        return tuple(head_token_ids(self._tokenizer, before.rstrip(" "))), after
+
+    def _encode_ending(self, text: str, after: str) -> tuple[int, ...]:
+        """The token ids of the text, with the space before it, and of the chat's end."""
+        return tuple(self._tokenizer(f" {text}{after}", add_special_tokens=False).input_ids)
 
 
 class WordQuestions:
@@ -41,8 +74,7 @@ class WordQuestions:
         self.engine, self._prompt = engine, prompt
         self._others = prompt.fill({"explanation": "", "word": ""})[-1].content.splitlines()
         self._answer_ids = find_answer_ids(engine.tokenizer)
-        self._parts = lru_cache(maxsize=256)(self._encode_around)
-        self._ending = lru_cache(maxsize=65_536)(self._encode_ending)
+        self._prompts = QuestionPrompts(engine.tokenizer, self._fill)
         self._answers: SingleFlight[float] = SingleFlight(ANSWERS_KEPT)
         self._other_answers: SingleFlight[float] = SingleFlight(ANSWERS_KEPT)
 
@@ -74,8 +106,7 @@ class WordQuestions:
 
     def build_prompt(self, explanation: str, word: str) -> list[int]:
         """The token ids of a question, up to its answer."""
-        before, after = self._parts(explanation)
-        return [*before, *self._ending(word, after)]
+        return self._prompts.build(explanation, displayed(word))
 
     def _log_odds(
         self, known: SingleFlight[float], explanation: str, words: Sequence[str]
@@ -87,30 +118,73 @@ class WordQuestions:
             nonlocal n_sent
             prompts = [self.build_prompt(explanation, word) for _, word in questions]
             n_sent += sum(map(len, prompts))
-            n_shared = len(self._parts(explanation)[0])
+            n_shared = self._prompts.n_shared(explanation)
             probabilities = self.engine.next_distributions(prompts, self._answer_ids, n_shared)
             return list(log_odds(probabilities))
 
         odds, _ = known.get_many([(explanation, word) for word in words], ask)
         return np.array(odds), n_sent
 
-    def _encode_around(self, explanation: str) -> tuple[tuple[int, ...], str]:
-        """The token ids of the chat before the word, and the text after it."""
-        values = {"explanation": displayed(explanation), "word": WORD_PLACE}
-        *turns, _ = self._prompt.fill(values)
-        before, after = chat_text(self.engine.tokenizer, turns).split(WORD_PLACE)
-        return tuple(head_token_ids(self.engine.tokenizer, before.rstrip(" "))), after
+    def _fill(self, explanation: str, word: str) -> list[Message]:
+        """The turns of a question; the prompt file's last turn lists the other explanations."""
+        return self._prompt.fill({"explanation": explanation, "word": word})[:-1]
 
-    def _encode_ending(self, word: str, after: str) -> tuple[int, ...]:
-        """The token ids of the word, with the space before it, and of the chat's end."""
-        ids = self.engine.tokenizer(f" {displayed(word)}{after}", add_special_tokens=False).input_ids
-        return tuple(ids)
+
+class TextQuestions:
+    """The probabilities of no and of yes for texts: does one belong to the explanation?"""
+
+    def __init__(self, engine: Engine, prompt: Prompt) -> None:
+        self.engine = engine
+        self._answer_ids = find_answer_ids(engine.tokenizer)
+        self._prompts = QuestionPrompts(
+            engine.tokenizer,
+            lambda explanation, text: prompt.fill({"explanation": explanation, "text": text}),
+        )
+        self._answers: SingleFlight[tuple[float, float]] = SingleFlight(ANSWERS_KEPT)
+
+    def probabilities(self, explanation: str, texts: Sequence[str]) -> tuple[NDArray[np.float64], int]:
+        """The probabilities of no and yes for each text, [n, 2], and prompt tokens sent.
+
+        Texts are as `displayed` shows them. Both are 0 where the engine gave neither a probability.
+        """
+        n_sent = 0
+
+        def ask(questions: list[Question]) -> list[tuple[float, float]]:
+            nonlocal n_sent
+            prompts = [self.build_prompt(explanation, text) for _, text in questions]
+            n_sent += sum(map(len, prompts))
+            n_shared = self._prompts.n_shared(explanation)
+            answers = self.engine.next_distributions(prompts, self._answer_ids, n_shared)
+            if not np.isfinite(answers).all():
+                raise LlmReplyError(Status.LLM_ERROR, NOT_FINITE)
+            return [(float(no), float(yes)) for no, yes in answers]
+
+        answers, _ = self._answers.get_many([(explanation, text) for text in texts], ask)
+        return np.array(answers, np.float64).reshape(len(texts), len(ANSWERS)), n_sent
+
+    def plan(self, explanation: str, texts: Sequence[str]) -> list[Request]:
+        """The requests of `probabilities`. A text is asked for once with each explanation."""
+        return [
+            Request(len(self.build_prompt(explanation, text)), key=("question", explanation, text))
+            for text in texts
+        ]
+
+    def example(self) -> NextTokenRequest:
+        """A request of usual form, to choose a server's log-probability method by."""
+        texts = (
+            f"the {word} in the middle of a field near the old mill" for word in ("house", "tree", "lamp")
+        )
+        return NextTokenRequest([self.build_prompt("plants", text) for text in texts], self._answer_ids)
+
+    def build_prompt(self, explanation: str, text: str) -> list[int]:
+        """The token ids of a question, up to its answer."""
+        return self._prompts.build(explanation, text)
 
 
 def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """The log odds of yes over no of probabilities [n, 2], no first; NaN where both are 0."""
     if not np.isfinite(probabilities).all():
-        raise LlmReplyError(Status.LLM_ERROR, "the engine answered probabilities that are not finite")
+        raise LlmReplyError(Status.LLM_ERROR, NOT_FINITE)
     odds = np.log(probabilities[:, 1] + LEAST) - np.log(probabilities[:, 0] + LEAST)
     return np.where(probabilities.sum(axis=1) > 0, odds, np.nan)
 
@@ -131,5 +205,5 @@ def find_answer_ids(tokenizer: Any) -> list[list[int]]:
     if not all(ids):
         ids = [sorted({encode(text)[0] for text in texts}) for texts in cased]
     if set(ids[0]) & set(ids[1]):
-        raise NeuroexplainError("The tokenizer cannot tell yes from no: use --simulator lexical.")
+        raise NeuroexplainError("The tokenizer cannot tell yes from no: use --scorer lexical.")
     return ids

@@ -56,7 +56,7 @@ class Simulator(Scorer):
         by_split: Mapping[Split, Sequence[ScoredRecord]],
     ) -> list[Score]:
         """The scores of one split: of the population, and Bills' if the strongest records were predicted."""
-        no_control = self._why_no_control(prediction)
+        no_control = self.why_no_control(prediction)
         scores, has_samples = [], evidence.n_sampled > 0
         if has_samples:
             scores += score_population(evidence, prediction, split, no_control)
@@ -71,13 +71,6 @@ class Simulator(Scorer):
                 evidence.side,
             )
         return scores
-
-    def _why_no_control(self, prediction: Prediction) -> str | None:
-        if prediction.control_explanation_id is not None:
-            return None
-        if prediction.reason:
-            return prediction.reason
-        return "not asked for" if self.asks_per_record else "no other explanation in this command"
 
 
 class OpenSimulator(OpenScorer):

@@ -80,6 +80,8 @@ class Scorer(ABC):
     needs: ClassVar[Needs] = "distributions"
     codec: ClassVar[str] = "floats"  # how predictions are stored: a key of scoring.codecs.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
+    predicts_tokens: ClassVar[bool] = True  # whether a record has a value for each token, else one for all
+    records_of_split: ClassVar[int | None] = None  # that it reads by default; None: by what a record costs
 
     def trials(self, evidence: SideEvidence) -> list[Trial]:
         """The parts of records that the scorer looks at. By default a crop of each held-out record."""
@@ -105,6 +107,14 @@ class Scorer(ABC):
         Empty if a run of this kind has no such scores.
         """
         return self.headline(run).subsets
+
+    def why_no_control(self, prediction: Prediction) -> str | None:
+        """Why a prediction has no control; None if it has one."""
+        if prediction.control_explanation_id is not None:
+            return None
+        if prediction.reason:
+            return prediction.reason
+        return "not asked for" if self.asks_per_record else "no other explanation in this command"
 
     def failed(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
         """The scores of a failed prediction: undefined, with the prediction's status and reason."""
@@ -148,7 +158,8 @@ class OpenScorer(ABC):
     @property
     def records_of_split(self) -> int:
         """How many sampled and how many random records of a split it reads."""
-        return self.n_read or (RECORDS_OF_COSTLY if self.asks_per_record else RECORDS_OF_CHEAP)
+        by_cost = RECORDS_OF_COSTLY if self.asks_per_record else RECORDS_OF_CHEAP
+        return self.n_read or self.scorer.records_of_split or by_cost
 
     def background_read(self, evidence: SideEvidence, n_read: int | None) -> int | None:
         """How many records of the background it reads; None without one. All that cost nothing."""

@@ -1,4 +1,4 @@
-"""How a prediction's numbers are stored: half precision for levels, 250ths for probabilities (pure).
+"""How a prediction's numbers are stored: half precision for levels, 250ths for their masses (pure).
 
 Scores are computed from the numbers as they are stored, so that `verify` computes the same scores again.
 """
@@ -38,6 +38,7 @@ class Codec:
         bool  # whether details are probabilities, stored as 250ths; else they are stored like values
     )
     names: tuple[str, str, str]  # JSON keys of values, details and the control's values
+    is_of_window: bool = False  # whether a record has one value, a probability, for its 32 scored tokens
 
     def pack(self, values: NDArray[np.float32]) -> bytes:
         """Values [n_records, n] as bytes."""
@@ -68,6 +69,9 @@ class Codec:
 CODECS = {
     "levels": Codec("<f2", True, ("expected_levels", "digit_mass", "control_levels")),
     "floats": Codec("<f4", False, ("predicted", "detail", "control_predicted")),
+    "probabilities": Codec(
+        "<f4", False, ("probability", "answer_mass", "control_probability"), is_of_window=True
+    ),
 }
 
 

@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 
 LEAST_EFFECTIVE = 3.0  # records: with fewer, the score is that of one or two records
 LEAST_VARIATION = 0.2  # of the truth's, on the tokens that are left, for a score of them to be defined
+KINDS_DRAWN: tuple[Kind, ...] = ("random", "sampled")
 POSITIVE_SHARE = 0.3  # of the side's strongest peak: truth above it is a positive of the AUPRC
 
 
@@ -108,31 +109,40 @@ def jackknife_interval(records: Sequence[WeightedRecord]) -> tuple[float, float]
     its kind: the variance is the sum over kinds of `(k - 1) / k * sum(d^2)` for the kind's k records, and
     Student's t has `(sum d^2)^2 / sum d^4` degrees of freedom, at least 1.
     """
-    from scipy.special import stdtrit
-
     r = correlate_records(records)
     if r is None or abs(r) == 1:
         return "the correlation is undefined" if r is None else "the correlation is 1 or -1"
-    kinds: tuple[Kind, ...] = ("random", "sampled")
-    counts = {kind: sum(record.kind == kind for record in records) for kind in kinds}
-    for kind, count in counts.items():
+    for kind in KINDS_DRAWN:
+        count = sum(record.kind == kind for record in records)
         if count < 2:
             return f"{count} {kind} records, 2 are needed"
     left_out = _leave_one_out(records)
     if (np.abs(left_out) == 1).any():
         return "without one of the records the correlation is 1 or -1"
-    z = np.arctanh(left_out)
+    half = half_width(np.arctanh(left_out), [record.kind for record in records])
+    if half is None:
+        return "the correlation is the same without any of the records"
+    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+
+
+def half_width(left_out: Array, kinds: Sequence[Kind]) -> float | None:
+    """Half the width of a 95% interval of a figure, from its values without each record, [n].
+
+    There must be records of both kinds. None if the figure is the same without any of them.
+    """
+    from scipy.special import stdtrit
+
     variance, squares, fourths = 0.0, 0.0, 0.0
-    for kind, count in counts.items():
-        of_kind = z[[record.kind == kind for record in records]]
+    for kind in KINDS_DRAWN:
+        of_kind = left_out[[own == kind for own in kinds]]
+        count = len(of_kind)
         distances = of_kind - of_kind.mean()
         variance += (count - 1) / count * float((distances**2).sum())
         squares += float((distances**2).sum())
         fourths += float((distances**4).sum())
     if fourths == 0:
-        return "the correlation is the same without any of the records"
-    half_width = float(stdtrit(max(1.0, squares**2 / fourths), 0.975)) * math.sqrt(variance)
-    return math.tanh(math.atanh(r) - half_width), math.tanh(math.atanh(r) + half_width)
+        return None
+    return float(stdtrit(max(1.0, squares**2 / fourths), 0.975)) * math.sqrt(variance)
 
 
 def lower_with_three(low: float, records: Sequence[WeightedRecord], fired: Sequence[WeightedRecord]) -> float:

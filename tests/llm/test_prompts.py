@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuroexplain.llm.prompts import displayed, load_prompt
+from neuroexplain.llm.prompts import displayed, load_prompt, marked
 from tests.tokens import HOSTILE
 
 
@@ -19,3 +19,22 @@ def test_a_displayed_token_stays_on_its_line(text):
     assert line.isprintable() or line == ""
     assert "<|" not in line
     assert "<start>" not in line
+
+
+def test_marked_stretches_stand_between_stars():
+    texts = [" the", " red", " mill", ",", " a", "\n", "barn"]
+    assert marked(texts, [0, 1, 1, 0, 0, 0, 1]) == "the **red mill**, a\\n**barn**"
+    assert marked(texts, [0] * 7) == "the red mill, a\\nbarn"
+    assert marked(texts, [1] * 7) == "**the red mill, a\\nbarn**"
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "</s>", "a**b**c", "****", "* *", *HOSTILE])
+def test_a_text_cannot_mark_itself_or_spell_a_marker_over_several_tokens(text):
+    letters = list(text)
+    for n in range(len(letters) + 1):  # the mark ends or begins at each letter
+        for is_marked in ([1] * n + [0] * (len(letters) - n), [0] * n + [1] * (len(letters) - n)):
+            line = marked(letters, is_marked)
+            assert "<|im_end|>" not in line
+            assert "</s>" not in line
+            assert line.isprintable()
+    assert "**" not in marked(letters, [0] * len(letters))

@@ -8,7 +8,7 @@ import pytest
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.engine import Message, chat_text, chat_token_ids
-from neuroexplain.scorers._questions import LEAST, WORD_PLACE, WordQuestions, find_answer_ids, log_odds
+from neuroexplain.scorers._questions import LEAST, TEXT_PLACE, WordQuestions, find_answer_ids, log_odds
 from neuroexplain.scorers.words import SCORER, WordsSimulator, words_of_record
 from neuroexplain.scoring.side_evidence import Trial
 from tests.fakes import WORDS, tiny_tokenizer
@@ -94,7 +94,7 @@ def test_white_space_and_special_tokens_get_nothing_and_are_not_asked_for():
 
 
 @pytest.mark.parametrize("template", [True, False])
-@pytest.mark.parametrize("text", ["names of {{word}}", "a\nb", f"a{WORD_PLACE}b", "<|im_end|>", "😀"])
+@pytest.mark.parametrize("text", ["names of {{word}}", "a\nb", f"a{TEXT_PLACE}b", "<|im_end|>", "😀"])
 def test_a_question_is_the_chat_with_the_word_in_its_place(template, text):
     """Token by token: the part before the word is that of every word, and a hostile text stays text."""
     tokenizer = tiny_tokenizer()
@@ -106,7 +106,7 @@ def test_a_question_is_the_chat_with_the_word_in_its_place(template, text):
     questions = WordQuestions(engine, WordsSimulator(engine).prompt)
     prompt = tokenizer.decode(questions.build_prompt(text, "mill"))
     assert prompt.count("mill") == 1
-    assert WORD_PLACE not in prompt
+    assert TEXT_PLACE not in prompt
     assert prompt.rstrip().endswith("[answer]" if template else "Word: mill")
     if text == "names of {{word}}":
         turn = f"For each word say whether it belongs to: {text}. Answer yes or no.\nWord: mill"
