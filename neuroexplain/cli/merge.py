@@ -29,6 +29,15 @@ def merge(
         bool,
         typer.Option("--allow-mixed", help="Join parts of different batch shapes, dtypes or devices."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            show_default="as many as pay",
+            help="Layers of collected parts to merge at a time, each in a process of its own.",
+        ),
+    ] = None,
 ) -> None:
     """Join parts of one collection, or what several machines explained and scored of it.
 
@@ -48,17 +57,19 @@ def merge(
                 if is_explained:
                     _merge_explained(part_runs, target)
                 else:
-                    _merge_collected(part_runs, target, allow_mixed)
+                    _merge_collected(part_runs, target, allow_mixed, processes)
             except NeuroexplainError:
                 remove_if_unused(target)
                 raise
 
 
-def _merge_collected(parts: "Sequence[Part]", into: "Store", allow_mixed: bool) -> None:
+def _merge_collected(
+    parts: "Sequence[Part]", into: "Store", allow_mixed: bool, n_processes: int | None
+) -> None:
     from neuroexplain.collecting.merge import run_merge
     from neuroexplain.store.runs import count_explanations, load_run
 
-    draw(run_merge(parts, into, allow_mixed=allow_mixed))
+    draw(run_merge(parts, into, allow_mixed=allow_mixed, n_processes=n_processes))
     run = load_run(into)
     say_rule(run)
     for store, part in parts:

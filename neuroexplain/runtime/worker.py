@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,8 +18,16 @@ from neuroexplain.runtime.progress import Progress
 Work = Callable[..., Generator[Progress, None, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """The work is done, and has returned this."""
+
+    result: Any
+
+
 class Worker:
-    """`work(*args)` in a spawned process, started at once. Both `work` and its arguments must be picklable.
+    """`work(*args)` in a spawned process, started at once. `work`, its arguments and what it returns must be
+    picklable.
 
     When the caller disconnects, is interrupted or is killed, the generator is closed between two of its
     steps.
@@ -26,6 +35,7 @@ class Worker:
 
     def __init__(self, name: str, work: Work, *args: Any) -> None:
         self.name = name  # for error messages
+        self.result: Any = None  # what the work returned, once it has finished
         self.connection, sender = multiprocessing.Pipe(duplex=False)
         self._process = multiprocessing.get_context("spawn").Process(
             target=_run, args=(work, args, sender), daemon=True
@@ -50,9 +60,16 @@ class Worker:
         if isinstance(message, Progress):
             return message
         self._process.join()  # nothing follows the end or an error
-        if message is not None:
+        if not isinstance(message, End):
             raise NeuroexplainError(str(message))
+        self.result = message.result
         return None
+
+    def follow(self) -> Generator[Progress, None, Any]:
+        """Yields every progress until the work has finished. Returns what the work returned."""
+        while (progress := self.receive()) is not None:
+            yield progress
+        return self.result
 
     def disconnect(self) -> None:
         """Stop listening. The process notices when it next reports progress, and ends."""
@@ -87,14 +104,16 @@ def _blocked_interrupts() -> Iterator[None]:
 
 
 def _run(work: Work, args: tuple[Any, ...], sender: Connection) -> None:
-    """Send every step's progress, then None, or the message of a NeuroexplainError."""
+    """Send every step's progress, then the end, or the message of a NeuroexplainError."""
+
+    def until_end() -> Generator[Progress]:
+        sender.send(End((yield from work(*args))))
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit cleans up files and semaphores
     with suppress(BrokenPipeError):
         try:
-            with closing(work(*args)) as steps:
+            with closing(until_end()) as steps:
                 for progress in steps:
                     sender.send(progress)
         except NeuroexplainError as error:
             sender.send(str(error))
-        else:
-            sender.send(None)

@@ -43,6 +43,13 @@ class Store:
         return _engine(self._where, read_only=self._read_only)
 
     @property
+    def place(self) -> str:
+        """What open_store takes to open the same database: a file name, or a URL with its password."""
+        if isinstance(self._where, Path):
+            return str(self._where)
+        return self._where.render_as_string(hide_password=False)
+
+    @property
     def can_write(self) -> bool:
         """Whether it was opened to write, and a file and its folder let us."""
         if self._read_only or self.file is None:

@@ -392,7 +392,8 @@ def test_parts_merged_in_any_order_equal_the_whole(parts, undisturbed, tmp_path,
     assert_whole(left[0], undisturbed)
 
 
-def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path, n_processes):
     names = [str(parts / f"{n}.db") for n in (3, 1, 4, 2)]
     command = [
         sys.executable,
@@ -402,6 +403,7 @@ def test_parts_merged_all_at_once_equal_the_whole(parts, undisturbed, tmp_path):
         *names,
         "--into",
         str(tmp_path / "x.db"),
+        *("--processes", str(n_processes)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "It is whole" in done.stderr) == (0, True), done.stderr
