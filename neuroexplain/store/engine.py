@@ -134,7 +134,7 @@ def open_store(where: str, *, create: bool = False, read_only: bool = False) -> 
     store = Store(place, name, read_only=read_only)
     try:
         revision = None if is_new and store.file is not None else _find_revision(store)
-        if revision is None and is_new:
+        if revision is None and (is_new or (create and _was_cut_off(store))):
             _migrate(store.engine)
         elif revision is None:
             raise NeuroexplainError(
@@ -289,6 +289,12 @@ def _find_revision(store: Store) -> str | None:
             return next(iter(reader.column("SELECT version_num FROM alembic_version")), None)
     except StoreUnreadable as error:
         raise StoreUnreadable(f"{error} Give another with --db.") from error
+
+
+def _was_cut_off(store: Store) -> bool:
+    """Whether it is an SQLite file without any table: one whose making was interrupted."""
+    with store.read() as reader:
+        return store.file is not None and not reader.column("SELECT name FROM sqlite_master LIMIT 1")
 
 
 def _migrate(engine: Engine) -> None:

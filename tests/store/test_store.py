@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -263,3 +264,17 @@ def test_a_file_with_other_tables_is_left_alone(tmp_path):
     with pytest.raises(NeuroexplainError, match="not one of neuroexplain's"):
         open_store(str(file), create=True)
     assert file.read_bytes() == before
+
+
+def test_a_file_whose_making_was_interrupted_is_made_again(tmp_path):
+    """The header is written before the tables are."""
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    assert path.stat().st_size
+    with pytest.raises(NeuroexplainError, match="not one of neuroexplain's"):
+        open_store(str(path))
+    with open_store(str(path), create=True):
+        pass
+    with open_store(str(path)) as store:
+        assert list_runs(store) == []
