@@ -33,3 +33,27 @@ def test_it_prints_bias_error_coverage_and_what_falls(tmp_path):
     checks = results["sanity"]["made"]["correlation, population"]
     assert set(checks) <= {"half dropped", "as many wrong", "five times too broad"}
     assert checks["half dropped"]["n"] > 0
+
+
+def test_rare_latents_are_scored_by_what_is_read_of_the_background():
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "eval_scores.py",
+        "--rare",
+        "6000",
+        "--units",
+        "6",
+        "--json",
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(done.stdout)
+    assert (results["segments"], results["units"]) == (6000, 6)
+    with_background, without = (
+        results["readings"][name]["1% false and more"]
+        for name in ("all: 16 + 1,040", "no background: 16 + 16")
+    )
+    assert with_background["n"] >= 9
+    assert with_background["rmse"] < without["rmse"] / 2
+    assert with_background["bias"] < without["bias"] / 2
+    assert results["readings"]["all: 16 + 1,040"]["all"]["coverage"] > 0.8

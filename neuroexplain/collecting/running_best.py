@@ -55,9 +55,10 @@ class RunningBest(ABC):
         pattern = torch.tensor(kept, dtype=torch.int64, device=device)
         self.kept = pattern.repeat(n_rows // len(kept))  # [rows]
         self.keys = torch.full((n_rows, slots), EMPTY, dtype=torch.int64, device=device)
-        self.windows = torch.zeros(
-            (n_rows, slots, RECORD_LENGTH), dtype=dtype, device=windows_device or device
-        )
+        # Written now, since a system gives memory when it is first written: rare units fill their slots
+        # late, and a run that does not fit should fail at its start.
+        home = windows_device or device
+        self.windows = torch.empty((n_rows, slots, RECORD_LENGTH), dtype=dtype, device=home).zero_()
         free = torch.arange(slots - 1, min(kept) - 1, -1, dtype=torch.int16, device=device)
         # The first n_free are free; candidates take the last of these.
         self.free = free.expand(n_rows, slots - min(kept)).contiguous()

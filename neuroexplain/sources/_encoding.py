@@ -87,8 +87,9 @@ def each_alone(dictionary: Dictionary, inputs: Tensor, at_once: int) -> Iterator
             size = z.mul_(rule.magnitude_scale[units].float()).add_(rule.magnitude_bias[units].float())
             yield units, size.relu_().mul_(is_open)
         elif isinstance(rule, JumpRelu):
-            is_above = z > rule.threshold[units].float()
-            yield units, z.relu_().mul_(is_above)
+            # As relu(z) where z > threshold, in half the time; what is not a number stays so.
+            threshold = rule.threshold[units].float().clamp(min=0)
+            yield units, z.masked_fill_(z <= threshold, 0.0)
         else:
             assert isinstance(rule, Relu)
             yield units, z.relu_()

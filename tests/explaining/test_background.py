@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neuroexplain.arrays import BackgroundArrays
 from neuroexplain.collecting.run import run_collect
 from neuroexplain.config import CollectConfig, ExplainConfig
 from neuroexplain.evidence import Status
@@ -19,6 +20,7 @@ from neuroexplain.scorers.combined import CombinedSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.background import load_unit_to_score
+from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
 from neuroexplain.store.runs import load_run
@@ -226,14 +228,20 @@ def test_parts_are_merged_into_the_whole(folder, tmp_path):
         assert list(verify_run(store, load_run(store))) == []
 
 
-def test_an_export_comes_back_as_it_was(store, tmp_path):
+def test_an_export_comes_back_as_it_was(store, tmp_path, database):
     run = load_run(store)
     list(export_parquet(store, run, tmp_path / "out"))
-    with open_store(str(tmp_path / "back.db"), create=True) as back:
+    with open_store(database, create=True) as back:
         list(import_parquet(back, tmp_path / "out"))
         again = load_run(back)
         assert replace(again, id=run.id, started_at=run.started_at) == run
         assert list(verify_run(back, again)) == []
-    assert content(tmp_path / "back.db")[0] == content(store.file)[0]
+        for layer in run.layers:
+            mine, theirs = (load_collected_layer(s, r, layer) for s, r in ((store, run), (back, again)))
+            np.testing.assert_array_equal(mine.histogram, theirs.histogram)
+            for name in BackgroundArrays.__dataclass_fields__:
+                np.testing.assert_array_equal(
+                    getattr(mine.background, name), getattr(theirs.background, name)
+                )
     assert run.health["0"]["l0"] > 0
     assert set(run.health) == {"0", "1"}
