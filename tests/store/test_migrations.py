@@ -204,3 +204,14 @@ def test_0012_leaves_explanations_of_the_version_before_without_a_rule(database)
         (saved,) = save_explanations(store, run.id, [rule])
         (back,) = [e for e in list_explanations(store, run.id) if e.rule is not None]
         assert (back.id, back.rule, back.examples) == (saved.id, "b", ("a",))
+
+
+def test_0014_adds_leases_of_which_nobody_has_one(database):
+    engine = at_revision(database, "0012")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0012", REVISION)
+    with open_store(database) as store, store.read() as reader:
+        assert reader.column("SELECT holder FROM leases") == []
+        assert reader.column("SELECT text FROM explanations") == ["sea"]
