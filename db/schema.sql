@@ -80,11 +80,25 @@ CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGI
   INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
   INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
 END;
+CREATE INDEX ix_leases_holder ON leases (holder);
 CREATE INDEX ix_scores_headline ON scores (run_id, metric, subset, split, value);
 CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, metric, subset, split, value);
 CREATE INDEX ix_scores_lower ON scores (run_id, metric, subset, ci_low, layer, value) WHERE split = 'report' AND ci_low IS NOT NULL;
 CREATE INDEX ix_tokens_run_id_text ON tokens (run_id, text);
 CREATE INDEX ix_units_run_id_max_activation ON units (run_id, max_activation);
+CREATE TABLE leases (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
+	side VARCHAR(8) NOT NULL, 
+	holder VARCHAR(64) NOT NULL, 
+	expires_at DATETIME NOT NULL, 
+	PRIMARY KEY (run_id, layer, unit, side), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE TABLE peak_tokens (
 	run_id INTEGER NOT NULL, 
 	layer INTEGER NOT NULL, 

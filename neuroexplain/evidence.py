@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
-from neuroexplain.units import PEAK_INDEX, SEGMENT_LENGTH, STRONGEST, Kind, Side, UnitId
+from neuroexplain.units import PEAK_INDEX, SEGMENT_LENGTH, STRONGEST, Kind, Side, UnitId, UnitSide
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
@@ -267,6 +267,11 @@ class Explanation:
     # The text without its examples, and these; None where the text is not made of a rule and examples.
     rule: str | None = None
     examples: tuple[str, ...] | None = None
+
+    @property
+    def unit_side(self) -> UnitSide:
+        """What it explains."""
+        return self.unit, self.side
 
     @property
     def text_parts(self) -> tuple[TextPart, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 SEGMENT_LENGTH = 128  # tokens that the subject reads at once
 RECORD_LENGTH = 64  # tokens of a record
@@ -44,6 +44,9 @@ class UnitId:
         if match is None:
             raise ValueError(f"a unit is written LAYER:UNIT, like 15:16; found {text!r}")
         return cls(int(match[1]), int(match[2]))
+
+
+UnitSide: TypeAlias = tuple[UnitId, Side]  # what is explained
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,9 @@ def _explain_selected(context: typer.Context, scoring: "ScoreConfig | None") -> 
                 _estimate(store, run, replace(config, units=tuple(own)), engine, scoring, with_control)
             return
         n_failed = 0
-        with open_to_write(store, run, "explain", shard, part, own) as target:
+        with open_to_write(
+            store, run, "explain", shard, part, own, retry_failed=config.retry_failed
+        ) as target:
             if own:
                 n_failed = _explain(
                     *(target, run, replace(config, units=tuple(own)), engine, scoring, with_control),

@@ -179,7 +179,9 @@ def _make_controls(context: typer.Context, scoring: "ScoreConfig") -> int:
         controls = {e.id for of_part in of_parts for e in of_part.values() if e.id is not None}
         n_failed = 0
         with (
-            open_to_write(store, run, "score", shard, part, units, controls) as target,
+            open_to_write(
+                store, run, "score", shard, part, units, controls, retry_failed=options["retry_failed"]
+            ) as target,
             open_engines(run, engines_of(context)[0], scoring, explains=False, tell=say) as (_, scorers),
         ):
             for scorer in scorers:

@@ -63,18 +63,24 @@ def open_to_write(
     part: str | None,
     units: Iterable[UnitId],
     controls: Collection[int] = (),
+    *,
+    retry_failed: bool = False,
 ) -> Iterator[Store]:
     """The database that takes the results, locked: the file of a part, else `store`.
 
     controls: ids of explanations that the part compares with, whichever units they are of. Several parts may
-    write to one database at a time: each has a lock of its own.
+    write to one database at a time: each has a lock of its own. On a PostgreSQL server any number of
+    processes write together and share the units out, except with `retry_failed`, since what one has tried
+    again in vain is no different from what is still to be tried.
     """
     from neuroexplain.store.postponed import create_postponed
     from neuroexplain.store.writer_lock import writer_lock
 
-    what = f"run {run.id}" + ("" if shard is None else f" part {shard[0]} of {shard[1]}")
+    is_shared = part is None and store.file is None
+    of_part = "" if shard is None or is_shared else f" part {shard[0]} of {shard[1]}"
+    what = f"run {run.id}{of_part}"
     if part is None:
-        with writer_lock(store, what, command):
+        with writer_lock(store, what, command, is_shared=is_shared and not retry_failed):
             create_postponed(store.engine)
             yield store
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 from neuroexplain.evidence import TEXT_PARTS, Explanation, ExplanationResult, Prediction, Status, TextPart
-from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task, stored_parts
+from neuroexplain.explaining.predictions import PredictionPlan, PredictTask
+from neuroexplain.explaining.shares import Share
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
 from neuroexplain.runtime.in_flight import map_in_flight
@@ -19,6 +20,7 @@ from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations
+from neuroexplain.store.leases import Leases, open_leases
 from neuroexplain.units import Side, UnitId
 
 
@@ -28,6 +30,7 @@ def predict_controls(
     explanations: Sequence[Explanation],
     scorer: OpenScorer,
     writer: ResultWriter,
+    leases: Leases | None,
     *,
     with_control: bool,
     retry_failed: bool,
@@ -45,15 +48,12 @@ def predict_controls(
         return
     whole = records or store
     controls = find_controls(explanations, list_comparable(whole, run))
-    stored = find_predictions(store, explanations, scorer, retry_failed=False)
 
-    def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
-        parts = [part for part in explanation.text_parts if explanation.id in controls[part]]
-        of_parts = stored_parts(stored, explanation, parts)
-        return {part: p for part, p in of_parts.items() if _lacks_control(p, retry_failed)}
+    def lacks(explanation: Explanation, part: TextPart, prediction: Prediction | None) -> bool:
+        return explanation.id in controls[part] and _lacks_control(prediction, retry_failed)
 
-    pending = [e for e in explanations if missing(e)]
-    n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
+    plan = PredictionPlan(store, whole, run, explanations, scorer, lacks, retry_failed=False)
+    n_units, n_hypotheses = units_at_once(scorer, 1, len(plan.pending))
 
     def try_control(task: PredictTask) -> ExplanationResult:
         trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
@@ -61,16 +61,16 @@ def predict_controls(
         begun = {part: task.begin(part, scorer) for part in task.stored}
         return task.result({part: trials.add_control(p, controls[part][own_id]) for part, p in begun.items()})
 
-    n_failed, n_done = 0, len(explanations) - len(pending)
-    tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
+    n_failed, n_done = 0, len(explanations) - len(plan.pending)
     yield Progress("comparing", n_done, len(explanations), "explanations")
-    for _, result in run_many(try_control, tasks, n_units):
+    share = Share(leases, plan.pending, plan.read_again)
+    for result in share.run(run_many, try_control, n_units, writer):
         writer.add([result], counts=False)
         n_failed += any(new.prediction.control_explanation_id is None for new in result.predictions)
         n_done += 1
         yield Progress(
             "comparing",
-            n_done,
+            n_done + share.n_elsewhere,
             len(explanations),
             "explanations",
             {Status.LLM_ERROR: n_failed} if n_failed else {},
@@ -90,13 +90,14 @@ def run_controls(
     records: Store | None = None,
 ) -> Generator[Progress]:
     """Try the controls that these explanations' stored predictions lack: see `predict_controls`."""
-    with ResultWriter(store, run, None, None, scorer) as writer:
+    with open_leases(store, run.id) as leases, ResultWriter(store, run, None, None, scorer, leases) as writer:
         yield from predict_controls(
             store,
             run,
             explanations,
             scorer,
             writer,
+            leases,
             with_control=True,
             retry_failed=retry_failed,
             run_many=run_many,

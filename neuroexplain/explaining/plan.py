@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from neuroexplain.config import ExplainConfig
@@ -22,6 +23,7 @@ from neuroexplain.explaining.bank import LabelBank
 from neuroexplain.explaining.explainers import EXPLAINERS, Explainer
 from neuroexplain.explaining.predictions import StoredPredictions, find_predictions
 from neuroexplain.explaining.replies import MOST_MEANINGS
+from neuroexplain.explaining.shares import Pending
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
@@ -30,13 +32,13 @@ from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations
-from neuroexplain.units import Side, UnitId
+from neuroexplain.units import Side, UnitId, UnitSide
 
-Target: TypeAlias = tuple[UnitId, Side]
 Answers: TypeAlias = Mapping[int, Explanation]  # a side's stored explanations, by candidate
 # Of candidates and revisions after the first, which is the likeliest answer. Where worked examples are drawn,
 # every candidate is the likeliest answer after others of them.
 CANDIDATE_TEMPERATURE = 0.8
+UNITS_BY_NAME = 100  # of more units a run's explanations are read as a whole
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ class ExplainTask:
 class ExplainPlan:
     """Which sides a command explains, what is stored of them, and which are still to do."""
 
-    answers: Mapping[Target, Answers]
+    answers: Mapping[UnitSide, Answers]
     predictions: StoredPredictions
-    pending: tuple[Target, ...]
+    pending: tuple[UnitSide, ...]
 
     @property
     def n_targets(self) -> int:
@@ -157,7 +159,11 @@ class ExplainPlan:
         explanations = failures_among(e.status for answers in self.answers.values() for e in answers.values())
         return explanations + failures_among(p.status for p in self.predictions.values())
 
-    def task(self, store: Store, run: Run, target: Target) -> ExplainTask:
+    def tasks(self, store: Store, run: Run) -> list[Pending[ExplainTask]]:
+        """The tasks of the sides that are still to do; `store` holds the run's records."""
+        return [Pending(side, side, partial(self.task, store, run, side)) for side in self.pending]
+
+    def task(self, store: Store, run: Run, target: UnitSide) -> ExplainTask:
         """Read what a side's explanations need."""
         unit_id, side = target
         unit, tokens = load_unit_to_score(store, run, unit_id)
@@ -188,22 +194,23 @@ def plan_explanations(
 
 def find_answers(
     store: Store, run: Run, config: ExplainConfig, requests: Requests
-) -> dict[Target, dict[int, Explanation]]:
+) -> dict[UnitSide, dict[int, Explanation]]:
     """The stored answers to a command's requests, by side and candidate, without those to be retried."""
     return _match_answers(_list_stored(store, run, config, requests), run, config, requests)
 
 
 def _list_stored(store: Store, run: Run, config: ExplainConfig, requests: Requests) -> list[Explanation]:
-    """All stored explanations by a command's explainer and model."""
+    """The stored explanations of a command's units, at least, by its explainer and model."""
     model = requests.request(config.units[0], 0).provenance.model
-    return list_explanations(store, run.id, explainer=requests.explainer.name, model=model)
+    units = config.units if len(config.units) <= UNITS_BY_NAME else None
+    return list_explanations(store, run.id, explainer=requests.explainer.name, model=model, units=units)
 
 
 def _match_answers(
     stored: Sequence[Explanation], run: Run, config: ExplainConfig, requests: Requests
-) -> dict[Target, dict[int, Explanation]]:
+) -> dict[UnitSide, dict[int, Explanation]]:
     """Those of the stored explanations that answer a command's requests."""
-    answers: dict[Target, dict[int, Explanation]] = {
+    answers: dict[UnitSide, dict[int, Explanation]] = {
         (unit, side): {} for unit in config.units for side in run.sides
     }
     first_unit = config.units[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from neuroexplain.evidence import (
@@ -16,7 +17,9 @@ from neuroexplain.evidence import (
     Status,
     TextPart,
     Tokens,
+    failures_among,
 )
+from neuroexplain.explaining.shares import Pending
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import OpenScorer, compute_scores
 from neuroexplain.scoring.codecs import as_stored
@@ -24,6 +27,7 @@ from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_predictions
+from neuroexplain.units import UnitSide
 
 StoredPredictions: TypeAlias = Mapping[tuple[int, TextPart], Prediction]  # by Prediction.source
 
@@ -49,6 +53,54 @@ class PredictTask:
             scores = tuple(compute_scores(self.evidence, rounded))
             results.append(PredictionResult(rounded, scores, replaces=self.stored[part]))
         return ExplanationResult(self.explanation, tuple(results))
+
+
+class PredictionPlan:
+    """Which explanations lack predictions, by what is stored.
+
+    lacks: whether something is to be done about the stored prediction from a part of an explanation, or about
+    there being none. whole: the store that holds the run's records; retry_failed: see find_predictions.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        whole: Store,
+        run: Run,
+        explanations: Sequence[Explanation],
+        scorer: OpenScorer,
+        lacks: Callable[[Explanation, TextPart, Prediction | None], bool],
+        *,
+        retry_failed: bool,
+    ) -> None:
+        self._store, self._whole, self._run = store, whole, run
+        self._scorer, self._lacks, self._retry_failed = scorer, lacks, retry_failed
+        self._by_side: dict[UnitSide, list[Explanation]] = {}
+        for explanation in explanations:
+            self._by_side.setdefault(explanation.unit_side, []).append(explanation)
+        stored = self._find(explanations)
+        self.failures = failures_among(prediction.status for prediction in stored.values())
+        self.pending = self._list_pending(explanations, stored)
+
+    def read_again(self, sides: Iterable[UnitSide]) -> list[Pending[PredictTask]]:
+        """What is pending of these sides by what is stored now."""
+        explanations = [e for side in sides for e in self._by_side[side]]
+        return self._list_pending(explanations, self._find(explanations))
+
+    def _find(self, explanations: Sequence[Explanation]) -> StoredPredictions:
+        return find_predictions(self._store, explanations, self._scorer, retry_failed=self._retry_failed)
+
+    def _list_pending(
+        self, explanations: Sequence[Explanation], stored: StoredPredictions
+    ) -> list[Pending[PredictTask]]:
+        pending = []
+        for explanation in explanations:
+            parts = stored_parts(stored, explanation, explanation.text_parts)
+            lacking = {part: p for part, p in parts.items() if self._lacks(explanation, part, p)}
+            if lacking:
+                load = partial(load_predict_task, self._whole, self._run, explanation, lacking)
+                pending.append(Pending(explanation.id, explanation.unit_side, load))
+        return pending
 
 
 def find_predictions(

@@ -11,10 +11,10 @@ from neuroexplain.evidence import (
     Split,
     Status,
     TextPart,
-    failures_among,
 )
 from neuroexplain.explaining.controls import predict_controls
-from neuroexplain.explaining.predictions import PredictTask, find_predictions, load_predict_task, stored_parts
+from neuroexplain.explaining.predictions import PredictionPlan, PredictTask
+from neuroexplain.explaining.shares import Share
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
 from neuroexplain.runtime.in_flight import map_in_flight
@@ -25,6 +25,7 @@ from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.scoring.side_evidence import HELD_OUT
 from neuroexplain.scoring.splits import split_by_rank
 from neuroexplain.store.engine import Store
+from neuroexplain.store.leases import open_leases
 from neuroexplain.store.save_explained import save_prompt
 
 
@@ -47,15 +48,14 @@ def run_score(
     """
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
-    stored = find_predictions(store, explanations, scorer, retry_failed=retry_failed)
+    whole = records or store
 
-    def missing(explanation: Explanation) -> dict[TextPart, Prediction | None]:
-        of_parts = stored_parts(stored, explanation, explanation.text_parts)
-        return {part: p for part, p in of_parts.items() if not _is_complete(run, scorer, p)}
+    def lacks(explanation: Explanation, part: TextPart, prediction: Prediction | None) -> bool:
+        return not _is_complete(run, scorer, prediction)
 
-    pending = [e for e in explanations if missing(e)]
+    plan = PredictionPlan(store, whole, run, explanations, scorer, lacks, retry_failed=retry_failed)
     splits: tuple[Split, ...] = ("report",) if scorer.asks_per_record else HELD_OUT
-    n_units, n_hypotheses = units_at_once(scorer, 1, len(pending))
+    n_units, n_hypotheses = units_at_once(scorer, 1, len(plan.pending))
 
     def score(task: PredictTask) -> ExplanationResult:
         trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
@@ -63,16 +63,14 @@ def run_score(
         hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
         return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
-    n_finished, failures = len(explanations) - len(pending), failures_among(p.status for p in stored.values())
-    whole = records or store
-    tasks = (load_predict_task(whole, run, e, missing(e)) for e in pending)
-    with ResultWriter(store, run, None, None, scorer) as writer:
-        start = Progress("scoring", n_finished, len(explanations), "explanations", failures)
+    n_finished = len(explanations) - len(plan.pending)
+    with open_leases(store, run.id) as leases, ResultWriter(store, run, None, None, scorer, leases) as writer:
+        start = Progress("scoring", n_finished, len(explanations), "explanations", plan.failures)
         yield start
-        for _, result in run_many(score, tasks, n_units):
+        share = Share(leases, plan.pending, plan.read_again)
+        for result in share.run(run_many, score, n_units, writer):
             writer.add([result])
-            yield writer.after(start)
-        writer.flush()
+            yield writer.after(start, share.n_elsewhere)
         if controls_later:
             return
         yield from predict_controls(
@@ -81,6 +79,7 @@ def run_score(
             explanations,
             scorer,
             writer,
+            leases,
             with_control=with_control,
             retry_failed=retry_failed,
             run_many=run_many,

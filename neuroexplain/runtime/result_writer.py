@@ -16,6 +16,7 @@ from neuroexplain.runs import Run, Session
 from neuroexplain.runtime.progress import Progress
 from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.store.engine import Store
+from neuroexplain.store.leases import Leases
 from neuroexplain.store.save_explained import save_explained, save_session
 from neuroexplain.store.statements import now
 
@@ -23,7 +24,10 @@ FLUSH_EVERY = 1.0  # seconds: a transaction a unit would cost more than the unit
 
 
 class ResultWriter:
-    """Stores complete results together, at the latest after a second, and whatever ends the command."""
+    """Stores complete results together, at the latest after a second, and whatever ends the command.
+
+    With leases, a side's results are stored only if its lease has lasted.
+    """
 
     def __init__(
         self,
@@ -32,8 +36,9 @@ class ResultWriter:
         explainer: str | None,
         engine: Engine | None,
         scorer: OpenScorer | None,
+        leases: Leases | None = None,
     ) -> None:
-        self._store, self._run = store, run
+        self._store, self._run, self._leases = store, run, leases
         self._explainer, self._model = explainer, None if engine is None else engine.model
         self._scorer: str | None = None if scorer is None else scorer.name
         self._scorer_model: str | None = None if scorer is None else scorer.engine.model
@@ -74,11 +79,11 @@ class ResultWriter:
         if time.monotonic() - self._flushed >= FLUSH_EVERY:
             self.flush()
 
-    def after(self, start: Progress) -> Progress:
-        """How far a stage is that began at `start`, with what was added since."""
+    def after(self, start: Progress, n_elsewhere: int = 0) -> Progress:
+        """How far a stage is that began at `start`, with what was added since, and elsewhere."""
         return replace(
             start,
-            done=start.done + self.n_units,
+            done=start.done + self.n_units + n_elsewhere,
             failures=Counter(start.failures) + self._failures,
             tokens=self.prompt_tokens,
             servers=self.servers,
@@ -88,7 +93,7 @@ class ResultWriter:
         """Store the results that wait."""
         results, self._waiting = self._waiting, []
         if results:
-            save_explained(self._store, self._run.id, results)
+            save_explained(self._store, self._run.id, results, self._leases)
             self._session_id = save_session(self._store, self._run.id, self._session(), self._session_id)
         self._flushed = time.monotonic()
 

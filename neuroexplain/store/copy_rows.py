@@ -30,7 +30,7 @@ EXPLAINED = (
     t.vectors,
 )
 COLLECTED = tuple(
-    table for table in t.metadata.sorted_tables if "run_id" in table.c and table not in EXPLAINED
+    table for table in t.metadata.sorted_tables if "run_id" in table.c and table not in (*EXPLAINED, t.leases)
 )
 SEGMENTS_AT_ONCE = 20_000
 

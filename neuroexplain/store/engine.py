@@ -21,7 +21,7 @@ from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-REVISION = "0013"  # the newest migration; a test compares
+REVISION = "0014"  # the newest migration; a test compares
 # The disk that an upgrade needs, as a share of the file: scores are written anew, with a log.
 # Measured in docs/benchmarks.md.
 ROOM_TO_UPGRADE = 0.25
@@ -80,14 +80,16 @@ class Store:
     def write(self) -> Iterator[Connection]:
         """One transaction, written whole or not at all.
 
-        Raises NeuroexplainError if the disk is full or the database locked.
+        Raises NeuroexplainError if the disk is full, the database locked or the server lost.
         """
-        from sqlalchemy.exc import OperationalError
+        from sqlalchemy.exc import DBAPIError, OperationalError
 
         try:
             with self.engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
+        except DBAPIError as error:
+            if not (isinstance(error, OperationalError) or error.connection_invalidated):
+                raise
             raise NeuroexplainError(
                 f"Could not write to {self.name}: {error.orig}. What was written before is kept."
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 from neuroexplain.evidence import (
     HUMAN,
@@ -25,6 +26,7 @@ def list_explanations(
     explainer: str | None = None,
     model: str | None = None,
     status: str | None = None,
+    units: Iterable[UnitId] | None = None,
 ) -> list[Explanation]:
     """A run's explanations and failed attempts that meet all conditions, by layer, unit and id.
 
@@ -35,6 +37,10 @@ def list_explanations(
         conditions |= {"layer": unit.layer, "unit": unit.index}
     values = {name: value for name, value in conditions.items() if value is not None}
     where = "".join(f" AND {name} = :{name}" for name in values)
+    if units is not None:
+        of_layers = groupby(sorted(units), key=lambda unit: unit.layer)
+        parts = (f"layer = {int(n)} AND unit {sql_in(unit.index for unit in own)}" for n, own in of_layers)
+        where += f" AND ({' OR '.join(parts) or 'false'})"
     with store.read() as reader:
         rows = reader.rows(
             f"SELECT * FROM explanations WHERE run_id = :run{where} ORDER BY layer, unit, id",

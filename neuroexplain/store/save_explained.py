@@ -29,6 +29,7 @@ from neuroexplain.scoring.codecs import CODECS
 from neuroexplain.store import tables as t
 from neuroexplain.store.dialect import upsert
 from neuroexplain.store.engine import Store
+from neuroexplain.store.leases import Leases
 from neuroexplain.store.packing import pack_array, pack_background
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, delete_many, insert_many, now, upsert_many
@@ -59,15 +60,19 @@ def save_explanations(store: Store, run_id: int, explanations: Sequence[Explanat
 
 
 def save_explained(
-    store: Store, run_id: int, results: Sequence[ExplanationResult]
+    store: Store, run_id: int, results: Sequence[ExplanationResult], leases: Leases | None = None
 ) -> list[ExplanationResult]:
     """Store explanations with their predictions and scores, all or none. Returns them with ids.
 
     Of an explanation that has an id, only `chosen` is written. What earlier commands chose for the same
-    units is no longer chosen: see _unchoose.
+    units is no longer chosen: see _unchoose. The leases on the results' sides end; of a side whose lease has
+    not lasted until now nothing is stored.
     """
-    explanations = [result.explanation for result in results]
     with store.write() as connection:
+        if leases is not None:
+            held = leases.end(connection, {result.explanation.unit_side for result in results})
+            results = [result for result in results if result.explanation.unit_side in held]
+        explanations = [result.explanation for result in results]
         _unchoose(connection, run_id, [e for e in explanations if _is_choice(e)])
         _save_chosen(connection, [e for e in explanations if e.id is not None])
         new = iter(_save_explanations(connection, run_id, [e for e in explanations if e.id is None]))

@@ -18,6 +18,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    DateTime,
     Float,
     ForeignKey,
     Index,
@@ -362,6 +363,19 @@ vectors = Table(  # of the texts of explanations, by blocks of their ids: see st
     Column("dimensions", Integer, nullable=False),  # numbers of each explanation
     *map(packed, ("explanation_ids", "text_hashes", "scales", "numbers")),
     UniqueConstraint("run_id", "block", "model", name="uq_vectors_run_id_block_model"),
+)
+
+leases = Table(  # on sides of units that a process explains: see store/leases.py
+    "leases",
+    metadata,
+    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("layer", Integer, primary_key=True, autoincrement=False),
+    Column("unit", Integer, primary_key=True, autoincrement=False),
+    Column("side", String(8), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index("ix_leases_holder", "holder"),
+    sqlite_with_rowid=False,
 )
 
 sessions = Table(

@@ -23,14 +23,19 @@ SERVER_NAME_LENGTH = 63  # PostgreSQL cuts longer application names
 
 
 @contextmanager
-def writer_lock(store: Store, what: str, command: str) -> Iterator[None]:
+def writer_lock(store: Store, what: str, command: str, *, is_shared: bool = False) -> Iterator[None]:
     """Hold the lock of `what`, like `run 3`. Raises NeuroexplainError, naming the holder, if another has
     it.
+
+    With `is_shared`, others that ask so may hold it too, on a PostgreSQL server: see store/leases.py.
     """
     since = time.strftime("%Y-%m-%d %H:%M")
     holder = f"neuroexplain {command}, process {os.getpid()} on {socket.gethostname()}, since {since}"
-    lock = _file_lock if store.file is not None else _server_lock
-    with lock(store, what, holder):
+    with (
+        _server_lock(store, what, holder, is_shared)
+        if store.file is None
+        else _file_lock(store, what, holder)
+    ):
         yield
 
 
@@ -48,12 +53,13 @@ def _file_lock(store: Store, what: str, holder: str) -> Iterator[None]:
 
 
 @contextmanager
-def _server_lock(store: Store, what: str, holder: str) -> Iterator[None]:
+def _server_lock(store: Store, what: str, holder: str, is_shared: bool) -> Iterator[None]:
     from sqlalchemy import text
 
     key = stable_hash("writer", what) % 2**31  # of this database alone: advisory locks are a database's own
     with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}):
+        lock = "pg_try_advisory_lock_shared" if is_shared else "pg_try_advisory_lock"
+        if not connection.scalar(text(f"SELECT {lock}(:key)"), {"key": key}):
             other = connection.scalar(
                 text(
                     "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid)"

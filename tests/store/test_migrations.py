@@ -223,3 +223,14 @@ def test_0013_leaves_runs_of_the_version_before_without_a_background(database):
             assert reader.rows("SELECT * FROM backgrounds") == []
         save_health(store, run.id, {"0": {"l0": 3.5, "variance_explained": None}})
         assert load_run(store).health == {"0": {"l0": 3.5, "variance_explained": None}}
+
+
+def test_0014_adds_leases_of_which_nobody_has_one(database):
+    engine = at_revision(database, "0012")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0012", REVISION)
+    with open_store(database) as store, store.read() as reader:
+        assert reader.column("SELECT holder FROM leases") == []
+        assert reader.column("SELECT text FROM explanations") == ["sea"]
