@@ -10,8 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, StoredScore
-from neuroexplain.runs import Run, Session, SimulatorCheck, UnitPage
+from neuroexplain.evidence import (
+    INTRUDER,
+    INTRUDER_CHANCE,
+    SUBSETS,
+    Exemplar,
+    Explanation,
+    Headline,
+    Score,
+    StoredScore,
+)
+from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck, UnitPage
 
 if TYPE_CHECKING:
     from neuroexplain.store.score_summaries import ScoreSummary
@@ -65,12 +74,18 @@ SCORE_NAMES = {
         "The mean of two shares: windows where the unit fires of which the judge says yes, and others of "
         "which it says no. 0.5 is guessing.",
     ),
+    INTRUDER: (
+        "odd one found",
+        "How often a judge finds the odd one of five windows, four of which the unit fires at, without any "
+        "explanation. 0.2 is guessing: then the unit has no meaning in one sentence that this judge sees.",
+    ),
     ("brier", "population"): (
         "Brier score",
         "The mean squared distance of the judge's probability from 1 where the unit fires and from 0 "
         "elsewhere, over the whole corpus. Less is better: 0 is perfect.",
     ),
 }
+AT_CHANCE = "(at chance: no meaning in one sentence)"  # beside a share of odd ones that guessing may earn
 INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
 CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
 # How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
@@ -134,7 +149,9 @@ def score_name(score: Score) -> str:
     """A score's name for people: `population score`, or metric and subset of one that has no name."""
     key = score.metric, score.subset
     plain = f"{score.metric}, {score.subset}".replace("_", " ")
-    return SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
+    name = SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
+    is_at_chance = key == INTRUDER and score.value is not None and (score.ci_low or 0) <= INTRUDER_CHANCE
+    return f"{name} {AT_CHANCE}" if is_at_chance else name
 
 
 def headline_name(headline: Headline) -> str:
@@ -322,6 +339,13 @@ def undefined_text(summary: ScoreSummary) -> str:
     reasons = [f"{n:,} {status.replace('_', ' ')}" for status, n in list(summary.undefined.items())[:3]]
     rest = ", ..." if len(summary.undefined) > len(reasons) else ""
     return f"{summary.n_undefined:,}: {', '.join(reasons)}{rest}"
+
+
+def intruder_text(row: QueryRow) -> str:
+    """How often a judge finds the odd one, and whether it may have guessed; empty if none was asked."""
+    if row.intruder is None:
+        return ""
+    return f"{number(row.intruder)}, chance" if row.is_at_chance else number(row.intruder)
 
 
 def number(value: float | None) -> str:
