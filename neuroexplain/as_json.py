@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
 ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
-    *("beyond_words", "rule", "examples", "rule_score", "intruder", "intruder_low"),
+    *("beyond_words", "rule", "examples", "rule_score", "intruder"),
+    *("intruder_low", "intruder_high"),
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from neuroexplain.evidence import (
     INTRUDER,
     INTRUDER_CHANCE,
+    INTRUDER_CLEAR,
     SUBSETS,
     Exemplar,
     Explanation,
@@ -51,17 +52,17 @@ SCORE_NAMES = {
             "corpus, and falls little for an explanation that is far too broad.",
         ),
     ),
-    ("auprc", "population"): (
-        "AUPRC",
-        "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
-        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires. Of a "
-        "judge it is the same of windows of 32 tokens.",
-    ),
     ("auroc", "population"): (
         "AUROC",
         "How often the judge says yes more surely of a window where the unit fires than of one where it does "
         "not, over the whole corpus. 1 is perfect, 0.5 is guessing. It hardly falls for an explanation that "
         "is too broad.",
+    ),
+    ("auprc", "population"): (
+        "AUPRC",
+        "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
+        "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires. Of a "
+        "judge it is the same of windows of 32 tokens.",
     ),
     ("f1", "population"): (
         "F1",
@@ -85,7 +86,10 @@ SCORE_NAMES = {
         "elsewhere, over the whole corpus. Less is better: 0 is perfect.",
     ),
 }
-AT_CHANCE = "(at chance: no meaning in one sentence)"  # beside a share of odd ones that guessing may earn
+VERDICTS = {  # of how often a judge finds the odd one: see intruder_verdict
+    "chance": "at chance: no meaning in one sentence",
+    "unclear": "unclear: too few rounds",
+}
 INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
 CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
 # How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
@@ -150,8 +154,17 @@ def score_name(score: Score) -> str:
     key = score.metric, score.subset
     plain = f"{score.metric}, {score.subset}".replace("_", " ")
     name = SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
-    is_at_chance = key == INTRUDER and score.value is not None and (score.ci_low or 0) <= INTRUDER_CHANCE
-    return f"{name} {AT_CHANCE}" if is_at_chance else name
+    if key == INTRUDER and score.value is not None:
+        verdict = intruder_verdict(score.ci_low, score.ci_high)
+        return f"{name} ({VERDICTS[verdict]})" if verdict else name
+    return name
+
+
+def intruder_verdict(low: float | None, high: float | None) -> str:
+    """`chance` if guessing explains how often the odd one is found, `unclear` if it may, else empty."""
+    if low is not None and low > INTRUDER_CHANCE:
+        return ""
+    return "chance" if high is not None and high < INTRUDER_CLEAR else "unclear"
 
 
 def headline_name(headline: Headline) -> str:
@@ -345,7 +358,8 @@ def intruder_text(row: QueryRow) -> str:
     """How often a judge finds the odd one, and whether it may have guessed; empty if none was asked."""
     if row.intruder is None:
         return ""
-    return f"{number(row.intruder)}, chance" if row.is_at_chance else number(row.intruder)
+    verdict = intruder_verdict(row.intruder_low, row.intruder_high)
+    return f"{number(row.intruder)}, {verdict}" if verdict else number(row.intruder)
 
 
 def number(value: float | None) -> str:

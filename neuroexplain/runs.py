@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from neuroexplain.evidence import (
-    INTRUDER_CHANCE,
     Exemplar,
     Explanation,
     Headline,
@@ -210,15 +209,11 @@ class QueryRow:
     rule: str | None = None  # the explanation without its examples; None if it has none
     examples: tuple[str, ...] | None = None
     rule_score: float | None = None  # of the rule alone, by the metric and subset of `score`
-    # How often a judge finds the odd one of five windows of the unit, without the explanation, and the lower
-    # end of the interval; the best judge's, None if none was asked.
+    # How often a judge finds the odd one of five windows of the unit, without the explanation, with the
+    # interval; the best judge's, None if none was asked.
     intruder: float | None = None
     intruder_low: float | None = None
-
-    @property
-    def is_at_chance(self) -> bool:
-        """Whether the judge may have guessed: then the unit has no meaning in one sentence that it sees."""
-        return self.intruder is not None and (self.intruder_low or 0.0) <= INTRUDER_CHANCE
+    intruder_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

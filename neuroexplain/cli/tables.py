@@ -62,7 +62,8 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
         if has_intruders:
             table.caption += (
                 "; odd one: how often a judge finds the odd one of five windows of the unit without the "
-                "explanation; chance: no better than guessing, so it has no meaning in one sentence"
+                "explanation (guessing: 0.2); chance: guessing explains it, so the unit has no meaning in "
+                "one sentence; unclear: too few rounds"
             )
     for row in rows:
         by = explained_by(row.explainer, row.model) + (f", {row.side} side" if has_sides else "")

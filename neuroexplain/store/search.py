@@ -411,8 +411,8 @@ def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]
         beyond_words = others.get((*key, BEYOND_WORDS))
         rule_score = rules.get((*key, (headline.metric, row.subset)))
         own = _query_row(run, headline, row, correlation, beyond_words, rule_score)
-        found_share, low = intruders.get(row.id, (None, None))
-        joined.append(replace(own, intruder=found_share, intruder_low=low))
+        share, low, high = intruders.get(row.id, (None, None, None))
+        joined.append(replace(own, intruder=share, intruder_low=low, intruder_high=high))
     return joined
 
 

@@ -10,6 +10,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
+from neuroexplain.formatting import intruder_verdict
 from neuroexplain.scorers._questions import find_number_ids
 from neuroexplain.scorers.intruder import SCORER, OpenIntruder
 from neuroexplain.scoring import windows
@@ -131,7 +132,7 @@ def test_query_and_the_viewer_say_so_beside_the_score(judged):
     known = [row for row in rows if row["intruder"] is not None]
     assert known
     assert all(row["scorer"] == "lexical" for row in known)
-    at_chance = [row for row in known if row["intruder_low"] <= 0.2]
+    at_chance = [row for row in known if row["intruder_low"] <= 0.2 and row["intruder_high"] < 0.5]
     assert at_chance  # the server's numbers mean nothing
     text = typed("query", "--layer", "0", "--db", judged).stdout
     assert "chance" in text
@@ -165,3 +166,17 @@ def test_it_is_refused_for_runs_without_samples(judged):
         run = replace(load_run(store), n_sampled=0)
     with pytest.raises(NeuroexplainError, match="no sampled ones"):
         SCORER.open(None, run)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.21, 0.9, ""),
+        (0.2, 0.49, "chance"),
+        (0.0, 0.1, "chance"),
+        (0.1, 0.5, "unclear"),
+        (None, None, "unclear"),
+    ],
+)
+def test_what_is_said_of_an_interval(low, high, verdict):
+    assert intruder_verdict(low, high) == verdict
