@@ -37,7 +37,8 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
 ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
-    *("beyond_words", "rule", "examples", "rule_score"),
+    *("beyond_words", "rule", "examples", "rule_score", "intruder"),
+    *("intruder_low", "intruder_high"),
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 
@@ -168,9 +169,10 @@ def prediction_json(page: UnitPage, prediction: Prediction, record: PredictedRec
         for name, values in zip(codec.names, arrays, strict=True)
     }
     n_scored = len(record.values)
-    if codec.is_of_window:
-        numbers = {name: values and values[0] for name, values in numbers.items()}
+    if codec.n_of_window is not None:
         n_scored = CROP_LENGTH
+    if codec.n_of_window == 1:
+        numbers = {name: values and values[0] for name, values in numbers.items()}
     return {
         "scorer": prediction.scorer,
         "scorer_model": prediction.provenance.model,

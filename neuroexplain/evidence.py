@@ -21,6 +21,9 @@ Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Subset = Literal["population", "top_and_random", "top", "random", "bottom_and_random", "bottom"]
 POPULATION: Subset = "population"  # random and sampled records, weighted
+INTRUDER = "intruder_found", "windows"  # metric and subset: how often a judge finds the odd of five windows
+INTRUDER_CHANCE = 0.2  # what guessing earns of it
+INTRUDER_CLEAR = 0.5  # an interval that reaches from chance to above it tells nothing
 SUBSETS: Mapping[Side, tuple[Subset, ...]] = {
     "positive": ("top_and_random", "top", "random"),
     "negative": ("bottom_and_random", "bottom", "random"),

@@ -11,9 +11,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neuroexplain.evidence import SUBSETS, Exemplar, Explanation, Headline, Score, Status, StoredScore, Unit
+from neuroexplain.evidence import (
+    INTRUDER,
+    INTRUDER_CHANCE,
+    INTRUDER_CLEAR,
+    SUBSETS,
+    Exemplar,
+    Explanation,
+    Headline,
+    Score,
+    Status,
+    StoredScore,
+    Unit,
+)
 from neuroexplain.histogram import bin_middle
-from neuroexplain.runs import Run, Session, SimulatorCheck, UnitPage
+from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck, UnitPage
 from neuroexplain.score_words import SCORE_NAMES
 from neuroexplain.status_words import status_count, status_counts, status_words
 
@@ -27,6 +39,10 @@ SUMMED = (  # fields of Session that add up
 ACTIVATION_WORDS = {
     "act": "the output of the activation function",
     "post": "what enters the down-projection",
+}
+VERDICTS = {  # of how often a judge finds the odd one: see intruder_verdict
+    "chance": "at chance: no meaning in one sentence",
+    "unclear": "unclear: too few rounds",
 }
 # How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
 _QUANTIZATION = re.compile(r"[-._](?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|B?F16|F32)$", re.IGNORECASE)
@@ -95,7 +111,18 @@ def score_name(score: Score) -> str:
     """A score's name for people: `population score`, or metric and subset of one that has no name."""
     key = score.metric, score.subset
     plain = f"{score.metric}, {score.subset}".replace("_", " ")
-    return SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
+    name = SCORE_NAMES[key][0] if key in SCORE_NAMES else plain
+    if key == INTRUDER and score.value is not None:
+        verdict = intruder_verdict(score.ci_low, score.ci_high)
+        return f"{name} ({VERDICTS[verdict]})" if verdict else name
+    return name
+
+
+def intruder_verdict(low: float | None, high: float | None) -> str:
+    """`chance` if guessing explains how often the odd one is found, `unclear` if it may, else empty."""
+    if low is not None and low > INTRUDER_CHANCE:
+        return ""
+    return "chance" if high is not None and high < INTRUDER_CLEAR else "unclear"
 
 
 def headline_name(headline: Headline) -> str:
@@ -346,6 +373,14 @@ def undefined_text(summary: ScoreSummary) -> str:
     reasons = [status_count(status, n) for status, n in list(summary.undefined.items())[:3]]
     rest = ", ..." if len(summary.undefined) > len(reasons) else ""
     return f"{summary.n_undefined:,}: {', '.join(reasons)}{rest}"
+
+
+def intruder_text(row: QueryRow) -> str:
+    """How often a judge finds the odd one, and whether it may have guessed; empty if none was asked."""
+    if row.intruder is None:
+        return ""
+    verdict = intruder_verdict(row.intruder_low, row.intruder_high)
+    return f"{number(row.intruder)}, {verdict}" if verdict else number(row.intruder)
 
 
 def number(value: float | None) -> str:

@@ -213,6 +213,11 @@ class QueryRow:
     rule: str | None = None  # the explanation without its examples; None if it has none
     examples: tuple[str, ...] | None = None
     rule_score: float | None = None  # of the rule alone, by the metric and subset of `score`
+    # How often a judge finds the odd one of five windows of the unit, without the explanation, with the
+    # interval; the best judge's, None if none was asked.
+    intruder: float | None = None
+    intruder_low: float | None = None
+    intruder_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

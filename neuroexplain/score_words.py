@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from neuroexplain.evidence import INTRUDER
+
 # The scores that people read first, by metric and subset, in this order: (metric, subset) -> (name, meaning).
 SCORE_NAMES = {
     ("correlation", "population"): (
@@ -46,6 +48,11 @@ SCORE_NAMES = {
         "balanced accuracy",
         "The mean of two shares: windows where the unit fires of which the judge says yes, and others of "
         "which it says no. 0.5 is guessing.",
+    ),
+    INTRUDER: (
+        "odd one found",
+        "How often a judge finds the odd one of five windows, four of which the unit fires at, without any "
+        "explanation. 0.2 is guessing: then the unit has no meaning in one sentence that this judge sees.",
     ),
     ("brier", "population"): (
         "Brier score",

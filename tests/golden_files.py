@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from neuroexplain.scorers._questions import TextQuestions, WordQuestions
 from neuroexplain.scorers.detection import SCORER as DETECTION
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.fuzzing import SCORER as FUZZING
+from neuroexplain.scorers.intruder import round_text
+from neuroexplain.scoring.intruders import IntruderRound
 from neuroexplain.scoring.windows import MarkedWindow
 from neuroexplain.store.engine import open_store
 from neuroexplain.units import UnitId
@@ -113,6 +116,9 @@ def judged_prompts() -> dict[str, str]:
         questions = TextQuestions(TokenizerOnly(), load_prompt(judge.prompt_name))  # type: ignore[arg-type]
         prompt = questions.build_prompt("geese", judge.shown(trial, TOKENS))
         prompts[judge.name] = TokenizerOnly.tokenizer.decode(prompt)
+    own = IntruderRound("random", 0, "report", 20, window, (trial,) * 4, replace(trial, marked=(3,)), 2)
+    questions = TextQuestions(TokenizerOnly(), load_prompt("judge/intruder"), [[0]] * 5)  # type: ignore[arg-type]
+    prompts["intruder"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("", round_text(own, TOKENS)))
     return prompts
 
 

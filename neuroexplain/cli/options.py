@@ -122,7 +122,8 @@ ScorerNames = Annotated[
         "default by --local), words (a question a word), digits (each token in its context, after Bills et "
         "al. 2023); `neuroexplain check` measures them. Judges say yes or no to windows of 32 tokens, after "
         "Paulo et al. (2024): detection (does the unit fire in the window?), fuzzing (does it fire at the "
-        "marked tokens?). The first one chooses among candidates.",
+        "marked tokens?). intruder reads no explanation: does a judge find the odd one of five windows? The "
+        "first scorer chooses among candidates.",
         rich_help_panel=SCORES,
     ),
 ]

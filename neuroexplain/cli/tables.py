@@ -13,6 +13,7 @@ from neuroexplain.formatting import (
     explained_by,
     headline_name,
     interval,
+    intruder_text,
     join_sessions,
     number,
     percent,
@@ -46,8 +47,10 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
     has_sides = any(row.side == "negative" for row in rows)
     has_beyond = any(row.beyond_words is not None for row in rows)
     has_rules = any(row.rule_score is not None for row in rows)
+    has_intruders = any(row.intruder is not None for row in rows)
     figures = ["score", "95% interval", *(["rule"] if has_rules else [])]
     figures += ["beyond"] if has_beyond else []
+    figures += ["odd one"] if has_intruders else []
     names = ["unit", *figures, "explanation", "by", *(["scored by"] if has_scorers else [])]
     table = Listing(names, right=("unit", *figures))
     if scored:
@@ -57,11 +60,18 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
             table.caption += "; rule: the same of the rule alone, without the examples in brackets"
         if has_beyond:
             table.caption += "; beyond: the same without the words that stand in the explanation"
+        if has_intruders:
+            table.caption += (
+                "; odd one: how often a judge finds the odd one of five windows of the unit without the "
+                "explanation (guessing: 0.2); chance: guessing explains it, so the unit has no meaning in "
+                "one sentence; unclear: too few rounds"
+            )
     for row in rows:
         by = explained_by(row.explainer, row.model) + (f", {row.side} side" if has_sides else "")
         cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high)]
         cells += [number(row.rule_score)] if has_rules else []
         cells += [number(row.beyond_words)] if has_beyond else []
+        cells += [intruder_text(row)] if has_intruders else []
         cells += [rule_first(row.explanation, row.rule, row.examples), by]
         if has_scorers:
             cells.append(f"{row.scorer}, {short_name(row.scorer_model or '')}" if row.scorer else "")

@@ -44,7 +44,7 @@ def predict_controls(
     no control: on every unit it is the same. `records` is the store that holds the run's records and all its
     explanations, if `store` holds those of a part alone.
     """
-    if scorer.asks_per_record and not with_control:
+    if not scorer.scorer.reads_explanation or (scorer.asks_per_record and not with_control):
         return
     whole = records or store
     controls = find_controls(explanations, list_comparable(whole, run))

@@ -151,11 +151,11 @@ def _is_possible(
         and (not is_mass or n == CROP_LENGTH)  # levels are predicted for a crop
         and not any(array is not None and (np.abs(array) > greatest).any() for array in (values, control))
         and (not is_mass or detail is None or bool(((detail >= 0) & (detail <= 1)).all()))
-        and (not codec.is_of_window or _are_probabilities(values, detail, control))
+        and (codec.n_of_window in (None, n) and _are_possible(codec, values, detail, control))
     )
 
 
-def _are_probabilities(*arrays: Array | None) -> bool:
-    """Whether each array has one number, which is missing or in 0..1."""
-    given = [array for array in arrays if array is not None]
-    return all(len(array) == 1 and not ((array < 0) | (array > 1)).any() for array in given)
+def _are_possible(codec: Codec, *arrays: Array | None) -> bool:
+    """Whether what should be probabilities is missing or in 0..1."""
+    given = [array for array in arrays if array is not None and codec.n_of_window is not None]
+    return not any(((array < 0) | (array > 1)).any() for array in given)

@@ -131,25 +131,26 @@ class WordQuestions:
 
 
 class TextQuestions:
-    """The probabilities of no and of yes for texts: does one belong to the explanation?"""
+    """The probabilities of answers to questions about texts: no and yes, unless others are given."""
 
-    def __init__(self, engine: Engine, prompt: Prompt) -> None:
+    def __init__(self, engine: Engine, prompt: Prompt, answer_ids: list[list[int]] | None = None) -> None:
+        """answer_ids: the ids of each answer's spellings."""
         self.engine = engine
-        self._answer_ids = find_answer_ids(engine.tokenizer)
+        self._answer_ids = answer_ids or find_answer_ids(engine.tokenizer)
         self._prompts = QuestionPrompts(
             engine.tokenizer,
             lambda explanation, text: prompt.fill({"explanation": explanation, "text": text}),
         )
-        self._answers: SingleFlight[tuple[float, float]] = SingleFlight(ANSWERS_KEPT)
+        self._answers: SingleFlight[list[float]] = SingleFlight(ANSWERS_KEPT)
 
     def probabilities(self, explanation: str, texts: Sequence[str]) -> tuple[NDArray[np.float64], int]:
-        """The probabilities of no and yes for each text, [n, 2], and prompt tokens sent.
+        """The probability of each answer for each text, [n, n_answers], and prompt tokens sent.
 
-        Texts are as `displayed` shows them. Both are 0 where the engine gave neither a probability.
+        Texts are as `displayed` shows them. All are 0 where the engine gave none a probability.
         """
         n_sent = 0
 
-        def ask(questions: list[Question]) -> list[tuple[float, float]]:
+        def ask(questions: list[Question]) -> list[list[float]]:
             nonlocal n_sent
             prompts = [self.build_prompt(explanation, text) for _, text in questions]
             n_sent += sum(map(len, prompts))
@@ -157,10 +158,11 @@ class TextQuestions:
             answers = self.engine.next_distributions(prompts, self._answer_ids, n_shared)
             if not np.isfinite(answers).all():
                 raise LlmReplyError(Status.LLM_ERROR, NOT_FINITE)
-            return [(float(no), float(yes)) for no, yes in answers]
+            rows: list[list[float]] = answers.tolist()
+            return rows
 
         answers, _ = self._answers.get_many([(explanation, text) for text in texts], ask)
-        return np.array(answers, np.float64).reshape(len(texts), len(ANSWERS)), n_sent
+        return np.array(answers, np.float64).reshape(len(texts), len(self._answer_ids)), n_sent
 
     def plan(self, explanation: str, texts: Sequence[str]) -> list[Request]:
         """The requests of `probabilities`. A text is asked for once with each explanation."""
@@ -187,6 +189,22 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         raise LlmReplyError(Status.LLM_ERROR, NOT_FINITE)
     odds = np.log(probabilities[:, 1] + LEAST) - np.log(probabilities[:, 0] + LEAST)
     return np.where(probabilities.sum(axis=1) > 0, odds, np.nan)
+
+
+def find_number_ids(tokenizer: Any, n: int) -> list[list[int]]:
+    """The ids of the numbers 1..n, with and without a space before; only single tokens.
+
+    Raises NeuroexplainError if a number has none.
+    """
+    ids = []
+    for number in range(1, n + 1):
+        spelled = [tokenizer(f"{space}{number}", add_special_tokens=False).input_ids for space in ("", " ")]
+        ids.append(sorted({own[0] for own in spelled if len(own) == 1}))
+    if not all(ids) or len({token_id for own in ids for token_id in own}) < sum(map(len, ids)):
+        raise NeuroexplainError(
+            f"The tokenizer has no single tokens for the numbers 1 to {n}, which --scorer intruder reads."
+        )
+    return ids
 
 
 def find_answer_ids(tokenizer: Any) -> list[list[int]]:

@@ -80,6 +80,7 @@ class Scorer(ABC):
     needs: ClassVar[Needs] = "distributions"
     codec: ClassVar[str] = "floats"  # how predictions are stored: a key of scoring.codecs.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
+    reads_explanation: ClassVar[bool] = True  # if not, another explanation is no control
     predicts_tokens: ClassVar[bool] = True  # whether a record has a value for each token, else one for all
     records_of_split: ClassVar[int | None] = None  # that it reads by default; None: by what a record costs
 

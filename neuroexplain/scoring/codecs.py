@@ -38,7 +38,7 @@ class Codec:
         bool  # whether details are probabilities, stored as 250ths; else they are stored like values
     )
     names: tuple[str, str, str]  # JSON keys of values, details and the control's values
-    is_of_window: bool = False  # whether a record has one value, a probability, for its 32 scored tokens
+    n_of_window: int | None = None  # probabilities of a record for all of its 32 scored tokens together
 
     def pack(self, values: NDArray[np.float32]) -> bytes:
         """Values [n_records, n] as bytes."""
@@ -70,8 +70,9 @@ CODECS = {
     "levels": Codec("<f2", True, ("expected_levels", "digit_mass", "control_levels")),
     "floats": Codec("<f4", False, ("predicted", "detail", "control_predicted")),
     "probabilities": Codec(
-        "<f4", False, ("probability", "answer_mass", "control_probability"), is_of_window=True
+        "<f4", False, ("probability", "answer_mass", "control_probability"), n_of_window=1
     ),
+    "choices": Codec("<f4", False, ("choices", "detail", "control_choices"), n_of_window=5),
 }
 
 

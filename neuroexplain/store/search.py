@@ -40,6 +40,7 @@ from neuroexplain.evidence import Headline
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.store.dialect import as_search, explanation_matches, matching_ids, search_words
 from neuroexplain.store.engine import Store
+from neuroexplain.store.intruders import list_intruders
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
@@ -408,13 +409,16 @@ def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]
     of_rules = sorted({row.id for row in rows if row.rule is not None})
     kinds = [(headline.metric, subset) for subset in headline.subsets]
     rules = _scores_beside(reader, "rule_scores", of_rules, kinds)
+    intruders = list_intruders(reader, ids)
     joined = []
     for row in rows:
         key = row.id, row.scorer, row.scorer_model
         correlation = row.value if is_bills else others.get((*key, BILLS))
         beyond_words = others.get((*key, BEYOND_WORDS))
         rule_score = rules.get((*key, (headline.metric, row.subset)))
-        joined.append(_query_row(run, headline, row, correlation, beyond_words, rule_score))
+        own = _query_row(run, headline, row, correlation, beyond_words, rule_score)
+        share, low, high = intruders.get(row.id, (None, None, None))
+        joined.append(replace(own, intruder=share, intruder_low=low, intruder_high=high))
     return joined
 
 

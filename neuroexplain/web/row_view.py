@@ -9,6 +9,7 @@ from neuroexplain.formatting import (
     beginning,
     explained_by,
     interval,
+    intruder_text,
     number,
     printable,
     rule_first,
@@ -44,6 +45,7 @@ class RowView:
     interval: str
     rule_score: str  # of the rule alone; empty if there is none
     beyond_words: str  # the score without the words of the explanation; empty if there is none
+    intruder: str  # how often a judge finds the odd one; empty if none was asked
     author: str  # explainer and model
     scorer: str  # with its model; empty without a score
     max_activation: str
@@ -82,6 +84,7 @@ def row_view(row: QueryRow) -> RowView:
         interval=interval(row.ci_low, row.ci_high),
         rule_score="" if row.rule_score is None else number(row.rule_score),
         beyond_words="" if row.beyond_words is None else number(row.beyond_words),
+        intruder=intruder_text(row),
         author=explained_by(row.explainer, row.model) + side,
         scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",

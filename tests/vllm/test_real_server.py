@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -36,9 +37,14 @@ from neuroexplain.llm.transport import Refused
 from neuroexplain.llm.vllm import serve_vllm
 from neuroexplain.scorers._questions import find_answer_ids
 from neuroexplain.scorers.combined import CombinedSimulator
+from neuroexplain.scorers.detection import SCORER as DETECTION
 from neuroexplain.scorers.digits import DigitsSimulator
+from neuroexplain.scorers.fuzzing import SCORER as FUZZING
+from neuroexplain.scorers.intruder import SCORER as INTRUDER
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scorers.words import WordsSimulator
+from neuroexplain.scoring.intruders import IntruderRound
+from neuroexplain.scoring.windows import MarkedWindow
 from tests.fakes import tiny_subject, words
 from tests.proxy import FAULTS, PASSING, Proxy
 from tests.tokens import HOSTILE
@@ -57,6 +63,9 @@ ASKED = [Message("user", "Name the capital of France in one word.")]
 VOCABULARY = {
     i: VocabularyEntry(i, text, False) for i, text in enumerate([" she", " bought", " two", *HOSTILE])
 }
+
+
+SAMPLED_RUN = SimpleNamespace(id=1, n_sampled=40)  # what a judge asks of a run
 
 
 class Served:
@@ -159,6 +168,29 @@ def test_questions_about_words_get_the_local_engine_s_answers(url, local, method
     cut = 0.0 if isinstance(method, LogprobTokenIds) else 0.03  # of spellings that are not among the 20
     assert (np.abs(answers - true + cut / 2) < 0.005 + cut / 2).all()
     assert server.version.endswith(f", {method.name}")
+
+
+@pytest.mark.parametrize("judge", [DETECTION, FUZZING, INTRUDER])
+def test_judges_by_the_server_are_those_of_the_local_engine(url, local, judge):
+    """Within the noise of a server that computes in float32, in other batches; every window is answered."""
+    vocabulary = {i: VocabularyEntry(i, text, False) for i, text in enumerate([*QUESTION_WORDS, *HOSTILE])}
+    ids = list(vocabulary)
+    windows = [
+        MarkedWindow("random", n, "report", 0, tuple([*ids[n:], *ids[:n]][:32]), (n % 8, 9))
+        for n in range(12)
+    ]
+    rounds = [
+        IntruderRound(w.kind, w.rank, w.split, w.first, w.token_ids, tuple(windows[:4]), w, w.rank % 5)
+        for w in windows[4:]
+    ]
+    trials = rounds if judge is INTRUDER else windows
+    server = ServerEngine(url)
+    server_judge, local_judge = (judge.open(engine, SAMPLED_RUN) for engine in (server, local))
+    assert server.find_method(server_judge.example()).name == "logprob_token_ids"
+    for explanation in ("days of the week", "buying and selling"):
+        remote, own = (j.run(explanation, trials, vocabulary).trials for j in (server_judge, local_judge))
+        for a, b in zip(remote, own, strict=True):
+            np.testing.assert_allclose(a.values, b.values, atol=0.01)
 
 
 @pytest.mark.parametrize("kind", [LexicalSimulator, CombinedSimulator])
