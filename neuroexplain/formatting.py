@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 from neuroexplain.evidence import (
     INTRUDER,
-    INTRUDER_CHANCE,
-    INTRUDER_CLEAR,
     SUBSETS,
     Exemplar,
     Explanation,
@@ -26,7 +24,7 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.histogram import bin_middle
 from neuroexplain.runs import QueryRow, Run, Session, SimulatorCheck, UnitPage
-from neuroexplain.score_words import SCORE_NAMES
+from neuroexplain.score_words import SCORE_NAMES, VERDICTS, intruder_verdict
 from neuroexplain.status_words import status_count, status_counts, status_words
 
 if TYPE_CHECKING:
@@ -39,10 +37,6 @@ SUMMED = (  # fields of Session that add up
 ACTIVATION_WORDS = {
     "act": "the output of the activation function",
     "post": "what enters the down-projection",
-}
-VERDICTS = {  # of how often a judge finds the odd one: see intruder_verdict
-    "chance": "at chance: no meaning in one sentence",
-    "unclear": "unclear: too few rounds",
 }
 # How a GGUF file's name ends: -Q4_K_M, .IQ2_XS, -bf16. MXFP4 and TQ1_0 are quantizations too.
 _QUANTIZATION = re.compile(r"[-._](?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|B?F16|F32)$", re.IGNORECASE)
@@ -116,13 +110,6 @@ def score_name(score: Score) -> str:
         verdict = intruder_verdict(score.ci_low, score.ci_high)
         return f"{name} ({VERDICTS[verdict]})" if verdict else name
     return name
-
-
-def intruder_verdict(low: float | None, high: float | None) -> str:
-    """`chance` if guessing explains how often the odd one is found, `unclear` if it may, else empty."""
-    if low is not None and low > INTRUDER_CHANCE:
-        return ""
-    return "chance" if high is not None and high < INTRUDER_CLEAR else "unclear"
 
 
 def headline_name(headline: Headline) -> str:

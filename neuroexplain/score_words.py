@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuroexplain.evidence import INTRUDER
+from neuroexplain.evidence import INTRUDER, INTRUDER_CHANCE, INTRUDER_CLEAR
 
 # The scores that people read first, by metric and subset, in this order: (metric, subset) -> (name, meaning).
 SCORE_NAMES = {
@@ -94,3 +94,14 @@ SCORE_MEANING = (
 )
 INTERVAL_MEANING = "The score that other records of the same corpus would give lies in it in 95 of 100 cases."
 CONTROL_MEANING = "Another unit's explanation, scored on the same records. A good score is well above it."
+VERDICTS = {  # of how often a judge finds the odd one: see intruder_verdict
+    "chance": "at chance: no meaning in one sentence",
+    "unclear": "unclear: too few rounds",
+}
+
+
+def intruder_verdict(low: float | None, high: float | None) -> str:
+    """`chance` if guessing explains how often the odd one is found, `unclear` if it may, else empty."""
+    if low is not None and low > INTRUDER_CHANCE:
+        return ""
+    return "chance" if high is not None and high < INTRUDER_CLEAR else "unclear"

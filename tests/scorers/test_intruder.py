@@ -10,7 +10,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
-from neuroexplain.formatting import intruder_verdict
+from neuroexplain.score_words import intruder_verdict
 from neuroexplain.scorers._questions import find_number_ids
 from neuroexplain.scorers.intruder import SCORER, OpenIntruder
 from neuroexplain.scoring import windows
