@@ -58,14 +58,13 @@ def compare(
         )
     _check_same_units(first.run, second.run)
     headline, its_scorer, notes = _choose_score(store, first, second, metric, scorer)
-    peaks = find_token_ids(store, first.run.id, peak_token) if peak_token else None
     search = Search(
         run=first.run,
         headline=headline,
         words=None if text is None else as_search(store.dialect, search_words(text)),
         layers=layers,
         units=units,
-        peak_token_ids=peaks,
+        peak_token_ids=find_token_ids(store, first.run.id, peak_token) if peak_token else None,
         scorer=its_scorer[0],
         min_score=None,
         max_score=None,
