@@ -81,6 +81,7 @@ TINY_STAND_INS = [
     (r"(\bexplain .*)--server http://gpu1:8000/v1", r"\1--explainer tokens --local tiny"),
     (r"--server http://gpu1:8000/v1", "--local tiny"),
     (r"launch (slurm|ray) --shards 64( --submit)?", r"launch \1 --shards 2 --dry-run"),
+    (r"neuroexplain (export .*)--push \S+", r"env $HUB neuroexplain \1--push jane/neurons"),
     (r"--layers 0-31", "--units 0:0-3"),
     (r"/shared/x\.db", "whole.db"),
 ]

@@ -19,6 +19,7 @@ from neuroexplain.subject.load import load_causal_lm
 from tests.docs.answering_server import answering
 from tests.docs.pages import ROOT, SERVER_PAGES, list_pages, read_blocks, substitute
 from tests.fakes import tiny_subject
+from tests.hub_server import Hub
 
 SERVED = "Qwen/Qwen2.5-32B-Instruct"
 BLOCKS = [block for page in list_pages() for block in read_blocks(page)]
@@ -56,7 +57,13 @@ def save_served_models(folder):
 def test_every_command_that_a_tiny_model_can_run(tmp_path):
     environment = make_folder(tmp_path)
     blocks = [block for block in BLOCKS if block.page not in SERVER_PAGES]
-    assert run_blocks(blocks, tmp_path, environment) == []
+    hub = Hub()
+    try:
+        environment["HUB"] = " ".join(f"{name}={value}" for name, value in hub.environment(tmp_path).items())
+        assert run_blocks(blocks, tmp_path, environment) == []
+    finally:
+        hub.close()
+    assert "jane/neurons" in hub.data_sets
 
 
 @pytest.mark.model
