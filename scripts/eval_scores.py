@@ -25,6 +25,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from numpy.typing import NDArray
 from score_truth.corpus import Corpus, true_scores_of
 from score_truth.explanations import CHECKS, Table, make_tables
 from score_truth.made_units import rule_activations, store_made_units
+from score_truth.rare_units import N_BACKGROUND, evaluate_rare
 from score_truth.rare_units import as_text as rare_as_text
-from score_truth.rare_units import evaluate_rare
 from score_truth.real_units import Chosen, Recorder, choose_units
 from score_truth.summary import Estimate, Falls, add_falls, sanity, summary
 
@@ -51,15 +52,16 @@ from neuroexplain.lookup import Vocabulary
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import SCORERS, compute_scores, trials_read
 from neuroexplain.scoring.codecs import as_stored
-from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
+from neuroexplain.scoring.side_evidence import SideEvidence, background_draw_of
+from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.units import load_unit
-from neuroexplain.store.vocabulary import load_tokens
 from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import RANDOM_START, UnitId
 
+# Runs of made units: as dense ones, and as latents of an SAE, whose background `lexical` reads.
+MADE = {"made": 0, "made latents": N_BACKGROUND}
 METRICS = {  # reported metrics, by the subset and the metric of a score
     "correlation, population": ("population", "correlation"),
     "auprc, population": ("population", "auprc"),
@@ -125,7 +127,7 @@ def evaluate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         stores = {
             name: stack.enter_context(open_store(str(folder / f"{name}.db"), create=True))
-            for name in ("act", "post", "made")
+            for name in ("act", "post", *MADE)
         }
         for activation, config in configs.items():
             say(f"Reading {len(order):,} segments, collecting {activation} ...")
@@ -135,10 +137,12 @@ def evaluate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         say(progress.note)
         say("Making units by the rules of the known neurons ...")
         rules = rule_activations(configs["act"], subject, order)
-        store_made_units(stores["made"], load_run(stores["act"]), stores["act"], stream, order, rules)
-        sides = [*chosen, *made_sides(rules)]
-        values = recorder.activations(len(order))
-        values |= {(0, "made", n): rules[:, RANDOM_START:, n] for n in range(rules.shape[2])}
+        values, sides = recorder.activations(len(order)), list(chosen)
+        for name, n_background in MADE.items():
+            like = load_run(stores["act"]), stores["act"]
+            store_made_units(stores[name], *like, stream, order, rules, n_background)
+            sides += made_sides(rules, name)
+            values |= {(0, name, n): rules[:, RANDOM_START:, n] for n in range(rules.shape[2])}
         say(f"Scoring {len(sides):,} sides of units ...")
         results = score_all(stores, sides, values, corpus, options.records)
     return results | {"segments": len(order), "records": options.records, "layers": list(layers)}
@@ -173,10 +177,10 @@ def tokenize(config: CollectConfig, subject: Subject, folder: Path) -> TokenStre
             return stream
 
 
-def made_sides(rules: NDArray[np.float32]) -> list[Chosen]:
-    """The made units that fire in the visited text."""
+def made_sides(rules: NDArray[np.float32], name: str) -> list[Chosen]:
+    """The made units that fire in the visited text, of the run of this name."""
     fires = rules[:, RANDOM_START:].max(axis=(0, 1)) > 0
-    return [Chosen("made", "positive", UnitId(0, n), "made") for n in np.flatnonzero(fires).tolist()]
+    return [Chosen(name, "positive", UnitId(0, n), name) for n in np.flatnonzero(fires).tolist()]
 
 
 def score_all(
@@ -214,7 +218,7 @@ def score_all(
                 score = own.get((subset, "correlation"))
                 if score is not None and score.value is not None:
                     interval = score.ci_low, score.ci_high
-                    is_made = side.activation == "made"
+                    is_made = side.activation in MADE
                     estimates[key].append(Estimate(side.group, score.value, *interval, true_value, is_made))
             scores[name] = metric_values(own, side)
             true_scores[name] = {"correlation, population": true_value, "auprc, population": true_auprc}
@@ -254,8 +258,8 @@ def truth_of(side: Chosen, values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def evidence_of(store: Store, run: Run, side: Chosen) -> SideEvidence:
-    unit = load_unit(store, run, side.unit)
-    return SideEvidence.of(run, unit, side.side, load_tokens(store, run.id, tokens_needed(unit.exemplars)))
+    unit, tokens = load_unit_to_score(store, run, side.unit)
+    return SideEvidence.of(run, unit, side.side, tokens)
 
 
 def own_text(store: Store, run: Run, side: Chosen) -> str:
@@ -289,16 +293,20 @@ class Lexical:
 def scores_of(evidence: SideEvidence, table: Table, n_records: int) -> list[Score]:
     """The scores on `report` of an explanation that predicts a value for each token."""
     scorer = SCORERS.load("lexical")
-    trials = trials_read(scorer, evidence, n_records, True)
+    provenance = Provenance("none", None, "table", None, None)
+    prediction = Prediction(
+        *(0, evidence.unit.id, "lexical", Status.OK, (), provenance),
+        n_read=n_records,
+        with_bills=True,
+        n_background=len(evidence.background_frame()) or None,
+    )
+    trials = trials_read(scorer, evidence, n_records, True, background_draw_of(prediction))
     records = tuple(
         PredictedRecord(t.kind, t.rank, t.first, table[np.array(t.token_ids)].astype(np.float32))
         for t in trials
     )
-    provenance = Provenance("none", None, "table", None, None)
-    prediction = Prediction(
-        0, evidence.unit.id, "lexical", Status.OK, records, provenance, n_read=n_records, with_bills=True
-    )
-    return [s for s in compute_scores(evidence, as_stored(prediction)) if s.split == "report"]
+    stored = as_stored(replace(prediction, records=records))
+    return [s for s in compute_scores(evidence, stored) if s.split == "report"]
 
 
 def as_text(results: Mapping[str, Any]) -> str:

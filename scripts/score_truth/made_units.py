@@ -73,12 +73,15 @@ def store_made_units(
     stream: TokenStream,
     order: NDArray[np.int64],
     acts: NDArray[np.float32],
+    n_background: int = 0,
 ) -> None:
-    """Store rules' activations as a run of one layer."""
+    """Store rules' activations as a run of one layer; with a background, as latents of an SAE."""
     fields = {name: getattr(like, name) for name in ("top_k", "n_random", "n_sampled", "seed")}
+    fields["n_background"] = n_background
     batches = (acts[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE))
     vocabulary = load_vocabulary(like_store, like.id)
-    source = Source(0, "mlp", None, "output", acts.shape[2], "float32")
+    kind, encoder = ("sae", "made by rule") if n_background else ("mlp", None)
+    source = Source(0, kind, None, "output", acts.shape[2], "float32", encoder=encoder)
     store_run(store, fields, source, vocabulary, like.tokenizer_sha256, stream, order, batches)
 
 

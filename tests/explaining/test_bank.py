@@ -62,7 +62,7 @@ def test_the_label_of_the_bank_is_the_best_on_select(store, local, lexical):
         chosen.append(bank.choose(SideEvidence.of(run, stored, "positive", tokens)))
         scores = [select_score(store, unit, label, lexical) for label in bank.labels]
         scores = [-2 if score is None else score for score in scores]
-        assert chosen[-1] == bank.labels[int(np.argmax(scores))]
+        assert scores[bank.labels.index(chosen[-1])] == pytest.approx(max(scores), abs=1e-9)  # labels may tie
     assert len(set(chosen)) > 1  # else any bank would do
 
 
