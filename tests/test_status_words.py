@@ -10,6 +10,7 @@ from neuroexplain.evidence import SPLITS, Explanation, Prediction, Provenance, S
 from neuroexplain.formatting import explanations_text, units_text
 from neuroexplain.runtime.part_progress import combine
 from neuroexplain.runtime.progress import Progress
+from neuroexplain.scorers.base import main_metrics
 from neuroexplain.status_words import WORDS, status_count, status_counts, status_words
 from neuroexplain.store import tables as t
 from neuroexplain.store.engine import open_store
@@ -86,24 +87,30 @@ def failed(tmp_path_factory):
                 "report", "population", "correlation", status, value, 9, 9, reason="undefined since"
             )
             save_prediction(store, run_id, prediction, [score])
+        e = save_explanation(store, run_id, Explanation(UnitId(0, 30), "pairs", "ok", "words", by))
+        judged = Prediction(e.id, e.unit, "detection", Status.LLM_ERROR, (), by, reason="a judge's reason")
+        undefined = Score("report", "population", "auroc", Status.LLM_ERROR, None, 0, 0, reason="a judge's")
+        save_prediction(store, run_id, judged, [undefined])
     return db
 
 
 def test_failures_are_failed_explanations_and_undefined_scores(failed):
     with open_store(failed, read_only=True) as store:
         run = load_run(store)
-        rows = list_failures(store, run, None, 99)
-        counts = count_failures(store, run)
-        pages = [list_failures(store, run, None, 4, first) for first in range(0, len(rows), 4)]
-        assert list_failures(store, run, (1,), 99) == []
+        rows = list_failures(store, run, main_metrics(), None, 99)
+        counts = count_failures(store, run, main_metrics())
+        pages = [
+            list_failures(store, run, main_metrics(), None, 4, first) for first in range(0, len(rows), 4)
+        ]
+        assert list_failures(store, run, main_metrics(), (1,), 99) == []
     n = len([status for status in Status if status.failed])
-    assert [row.unit.index for row in rows] == list(range(n + 3))
-    assert [row.status for row in rows[n:]] == [*UNDEFINED, Status.LLM_ERROR]
-    assert [row.reply for row in rows[n:]] == [None, None, "a request's reply"]
-    assert [row.what for row in rows[n - 1 :]] == ["pairs", "lexical", "lexical", "lexical"]
+    assert [row.unit.index for row in rows] == [*range(n + 3), 30]
+    assert [row.status for row in rows[n:]] == [*UNDEFINED, Status.LLM_ERROR, Status.LLM_ERROR]
+    assert [row.reply for row in rows[n:]] == [None, None, "a request's reply", None]
+    assert [row.what for row in rows[n - 1 :]] == ["pairs", *["lexical"] * 3, "detection"]
     assert [row for page in pages for row in page] == rows
     assert sum(counts.values()) == len(rows)
-    assert counts["llm_error"] == 2
+    assert counts["llm_error"] == 3
     assert next(iter(counts.values())) == max(counts.values())
 
 
@@ -127,11 +134,11 @@ def test_the_start_page_leads_to_the_weakest_and_to_what_failed(failed):
     with open_store(failed, read_only=True) as store:
         client = TestClient(make_app(store))
         start, page = client.get("/").text, client.get("/failed").text
-    n = len([status for status in Status if status.failed]) + 3
+    n = len([status for status in Status if status.failed]) + 4
     assert 'href="/search?sort=weakest"' in start
     assert "lowest of 1 score first" in start
     assert 'href="/failed"' in start
     assert f"Failed or undefined: {n}" in start
-    assert "2 requests failed" in start
+    assert "3 requests failed" in start
     assert "a request&#39;s reply" in page
     assert page.count("<tr>") == n + 1

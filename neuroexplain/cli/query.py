@@ -240,9 +240,10 @@ def _print_failures(
     store: "Store", run: "Run", layers: tuple[int, ...] | None, limit: int, as_json: bool
 ) -> None:
     from neuroexplain.cli.tables import failures_table
+    from neuroexplain.scorers.base import main_metrics
     from neuroexplain.store.failures import list_failures
 
-    failures = list_failures(store, run, layers, limit)
+    failures = list_failures(store, run, main_metrics(), layers, limit)
     if as_json:
         print_json([asdict(failure) for failure in failures])
     elif failures:

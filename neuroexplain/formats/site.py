@@ -34,7 +34,7 @@ from neuroexplain.formatting import corpus_name, headline_name, health_lines
 from neuroexplain.lookup import Vocabulary, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
-from neuroexplain.scorers.base import SCORERS
+from neuroexplain.scorers.base import SCORERS, main_metrics
 from neuroexplain.store.engine import Store
 from neuroexplain.store.failures import list_failures
 from neuroexplain.store.search import query_explanations
@@ -173,7 +173,7 @@ def _pages(
             **common,
         ),
     )
-    failures = list_failures(store, run, None, N_FAILURES)
+    failures = list_failures(store, run, main_metrics(), None, N_FAILURES)
     yield (
         "failed",
         render(

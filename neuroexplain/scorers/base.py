@@ -247,6 +247,11 @@ def compute_scores(evidence: SideEvidence, prediction: Prediction) -> list[Score
     return scorer.score(evidence, prediction)
 
 
+def main_metrics() -> tuple[str, ...]:
+    """The main metrics of all scorers: those that a failed prediction has an undefined score of."""
+    return tuple(sorted({SCORERS.load(name).main_metric for name in SCORERS.names()}))
+
+
 def choose_headline(run: Run, metric: str | None = None, scorer: str | None = None) -> Headline:
     """The score to show and to sort by: the run's own unless a metric or a scorer is named.
 

@@ -13,7 +13,7 @@ from neuroexplain.comparison import ORDERS
 from neuroexplain.errors import NeuroexplainError, NotInStore
 from neuroexplain.formatting import corpus_name, headline_name, health_lines
 from neuroexplain.runs import QueryRow, Run
-from neuroexplain.scorers.base import SCORERS
+from neuroexplain.scorers.base import SCORERS, main_metrics
 from neuroexplain.store.failures import list_failures
 from neuroexplain.store.runs import list_runs, load_prompt, load_run
 from neuroexplain.store.search import list_best, query_explanations
@@ -150,7 +150,7 @@ def search_page(
 def failed_page(reader: Reader, page: PageNumber = 0, run_id: RunId = None) -> Response:
     """What could not be explained or scored, and why."""
     run, urls = load_run(reader.store, run_id), UrlBuilder(run_id)
-    failures = list_failures(reader.store, run, None, PAGE_SIZE + 1, page * PAGE_SIZE)
+    failures = list_failures(reader.store, run, main_metrics(), None, PAGE_SIZE + 1, page * PAGE_SIZE)
     return html_page(
         reader,
         "failed.html",

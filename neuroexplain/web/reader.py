@@ -15,6 +15,7 @@ from neuroexplain.lookup import Vocabulary, find_explanations, load_page
 from neuroexplain.probe import Probe
 from neuroexplain.runs import QueryRow, Run, SimulatorCheck, UnitPage
 from neuroexplain.runtime.single_flight import SingleFlight
+from neuroexplain.scorers.base import main_metrics
 from neuroexplain.selection import parse_layers
 from neuroexplain.store.engine import Store
 from neuroexplain.store.failures import count_failures
@@ -132,7 +133,7 @@ def summarize(store: Store, run: Run) -> Summary:
         charts=score_charts(list_headline_scores(store, run)),
         n_explanations=count_explanations(store, run.id),
         n_units=count_units(store, run.id),
-        failures=count_failures(store, run),
+        failures=count_failures(store, run, main_metrics()),
         totals=join_counts(run, counts, all_layers=True),
         scores=join_counts(run, counts),
         checks=list_checks(store, run.id),

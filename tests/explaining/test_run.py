@@ -11,6 +11,7 @@ from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import EngineLost, LlmReplyError, NeuroexplainError
 from neuroexplain.explaining.run import run_explain
 from neuroexplain.explaining.verify import verify_run
+from neuroexplain.scorers.base import main_metrics
 from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.store.engine import open_store
@@ -117,9 +118,9 @@ def test_a_failed_request_is_a_row_with_a_reason_and_asked_again_only_when_told(
         raise LlmReplyError("llm_error", "400: no", "no")
 
     explain(store, ScriptedLlm(failing), scorer)
-    assert {(f.status, f.reason) for f in list_failures(store, load_run(store, 1), None, 99)} == {
-        ("llm_error", "400: no")
-    }
+    assert {
+        (f.status, f.reason) for f in list_failures(store, load_run(store), main_metrics(), None, 99)
+    } == {("llm_error", "400: no")}
     llm = ScriptedLlm(by_words)
     explain(store, llm, scorer)
     assert llm.requests == []
