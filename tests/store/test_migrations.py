@@ -226,11 +226,11 @@ def test_0013_leaves_runs_of_the_version_before_without_a_background(database):
 
 
 def test_0014_adds_leases_of_which_nobody_has_one(database):
-    engine = at_revision(database, "0012")
+    engine = at_revision(database, "0013")
     with engine.begin() as connection:
         insert_explained(connection, ["sea"])
     engine.dispose()
-    assert upgrade_store(database) == ("0012", REVISION)
+    assert upgrade_store(database) == ("0013", REVISION)
     with open_store(database) as store, store.read() as reader:
         assert reader.column("SELECT holder FROM leases") == []
         assert reader.column("SELECT text FROM explanations") == ["sea"]
