@@ -68,6 +68,8 @@ ORDERS = {
     "activation": "n.max_activation DESC NULLS LAST, ",
     "unit": "",
 }
+# Of rows that all have a score: PostgreSQL reads an ascending index backwards for these alone.
+SCORED_ORDERS = ORDERS | {"score": "s.value DESC, ", "lower": "s.ci_low DESC, s.value DESC, "}
 
 
 def _unit_key(row: Any) -> tuple[Any, ...]:
@@ -298,7 +300,7 @@ def _scored_rows(reader: Reader, search: Search, conditions: Sequence[str]) -> l
         parts = [f"{part} AND s.layer = {layer}" for part in parts for layer in sorted(set(search.layers))]
     rows: list[Any] = []
     for part in parts:
-        rows += _sorted_rows(reader, search, tables, [*where, part])
+        rows += _sorted_rows(reader, search, tables, [*where, part], SCORED_ORDERS[search.sort])
     if len(parts) > 1:
         rows = sorted(rows, key=SORT_KEYS[search.sort])[: search.limit]
     return rows
@@ -340,14 +342,18 @@ def score_conditions(search: Search, *, few: bool) -> list[str]:
 def _ids_by_activation(reader: Reader, search: Search, conditions: Sequence[str]) -> list[int]:
     """The ids of the explanations of the strongest units with a match: as many units as rows are needed."""
     match = f"SELECT 1 FROM explanations e WHERE {' AND '.join([ITS_UNIT, *conditions])}"
-    sql = (
-        f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND EXISTS ({match}) "
-        "ORDER BY n.max_activation DESC NULLS LAST LIMIT :n"
-    )
     ids: list[int] = []
-    for layer, unit in reader.rows(sql, n=search.limit, **search.values):
-        its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
-        ids += reader.column(its_ids, run=search.run.id, layer=layer, unit=unit)
+    n_units = 0
+    # Two queries, as PostgreSQL reads its index backwards for rows without NULL alone.
+    for condition, order in (("IS NOT NULL", "ORDER BY n.max_activation DESC"), ("IS NULL", "")):
+        sql = (
+            f"SELECT n.layer, n.unit FROM units n WHERE n.run_id = :run AND n.max_activation {condition} "
+            f"AND EXISTS ({match}) {order} LIMIT :n"
+        )
+        for layer, unit in reader.rows(sql, n=search.limit - n_units, **search.values):
+            its_ids = f"SELECT id FROM explanations WHERE {OF_UNIT}"
+            ids += reader.column(its_ids, run=search.run.id, layer=layer, unit=unit)
+            n_units += 1
     return ids
 
 
@@ -360,13 +366,13 @@ def all_rows(reader: Reader, search: Search, conditions: Sequence[str], *, has_i
         f"LEFT JOIN scores s ON s.explanation_id = e.id AND {of_headline(search.headline)}"
     )
     unscored_last = "s.value IS NULL, " if search.sort == "weakest" else ""
-    return _sorted_rows(reader, search, tables, [*conditions, of_run], unscored_last)
+    return _sorted_rows(reader, search, tables, [*conditions, of_run], unscored_last + ORDERS[search.sort])
 
 
 def _sorted_rows(
-    reader: Reader, search: Search, tables: str, where: Sequence[str], first_order: str = ""
+    reader: Reader, search: Search, tables: str, where: Sequence[str], first_order: str
 ) -> list[Any]:
-    order = f"{first_order}{ORDERS[search.sort]}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
+    order = f"{first_order}e.layer, e.unit, e.id, s.scorer, s.scorer_model"
     sql = f"SELECT {QUERY_COLUMNS} FROM {tables} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT :n"
     return reader.rows(sql, n=search.limit, **search.values)
 
