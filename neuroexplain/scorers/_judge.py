@@ -44,6 +44,7 @@ class Judge(Scorer):
     metrics = (AUPRC, F1, BALANCED_ACCURACY)  # less is better by the Brier score, so nothing is sorted by it
     codec = "probabilities"
     predicts_tokens = False
+    reads_background = False
     records_of_split = RECORDS_OF_CHEAP  # one answer a window, where a simulator has 32: all of them are read
 
     @abstractmethod

@@ -41,6 +41,7 @@ class Intruder(Scorer):
     main_metric = INTRUDER[0]
     codec = "choices"
     predicts_tokens = False
+    reads_background = False
     reads_explanation = False
     records_of_split = RECORDS_OF_CHEAP
 

@@ -7,7 +7,10 @@ import pytest
 
 from neuroexplain.evidence import PredictedRecord, Prediction, Provenance, Status
 from neuroexplain.sampling import scored_first
+from neuroexplain.scorers._judge import OpenJudge
+from neuroexplain.scorers.base import trials_read
 from neuroexplain.scorers.detection import SCORER
+from neuroexplain.scorers.intruder import SCORER as INTRUDER
 from neuroexplain.scoring.windows import firing_tokens, windows_of
 from tests.scoring.test_side_evidence import evidence_of, record, sampled
 
@@ -102,6 +105,18 @@ def test_windows_that_leak_or_are_of_other_splits_are_not_read():
 
 def weights():
     return [1 / d.probability for d in sorted(evidence().draw("report"), key=lambda d: d.record.segment)]
+
+
+def test_a_background_is_not_read():
+    """Its windows have no marks, and a judge's weights are those of the random records of every unit."""
+    own = evidence()
+    more = tuple(replace(r, kind="background", rank=n, segment=50 + n) for n, r in enumerate(RANDOM))
+    own = replace(own, unit=replace(own.unit, background=more))
+    for scorer in (SCORER, INTRUDER):
+        judge = OpenJudge.__new__(OpenJudge)
+        judge.scorer = scorer
+        assert judge.background_read(own, 16) is None
+    assert [t.key for t in trials_read(SCORER, own, 16, False)] == [t.key for t in windows_of(evidence())]
 
 
 def test_scores_by_hand():
