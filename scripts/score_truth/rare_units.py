@@ -150,9 +150,13 @@ def groups_of(group: str, rate: float, is_even: bool) -> Iterator[str]:
 
 
 def summaries_of(by_group: Mapping[str, list[Estimate]]) -> dict[str, Any]:
-    """Of each group bias, error and coverage, and the mean of the true scores."""
+    """Of each group bias, error and coverage, the mean of the true scores, and the share with an interval."""
     return {
-        group: summary(own) | {"mean_truth": float(np.mean([e.truth for e in own]))}
+        group: summary(own)
+        | {
+            "mean_truth": float(np.mean([e.truth for e in own])),
+            "with_interval": float(np.mean([e.low is not None for e in own])),
+        }
         for group, own in by_group.items()
     }
 
@@ -236,11 +240,13 @@ def as_text(results: Mapping[str, Any]) -> str:
     """The results as a table."""
     lines = [f"{results['segments']:,} segments, {results['units']} latents"]
     for reading, groups in results["readings"].items():
-        lines.append(f"\n{reading:52} {'truth':>6} {'bias':>7} {'rmse':>6} {'cover':>6} {'n':>5}")
+        lines.append(
+            f"\n{reading:52} {'truth':>6} {'bias':>7} {'rmse':>6} {'cover':>6} {'has one':>7} {'n':>5}"
+        )
         for group, own in groups.items():
             coverage = "-" if own["coverage"] is None else f"{own['coverage']:.3f}"
             figures = f"{own['mean_truth']:6.3f} {own['bias']:+7.3f} {own['rmse']:6.3f} {coverage:>6}"
-            lines.append(f"  {group:50} {figures} {own['n']:5}")
+            lines.append(f"  {group:50} {figures} {own['with_interval']:7.2f} {own['n']:5}")
         if n := results["undefined"].get(reading):
             lines.append(f"  undefined: {n}")
     return "\n".join(lines)
