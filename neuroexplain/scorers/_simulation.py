@@ -28,6 +28,7 @@ class Simulator(Scorer):
     main_metric = CORRELATION
     metrics = (BEYOND_WORDS, AUPRC, R_SQUARED, DEVIATION)
     codec = "levels"
+    reads_background = True
 
     def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
         if metric in (R_SQUARED, DEVIATION):  # calibrated values: Bills' records alone

@@ -80,6 +80,7 @@ class Scorer(ABC):
     needs: ClassVar[Needs] = "distributions"
     codec: ClassVar[str] = "floats"  # how predictions are stored: a key of scoring.codecs.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
+    reads_background: ClassVar[bool] = False  # whether it has trials of a background's records
     reads_explanation: ClassVar[bool] = True  # if not, another explanation is no control
     predicts_tokens: ClassVar[bool] = True  # whether a record has a value for each token, else one for all
     records_of_split: ClassVar[int | None] = None  # that it reads by default; None: by what a record costs
@@ -164,7 +165,7 @@ class OpenScorer(ABC):
 
     def background_read(self, evidence: SideEvidence, n_read: int | None) -> int | None:
         """How many records of the background it reads; None without one. All that cost nothing."""
-        if not evidence.unit.background or n_read is None:
+        if not self.scorer.reads_background or not evidence.unit.background or n_read is None:
             return None
         n = len(evidence.background_frame())
         return min(n, DRAWN_BACKGROUND * n_read) if self.asks_per_record else n
