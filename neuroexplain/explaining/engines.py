@@ -87,9 +87,12 @@ def _servers_of(config: EngineConfig) -> ServerList:
 
 def _open_guesser(scorer: OpenScorer, run: Run) -> OpenScorer | None:
     """What guesses where an explanation fires: `lexical` by the scorer's model, if it needs a guess."""
-    if not run.n_background or not scorer.scorer.reads_background or not scorer.asks_per_record:
-        return None
-    if scorer.scorer.needs == "nothing":
+    if (
+        not run.n_background
+        or not scorer.scorer.reads_background
+        or not scorer.asks_per_record
+        or scorer.scorer.needs == "nothing"
+    ):
         return None
     return SCORERS.load("lexical").open(scorer.engine, run)
 

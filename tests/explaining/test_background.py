@@ -16,8 +16,10 @@ from neuroexplain.explaining.verify import verify_run
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.llm.local import LocalEngine
+from neuroexplain.scorers.base import SCORERS
 from neuroexplain.scorers.combined import CombinedSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
+from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.stable_hash import stable_hash
 from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.collected import load_collected_layer
@@ -93,6 +95,15 @@ def test_the_background_is_the_next_random_segments_of_report(store):
     hashes = [stable_hash(run.seed, "random", n) for n in (*random, *(x.segment for x in unit.background))]
     assert hashes == sorted(hashes)
     assert load_unit(store, run, UNITS[1]).background == ()  # pages do not read it
+
+
+def test_judges_leave_the_background_out(store):
+    run = load_run(store)
+    unit, tokens = load_unit_to_score(store, run, UNITS[0])
+    evidence = SideEvidence.of(run, unit, "positive", tokens)
+    assert len(evidence.background_frame()) == 16 + N_BACKGROUND
+    reads = {name: SCORERS.load(name).reads_background for name in SCORERS.names()}
+    assert {name for name, does in reads.items() if does} == {"combined", "digits", "lexical", "words"}
 
 
 def weights_by_hand(run, unit, prediction):
