@@ -114,7 +114,7 @@ def judged_prompts() -> dict[str, str]:
     prompts = {}
     for judge in (DETECTION, FUZZING):
         questions = TextQuestions(TokenizerOnly(), load_prompt(judge.prompt_name))  # type: ignore[arg-type]
-        prompt = questions.build_prompt("geese", judge.shown(trial, TOKENS))
+        prompt = questions.build_prompt("geese", judge.text_of(trial, TOKENS))
         prompts[judge.name] = TokenizerOnly.tokenizer.decode(prompt)
     own = IntruderRound("random", 0, "report", 20, window, (trial,) * 4, replace(trial, marked=(3,)), 2)
     questions = TextQuestions(TokenizerOnly(), load_prompt("judge/intruder"), [[0]] * 5)  # type: ignore[arg-type]

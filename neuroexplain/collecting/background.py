@@ -22,7 +22,6 @@ from neuroexplain.collecting.records import RandomSegments
 from neuroexplain.units import RANDOM_START
 
 PARTS_BEFORE_PACKING = 256  # slices of batches after which those that were replaced are dropped
-NAMES = ("numbers", "units", "positions", "values")  # of an active token: see BackgroundRecords.kept
 
 
 class BackgroundRecords:
@@ -92,11 +91,14 @@ class BackgroundRecords:
         record_of[[self.numbers[slot] for slot in slots]] = np.arange(len(slots))
         empty = torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
         parts = self.kept[layer] or [(*empty, torch.zeros(0, dtype=torch.uint8), torch.zeros(0))]
-        numbers, units, positions, values = (tensor.float().numpy() if place == 3 else tensor.numpy()
-                                             for place, tensor in enumerate(parts[0]))  # fmt: skip
-        records = record_of[numbers]
+        numbers, units, positions, values = parts[0]
+        records, activations = record_of[numbers.numpy()], values.float().numpy()
         order = np.lexsort((positions, records, units))
         counts = np.bincount(units, minlength=width).astype(np.int64)
         return BackgroundArrays(
-            np.array(segments, np.uint32), counts, records[order], positions[order], values[order]
+            np.array(segments, np.uint32),
+            counts,
+            records[order],
+            positions.numpy()[order],
+            activations[order],
         )

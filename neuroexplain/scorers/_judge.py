@@ -48,7 +48,7 @@ class Judge(Scorer):
     records_of_split = RECORDS_OF_CHEAP  # one answer a window, where a simulator has 32: all of them are read
 
     @abstractmethod
-    def shown(self, trial: Trial, tokens: Tokens) -> str:
+    def text_of(self, trial: Trial, tokens: Tokens) -> str:
         """The window's text as the prompt shows it."""
         ...
 
@@ -95,7 +95,7 @@ class OpenJudge(OpenScorer):
 
     def run(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> Predictions:
         """The probability of yes where the answer is yes or no, and that of these two together."""
-        texts = [self.scorer.shown(trial, tokens) for trial in trials]
+        texts = [self.scorer.text_of(trial, tokens) for trial in trials]
         answers, n_sent = self._questions.probabilities(explanation, texts)
         mass = answers.sum(axis=1)
         yes = np.full(len(texts), np.nan)
@@ -107,7 +107,7 @@ class OpenJudge(OpenScorer):
         return Predictions(predicted, n_sent)
 
     def plan(self, explanation: str, trials: Sequence[Trial], tokens: Tokens) -> list[Request]:
-        return self._questions.plan(explanation, [self.scorer.shown(trial, tokens) for trial in trials])
+        return self._questions.plan(explanation, [self.scorer.text_of(trial, tokens) for trial in trials])
 
     def example(self) -> NextTokenRequest:
         return self._questions.example()

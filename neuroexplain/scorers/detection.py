@@ -17,7 +17,7 @@ class Detection(Judge):
     name = "detection"
     prompt_name = "judge/detection"
 
-    def shown(self, trial: Trial, tokens: Tokens) -> str:
+    def text_of(self, trial: Trial, tokens: Tokens) -> str:
         return window_text(trial, tokens)
 
 

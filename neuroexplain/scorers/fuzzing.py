@@ -23,7 +23,7 @@ class Fuzzing(Judge):
     def trials(self, evidence: SideEvidence) -> list[Trial]:
         return list(marked_windows(evidence))
 
-    def shown(self, trial: Trial, tokens: Tokens) -> str:
+    def text_of(self, trial: Trial, tokens: Tokens) -> str:
         assert isinstance(trial, MarkedWindow)
         return window_text(trial, tokens, trial.marked)
 

@@ -104,7 +104,7 @@ class OpenIntruder(OpenScorer):
 
 def round_text(own: IntruderRound, tokens: Tokens) -> str:
     """The five windows as numbered lines."""
-    windows = [window_text(window, tokens, window.marked) for window in own.shown()]
+    windows = [window_text(window, tokens, window.marked) for window in own.windows()]
     return "\n".join(f"{number}. {text}" for number, text in enumerate(windows, 1))
 
 

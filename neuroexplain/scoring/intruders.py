@@ -38,7 +38,7 @@ class IntruderRound(Trial):
     odd: MarkedWindow | None = None
     place: int = 0  # of the odd one among the five
 
-    def shown(self) -> list[MarkedWindow]:
+    def windows(self) -> list[MarkedWindow]:
         """The five windows in the order in which a judge reads them."""
         assert self.odd is not None
         return [*self.members[: self.place], self.odd, *self.members[self.place :]]

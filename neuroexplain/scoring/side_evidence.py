@@ -175,8 +175,10 @@ class SideEvidence:
         if self.split_rule == "ranks":
             return records[:n]
         records = [record for record in records if record.activation > 0][:n]
-        shown = {record.segment for record in records}
-        sampled = [record for record in explain if record.kind == "sampled" and record.segment not in shown]
+        segments = {record.segment for record in records}
+        sampled = [
+            record for record in explain if record.kind == "sampled" and record.segment not in segments
+        ]
         sampled = [record for record in sampled if record.activation > 0]
         sampled.sort(key=lambda record: (-record.activation, record.rank))
         return [*records, *sampled][:n]

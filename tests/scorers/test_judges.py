@@ -99,7 +99,7 @@ def test_a_mark_on_a_part_of_a_character_is_on_the_character():
     first, second = (VocabularyEntry(n, "\ufffd", False, data) for n, data in enumerate((b"\xc3", b"\xa9")))
     window = MarkedWindow("random", 0, "report", 0, (2, 0, 1, 2), (2,))
     tokens = {0: first, 1: second, 2: VocabularyEntry(2, " a", False, b" a")}
-    assert FUZZING.shown(window, tokens) == "a**\u00e9** a"
+    assert FUZZING.text_of(window, tokens) == "a**\u00e9** a"
 
 
 def test_values_do_not_depend_on_which_windows_are_asked_about_or_in_what_order(engine):

@@ -29,10 +29,10 @@ def test_each_silent_random_window_is_the_odd_one_among_four_where_the_unit_fire
     rounds = intruder_rounds(own)
     assert [r.key for r in rounds] == [("random", rank) for rank in range(7)]
     for r in rounds:
-        shown = r.shown()
-        assert len(shown) == 5
-        assert shown[r.place] == marked[r.key] == r.odd
-        members = [window for window in shown if window != r.odd]
+        windows = r.windows()
+        assert len(windows) == 5
+        assert windows[r.place] == marked[r.key] == r.odd
+        members = [window for window in windows if window != r.odd]
         assert len({window.key for window in members}) == 4
         assert all(window.kind == "sampled" and window.rank < 6 for window in members)
         assert all(window == marked[window.key] for window in members)
@@ -58,7 +58,7 @@ def test_the_odd_one_s_value_comes_first():
     (first, *_) = intruder_rounds(evidence(OWN))
     for place in range(5):
         own = replace(first, place=place)
-        assert own.shown()[place] == own.odd
+        assert own.windows()[place] == own.odd
         values = own.odd_first(np.arange(5.0))
         assert values.tolist() == [place, *(n for n in range(5) if n != place)]
 
