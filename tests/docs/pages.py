@@ -72,6 +72,8 @@ STAND_INS = [
         r"--candidates 2 --revise 1",
         "--candidates 2 --revise 1 --allow-failed",
     ),  # SmolLM2 has not so many answers
+    # More models than a user's have explained here.
+    (r"(--explainers category,tokens)", r"\1 --models Qwen/Qwen2.5-32B-Instruct,tokens"),
     (r"--device cuda:0,cuda:1,cuda:2,cuda:3", "--device cpu"),
     (r"--batch-size 256", "--batch-size 8"),
     (r"neuroexplain demo\b", "neuroexplain demo --model tiny --segments 60"),
