@@ -162,7 +162,10 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "x.db", "--sort", "colour"), "is not known; there is score"),
         (("query", "--db", "x.db", "--layer", "99"), "has no layer 99: it has 2 of them"),
         (("query", "--db", "x.db", "--min-score", "0.9", "--max-score", "0.1"), "No score lies between"),
-        (("query", "--db", "x.db", "--simulator", "colour"), "There is combined, detection, digits, fuzzing, intruder, lexical"),
+        (
+            ("query", "--db", "x.db", "--simulator", "colour"),
+            "There is combined, detection, digits, fuzzing, intruder, lexical",
+        ),
         (("query", "geese", "--db", "x.db", "--failed"), "leave out the words"),
         (("export", "jsonl", "out", "--db", "x.db", "--layers", "99", "--every"), "has no layer 99"),
         (("import", "llama3-neurons", "none", "--db", "new.db"), "There is no folder none"),
