@@ -60,8 +60,8 @@ from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import RANDOM_START, UnitId
 
-# Runs of made units: as dense ones, and as latents of an SAE, whose background `lexical` reads.
-MADE = {"made": 0, "made latents": N_BACKGROUND}
+# Runs of made units: as latents of an SAE, whose background `lexical` reads, and as neurons, which have none.
+MADE = {"made": N_BACKGROUND, "made, no background": 0}
 METRICS = {  # reported metrics, by the subset and the metric of a score
     "correlation, population": ("population", "correlation"),
     "auprc, population": ("population", "auprc"),

@@ -30,6 +30,10 @@ def test_it_prints_bias_error_coverage_and_what_falls(tmp_path):
     assert results["segments"] < 400
     assert f"The corpus has {results['segments']} segments, not 100,000: it is read whole." in done.stderr
     assert {group.split(",")[0] for group in results["groups"]} >= {"layer 4 act", "layer 4 post positive"}
+    made, without = (
+        results["groups"][f"made by rules{name}"]["population"] for name in ("", ", no background")
+    )
+    assert made["rmse"] < without["rmse"]
     checks = results["sanity"]["made"]["correlation, population"]
     assert set(checks) <= {"half dropped", "as many wrong", "five times too broad"}
     assert checks["half dropped"]["n"] > 0

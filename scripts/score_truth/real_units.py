@@ -21,15 +21,15 @@ SELECTION_SEGMENTS = 64  # by which units are called selective or dense
 class Chosen:
     """One side of a unit that is evaluated."""
 
-    activation: str  # act or post
+    activation: str  # act or post; of units made by rules the name of their run
     side: Side
     unit: UnitId
     density: str  # selective or dense
 
     @property
     def group(self) -> str:
-        if self.activation == "made":
-            return "made by rules"
+        if self.activation.startswith("made"):
+            return self.activation.replace("made", "made by rules")
         side = "" if self.activation == "act" else f" {self.side}"
         return f"layer {self.unit.layer} {self.activation}{side}, {self.density}"
 
