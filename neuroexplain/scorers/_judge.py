@@ -57,11 +57,7 @@ class Judge(Scorer):
 
     def open(self, engine: Any, run: Run) -> OpenJudge:
         """Raises NeuroexplainError for a run without sampled records."""
-        if not run.n_sampled:
-            raise NeuroexplainError(
-                f"--scorer {self.name} asks about sampled and random records, and run {run.id} has no "
-                "sampled ones.\nCollect again to have them, or use  --scorer combined"
-            )
+        require_samples(self.name, run)
         return OpenJudge(self, engine)
 
     def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
@@ -111,6 +107,15 @@ class OpenJudge(OpenScorer):
 
     def example(self) -> NextTokenRequest:
         return self._questions.example()
+
+
+def require_samples(scorer: str, run: Run) -> None:
+    """Raise NeuroexplainError for a run without sampled records."""
+    if not run.n_sampled:
+        raise NeuroexplainError(
+            f"--scorer {scorer} asks about sampled and random records, and run {run.id} has no sampled "
+            "ones.\nCollect again to have them, or use  --scorer combined"
+        )
 
 
 def window_text(trial: Trial, tokens: Tokens, places: Sequence[int] = ()) -> str:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import INTRUDER, Headline, Prediction, Score, Status, Tokens
 from neuroexplain.llm.distributions import NextTokenRequest
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
-from neuroexplain.scorers._judge import window_text
+from neuroexplain.scorers._judge import require_samples, window_text
 from neuroexplain.scorers._questions import TextQuestions, find_number_ids
 from neuroexplain.scorers.base import (
     RECORDS_OF_CHEAP,
@@ -50,11 +49,7 @@ class Intruder(Scorer):
 
     def open(self, engine: Any, run: Run) -> OpenIntruder:
         """Raises NeuroexplainError for a run without sampled records."""
-        if not run.n_sampled:
-            raise NeuroexplainError(
-                f"--scorer intruder asks about sampled and random records, and run {run.id} has no sampled "
-                "ones.\nCollect again to have them."
-            )
+        require_samples(self.name, run)
         return OpenIntruder(engine)
 
     def headline(self, run: Run) -> Headline:

@@ -12,6 +12,7 @@ from neuroexplain.scorers.digits import DigitsSimulator
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
+from tests.answering import AnsweringServer
 from tests.fakes import tiny_subject, words
 
 
@@ -77,3 +78,17 @@ def scorer(request, local, store):
         if request.param == "digits"
         else LexicalSimulator(local, load_run(store).tokenizer_sha256)
     )
+
+
+@pytest.fixture
+def serve(collected):
+    """Starts servers, and ends them with the test."""
+    servers = []
+
+    def start(**answers):
+        servers.append(AnsweringServer(collected / "model", **answers))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()

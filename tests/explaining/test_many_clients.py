@@ -36,19 +36,6 @@ NOT_CONTENT |= {"prompt_tokens"}  # a question that two predictions share counts
 
 
 @pytest.fixture
-def serve(collected):
-    servers = []
-
-    def start(**answers):
-        servers.append(AnsweringServer(collected / "model", **answers))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
-@pytest.fixture
 def database(postgresql, collected):
     copy(collected, postgresql)
     return postgresql

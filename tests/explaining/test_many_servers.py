@@ -33,20 +33,6 @@ def quick(monkeypatch):
     monkeypatch.setattr("neuroexplain.llm.replicas.WATCH_EVERY", 0.05)
 
 
-@pytest.fixture
-def serve(collected):
-    """Starts servers, and ends them with the test."""
-    servers = []
-
-    def start(**answers):
-        servers.append(AnsweringServer(collected / "model", **answers))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
-
-
 def explain(collected, db, during=lambda progress, lines: None, **engine):
     """Explain the units in a copy of the collected database. Returns the lines that a person is shown.
 
