@@ -65,15 +65,17 @@ def predict_controls(
     yield Progress("comparing", n_done, len(explanations), "explanations")
     share = Share(leases, plan.pending, plan.read_again)
     for result in share.run(run_many, try_control, n_units, writer):
-        writer.add([result], counts=False)
-        n_failed += any(new.prediction.control_explanation_id is None for new in result.predictions)
-        n_done += 1
+        if result is not None:
+            writer.add([result], counts=False)
+            n_failed += any(new.prediction.control_explanation_id is None for new in result.predictions)
+            n_done += 1
         yield Progress(
             "comparing",
             n_done + share.n_elsewhere,
             len(explanations),
             "explanations",
             {Status.LLM_ERROR: n_failed} if n_failed else {},
+            share.take_note(),
             tokens=writer.prompt_tokens,
             servers=writer.servers,
         )

@@ -77,8 +77,9 @@ def run_explain(
             yield from requests.bank.read(load_vocabulary(store, run.id))
         share = Share(leases, plan.tasks(whole, run), read_again)
         for results in share.run(run_many, work, n_sides, writer):
-            writer.add(results)
-            yield writer.after(start, share.n_elsewhere)
+            if results is not None:
+                writer.add(results)
+            yield replace(writer.after(start, share.n_elsewhere), note=share.take_note())
         progress = writer.after(start, share.n_elsewhere)
         if scorer is not None and not controls_later:
             controls = predict_controls(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from neuroexplain.evidence import (
     Explanation,
@@ -69,8 +70,9 @@ def run_score(
         yield start
         share = Share(leases, plan.pending, plan.read_again)
         for result in share.run(run_many, score, n_units, writer):
-            writer.add([result])
-            yield writer.after(start, share.n_elsewhere)
+            if result is not None:
+                writer.add([result])
+            yield replace(writer.after(start, share.n_elsewhere), note=share.take_note())
         if controls_later:
             return
         yield from predict_controls(

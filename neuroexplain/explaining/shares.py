@@ -48,18 +48,36 @@ class Share(Generic[Task]):
         self._leases, self._pending, self._read_again = leases, pending, read_again
         self.n_elsewhere = 0  # tasks that other processes have done
         self._left: list[Pending[Task]] = []  # for the next round
+        self._note: str | None = None
 
     def run(
         self, run_many: RunMany, work: Callable[[Task], Result], n: int, writer: ResultWriter
-    ) -> Iterator[Result]:
-        """Do the tasks, n at a time; yields their results, which are to be given to the writer."""
-        for tasks in self._rounds():
-            for _, result in run_many(work, tasks, n):
-                yield result
-            writer.flush()  # which ends the leases
+    ) -> Iterator[Result | None]:
+        """Do the tasks, n at a time; yields their results, which are to be given to the writer.
 
-    def _rounds(self) -> Iterator[Iterator[Task]]:
-        """Tasks to do now, round after round; without leases there is one round."""
+        Yields None each second while other processes have all that is left.
+        """
+        is_waiting = False
+        for tasks in self._rounds():
+            if tasks is not None:
+                for _, result in run_many(work, tasks, n):
+                    is_waiting = False
+                    yield result
+                writer.flush()  # which ends the leases
+                continue
+            if not is_waiting:
+                self._note = f"Waiting for other processes, which have the {len(self._left):,} that are left."
+                is_waiting = True
+            yield None
+            time.sleep(WAIT)
+
+    def take_note(self) -> str | None:
+        """A line for the reader, once."""
+        note, self._note = self._note, None
+        return note
+
+    def _rounds(self) -> Iterator[Iterator[Task] | None]:
+        """Tasks to do now, round after round, or None to wait; without leases there is one round."""
         if self._leases is None:
             yield (pending.load() for pending in self._pending)
             return
@@ -72,7 +90,7 @@ class Share(Generic[Task]):
             self.n_elsewhere -= len(lost)  # they were counted when they were done
             self._left += lost
             if len(self._left) == len(tasks):
-                time.sleep(WAIT)
+                yield None
 
     def _claimed(
         self, leases: Leases, tasks: Sequence[Pending[Task]], given: dict[UnitSide, Pending[Task]]

@@ -16,6 +16,7 @@ from neuroexplain.explaining.verify import verify_run
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.store.copy_rows import copy_collection
 from neuroexplain.store.engine import open_store
+from neuroexplain.store.leases import Leases
 from neuroexplain.store.runs import load_run
 from neuroexplain.units import UnitId
 from tests.answering import AnsweringServer
@@ -158,6 +159,23 @@ def test_other_writers_are_told_who_explains(database, serve):
     process.send_signal(signal.SIGINT)
     end(process, status=130)
     assert rows_of(database, "SELECT holder FROM leases") == []
+
+
+def test_a_client_says_that_it_waits_for_others(database):
+    with open_store(database) as store, open_store(database) as store_of_other:
+        run = load_run(store)
+        other = Leases(store_of_other, run.id)
+        units = tuple(UnitId(0, n) for n in range(5))
+        other.claim([(unit, "positive") for unit in units[:2]])
+        seen = []
+        for progress in run_explain(store, run, ExplainConfig(units, "tokens"), None, None):
+            seen.append(progress)
+            if sum(earlier == progress for earlier in seen) == 3:  # it has waited for some seconds
+                other.release_all()
+    notes = [progress.note for progress in seen if progress.note]
+    assert notes[0] == "Waiting for other processes, which have the 2 that are left."
+    assert len(notes) == 2  # and the summary
+    assert [progress.done for progress in seen if progress.note] == [3, 5]
 
 
 def test_scoring_and_controls_are_shared_out_too(database, collected, local, tmp_path):
