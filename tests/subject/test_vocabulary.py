@@ -1,16 +1,18 @@
 """The vocabulary reading against the definition; rows of the unembedding without a token are left out."""
 
 import numpy as np
+import pytest
 import torch
 
 from neuroexplain.subject.vocabulary import read_vocabulary
 from tests.fakes import tiny_subject, tiny_tokenizer
 
 
-def test_the_reading_is_the_top_of_the_logits():
+@pytest.mark.parametrize("n_tokens", [30, 320, 640, 1001])  # 1,001: 15 blocks and a rest
+def test_the_reading_is_the_top_of_the_logits(n_tokens):
     generator = torch.Generator().manual_seed(1)
     vectors, norm, unembedding = (
-        torch.randn(shape, generator=generator) for shape in ((7, 5), (5,), (30, 5))
+        torch.randn(shape, generator=generator) for shape in ((90, 5), (5,), (n_tokens, 5))
     )
     reading = read_vocabulary(vectors, norm, unembedding, n=4)
     logits = ((vectors * norm) @ unembedding.T).numpy()
@@ -20,6 +22,8 @@ def test_the_reading_is_the_top_of_the_logits():
     np.testing.assert_allclose(
         reading.promoted_logits, np.take_along_axis(logits, order[:, :4], 1), rtol=1e-5
     )
+    lowest = np.take_along_axis(logits, order[:, ::-1][:, :4], 1)
+    np.testing.assert_allclose(reading.suppressed_logits, lowest, rtol=1e-5)
 
 
 def test_rows_without_a_token_are_not_read(tmp_path):
