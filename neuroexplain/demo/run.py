@@ -27,9 +27,10 @@ from neuroexplain.store.explanations import list_explanations, list_scores
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import list_unit_ids, load_unit
+from neuroexplain.subject.load import load_causal_lm, subject_of
 from neuroexplain.units import PEAK_INDEX, UnitId
 
-SEGMENTS = 800  # read in some five minutes on two cores
+SEGMENTS = 544  # read in two minutes on two cores
 N_UNITS = 30
 LLM_EXPLAINER, BASELINE = EXPLAINERS = ("category", "tokens")
 CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would take minutes
@@ -50,11 +51,13 @@ def run_demo(
         model = yield from demo_model()
     config = CollectConfig(model=model, dataset=(corpus,), segments=segments or SEGMENTS, special_peaks=False)
     with open_store(db, create=True) as store:
+        yield Progress("loading the model", note=f"Loading {model} ...")
+        loaded = load_causal_lm(model)  # once, for all that it does
         if find_finished_run(store, config) is None:
-            yield from run_collect(store, config)
+            yield from run_collect(store, config, subject_of(model, loaded))
         run = load_run(store)
         units = tuple(choose_units(store, run))
-        scoring_engine = LocalEngine(model)
+        scoring_engine = LocalEngine(model, loaded=loaded)
         scorer = SCORERS.load("lexical").open(scoring_engine, run)
         with ExitStack() as stack:
             engine: Engine = scoring_engine

@@ -23,7 +23,7 @@ from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Status
 from neuroexplain.llm.distributions import sum_levels
 from neuroexplain.llm.engine import Message, Reply, Usage, chat_token_ids, opened_thought
-from neuroexplain.subject.load import load_causal_lm
+from neuroexplain.subject.load import LoadedModel, load_causal_lm
 from neuroexplain.subject.tokenizer import tokenizer_sha256
 
 PROMPTS_AT_ONCE = 8  # of one length, in a forward pass. 16 are as fast, and more rows stay unused
@@ -32,16 +32,25 @@ _CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters 
 
 
 class LocalEngine:
-    """A model in this process. Distributions are exact."""
+    """A model in this process. Distributions are exact.
+
+    loaded: the model, where it is loaded already.
+    """
 
     engine = "local"
     in_flight = 1
     n_servers = None
 
     def __init__(
-        self, name: str, dtype: str = "auto", device: str = "auto", *, trust_remote_code: bool = False
+        self,
+        name: str,
+        dtype: str = "auto",
+        device: str = "auto",
+        *,
+        trust_remote_code: bool = False,
+        loaded: LoadedModel | None = None,
     ) -> None:
-        self._model, self.tokenizer, self.revision = load_causal_lm(
+        self._model, self.tokenizer, self.revision = loaded or load_causal_lm(
             name, dtype, device, trust_remote_code=trust_remote_code
         )
         self._forward_lock = threading.Lock()  # one forward pass at a time

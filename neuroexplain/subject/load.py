@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,14 @@ from neuroexplain.subject.families import find_family
 from neuroexplain.subject.model import Subject, attribute_at
 from neuroexplain.subject.pretrained import UNREADABLE, cannot_load, pretrained_arguments
 from neuroexplain.subject.weights import count_weight_bytes
+
+
+class LoadedModel(NamedTuple):
+    """A causal language model of Transformers with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    revision: str | None
 
 
 def load_subject(
@@ -34,9 +42,14 @@ def load_subject(
         if config is not None:
             find_family(config, name)  # raises before the weights are read
             _check_not_quantized(config, name)
-    model, tokenizer, loaded_revision = load_causal_lm(
-        name, dtype, device, revision, trust_remote_code=trust_remote_code
+    return subject_of(
+        name, load_causal_lm(name, dtype, device, revision, trust_remote_code=trust_remote_code)
     )
+
+
+def subject_of(name: str, loaded: LoadedModel) -> Subject:
+    """A loaded model as one to study. Raises NeuroexplainError if it is of an unknown family."""
+    model, tokenizer, revision = loaded
     family = find_family(model.config, name)
     body = model.base_model
     layers = list(attribute_at(body, family.layers))
@@ -51,7 +64,7 @@ def load_subject(
     is_conv = type(down).__name__ == "Conv1D"
     return Subject(
         name=name,
-        revision=loaded_revision,
+        revision=revision,
         model=body,
         tokenizer=tokenizer,
         family=family,
@@ -68,8 +81,8 @@ def load_causal_lm(
     revision: str | None = None,
     *,
     trust_remote_code: bool = False,
-) -> tuple[Any, Any, str | None]:
-    """(model in evaluation mode, tokenizer, revision) of a hub name, a folder or a .gguf file.
+) -> LoadedModel:
+    """The model of a hub name, a folder or a .gguf file, in evaluation mode.
 
     Raises NeuroexplainError if it cannot be loaded or does not fit in memory.
     """
@@ -94,7 +107,8 @@ def load_causal_lm(
         del model.config.quantization_config  # loading has unpacked the weights
     model.eval().requires_grad_(False)
     # Not `.to(dtype)`: that would round the frequencies of the positions, which stay float32.
-    return model.to(torch_device), tokenizer, getattr(model.config, "_commit_hash", None) or revision
+    loaded_revision = getattr(model.config, "_commit_hash", None) or revision
+    return LoadedModel(model.to(torch_device), tokenizer, loaded_revision)
 
 
 def _find_config(name: str, revision: str | None, trust_remote_code: bool) -> Any:
