@@ -1,4 +1,4 @@
-"""The README's pictures:  take_screenshots.py http://127.0.0.1:8080 18:650   (a viewer over demo.db; a
+"""The README's pictures:  take_screenshots.py http://127.0.0.1:8080 7:425   (a viewer over demo.db; a
 neuron)
 """
 

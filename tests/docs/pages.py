@@ -87,7 +87,7 @@ TINY_STAND_INS = [
     (r"--layers 0-31", "--units 0:0-3"),
     (r"/shared/x\.db", "whole.db"),
 ]
-DEMO_UNITS = {"18:650": "0:3", "23:125": "1:4", "(23, 125)": "(1, 4)", "layers=[23]": "layers=[1]"}
+DEMO_UNITS = {"7:425": "0:3", "23:125": "1:4", "(23, 125)": "(1, 4)", "layers=[23]": "layers=[1]"}
 
 
 def substitute(text: str, page: str) -> str:
