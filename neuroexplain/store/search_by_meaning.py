@@ -84,7 +84,11 @@ class _Conditions:
             self._keep_few(f"{of_run} e.layer {sql_in(search.layers)}", MANY)
         if search.needs_score:
             where = ["s.run_id = :run", of_headline(search.headline), *self.of_score]
-            self._keep_few(f"SELECT s.explanation_id FROM scores s WHERE {' AND '.join(where)}", MANY_SCORES)
+            scores = f"FROM scores s WHERE {' AND '.join(where)}"
+            # The index tells their number, and not their ids, which are looked up one by one.
+            n_scores = f"SELECT count(*) FROM (SELECT 1 {scores} LIMIT :n) AS first_scores"
+            if reader.value(n_scores, **search.values, n=MANY_SCORES + 1) <= MANY_SCORES:
+                self._keep(reader.column(f"SELECT s.explanation_id {scores}", **search.values))
         self._of_explanation = explanation_conditions(search, None, reader.dialect)
 
     def among(self, ids: Sequence[int], order: str = "") -> list[int]:
