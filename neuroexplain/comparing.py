@@ -202,10 +202,11 @@ def _notes(
     others = [explained_by(*key) for key in sorted(common) if key != scorer]
     if others:
         notes.append(f"Scored by {', '.join(others)} too: --scorer chooses.")
-    if first.run.id != second.run.id and _text_read(first.run) != _text_read(second.run):
+    if first.run.id != second.run.id and text_read(first.run) != text_read(second.run):
         notes.append("The two runs read different text, so a difference may be that of the text.")
     return tuple(notes)
 
 
-def _text_read(run: Run) -> tuple[Any, ...]:
+def text_read(run: Run) -> tuple[Any, ...]:
+    """What tells the text of two runs apart."""
     return run.config.get("dataset"), run.n_segments, run.n_tokens, run.seed

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuroexplain.evidence import Unit
-from neuroexplain.formatting import printable
+from neuroexplain.formatting import explained_by, printable
+from neuroexplain.scoring.intruders import wilson_interval
+from neuroexplain.status_words import status_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from neuroexplain.score_curves import ScoreCurve
 
 LayerScore = tuple[int, str, str, float]  # layer, explainer, scorer, score
+MOST_STEPS = 2_001  # of a curve
 
 
 def scores_by_layer(axes: Axes, scores: Sequence[LayerScore], name: str = "correlation") -> None:
@@ -43,19 +49,49 @@ def score_distribution(axes: Axes, scores: Sequence[LayerScore], name: str = "co
     axes.legend()
 
 
-def share_above(axes: Axes, scores: Sequence[LayerScore], name: str = "correlation") -> None:
-    """The share of explained units that score above each value, as in Bills et al. (2023)."""
-    for label, layer_scores in _group_scores(scores).items():
-        values = np.sort([value for _, value in layer_scores])
-        shares = 1 - np.arange(1, len(values) + 1) / len(values)
-        axes.step(values, shares, where="post", label=f"{label} ({len(values):,})")
+def share_above(axes: Axes, curves: Sequence[ScoreCurve], name: str = "correlation") -> None:
+    """The share of units that score above each value, as in Bills et al. (2023), with a 95% interval.
+
+    A unit that was tried and has no score is above no value. The interval is Wilson's, of each share alone.
+    """
+    scorers = {curve.scored_by for curve in curves}
+    begin = min(score for curve in curves for score in curve.scores)
+    for number, curve in enumerate(curves):
+        values, shares = shares_above(curve.scores, curve.n, begin)
+        low, high = np.array([wilson_interval(share, curve.n) for share in shares]).T
+        axes.fill_between(values, low, high, step="post", color=f"C{number}", alpha=0.15, linewidth=0)
+        by = "" if len(scorers) == 1 else f", scored by {explained_by(*curve.scored_by)}"
+        axes.step(
+            values, shares, where="post", color=f"C{number}", label=f"{curve.name}{by}\n{counts(curve)}"
+        )
+    by = f"; scored by {explained_by(*scorers.pop())}" if len(scorers) == 1 else ""
     axes.set(
-        xlabel=f"score ({name})",
+        xlabel=f"score ({name}{by})",
         ylabel="share of units above",
         title="Share of units above each score",
         ylim=(0, 1),
     )
-    axes.legend()
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))  # below, off the curves
+
+
+def shares_above(
+    scores: Sequence[float], n: int, begin: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(values, the share of n units that score above each), ascending from `begin`, below which no score is.
+
+    Of many scores every so manyth one is a value.
+    """
+    values = np.concatenate([[begin], np.sort(np.asarray(scores, np.float64))])
+    places = np.unique(np.linspace(0, len(scores), min(len(values), MOST_STEPS)).round().astype(int))
+    return values[places], (len(scores) - places) / n
+
+
+def counts(curve: ScoreCurve) -> str:
+    """How many of a curve's units have a score, and why others have none: `98 of 100 units have a score`."""
+    text = f"{len(curve.scores):,} of {curve.n:,} units have a score"
+    rest = f"; {status_counts(curve.without)}" if curve.without else ""
+    left_out = f"; {curve.n_not_scored:,} not given to the scorer, left out" if curve.n_not_scored else ""
+    return text + rest + left_out
 
 
 def activation_histogram(axes: Axes, unit: Unit) -> None:

@@ -8,7 +8,7 @@ import pytest
 from neuroexplain import plots
 
 
-@pytest.mark.parametrize("draw", [plots.scores_by_layer, plots.score_distribution, plots.share_above])
+@pytest.mark.parametrize("draw", [plots.scores_by_layer, plots.score_distribution])
 def test_a_figure_is_written_twice_with_hostile_labels(draw, tmp_path):
     scores = [
         (0, "pairs$\\frac{", "digits<script>", 0.5),
@@ -20,14 +20,6 @@ def test_a_figure_is_written_twice_with_hostile_labels(draw, tmp_path):
     assert "<script>" not in svg.read_text()
 
 
-def test_the_share_above_a_score_falls_from_all_to_none():
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    plots.share_above(axes, [(0, "pairs", "digits", r) for r in (0.1, 0.2, 0.3, 0.4)])
-    assert axes.lines[0].get_ydata().tolist() == [0.75, 0.5, 0.25, 0.0]
-
-
 def test_plot_names_what_it_wrote_and_refuses_what_it_cannot_draw(hostile):
     def plot(*words):
         command = [sys.executable, "-m", "neuroexplain.cli.main", "plot", *words, "--db", "x.db"]
@@ -37,3 +29,12 @@ def test_plot_names_what_it_wrote_and_refuses_what_it_cannot_draw(hostile):
     assert (hostile / "0-1.svg").exists()
     wrong = plot("colours")
     assert (wrong.returncode, "none of layers" in wrong.stderr) == (2, True)
+    above = plot("above", "--layer", "1")
+    assert (above.returncode, "10 of 10 units have a score" in above.stderr) == (0, True)
+    assert (hostile / "above.png").exists()
+    for words in (
+        ["layers", "--runs", "1,2"],
+        ["above", "--run", "1", "--runs", "1"],
+        ["above", "--layer", "7"],
+    ):
+        assert plot(*words).returncode == 2
