@@ -48,7 +48,7 @@ from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Explanation, Provenance, Status, texts_in_context
 from neuroexplain.explaining.engines import open_engine
-from neuroexplain.explaining.explainers import EXPLAINERS, worked_answers
+from neuroexplain.explaining.explainers import EXPLAINERS
 from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.known_neurons import HALVES, NO_TOKENIZER, KnownNeuron, read_neurons
 from neuroexplain.explaining.plan import ExplainTask, Requests
@@ -170,9 +170,8 @@ def is_copied(explanation: Explanation, requests: Requests) -> bool:
     if prompt is None or not explanation.text:
         return False
     turns = prompt.fill({"records": ""})
-    worked = worked_answers(turns)
-    worked += [example.explanation for example in (*prompt.examples, *prompt.pool)]
-    instructions = " ".join(turn.content.casefold() for turn in turns if turn.role != "assistant")
+    worked = [example.explanation for example in prompt.pool]
+    instructions = " ".join(turn.content.casefold() for turn in turns)
     rule = rule_of(explanation)
     return is_copy(rule, worked) or rule.casefold() in instructions
 

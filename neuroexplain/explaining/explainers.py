@@ -10,14 +10,17 @@ from neuroexplain.explaining.rendering import (
     firing_words,
     list_firing_words,
     list_peak_tokens,
-    numbered,
     render_excerpts,
     render_numbered_excerpts,
     render_pairs,
+    worked_categories,
+    worked_excerpts,
+    worked_meanings,
+    worked_pairs,
 )
 from neuroexplain.explaining.replies import Hypothesis, parse_category, parse_meanings, parse_single
 from neuroexplain.llm.engine import Message
-from neuroexplain.llm.prompts import Prompt, WorkedCategory, level_lines, load_prompt
+from neuroexplain.llm.prompts import Prompt, WorkedExample, load_prompt
 from neuroexplain.scoring.named_words import find_named
 from neuroexplain.stable_hash import stable_hash
 
@@ -32,6 +35,8 @@ class Explainer:
     render: Callable[
         [Sequence[Exemplar], Tokens], str
     ]  # records -> the prompt's blank; without an LLM, the explanation
+    # Worked examples -> questions for the prompt's blank, and their answers.
+    show_worked: Callable[[Sequence[WorkedExample]], list[tuple[str, str]]] = worked_categories
     max_tokens: int = 40  # of a reply
     parse: Callable[[str, Sequence[Exemplar]], list[Hypothesis]] = parse_single
     gives_several: bool = False  # whether one reply may hold several hypotheses
@@ -69,18 +74,14 @@ class Explainer:
     ) -> list[Message]:
         """The prompt's turns, with its worked examples before the last one as questions and answers.
 
-        draw chooses among worked examples that are drawn. Without worked examples the instruction and the
-        question are left.
+        draw chooses the worked examples. Without them the instruction and the question are left.
         """
         *turns, question = prompt.fill({"records": self.render(records, tokens)})
         if not with_worked:
             return [*(turn for turn in turns if turn.role == "system"), question]
-        for neuron in prompt.examples:
-            turns.append(Message("user", numbered(map(level_lines, neuron.records))))
-            turns.append(Message("assistant", neuron.explanation))
-        for category in draw_worked(prompt.pool, question.content, draw):
-            turns.append(prompt.fill({"records": category.words})[-1])
-            turns.append(Message("assistant", category.explanation))
+        for shown_records, answer in self.show_worked(draw_worked(prompt.pool, question.content, draw)):
+            turns.append(prompt.fill({"records": shown_records})[-1])
+            turns.append(Message("assistant", answer))
         return [*turns, question]
 
     def revision_messages(
@@ -92,21 +93,22 @@ class Explainer:
         explanation: str,
         mistakes: str,
         *,
+        draw: int = 0,
         with_worked: bool = True,
     ) -> list[Message]:
-        """The first request's turns, the explanation that was the answer, and the mistakes that it led to."""
-        first_request = self.messages(prompt, records, tokens, with_worked=with_worked)
+        """A first request's turns, the explanation that was the answer, and the mistakes that it led to."""
+        first_request = self.messages(prompt, records, tokens, draw=draw, with_worked=with_worked)
         return [*first_request, Message("assistant", explanation), *revision.fill({"mistakes": mistakes})]
 
 
-def draw_worked(pool: Sequence[WorkedCategory], question: str, draw: int) -> list[WorkedCategory]:
-    """One worked category of each kind, in any order, by a hash of the question and the draw's number.
+def draw_worked(pool: Sequence[WorkedExample], question: str, draw: int) -> list[WorkedExample]:
+    """One worked example of each kind, in any order, by a hash of the question and the draw's number.
 
     So no answer stands before every question, and another draw is another prompt.
     """
-    kinds = dict.fromkeys(category.kind for category in pool)
-    hashes = {category: stable_hash(draw, category.explanation, question) for category in pool}
-    drawn = [min((c for c in pool if c.kind == kind), key=hashes.__getitem__) for kind in kinds]
+    kinds = dict.fromkeys(example.kind for example in pool)
+    hashes = {example: stable_hash(draw, example.explanation, question) for example in pool}
+    drawn = [min((e for e in pool if e.kind == kind), key=hashes.__getitem__) for kind in kinds]
     return sorted(drawn, key=hashes.__getitem__)
 
 
@@ -130,13 +132,14 @@ EXPLAINERS: Mapping[str, Explainer] = {
             parse=parse_category,
             n_examples=5,
         ),
-        Explainer("pairs", 5, "explain/pairs", render_pairs),
-        Explainer("excerpts", 10, "explain/excerpts", render_excerpts),
+        Explainer("pairs", 5, "explain/pairs", render_pairs, worked_pairs),
+        Explainer("excerpts", 10, "explain/excerpts", render_excerpts, worked_excerpts),
         Explainer(
             name="meanings",
             n_records=10,
             prompt="explain/meanings",
             render=render_numbered_excerpts,
+            show_worked=worked_meanings,
             max_tokens=120,
             parse=parse_meanings,
             gives_several=True,

@@ -53,7 +53,8 @@ def ask_revision(
         return replace(request, status=Status.NO_RECORDS, reason=reason)
     assert requests.prompt is not None
     assert requests.revision is not None
-    worked = requests.explainer.messages(requests.prompt, records, task.tokens)
+    draw = int(request.provenance.sampling["seed"])
+    worked = requests.explainer.messages(requests.prompt, records, task.tokens, draw=draw)
     ask = partial(
         requests.explainer.revision_messages,
         requests.prompt,
@@ -62,6 +63,7 @@ def ask_revision(
         task.tokens,
         explanation.rule or explanation.text or "",
         render_mistakes(mistakes, task.tokens),
+        draw=draw,
     )
     return _answers(requests, request, ask, worked_answers(worked), records, task.tokens)[0]
 

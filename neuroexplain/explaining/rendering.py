@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar, Status, Tokens, texts_in_context
-from neuroexplain.llm.prompts import displayed, level_lines, marked
+from neuroexplain.llm.prompts import WorkedExample, displayed, level_lines, marked
 from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.named_words import words_of_tokens
 
@@ -37,8 +37,7 @@ def render_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
 
 def render_numbered_excerpts(records: Sequence[Exemplar], tokens: Tokens) -> str:
     """As render_excerpts, each line with its number."""
-    lines = render_excerpts(records, tokens).split("\n")
-    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+    return numbered_lines(render_excerpts(records, tokens).split("\n"))
 
 
 def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
@@ -139,3 +138,49 @@ def _peak_text(record: Exemplar, tokens: Tokens) -> str:
 def numbered(excerpts: Iterable[str]) -> str:
     """The excerpts, each under its number."""
     return "\n\n".join(f"Excerpt {number}:\n{excerpt}" for number, excerpt in enumerate(excerpts, 1))
+
+
+def numbered_lines(lines: Iterable[str]) -> str:
+    """The lines, each after its number."""
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+
+
+def worked_categories(examples: Sequence[WorkedExample]) -> list[tuple[str, str]]:
+    """The words of each worked category, and its name."""
+    return [(example.words, example.explanation) for example in examples]
+
+
+def worked_pairs(examples: Sequence[WorkedExample]) -> list[tuple[str, str]]:
+    """Each worked neuron as render_pairs shows one, and its explanation."""
+    return [(numbered(map(level_lines, example.records)), example.explanation) for example in examples]
+
+
+def worked_excerpts(examples: Sequence[WorkedExample]) -> list[tuple[str, str]]:
+    """Each worked neuron as render_excerpts shows one, and its explanation."""
+    return [("\n".join(_worked_lines(example)), example.explanation) for example in examples]
+
+
+def worked_meanings(examples: Sequence[WorkedExample]) -> list[tuple[str, str]]:
+    """Worked neurons with their meanings: the first two examples as one neuron, then the others.
+
+    The excerpts of several meanings stand in turn.
+    """
+    neurons = [examples[:2], *([example] for example in examples[2:])] if examples else []
+    rows = []
+    for meanings in neurons:
+        lines_of = [_worked_lines(example) for example in meanings]
+        lines = [line for in_turn in zip(*lines_of, strict=True) for line in in_turn]
+        answers = (
+            f"{example.explanation} | {', '.join(map(str, range(place, len(lines) + 1, len(meanings))))}"
+            for place, example in enumerate(meanings, 1)
+        )
+        rows.append((numbered_lines(lines), "\n".join(answers)))
+    return rows
+
+
+def _worked_lines(example: WorkedExample) -> list[str]:
+    """The excerpts of a worked neuron, with the firing tokens between **."""
+    return [
+        marked([text for text, _ in record], [level >= MARKED_FROM for _, level in record])
+        for record in example.records
+    ]

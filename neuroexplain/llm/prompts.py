@@ -10,41 +10,37 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from neuroexplain.llm.engine import Message
 
 _EXAMPLES = re.compile(r"^### (examples|drawn) (\S+)\n", re.MULTILINE)
+# In a worked neuron's text: a token that fires with its level, like "[oaks 9]", or another token.
+_WORKED_TOKEN = re.compile(r"(?P<space> ?)(?:\[(?P<fires>[^\]]+) (?P<level>\d+)\]|(?P<silent>\w+|[^\w\s]))")
 
 
 @dataclass(frozen=True, slots=True)
-class WorkedNeuron:
-    """A made-up neuron that a prompt shows together with the right answer."""
+class WorkedExample:
+    """A made-up neuron, or a category of words, that a prompt shows together with the right answer."""
 
     explanation: str
-    records: tuple[tuple[tuple[str, int], ...], ...]  # each a list of (token, level 0..10)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkedCategory:
-    """A category of words, shown as a question with its answer."""
-
-    kind: str  # of category, like "function"
-    explanation: str
-    words: str  # separated by commas
+    kind: str = ""  # of what it fires on, like "function"; examples that are drawn have one
+    records: tuple[tuple[tuple[str, int], ...], ...] = ()  # each a list of (token, level 0..10)
+    words: str = ""  # of a category, separated by commas
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt file: turns under `### role` headings, with blanks like `{{records}}`.
 
-    A line `### examples FILE` names the file of its worked neurons, all of which are shown; `### drawn FILE`
-    that of its worked categories, of which each request shows some.
+    A line `### examples FILE` names the file of its worked examples, all of which are shown; `### drawn FILE`
+    a file of which each request shows some.
     """
 
     name: str
     text: str  # the prompt file, then the file of the worked ones: everything that an LLM is told
-    examples: tuple[WorkedNeuron, ...] = ()
-    pool: tuple[WorkedCategory, ...] = ()
+    examples: tuple[WorkedExample, ...] = ()
+    pool: tuple[WorkedExample, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -70,17 +66,24 @@ def load_prompt(name: str) -> Prompt:
         return Prompt(name, text)
     examples_json = (prompts_folder() / "examples" / heading[2]).read_text(encoding="utf-8")
     text = f"{text}### worked neurons\n{examples_json}"
+    worked = tuple(_worked_example(**row) for row in json.loads(examples_json))
     if heading[1] == "drawn":
-        pool = (WorkedCategory(**category) for category in json.loads(examples_json))
-        return Prompt(name, text, pool=tuple(pool))
-    examples = tuple(
-        WorkedNeuron(
-            neuron["explanation"],
-            tuple(tuple((token, level) for token, level in record) for record in neuron["records"]),
-        )
-        for neuron in json.loads(examples_json)
-    )
-    return Prompt(name, text, examples)
+        return Prompt(name, text, pool=worked)
+    return Prompt(name, text, worked)
+
+
+def _worked_example(
+    explanation: str, records: Sequence[str | list[list[Any]]] = (), words: str = "", kind: str = ""
+) -> WorkedExample:
+    """A row of a file of worked examples, whose records are texts or lists of tokens with levels."""
+    parsed = (worked_tokens(r) if isinstance(r, str) else tuple((t, n) for t, n in r) for r in records)
+    return WorkedExample(explanation, kind, tuple(parsed), words)
+
+
+def worked_tokens(text: str) -> tuple[tuple[str, int], ...]:
+    """The tokens of a worked neuron's text with their levels: `an [oak 9]` is ("an", 0), (" oak", 9)."""
+    tokens = _WORKED_TOKEN.finditer(text)
+    return tuple((t["space"] + (t["fires"] or t["silent"]), int(t["level"] or 0)) for t in tokens)
 
 
 def prompts_folder() -> Path:

@@ -31,7 +31,7 @@ from neuroexplain.errors import LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Status, Tokens, VocabularyEntry, texts_in_context
 from neuroexplain.llm.distributions import LogprobRequest
 from neuroexplain.llm.engine import Engine, Message, chat_token_ids
-from neuroexplain.llm.prompts import Prompt, WorkedNeuron, displayed, level_lines, load_prompt
+from neuroexplain.llm.prompts import Prompt, WorkedExample, displayed, level_lines, load_prompt
 from neuroexplain.runs import Run
 from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.scorers._simulation import OpenSimulator, Records, Simulator
@@ -94,7 +94,7 @@ class DigitsSimulator(OpenSimulator):
         ids = chat_token_ids(tokenizer, [system, *worked, neutral if explanation is None else own])
         return ids if tokenizer.chat_template else [*ids, *self._encode("\n\n")]
 
-    def _worked_turns(self, neuron: WorkedNeuron) -> tuple[Message, Message]:
+    def _worked_turns(self, neuron: WorkedExample) -> tuple[Message, Message]:
         """A worked neuron's explanation and its lines, each with the lowest or the highest level word."""
         lowest, *_, highest = self.level_words
         lines = level_lines(

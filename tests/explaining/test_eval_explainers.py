@@ -93,13 +93,13 @@ def test_a_true_hypothesis_has_all_of_the_true_score_and_wins_everywhere(file):
 
 
 def test_a_failed_attempt_counts_as_0_and_a_copy_is_counted(file):
-    worked = EXPLAINERS["excerpts"].load_prompt().fill({"records": ""})[2].content
+    worked = EXPLAINERS["excerpts"].load_prompt().pool[3].explanation
     summary, results = evaluated(file, lambda messages, _: "", explainer="excerpts")
     assert (summary["whole_share_of_true"], summary["failed"], summary["wins"]) == (0.0, 6, 0)
     assert results[0].reason == "the answer is empty"
     requests = Requests.of(ExplainConfig((UnitId(0, 0),), "excerpts"), ScriptedLlm(lambda *_: "x"))
     request = requests.request(UnitId(0, 0), 0)
-    for text, copied in ((worked, True), ("a few words", True), ("trees", False)):
+    for text, copied in ((worked, True), ("a few words", True), ("hedgehogs", False)):
         assert eval_explainers.is_copied(replace(request, text=text), requests) == copied
 
 

@@ -6,11 +6,13 @@ import pytest
 from neuroexplain.config import ExplainConfig
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar, Headline, Status, Unit
-from neuroexplain.explaining.explainers import EXPLAINERS, draw_worked, worked_answers
+from neuroexplain.explaining.explainers import EXPLAINERS, WITHOUT_LLM, draw_worked, worked_answers
 from neuroexplain.explaining.hypotheses import ask_explainer
 from neuroexplain.explaining.plan import ExplainTask, Requests
-from neuroexplain.explaining.replies import is_copy, parse_category, parse_single
+from neuroexplain.explaining.rendering import worked_excerpts, worked_meanings, worked_pairs
+from neuroexplain.explaining.replies import is_copy, parse_category, parse_meanings, parse_single
 from neuroexplain.explaining.side import explain_side
+from neuroexplain.llm.prompts import WorkedExample
 from neuroexplain.scoring.side_evidence import SideEvidence
 from neuroexplain.units import UnitId
 from tests.fakes import ScriptedLlm
@@ -25,10 +27,10 @@ def test_pairs_shows_tokens_with_levels_after_worked_neurons_of_its_own():
     explainer = EXPLAINERS["pairs"]
     prompt = explainer.load_prompt()
     turns = explainer.messages(prompt, [record], vocabulary_of(texts))
-    assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * len(prompt.examples), "user"]
+    assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * 4, "user"]
     lines = turns[-1].content.splitlines()
     assert lines[1:] == [f" w{i}\t{ {32: 10, 5: 2}.get(i, 0) }" for i in range(63)] + ["tab\\there\t0"]
-    peaks = [max(range(len(r)), key=lambda i, r=r: r[i][1]) for x in prompt.examples for r in x.records]
+    peaks = [max(range(len(r)), key=lambda i, r=r: r[i][1]) for x in prompt.pool for r in x.records]
     assert len(set(peaks)) > 3  # worked neurons peak anywhere
 
 
@@ -43,6 +45,7 @@ def test_explainers_show_the_peak():
 
 
 TEXTS = [f" w{i}" for i in range(64)]
+ASKING = [name for name in EXPLAINERS if name not in WITHOUT_LLM]
 
 
 def record(kind, rank, segment, split, sign=1, side=None, **levels):
@@ -150,22 +153,50 @@ def test_category_leaves_out_what_is_often_silent_and_punctuation_beside_words()
         firing_words([(" ", 9.0)])
 
 
-def test_worked_categories_are_drawn_by_question_and_number_never_two_of_a_kind():
-    pool = EXPLAINERS["category"].load_prompt().pool
-    kinds = {category.kind for category in pool}
+@pytest.mark.parametrize("explainer", ASKING)
+def test_worked_examples_are_drawn_by_question_and_number_never_two_of_a_kind(explainer):
+    pool = EXPLAINERS[explainer].load_prompt().pool
+    kinds = {example.kind for example in pool}
+    assert len(kinds) == 4
     assert len(pool) > 4 * len(kinds)
     draws = [draw_worked(pool, f"question {n}", 0) for n in range(60)]
     for draw in draws:
-        assert {category.kind for category in draw} == kinds
+        assert {example.kind for example in draw} == kinds
         assert len(draw) == len(kinds)
-    assert {category for draw in draws for category in draw} == set(pool)
+    assert {example for draw in draws for example in draw} == set(pool)
     assert draw_worked(pool[::-1], "question 3", 0) == draws[3]
     assert draw_worked(pool, "question 3", 1) != draws[3]
 
 
-def test_a_candidate_has_worked_categories_of_its_own_and_the_second_has_none():
+def test_worked_neurons_are_shown_as_the_explainer_shows_units():
+    birds = WorkedExample("birds", "thing", (((" a", 0), (" wren", 9)), ((" the", 1), (" owl", 4))))
+    rain = WorkedExample("rain", "topic", (((" wet", 7), (" day", 0)), ((" heavy", 3), (" showers", 10))))
+    dots = WorkedExample("dots", "form", (((" Hm", 0), (".", 5)),) * 2)
+    assert worked_pairs([birds]) == [("Excerpt 1:\n a\t0\n wren\t9\n\nExcerpt 2:\n the\t1\n owl\t4", "birds")]
+    assert worked_excerpts([rain, dots]) == [
+        ("**wet** day\nheavy **showers**", "rain"),
+        ("Hm**.**\nHm**.**", "dots"),
+    ]
+    two_meanings = "1. a **wren**\n2. **wet** day\n3. the **owl**\n4. heavy **showers**"
+    assert worked_meanings([birds, rain, dots]) == [
+        (two_meanings, "birds | 1, 3\nrain | 2, 4"),
+        ("1. Hm**.**\n2. Hm**.**", "dots | 1, 2"),
+    ]
+    assert worked_meanings([]) == []
+    for question, answer in worked_meanings([birds, rain, dots]):  # an answer is one that would be read
+        covered = [hypothesis.covers for hypothesis in parse_meanings(answer, numbered_records(question))]
+        assert sorted(rank for ranks in covered for rank in ranks) == list(range(question.count("\n") + 1))
+
+
+def numbered_records(question):
+    """As many records as a question has lines, of rank 0, 1, ..."""
+    return [record("top", rank, rank, "explain", at32=1.0) for rank in range(question.count("\n") + 1)]
+
+
+@pytest.mark.parametrize("explainer", ["category", "excerpts", "pairs"])
+def test_a_candidate_has_worked_examples_of_its_own_and_the_second_has_none(explainer):
     llm = ScriptedLlm(lambda messages, sampling: "elms")
-    requests = Requests.of(ExplainConfig((UnitId(0, 0),), "category", candidates=3, seed=5), llm)
+    requests = Requests.of(ExplainConfig((UnitId(0, 0),), explainer, candidates=3, seed=5), llm)
     exemplar, texts = words_record(0, (" elm", 9.0))
     for candidate in range(3):
         ask_explainer(requests, requests.request(UnitId(0, 0), candidate), [exemplar], vocabulary_of(texts))
@@ -205,10 +236,13 @@ def test_the_answer_of_a_worked_example_that_comes_again_is_a_failed_attempt():
 
 
 def test_a_reading_that_is_that_of_a_worked_example_is_asked_again():
-    replies = iter(["buying and selling | 1", "elms and oaks | 1"])
-    llm = ScriptedLlm(lambda messages, sampling: next(replies))
+    def first_answer(messages, sampling):
+        worked = worked_answers(messages)
+        return f"{worked[1]} | 1" if worked else "elms and oaks | 1"
+
+    llm = ScriptedLlm(first_answer)
     (explanation,) = ask_one(llm, "meanings")
-    assert explanation.text == "elms and oaks"
+    assert (explanation.text, len(llm.requests)) == ("elms and oaks", 2)
 
 
 def ask_one(llm, explainer):

@@ -4,8 +4,9 @@ import re
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Status
+from neuroexplain.explaining.explainers import worked_answers
 from neuroexplain.explaining.verify import verify_run
-from neuroexplain.llm.prompts import displayed
+from neuroexplain.llm.prompts import displayed, load_prompt
 from neuroexplain.lookup import load_page
 from neuroexplain.scorers.lexical import LexicalSimulator
 from neuroexplain.scoring.splits import assign_splits, halve_select
@@ -125,3 +126,22 @@ def test_where_the_records_to_show_cannot_be_predicted_the_revision_has_that_sta
         "the records to show could not be predicted: the server answered 500"
     }
     assert not any("guessed from your phrase" in m[-1].content for m, _ in llm.requests)
+
+
+def test_a_revision_that_answers_a_worked_example_is_asked_again_without_them(store, scorer):
+    """Its first turns are those of a request whose worked examples are drawn by the revision's number."""
+
+    def copying(messages, sampling):
+        worked = worked_answers(messages[:-3])
+        is_revision = "guessed from your phrase" in messages[-1].content
+        return worked[0] if is_revision and worked else by_words(messages, sampling)
+
+    llm = ScriptedLlm(copying)
+    explain(store, llm, scorer, "excerpts", revise=2)
+    revisions = [messages for messages, _ in llm.requests if "guessed" in messages[-1].content]
+    assert len(revisions) == 4 * len(NEURONS)
+    for again in revisions[1::2]:
+        assert [turn.role for turn in again] == ["system", "user", "assistant", "user"]
+    assert len({tuple(worked_answers(messages[:-3])) for messages in revisions[::2]}) > len(NEURONS)
+    texts = {e.text for neuron in NEURONS for e in list_explanations(store, 1, neuron)}
+    assert not texts & {example.explanation for example in load_prompt("explain/excerpts").pool}
