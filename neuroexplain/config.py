@@ -12,6 +12,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, SEGMENT_LENGTH, SIDES, Sign, UnitId
 
@@ -292,6 +293,7 @@ class ScoreConfig:
     bills: bool | None = (
         None  # whether Bills' score is computed beside that of the population; None: likewise
     )
+    embedding: str = DEFAULT_EMBEDDING  # what the scorer `embedding` compares by
 
     def __post_init__(self) -> None:
         from neuroexplain.scorers.base import SCORERS

@@ -238,7 +238,7 @@ def why_dead(side: Side) -> str:
 class Provenance:
     """Where an LLM's answer came from."""
 
-    engine: str  # local, server, or none for explainers that ask no LLM
+    engine: str  # local, server, embedding, or none for explainers that ask no LLM
     engine_version: str | None
     model: str
     model_revision: str | None

@@ -30,13 +30,13 @@ SCORE_NAMES = {
         "AUPRC",
         "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
         "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires. Of a "
-        "judge it is the same of windows of 32 tokens.",
+        "judge and of embedding it is the same of windows of 32 tokens.",
     ),
     ("auroc", "population"): (
         "AUROC",
         "How often the judge says yes more surely of a window where the unit fires than of one where it does "
-        "not, over the whole corpus. 1 is perfect, 0.5 is guessing. It hardly falls for an explanation that "
-        "is too broad.",
+        "not (of embedding: how often it is more similar to the explanation), over the whole corpus. 1 is "
+        "perfect, 0.5 is guessing. It hardly falls for an explanation that is too broad.",
     ),
     ("f1", "population"): (
         "F1",

@@ -25,6 +25,7 @@ from neuroexplain.cli.options import (
     RunId,
     ScoreRecords,
     ScorerNames,
+    ScoringEmbedding,
     ServedTokenizer,
     Server,
     Servers,
@@ -51,6 +52,7 @@ from neuroexplain.cli.shards import (
     parse_part,
     say_controls_come_later,
 )
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ def explain(
     bills: WithBills = None,
     control: WithControl = False,
     null: OldWithControl = False,
+    embedding: ScoringEmbedding = DEFAULT_EMBEDDING,
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
@@ -157,7 +160,9 @@ def explain(
     if no_score and (candidates > 1 or revise):
         raise NeuroexplainError("--candidates and --revise choose by score: leave out --no-score.")
     own_engine = engines_of(context)[1]
-    scoring = None if no_score else ScoreConfig(scorer_names(context), own_engine, score_records, bills)
+    scoring = None
+    if not no_score:
+        scoring = ScoreConfig(scorer_names(context), own_engine, score_records, bills, embedding)
     if scoring is not None and revise:
         _check_shows_mistakes(scoring.scorers[0])
     _explain_selected(context, scoring)

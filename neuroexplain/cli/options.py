@@ -36,6 +36,15 @@ Embedding = Annotated[
         "a server with /v1/embeddings (URL#MODEL if it has several)."
     ),
 ]
+ScoringEmbedding = Annotated[
+    str,
+    typer.Option(
+        "--embedding",
+        help="Whose vectors --scorer embedding compares: wordllama, a model of sentence-transformers, or the "
+        "URL of a server with /v1/embeddings.",
+        rich_help_panel=SCORES,
+    ),
+]
 
 TrustRemoteCode = Annotated[
     bool,
@@ -122,8 +131,9 @@ ScorerNames = Annotated[
         "default by --local), words (a question a word), digits (each token in its context, after Bills et "
         "al. 2023); `neuroexplain check` measures them. Judges say yes or no to windows of 32 tokens, after "
         "Paulo et al. (2024): detection (does the unit fire in the window?), fuzzing (does it fire at the "
-        "marked tokens?). intruder reads no explanation: does a judge find the odd one of five windows? The "
-        "first scorer chooses among candidates.",
+        "marked tokens?). intruder reads no explanation: does a judge find the odd one of five windows? "
+        "embedding asks no LLM: how similar is a window to the explanation by their vectors? The first "
+        "scorer chooses among candidates.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -134,7 +144,7 @@ ScoreRecords = Annotated[
     int | None,
     typer.Option(
         help="Sampled records to score on, and as many random ones. By default 16 for a scorer that asks "
-        "nothing (lexical) or one question a record (detection, fuzzing), else 8.",
+        "nothing (lexical, embedding) or one question a record (detection, fuzzing), else 8.",
         rich_help_panel=SCORES,
     ),
 ]
@@ -151,7 +161,7 @@ WithControl = Annotated[
     bool,
     typer.Option(
         "--control",
-        help="Score another unit's explanation on the same records too (lexical always does).",
+        help="Score another unit's explanation on the same records too (lexical and embedding always do).",
         rich_help_panel=SCORES,
     ),
 ]

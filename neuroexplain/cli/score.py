@@ -22,6 +22,7 @@ from neuroexplain.cli.options import (
     RunId,
     ScoreRecords,
     ScorerNames,
+    ScoringEmbedding,
     ServedTokenizer,
     Server,
     Servers,
@@ -40,6 +41,7 @@ from neuroexplain.cli.output import print_json
 from neuroexplain.cli.progress import draw, say
 from neuroexplain.cli.select_units import say_rule, select_units
 from neuroexplain.cli.shards import AllowFailed, PartFile, Shard, open_to_write, parse_part
+from neuroexplain.embedding.base import DEFAULT_EMBEDDING
 from neuroexplain.errors import NeuroexplainError
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def score(
     bills: WithBills = None,
     control: WithControl = False,
     null: OldWithControl = False,
+    embedding: ScoringEmbedding = DEFAULT_EMBEDDING,
     simulator_server: SimulatorServer = None,
     simulator_local: SimulatorLocal = None,
     simulator_model: SimulatorModel = None,
@@ -119,7 +122,7 @@ def score(
         raise NeuroexplainError(
             "Name units, like 3:17, or make controls of all:  neuroexplain score --controls"
         )
-    scoring = ScoreConfig(scorer_names(context), engines_of(context)[1], score_records, bills)
+    scoring = ScoreConfig(scorer_names(context), engines_of(context)[1], score_records, bills, embedding)
     n_failed = _make_controls(context, scoring) if controls else _score_units(context, scoring)
     if n_failed:
         say(f"{n_failed:,} predictions failed; ask again with --retry-failed.")

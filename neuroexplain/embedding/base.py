@@ -19,6 +19,10 @@ class Embedder(Protocol):
     def model(self) -> str:
         """The name under which its vectors are stored; models of different vectors have different names."""
 
+    @property
+    def revision(self) -> str | None:
+        """The sha256 of its weights; None if they are a server's."""
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The texts' vectors, float32 [n, dimensions], of any length; a text without a token may have zeros.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,15 @@ class SentenceModel:
                 "Give a name on the hub, a folder, or the URL of a server."
             ) from error
         self.model = f"sentence-transformers {name}"
+
+    @cached_property
+    def revision(self) -> str:
+        """The sha256 of its weights, as float32, by their names."""
+        digest = hashlib.sha256()
+        for name, weights in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weights.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The texts' vectors, float32 [n, dimensions]. Raises NeuroexplainError if one is not finite."""

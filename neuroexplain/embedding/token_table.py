@@ -6,7 +6,9 @@ set up logging, read its training configurations and bring a client that downloa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +60,13 @@ class TokenTable:
         (table,) = load_file(folder / TABLE).values()
         model = f"{DEFAULT_EMBEDDING} {version('wordllama')}, {table.shape[1]} dimensions"
         return cls(model, Tokenizer.from_file(str(folder / TOKENIZER)), table)
+
+    @cached_property
+    def revision(self) -> str:
+        """The sha256 of the table's bytes and the tokenizer's JSON."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._table).tobytes())
+        digest.update(self._tokenizer.to_str().encode())
+        return digest.hexdigest()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The means of the tokens' vectors, float32 [n, dimensions]; zeros for a text without a token."""

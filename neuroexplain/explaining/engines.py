@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from neuroexplain.config import EngineConfig, ScoreConfig
+from neuroexplain.embedding.base import Embedder, open_embedder
+from neuroexplain.llm.embeddings import ServerEmbedder
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.server import ServerEngine
 from neuroexplain.llm.server_list import ServerList
@@ -37,7 +39,13 @@ def open_engines(
             scoring = explaining
         elif needs_distributions:
             scoring = open_engine(named, stack, tell)
-        opened = [open_scorer(scorer, scoring, run, tell) for scorer in scorers]
+        embedder = None
+        if score is not None and any(scorer.needs == "vectors" for scorer in scorers):
+            embedder = open_embedder(score.embedding, config.api_key)
+            if isinstance(embedder, ServerEmbedder):
+                stack.callback(embedder.close)
+            tell(f"Comparing vectors of {embedder.model}.")
+        opened = [open_scorer(scorer, scoring, run, tell, embedder) for scorer in scorers]
         if score is not None:
             for scorer_of_run in opened:
                 scorer_of_run.n_read, scorer_of_run.with_bills = score.records, score.bills
@@ -91,16 +99,18 @@ def _open_guesser(scorer: OpenScorer, run: Run) -> OpenScorer | None:
         not run.n_background
         or not scorer.scorer.reads_background
         or not scorer.asks_per_record
-        or scorer.scorer.needs == "nothing"
+        or scorer.scorer.needs != "distributions"
     ):
         return None
     return SCORERS.load("lexical").open(scorer.engine, run)
 
 
-def open_scorer(scorer: Scorer, engine: Engine | None, run: Run, tell: Tell) -> OpenScorer:
+def open_scorer(
+    scorer: Scorer, engine: Engine | None, run: Run, tell: Tell, embedder: Embedder | None = None
+) -> OpenScorer:
     """The scorer with its engine. Of a server, the method for its probabilities is chosen and told."""
-    if scorer.needs == "nothing":
-        return scorer.open(None, run)
+    if scorer.needs != "distributions":
+        return scorer.open(embedder if scorer.needs == "vectors" else None, run)
     assert engine is not None
     opened = scorer.open(engine, run)
     example = opened.example()

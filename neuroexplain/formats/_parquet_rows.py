@@ -156,6 +156,8 @@ def _is_possible(
 
 
 def _are_possible(codec: Codec, *arrays: Array | None) -> bool:
-    """Whether what should be probabilities is missing or in 0..1."""
-    given = [array for array in arrays if array is not None and codec.n_of_window is not None]
-    return not any(((array < 0) | (array > 1)).any() for array in given)
+    """Whether what has bounds is missing or inside them."""
+    if codec.bounds is None:
+        return True
+    low, high = codec.bounds
+    return not any(array is not None and ((array < low) | (array > high)).any() for array in arrays)

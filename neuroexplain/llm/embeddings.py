@@ -43,6 +43,8 @@ _MODELS: msgspec.json.Decoder[ModelList] = msgspec.json.Decoder(ModelList)
 class ServerEmbedder:
     """One embedding model of one server."""
 
+    revision = None
+
     def __init__(self, url: str, *, api_key: str | None = None, max_wait: float = MAX_WAIT) -> None:
         """url: with or without /v1 or /v1/embeddings; `URL#MODEL` if the server has several models.
 

@@ -14,68 +14,36 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from neuroexplain.errors import NeuroexplainError
-from neuroexplain.evidence import POPULATION, Prediction, Score, Status, Tokens, texts_in_context
+from neuroexplain.evidence import Tokens, texts_in_context
 from neuroexplain.llm.distributions import NextTokenRequest
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt, marked
 from neuroexplain.runs import Run
 from neuroexplain.scorers._questions import TextQuestions
-from neuroexplain.scorers.base import (
-    RECORDS_OF_CHEAP,
-    OpenScorer,
-    PredictedTrial,
-    Predictions,
-    Request,
-    Scorer,
-)
-from neuroexplain.scoring.judge_scores import score_windows
-from neuroexplain.scoring.judgements import AUROC, BALANCED_ACCURACY, F1
+from neuroexplain.scorers._windows import WindowScorer, require_samples
+from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, Request
+from neuroexplain.scoring.judgements import BALANCED_ACCURACY, BRIER, F1
 from neuroexplain.scoring.population_scores import AUPRC
-from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
-from neuroexplain.scoring.windows import windows_of
+from neuroexplain.scoring.side_evidence import Trial
 
 
-class Judge(Scorer):
+class Judge(WindowScorer):
     """A scorer that asks yes or no about each window."""
 
-    main_metric = AUROC
     prompt_name: ClassVar[str]
-    metrics = (AUPRC, F1, BALANCED_ACCURACY)  # less is better by the Brier score, so nothing is sorted by it
+    metrics = (AUPRC, F1, BALANCED_ACCURACY)
+    unsorted_metrics = (BRIER,)
     codec = "probabilities"
-    predicts_tokens = False
-    reads_background = False
-    records_of_split = RECORDS_OF_CHEAP  # one answer a window, where a simulator has 32: all of them are read
 
     @abstractmethod
     def text_of(self, trial: Trial, tokens: Tokens) -> str:
         """The window's text as the prompt shows it."""
         ...
 
-    def trials(self, evidence: SideEvidence) -> list[Trial]:
-        return windows_of(evidence)
-
     def open(self, engine: Any, run: Run) -> OpenJudge:
         """Raises NeuroexplainError for a run without sampled records."""
         require_samples(self.name, run)
         return OpenJudge(self, engine)
-
-    def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
-        return (POPULATION,) if run.n_sampled else ()
-
-    def score(self, evidence: SideEvidence, prediction: Prediction) -> list[Score]:
-        no_control = self.why_no_control(prediction)
-        scores: list[Score] = []
-        for split in HELD_OUT:
-            if split == "report" and not prediction.has_report:
-                reason = "another candidate was chosen, so the report records were not judged"
-                scores += self.undefined(evidence, Status.NOT_CHOSEN, reason)
-            elif split == "report" or any(evidence.splits[r.key] == split for r in prediction.records):
-                scores += score_windows(evidence, prediction, split, no_control)
-        return scores
-
-    def undefined(self, evidence: SideEvidence, status: Status, reason: str | None) -> list[Score]:
-        return [Score("report", POPULATION, self.main_metric, status, None, 0, 0, reason)]
 
 
 class OpenJudge(OpenScorer):
@@ -107,15 +75,6 @@ class OpenJudge(OpenScorer):
 
     def example(self) -> NextTokenRequest:
         return self._questions.example()
-
-
-def require_samples(scorer: str, run: Run) -> None:
-    """Raise NeuroexplainError for a run without sampled records."""
-    if not run.n_sampled:
-        raise NeuroexplainError(
-            f"--scorer {scorer} asks about sampled and random records, and run {run.id} has no sampled "
-            "ones.\nCollect again to have them, or use  --scorer combined"
-        )
 
 
 def window_text(trial: Trial, tokens: Tokens, places: Sequence[int] = ()) -> str:

@@ -43,7 +43,7 @@ DRAWN_BACKGROUND = (
     3  # records that a costly scorer draws from a background, for each sampled one that it reads
 )
 
-Needs = Literal["distributions", "nothing"]
+Needs = Literal["distributions", "vectors", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Scorer(ABC):
     name: ClassVar[str]
     main_metric: ClassVar[str]  # stored also if it is undefined
     metrics: ClassVar[tuple[str, ...]] = ()  # further ones, stored if they have a value
-    # What an engine must give: the probabilities of chosen tokens; nothing if the scorer asks no model.
+    # What its model must give: the probabilities of chosen tokens, an engine; the vectors of texts, an
+    # embedder; nothing if the scorer asks no model.
     needs: ClassVar[Needs] = "distributions"
     codec: ClassVar[str] = "floats"  # how predictions are stored: a key of scoring.codecs.CODECS
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
@@ -96,7 +97,7 @@ class Scorer(ABC):
 
     @abstractmethod
     def open(self, engine: Any, run: Run) -> OpenScorer:
-        """The scorer with its model. `engine` is None for a scorer that needs nothing."""
+        """The scorer with its model: by `needs` an engine, an embedder or None."""
         ...
 
     def headline(self, run: Run) -> Headline:
@@ -222,9 +223,10 @@ def trials_read(
 
 
 class NoEngine:
-    """Stands for the engine of a scorer that asks no model."""
+    """Stands for the engine of a scorer that asks no LLM."""
 
-    engine, version, revision, in_flight, n_servers = "none", None, None, 1, None
+    engine, version, in_flight, n_servers = "none", None, 1, None
+    revision: str | None = None
 
     def __init__(self, model: str) -> None:
         self.model = model

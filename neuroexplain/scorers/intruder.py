@@ -17,8 +17,9 @@ from neuroexplain.llm.distributions import NextTokenRequest
 from neuroexplain.llm.engine import Engine
 from neuroexplain.llm.prompts import Prompt, load_prompt
 from neuroexplain.runs import Run
-from neuroexplain.scorers._judge import require_samples, window_text
+from neuroexplain.scorers._judge import window_text
 from neuroexplain.scorers._questions import TextQuestions, find_number_ids
+from neuroexplain.scorers._windows import require_samples
 from neuroexplain.scorers.base import (
     RECORDS_OF_CHEAP,
     OpenScorer,

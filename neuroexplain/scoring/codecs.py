@@ -38,7 +38,8 @@ class Codec:
         bool  # whether details are probabilities, stored as 250ths; else they are stored like values
     )
     names: tuple[str, str, str]  # JSON keys of values, details and the control's values
-    n_of_window: int | None = None  # probabilities of a record for all of its 32 scored tokens together
+    n_of_window: int | None = None  # values of a record for all of its 32 scored tokens together
+    bounds: tuple[float, float] | None = None  # within which values lie; None: anywhere
 
     def pack(self, values: NDArray[np.float32]) -> bytes:
         """Values [n_records, n] as bytes."""
@@ -70,9 +71,10 @@ CODECS = {
     "levels": Codec("<f2", True, ("expected_levels", "digit_mass", "control_levels")),
     "floats": Codec("<f4", False, ("predicted", "detail", "control_predicted")),
     "probabilities": Codec(
-        "<f4", False, ("probability", "answer_mass", "control_probability"), n_of_window=1
+        "<f4", False, ("probability", "answer_mass", "control_probability"), n_of_window=1, bounds=(0, 1)
     ),
-    "choices": Codec("<f4", False, ("choices", "detail", "control_choices"), n_of_window=5),
+    "choices": Codec("<f4", False, ("choices", "detail", "control_choices"), n_of_window=5, bounds=(0, 1)),
+    "cosines": Codec("<f4", False, ("cosine", "detail", "control_cosine"), n_of_window=1, bounds=(-1, 1)),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a judge says of windows -> its scores (pure). The metrics are in judgements.py."""
+"""What a judge or an embedding says of windows -> its scores (pure). The metrics are in judgements.py."""
 
 from __future__ import annotations
 
@@ -49,9 +49,13 @@ class Judged:
 
 
 def score_windows(
-    evidence: SideEvidence, prediction: Prediction, split: Split, no_control: str | None
+    evidence: SideEvidence,
+    prediction: Prediction,
+    split: Split,
+    no_control: str | None,
+    metrics: Sequence[str] = tuple(JUDGE_METRICS),
 ) -> list[Score]:
-    """The scores of one split: on `report` every metric, else the main one alone, also if it is undefined.
+    """The scores of one split: on `report` by all metrics, else AUROC alone, also if it is undefined.
 
     no_control: why there is no control; None if there is one.
     """
@@ -64,7 +68,7 @@ def score_windows(
         remark: dict[str, Any] = {"ci_reason": reason, "control_reason": no_control or reason}
         return [Score(split, POPULATION, AUROC, status, None, reason=reason, **remark, **size)]
     control = judged.judgements(evidence, is_control=True) if no_control is None else None
-    names = tuple(JUDGE_METRICS) if split == "report" else (AUROC,)
+    names = metrics if split == "report" else (AUROC,)
     scores = [_score(split, name, own, JUDGE_METRICS[name], size) for name in names]
     return [_with_control(score, prediction, control, no_control) for score in scores]
 
@@ -104,10 +108,12 @@ def _why_undefined(
         return Status.NO_RECORDS, f"no random or sampled record in the split {split}"
     masses = np.array([float(r.detail[0]) for r in judged.predicted if r.detail is not None])
     share = float((masses >= LEAST_MASS).mean()) if len(masses) else 1.0
-    if share < LEAST_SHARE_WITH_MASS or not own.kinds:
+    if share < LEAST_SHARE_WITH_MASS:
         return Status.LOW_DIGIT_MASS, (
             f"at only {share:.0%} of the windows yes and no together have a probability of {LEAST_MASS}"
         )
+    if not own.kinds:
+        return Status.LOW_DIGIT_MASS, "none of the windows has a prediction"
     effective = _size(own)["effective_records"]
     if effective < LEAST_EFFECTIVE:
         reason = f"the windows have the weight of {effective:.1f} equal ones, fewer than {LEAST_EFFECTIVE:g}"

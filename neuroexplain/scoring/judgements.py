@@ -35,7 +35,7 @@ class Judgements:
 
     kinds: Sequence[Kind]  # [n], random or sampled; a record that was drawn as both is a sampled one
     weights: Array  # [n], 1 / the probability with which each was drawn
-    probabilities: Array  # [n], of yes
+    probabilities: Array  # [n], of yes; for metrics that only compare them, any values
     is_positive: NDArray[np.bool_]  # [n], whether the unit fires there
 
 

@@ -47,6 +47,8 @@ def score(store: Store, run: Run, id_: int, unit: UnitId, value: float, scorer: 
 class LetterEmbedder:
     """A text's vector holds how often it has each letter. It remembers what it embedded."""
 
+    revision = "0" * 64
+
     def __init__(self, model: str = "letters") -> None:
         self.model = model
         self.embedded: list[str] = []
