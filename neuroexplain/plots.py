@@ -94,6 +94,30 @@ def counts(curve: ScoreCurve) -> str:
     return text + rest + left_out
 
 
+def scores_over_controls(
+    axes: Axes, pairs: Mapping[str, Sequence[tuple[float, float]]], name: str = "correlation"
+) -> None:
+    """Each explanation's score over that of its control, by name; those above the line beat it."""
+    values = [value for own in pairs.values() for pair in own for value in pair]
+    ends = (min([*values, 0.0]) - 0.05, max([*values, 0.0]) + 0.05)
+    axes.plot(ends, ends, color="0.6", linewidth=1)
+    for label, own_pairs in pairs.items():
+        own, controls = np.array(own_pairs).reshape(-1, 2).T
+        n_above = int((own > controls).sum())
+        axes.plot(
+            controls, own, "o", alpha=0.7, label=f"{printable(label)}: {n_above} of {len(own)} above the line"
+        )
+    axes.set(
+        xlabel=f"another neuron's explanation: {name}",
+        ylabel=f"own explanation: {name}",
+        title="Does an explanation fit its own neuron?",
+        xlim=ends,
+        ylim=ends,
+        aspect="equal",
+    )
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+
 def activation_histogram(axes: Axes, unit: Unit) -> None:
     """The activations of a unit's random and top records, with counts on a log scale."""
     for kind in ("random", "top"):

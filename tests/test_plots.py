@@ -20,6 +20,17 @@ def test_a_figure_is_written_twice_with_hostile_labels(draw, tmp_path):
     assert "<script>" not in svg.read_text()
 
 
+def test_scores_over_controls_count_what_is_above_the_line():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    pairs = {"a$\\frac{": [(0.5, 0.1), (0.2, 0.2), (-0.3, 0.4)], "none": []}
+    plots.scores_over_controls(axes, pairs)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["a$\\frac{: 1 of 3 above the line", "none: 0 of 0 above the line"]
+    assert axes.lines[1].get_xydata().tolist() == [[0.1, 0.5], [0.2, 0.2], [0.4, -0.3]]
+
+
 def test_plot_names_what_it_wrote_and_refuses_what_it_cannot_draw(hostile):
     def plot(*words):
         command = [sys.executable, "-m", "neuroexplain.cli.main", "plot", *words, "--db", "x.db"]

@@ -14,7 +14,9 @@ from neuroexplain.errors import NeuroexplainError
 
 @app.command(epilog="Example:  neuroexplain demo --out /tmp   |   neuroexplain demo --model ./model")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write demo.db to; created if missing.")] = Path(),
+    out: Annotated[
+        Path, typer.Option(help="Folder to write demo.db and demo.png to; created if missing.")
+    ] = Path(),
     model: Annotated[
         str | None,
         typer.Option(help="Model to read, in place of SmolLM2-135M: hub name, folder or .gguf file."),
@@ -35,6 +37,7 @@ def demo(
 
     The model, SmolLM2-135M, is fetched the first time (93 MB) unless it is here already.
     """
+    from neuroexplain.cli.demo_picture import save_demo_picture
     from neuroexplain.cli.unit_text import demo_text
     from neuroexplain.demo.run import find_highlights, run_demo
     from neuroexplain.store.engine import open_store
@@ -49,5 +52,10 @@ def demo(
     draw(run_demo(db, engine, segments, model))
     with open_store(db, read_only=True) as store:
         highlights = find_highlights(store, load_run(store))
+    picture = out / "demo.png"
+    try:
+        save_demo_picture(highlights, picture)
+    except OSError as error:
+        raise NeuroexplainError(f"Cannot write {picture}: {error.strerror}.") from error
     console = stdout_console()
-    console.print(demo_text(highlights, db, console.width))
+    console.print(demo_text(highlights, db, str(picture), console.width))

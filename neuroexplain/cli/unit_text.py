@@ -244,43 +244,48 @@ def _places_around_peak(page: UnitPage, record: Exemplar, width: int) -> tuple[r
     return range(first, end), peak
 
 
-def demo_text(highlights: Highlights, db: str, width: int) -> Group:
+def demo_text(highlights: Highlights, db: str, picture: str, width: int) -> Group:
     """The demo's best explanations, how explanations compare with controls, and what to type next."""
     from rich.console import Group
     from rich.text import Text
 
-    from neuroexplain.demo.run import BASELINE, LLM_EXPLAINER
-
-    best = highlights.best
-    headline = f" ({headline_name(best[0][1].run.headline)})" if best else ""
-    title = f"The best explanations, scored{headline} on text that the explainer did not see"
-    lines = [Text(), Text(title, style="bold"), Text()]
-    for row, page in best:
-        strongest = max(abs(x.activation) for x in page.unit.exemplars)
-        score = f"{number(row.score)} ({interval(row.ci_low, row.ci_high)})"
-        explanation = (rule_first(row.explanation, row.rule, row.examples), "bold cyan")
-        alone = "" if row.rule_score is None else f"   rule alone {number(row.rule_score)}"
-        lines.append(Text.assemble((row.label, "bold"), f"  {score}  ", explanation, (alone, "dim")))
-        lines += [record_line(page, record, strongest, width) for record in page.unit.exemplars[:3]]
-        lines.append(Text())
+    lines = [Text(), *best_lines(highlights, width), Text()]
     lines.append(Text("How often a neuron's own explanation scores above another neuron's", style="bold"))
-    names = {LLM_EXPLAINER: f"the LLM ({LLM_EXPLAINER})", BASELINE: f"the baseline ({BASELINE}, no LLM)"}
-    for explainer, comparison in highlights.controls:
+    for name, comparison in highlights.controls:
         means = f"mean score {number(comparison.mean)}, another's {number(comparison.mean_control)}"
-        lines.append(Text(f"  {names[explainer]}: {comparison.n_won} of {comparison.n}; {means}"))
-    unit = best[0][0].unit if best else "0:0"
-    warning = "These words are a 135M model's: take them as a demonstration. For a better explainer:"
+        lines.append(Text(f"  {name}: {comparison.n_won} of {comparison.n}; {means}"))
+    unit = highlights.best[0][0].unit if highlights.best else "0:0"
     return Group(
         *lines,
         Text(),
-        Text(warning, style="bold"),
+        Text("These words are a 135M model's: a demonstration. For a better explainer:", style="bold"),
         Text(f"  neuroexplain explain --db {db} --units 3:0-99 --local MODEL"),
         Text("  (a hub name, a folder or a .gguf file; --server URL for a vLLM server)"),
         Text("Look around:", style="bold"),
+        Text(f"  {picture}"),
         Text(f"  neuroexplain query --db {db}"),
         Text(f"  neuroexplain show {unit} --db {db}"),
         Text(f"  neuroexplain serve --db {db}"),
     )
+
+
+def best_lines(highlights: Highlights, width: int) -> list[Text]:
+    """The demo's best explanations, each with its neuron's two strongest records."""
+    from rich.text import Text
+
+    best = highlights.best
+    headline = f" ({headline_name(best[0][1].run.headline)})" if best else ""
+    lines = [Text(f"The best explanations, scored on text that no explainer saw{headline}", style="bold")]
+    for row, page in best:
+        strongest = max(abs(x.activation) for x in page.unit.exemplars)
+        alone = "" if row.rule_score is None else f", rule alone {number(row.rule_score)}"
+        score = f"  {number(row.score)} ({interval(row.ci_low, row.ci_high)}){alone}  "
+        explanation = (rule_first(row.explanation, row.rule, row.examples), "bold cyan")
+        lines.append(
+            Text.assemble((row.label, "bold"), score, explanation, no_wrap=True, overflow="ellipsis")
+        )
+        lines += [record_line(page, record, strongest, width) for record in page.unit.exemplars[:2]]
+    return lines
 
 
 def text_line(page: UnitPage, tokens: Sequence[str], activations: Sequence[float]) -> Group:

@@ -7,8 +7,7 @@ from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
-
-import numpy as np
+from statistics import mean
 
 from neuroexplain.collecting.run import find_finished_run, run_collect
 from neuroexplain.config import CollectConfig, EngineConfig, ExplainConfig
@@ -34,7 +33,7 @@ SEGMENTS = 544  # read in two minutes on two cores
 N_UNITS = 30
 LLM_EXPLAINER, BASELINE = EXPLAINERS = ("category", "tokens")
 CANDIDATES_PER_LAYER = 60  # neurons of each layer to choose from: all would take minutes
-N_BEST = 6  # explanations shown at the end
+N_BEST = 4  # explanations shown at the end
 
 
 def run_demo(
@@ -110,27 +109,43 @@ def _favourite_token(records: list[Exemplar]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Highlights:
-    """What the demo prints at its end."""
+    """What the demo shows at its end."""
 
     best: list[tuple[QueryRow, UnitPage]]  # the LLM's explanations with the highest scores
-    controls: list[tuple[str, ControlComparison]]  # by explainer
+    controls: list[tuple[str, ControlComparison]]  # by what made the explanations, in words
 
 
 @dataclass(frozen=True)
 class ControlComparison:
-    """How an explainer's explanations did against controls on the same records, by the headline."""
+    """The headline scores of an explainer's explanations, and those of their controls on the same records."""
 
-    n_won: int
-    n: int
-    mean: float | None  # None where nothing could be compared
-    mean_control: float | None
+    pairs: tuple[tuple[float, float], ...]  # (own score, control's)
+
+    @property
+    def n(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def n_won(self) -> int:
+        return sum(own > control for own, control in self.pairs)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the explanations' own scores; None where nothing could be compared."""
+        return mean(own for own, _ in self.pairs) if self.pairs else None
+
+    @property
+    def mean_control(self) -> float | None:
+        """Likewise of the controls."""
+        return mean(control for _, control in self.pairs) if self.pairs else None
 
 
 def find_highlights(store: Store, run: Run) -> Highlights:
     """The best explanations with their units, and how explanations compare with controls."""
     rows = [row for row in query_explanations(store, run, limit=100) if row.explainer == LLM_EXPLAINER]
     best = [(row, load_page(store, run, row.unit)) for row in rows[:N_BEST]]
-    return Highlights(best, [(name, _compare_controls(store, run, name)) for name in EXPLAINERS])
+    names = {LLM_EXPLAINER: f"the LLM ({LLM_EXPLAINER})", BASELINE: f"the baseline ({BASELINE}, no LLM)"}
+    return Highlights(best, [(names[name], _compare_controls(store, run, name)) for name in EXPLAINERS])
 
 
 def _compare_controls(store: Store, run: Run, explainer: str) -> ControlComparison:
@@ -140,9 +155,6 @@ def _compare_controls(store: Store, run: Run, explainer: str) -> ControlComparis
         for stored in list_scores(store, [e.id for e in explanations if e.id is not None])
         if run.headline.is_of(stored.score)
     ]
-    compared = [(own, control) for own, control in pairs if own is not None and control is not None]
-    if not compared:
-        return ControlComparison(0, 0, None, None)
-    own, control = np.mean(compared, axis=0).tolist()
-    n_won = sum(own > control for own, control in compared)
-    return ControlComparison(n_won, len(compared), own, control)
+    return ControlComparison(
+        tuple((own, control) for own, control in pairs if own is not None and control is not None)
+    )

@@ -1,8 +1,11 @@
 """The demo end to end on the embedded model, with few segments and neurons."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
+from neuroexplain.cli.demo_picture import save_demo_picture
 from neuroexplain.cli.unit_text import demo_text
 from neuroexplain.demo import run as demo
 from neuroexplain.store.engine import open_store
@@ -24,9 +27,11 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
         before = list_explanations(store, run.id)
     assert len({e.unit for e in before}) == 3
     assert {e.explainer for e in before} == set(demo.EXPLAINERS)
-    comparisons = dict(highlights.controls)
-    assert comparisons["tokens"].n == 3
-    assert 0 <= comparisons["tokens"].n_won <= 3
+    (_, by_llm), (name, by_tokens) = highlights.controls
+    assert name == "the baseline (tokens, no LLM)"
+    assert by_tokens.n == 3
+    assert by_tokens.n_won == sum(own > control for own, control in by_tokens.pairs)
+    assert by_llm.n <= 3
     assert all(row.explainer == "category" for row, _ in highlights.best)
 
     again = [event.stage for event in demo.run_demo(db, None, 16)]
@@ -34,9 +39,19 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
     with open_store(db, read_only=True) as store:
         assert [e.id for e in list_explanations(store, run.id)] == [e.id for e in before]
 
+    picture = tmp_path / "demo.png"
     console = Console(width=80)
     with console.capture() as caught:
-        console.print(demo_text(highlights, db, 80))
+        console.print(demo_text(highlights, "demo.db", str(picture.name), 80))
     printed = caught.get()
     assert "of 3; mean score" in printed
     assert "serve --db" in printed
+    assert printed.count("\n") <= 30  # a screen
+
+    save_demo_picture(highlights, picture)
+    first = picture.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    save_demo_picture(highlights, picture)
+    assert picture.read_bytes() == first
+    save_demo_picture(replace(highlights, best=[]), picture)  # the LLM had no answer that could be used
+    assert picture.read_bytes() != first
