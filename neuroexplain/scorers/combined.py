@@ -1,12 +1,12 @@
 """`lexical` and `words` in one value: how likely a word is after an explanation, and if it belongs to it.
 
-The value of a token is `max(0, ratio + WEIGHT * raised - NOISE) ** POWER`: ratio is the mean log likelihood
-ratio of its word (`_likelihood.py`), raised what a question about it raises the log odds of yes by
-(`_questions.py`). Both are logarithms of odds over other explanations. A small model's answers hardly differ
-from word to word, and then the ratio decides; a larger model's differ by several nats.
+The value of a token is `max(0, ratio + WEIGHT * raised - NOISE)`: ratio is the mean log likelihood ratio of
+its word (`_likelihood.py`), raised what a question about it raises the log odds of yes by (`_questions.py`).
+Both are logarithms of odds over other explanations. A small model's answers hardly differ from word to word,
+and then the ratio decides; a larger model's differ by several nats.
 
 Rejected, measured on the known neurons: the product of the two, their positive parts added, a ratio that only
-counts where the answer is yes. docs/decisions.md has the tables.
+counts where the answer is yes; powers of the value. docs/decisions.md has the tables.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from neuroexplain.scorers.words import distinct_words, words_of_record
 from neuroexplain.scoring.side_evidence import Trial
 
 WEIGHT = 2.0  # of the question, beside the likelihood ratio
-NOISE = 1.0  # nats: words that have nothing to do with an explanation differ from others by as much
-POWER = 1.5  # 2 rewards the likeliest words alone, once NOISE is taken off
+NOISE = 1.5  # nats: words that have nothing to do with an explanation differ from others by as much
+# How a value is made, beside the prompt files: predictions by another rule are another prompt's.
+RULE = f"### value\nmax(0, ratio + {WEIGHT} * raised - {NOISE})\n"
 
 
 class CombinedSimulator(OpenSimulator):
@@ -40,7 +41,7 @@ class CombinedSimulator(OpenSimulator):
         self.scorer = SCORER
         self.engine = engine
         questions, phrasings = load_prompt("simulate/words"), load_prompt("simulate/lexical")
-        self.prompt = Prompt("simulate/words+lexical", questions.text + phrasings.text)
+        self.prompt = Prompt("simulate/words+lexical", questions.text + phrasings.text + RULE)
         self._questions = WordQuestions(engine, questions)
         self._likelihood = LikelihoodRatios(engine, phrasings, subject_tokenizer_sha256)
 
@@ -59,7 +60,7 @@ class CombinedSimulator(OpenSimulator):
                 ratios[int(token_id)] + WEIGHT * raised[word] if word else 0.0
                 for token_id, word in zip(record, of_record, strict=True)
             ]
-            values = np.maximum(np.array(sums) - NOISE, 0.0) ** POWER
+            values = np.maximum(np.array(sums) - NOISE, 0.0)
             predicted.append(PredictedTrial(values.astype(np.float32)))
         return Predictions(predicted, n_sent + n_more)
 

@@ -6,13 +6,13 @@ from neuroexplain.evidence import VocabularyEntry
 from neuroexplain.llm.prompts import load_prompt
 from neuroexplain.scorers._likelihood import LikelihoodRatios
 from neuroexplain.scorers._questions import WordQuestions
-from neuroexplain.scorers.combined import NOISE, POWER, WEIGHT, CombinedSimulator
+from neuroexplain.scorers.combined import NOISE, RULE, WEIGHT, CombinedSimulator
 from neuroexplain.scoring.side_evidence import Trial
 from tests.fakes import WORDS
 from tests.tokens import HOSTILE, vocabulary_of
 
 
-def test_a_value_is_a_power_of_the_sum_where_it_is_above_0(engine):
+def test_a_value_is_what_the_sum_has_above_the_noise(engine):
     texts = [*(f" {word}" for word in WORDS), *HOSTILE]
     vocabulary = {**vocabulary_of(texts), 500: VocabularyEntry(500, "</s>", True)}
     record = [*range(len(texts)), 500]
@@ -22,7 +22,7 @@ def test_a_value_is_a_power_of_the_sum_where_it_is_above_0(engine):
     for place in range(len(WORDS)):
         (ratio,), _ = likelihood.ratios("rivers", [vocabulary[place]])
         (raised,), _ = questions.raised_odds("rivers", [WORDS[place]])
-        expected = max(0.0, ratio + WEIGHT * raised - NOISE) ** POWER
+        expected = max(0.0, ratio + WEIGHT * raised - NOISE)
         np.testing.assert_allclose(trial.values[place], expected, rtol=1e-4, atol=1e-9)
     assert np.isfinite(trial.values).all()
     assert trial.values[-1] == trial.values[texts.index("\n")] == 0
@@ -39,4 +39,7 @@ def test_the_plan_and_the_prompt_are_of_both(engine):
     assert sum(planned.values()) == predictions.prompt_tokens
     assert engine.usage.prompt_tokens - before.prompt_tokens > predictions.prompt_tokens  # phrasings, here
     texts = [load_prompt(f"simulate/{name}").text for name in ("words", "lexical")]
-    assert simulator.prompt.text == "".join(texts)
+    assert simulator.prompt.text == "".join([*texts, RULE])
+    assert (
+        "max(0, ratio + 2.0 * raised - 1.5)" in RULE
+    )  # a changed rule is a changed prompt, so nothing is mixed
