@@ -25,7 +25,7 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.histogram import EDGES
 from neuroexplain.runs import QueryRow, Run, UnitPage
-from neuroexplain.units import CROP_LENGTH, KINDS, UnitId
+from neuroexplain.units import CROP_LENGTH, KINDS, Source, UnitId
 
 if TYPE_CHECKING:  # `query` starts sooner without numpy
     import numpy as np
@@ -49,7 +49,7 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
     source = run.source(unit.id.layer)
     return {
         "run": run_json(run),
-        "source": None if source is None else asdict(source),
+        "source": None if source is None else source_json(source),
         **unit_id_json(unit.id),
         "status": unit.status,
         "stats": dict.fromkeys(Stats.__dataclass_fields__) if unit.stats is None else asdict(unit.stats),
@@ -189,9 +189,14 @@ def run_json(run: Run) -> dict[str, Any]:
     """One run; its greatest width is also `d_mlp`, the key of earlier versions, if its units are neurons."""
     widths = {source.width for source in run.sources}
     old_width = {"d_mlp": max(widths)} if run.kind == "mlp" and widths else {}
-    sources = [asdict(source) for source in run.sources]
+    sources = [source_json(source) for source in run.sources]
     lists = {"layers": list(run.layers), "barred_ids": list(run.barred_ids), "sources": sources}
     return {**asdict(run), **lists, **old_width}
+
+
+def source_json(source: Source) -> dict[str, Any]:
+    """Where a layer's units are read, with the name of their dictionary."""
+    return {**asdict(source), "dictionary": source.dictionary}
 
 
 def summary_json(summary: ScoreSummary) -> dict[str, Any]:

@@ -242,10 +242,19 @@ def health_text(figures: Mapping[str, float | None]) -> str:
     )
 
 
-def health_lines(run: Run) -> list[str]:
-    """How well the dictionary of each layer fits; nothing of units without one."""
-    known = (layer for layer in run.layers if str(layer) in run.health)
-    return [f"layer {layer}: {health_text(run.health[str(layer)])}." for layer in known]
+def dictionary_text(run: Run, layer: int) -> str | None:
+    """The name of a layer's dictionary and how well it fits, safe to print; None of units without one."""
+    source = run.source(layer)
+    if source is None or source.dictionary is None:
+        return None
+    figures = run.health.get(str(layer))
+    return printable(source.dictionary) + ("" if figures is None else f": {health_text(figures)}")
+
+
+def dictionary_lines(run: Run) -> list[str]:
+    """The dictionary of each layer; nothing of units without one."""
+    texts = ((layer, dictionary_text(run, layer)) for layer in run.layers)
+    return [f"layer {layer}, {text}." for layer, text in texts if text is not None]
 
 
 def density(share: float) -> str:

@@ -62,6 +62,14 @@ class Source:
     group_size: int | None = None  # units of a group, such as the dimensions of a head; None: no groups
     encoder: str | None = None  # dictionary whose latents are the units; None: the values read are the units
 
+    @property
+    def dictionary(self) -> str | None:
+        """The dictionary's name as it was given, of an absolute path the last two parts; None without one."""
+        if self.encoder is None:
+            return None
+        name = self.encoder.rpartition("?")[0] or self.encoder
+        return "/".join(name.rstrip("/").split("/")[-2:]) if name.startswith("/") else name
+
     def is_like(self, other: Source) -> bool:
         """Whether both read the same units, of any dtype. An unknown module is taken to be the same."""
         is_module_alike = None in (self.module, other.module) or self.module == other.module

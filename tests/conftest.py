@@ -20,6 +20,7 @@ from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_explained import save_checks, save_explanation
 from neuroexplain.units import UnitId
 from tests.fakes import made_check, tiny_subject, words
+from tests.sources.test_latents import make as make_dictionary
 
 ATTACK = '<script>window.pwned=1</script><img src=x onerror="window.pwned=1">'
 MARKUP = "</script></pre> <svg/onload=alert(1)> &lt;b&gt; <!-- ]]> javascript:alert(1)"
@@ -102,3 +103,28 @@ def new_postgresql():
     with admin.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory):
+    """A folder with a tiny model, `model`, SAEs of its two layers, `saes`, and `x.db`: 22 latents a layer.
+
+    Eight latents of each layer are explained and scored.
+    """
+    folder = tmp_path_factory.mktemp("latents")
+    tiny_subject(folder / "model")
+    make_dictionary(folder / "saes", "topk")
+    (folder / "text.jsonl").write_text(json.dumps({"text": words(8_000)}) + "\n")
+    text, model = (str(folder / "text.jsonl"),), str(folder / "model")
+    config = CollectConfig(
+        model=model, dataset=text, source="sae", dictionary=str(folder / "saes"), background_records=64
+    )
+    with open_store(str(folder / "x.db"), create=True) as store:
+        draw(run_collect(store, config))
+        run = load_run(store)
+        units = tuple(UnitId(layer, n) for layer in (0, 1) for n in range(8))
+        scoring = ScoreConfig(("lexical",), None)
+        with open_engines(run, EngineConfig(local=model), scoring, explains=False, tell=str) as opened:
+            engine, scorers = opened
+            draw(run_explain(store, run, ExplainConfig(units, "tokens", 0, False), engine, scorers[0]))
+    return folder

@@ -1,5 +1,6 @@
 """`neuroexplain import` and `neuroexplain export`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,14 @@ IsPrivate = Annotated[
     typer.Option(
         "--private/--public",
         help="Who can read a new data set: you alone, the default here, or everybody.",
+    ),
+]
+SourceSet = Annotated[
+    str | None,
+    typer.Option(
+        "--source-set",
+        help="Neuronpedia's name of the dictionary, without the layer, like gemmascope-res-16k "
+        "(neuronpedia). By default that of Gemma Scope and Llama Scope, else one made of its folder's.",
     ),
 ]
 License = Annotated[
@@ -124,6 +133,7 @@ def export(
     push: Push = None,
     is_private: IsPrivate = None,
     license_id: License = None,
+    source_set: SourceSet = None,
 ) -> None:
     """Write a run for others to read.
 
@@ -139,6 +149,8 @@ def export(
     writer = _find_writer(file_format)
     if file_format != "parquet" and not (push is None and is_private is None and license_id is None):
         raise NeuroexplainError("--push, --private, --public and --license are for the format parquet.")
+    if source_set is not None:
+        _check_source_set(file_format, source_set)
     data_set = _open_data_set(push, is_private, license_id)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
@@ -153,11 +165,42 @@ def export(
             from neuroexplain.formats.parquet import check_is_export_of
 
             check_is_export_of(store, run, out)
+        elif file_format == "neuronpedia":
+            _export_to_neuronpedia(store, run, unit_ids, out, source_set)
         else:
             draw(writer.write(store, run, unit_ids, out))
             say(f"Wrote {out}.")
     if data_set is not None or license_id is not None:
         _share(data_set, out, license_id)
+
+
+def _check_source_set(file_format: str, name: str) -> None:
+    """Raise NeuroexplainError unless the name can be that of a source set, without a layer."""
+    if file_format != "neuronpedia":
+        raise NeuroexplainError("--source-set is for the format neuronpedia.")
+    if re.fullmatch(r"(?!\d+-)[a-z0-9][a-z0-9._-]{0,99}", name, re.ASCII) is None:
+        raise NeuroexplainError(
+            f"--source-set {name!r} is no name of a source set. Write it in small letters, digits and "
+            "dashes, without the layer that stands before it:  --source-set gemmascope-res-16k"
+        )
+
+
+def _export_to_neuronpedia(
+    store: "Store", run: "Run", unit_ids: "list[UnitId]", out: Path, source_set: str | None
+) -> None:
+    """Export, and tell by which name; a dictionary that Neuronpedia may have under another one is told."""
+    from neuroexplain.formats.neuronpedia import export_neuronpedia, find_set_name, source_id
+    from neuroexplain.formatting import printable
+
+    draw(export_neuronpedia(store, run, unit_ids, out, source_set))
+    names = [source_id(run, layer, source_set) for layer in sorted({unit.layer for unit in unit_ids})]
+    say(f"Wrote {out}, as {names[0]}" + (f" to {names[-1]}." if len(names) > 1 else "."))
+    source = run.source(unit_ids[0].layer)
+    if source_set is None and source is not None and source.dictionary and find_set_name(source) is None:
+        say(
+            f"Whether Neuronpedia has {printable(source.dictionary)} under another name is not known here. "
+            "Name it:  --source-set NAME"
+        )
 
 
 def _find_writer(name: str) -> "Format":

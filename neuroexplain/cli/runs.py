@@ -28,7 +28,7 @@ def runs(
         return
     from neuroexplain.as_json import run_json, summary_json
     from neuroexplain.cli.tables import check_lines, runs_table, session_lines, summaries_table
-    from neuroexplain.formatting import health_lines, printable
+    from neuroexplain.formatting import dictionary_lines, printable
     from neuroexplain.store.engine import open_store
     from neuroexplain.store.runs import list_checks, list_runs, list_sessions
     from neuroexplain.store.score_summaries import summarize_scores
@@ -58,7 +58,7 @@ def runs(
             for line in session_lines(run, sessions[run.id]):
                 print(line)
         for run in stored:
-            for line in health_lines(run):
+            for line in dictionary_lines(run):
                 print(f"run {run.id}, {line}")
         for run in stored:
             if summaries[run.id]:

@@ -12,10 +12,10 @@ from neuroexplain.formatting import (
     activation_histogram,
     check_text,
     density,
+    dictionary_text,
     explained_by,
     group_by_strength,
     headline_name,
-    health_text,
     interval,
     number,
     printable,
@@ -195,8 +195,8 @@ def _statistics(page: UnitPage) -> list[Text]:
         share = f"{density(stats.share_positive)} above 0"
         lines = [Text(), Text("statistics", style="bold"), Text(f"  {values}, {share}")]
     lines.append(_histogram_line(page.unit))
-    if (figures := page.run.health.get(str(page.unit.id.layer))) is not None:
-        lines.append(Text(f"  its dictionary: {health_text(figures)}", style="dim"))
+    if (dictionary := dictionary_text(page.run, page.unit.id.layer)) is not None:
+        lines.append(Text(f"  its dictionary: {dictionary}", style="dim"))
     return lines
 
 

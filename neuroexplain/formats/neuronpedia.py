@@ -38,36 +38,43 @@ from neuroexplain.runtime.progress import Progress
 from neuroexplain.sampling import scored_first
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks
-from neuroexplain.units import CROP_LENGTH, SEGMENT_LENGTH, STRONGEST, Side, UnitId
+from neuroexplain.units import CROP_LENGTH, SEGMENT_LENGTH, STRONGEST, Side, Source, UnitId
 
 TABLES = ("features", "activations", "explanations")
 BATCH = 512  # units in one file
 BY = "neuroexplain"
 CREATOR = "clkht01d40000jv08hvalcvly"  # a user that every new Neuronpedia has: rows need an existing user
+# Names of published dictionaries that Neuronpedia has under names of its own, as of August 2026.
+_GEMMA_SCOPE = re.compile(r"gemma-scope-\w+-(?:pt|it)-(res|mlp|att|transcoders)\b")
+_LLAMA_SCOPE = re.compile(r"Llama3_1-8B-Base-L(?:\d+|X)R-\d+x")
 NO_BIN = -1.0  # marks a record among the strongest, in place of an interval and the share of tokens in it
 
 
-def export_neuronpedia(store: Store, run: Run, units: Sequence[UnitId], folder: Path) -> Generator[Progress]:
+def export_neuronpedia(
+    store: Store, run: Run, units: Sequence[UnitId], folder: Path, source_set: str | None = None
+) -> Generator[Progress]:
     """Write the units' features, activations (top, bottom and sampled records), explanations with status ok.
 
-    The folder appears when it is complete. Raises NeuroexplainError if it exists or cannot be written.
+    source_set: Neuronpedia's name for the layers' units; None: see `source_id`. The folder appears when it
+    is complete. Raises NeuroexplainError if it exists or cannot be written.
     """
     done = 0
     explained_by: set[tuple[str, str]] = set()  # types and models of explanations
     with whole_folder(folder) as partial:
         for layer, layer_units in groupby(sorted(units), key=lambda unit: unit.layer):
-            source = partial / model_id(run) / source_id(run, layer)
+            source_name = source_id(run, layer, source_set)
+            source = partial / model_id(run) / source_name
             for table in TABLES:
                 (source / table).mkdir(parents=True)
-            for name, line in descriptions(run, layer).items():
+            for name, line in descriptions(run, layer, source_name).items():
                 _write(source / f"{name}.jsonl", [line])
             for number, batch in enumerate(chunks(layer_units, BATCH)):
                 rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
                 for unit in batch:
                     page = load_page(store, run, unit)
-                    rows["features"].append(feature_row(page))
-                    rows["activations"] += activation_rows(page)
-                    rows["explanations"] += explanation_rows(page)
+                    rows["features"].append(feature_row(page, source_name))
+                    rows["activations"] += activation_rows(page, source_name)
+                    rows["explanations"] += explanation_rows(page, source_name)
                     done += 1
                     yield Progress("exporting", done, len(units), "neurons")
                 explained_by |= {
@@ -94,17 +101,34 @@ def model_id(run: Run) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", name).strip("-") or "model"
 
 
-def source_id(run: Run, layer: int) -> str:
-    """Neuronpedia's id of one layer's units, which it also calls their layer."""
-    return f"{layer}-{_set_name(run)}"
+def source_id(run: Run, layer: int, source_set: str | None = None) -> str:
+    """Neuronpedia's id of one layer's units, which it also calls their layer: the layer and a set's name.
+
+    The set is `source_set`, else that of Gemma Scope and Llama Scope, else one made of the dictionary's name;
+    of units without a dictionary their kind, and of neurons what is read of them.
+    """
+    return f"{layer}-{source_set or _set_name(run, layer)}"
 
 
-def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
+def find_set_name(source: Source) -> str | None:
+    """The name under which Neuronpedia has a published dictionary; None if it is not known here."""
+    name = (source.encoder or "").rpartition("?")[0]
+    width = f"{source.width // 1000}k" if source.width < 1_000_000 else f"{source.width // 1_000_000}m"
+    if (match := _GEMMA_SCOPE.search(name)) is not None:
+        part = "transcoder" if match[1] == "transcoders" else match[1]
+        return f"gemmascope-{part}-{width}"
+    return f"llamascope-res-{width}" if _LLAMA_SCOPE.search(name) is not None else None
+
+
+def descriptions(run: Run, layer: int, source_name: str) -> dict[str, dict[str, Any]]:
     """The rows that must exist before a layer's rows, by file."""
-    name, set_name = short_name(run.subject), _set_name(run)
+    name, set_name = short_name(run.subject), source_name.partition("-")[2]
+    source = run.source(layer)
+    noun = "MLP neurons" if run.kind == "mlp" else run.noun
+    of_dictionary = f" ({source.dictionary})" if source is not None and source.dictionary else ""
     creator = {"creatorId": CREATOR, "visibility": "PUBLIC"}
     release_name = f"{model_id(run)}-{set_name}"
-    common = {"description": f"MLP neurons of {name}", "urls": [], "creatorName": BY, **creator}
+    common = {"description": f"{noun}{of_dictionary} of {name}", "urls": [], "creatorName": BY, **creator}
     return {
         "release": {"name": release_name, **common},
         "model": {
@@ -123,7 +147,7 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
             "releaseName": release_name,
         },
         "source": {
-            "id": source_id(run, layer),
+            "id": source_name,
             "modelId": model_id(run),
             "setName": set_name,
             "creatorId": CREATOR,
@@ -135,12 +159,12 @@ def descriptions(run: Run, layer: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def feature_row(page: UnitPage) -> dict[str, Any]:
+def feature_row(page: UnitPage, source_name: str) -> dict[str, Any]:
     """A unit: its vocabulary reading, how often it fires, and a histogram of its activations."""
     unit = page.unit
     counts, middles, _ = activation_histogram(unit)
     return {
-        **_unit_columns(page),
+        **_unit_columns(page, source_name),
         "creatorId": CREATOR,
         "maxActApprox": _strongest(page),
         **({} if unit.stats is None else {"frac_nonzero": unit.stats.share_positive}),
@@ -153,7 +177,7 @@ def feature_row(page: UnitPage) -> dict[str, Any]:
     }
 
 
-def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
+def activation_rows(page: UnitPage, source_name: str) -> list[dict[str, Any]]:
     """The top and bottom records, in rank order, then the sampled ones by strength, each with its interval.
 
     Top records have the mark of the strongest activations in place of an interval.
@@ -162,10 +186,10 @@ def activation_rows(page: UnitPage) -> list[dict[str, Any]]:
     for x in page.unit.exemplars:
         if x.kind in STRONGEST.values():
             mark = Interval(NO_BIN, _strongest(page), NO_BIN) if x.kind == "top" else Interval()
-            rows.append(_activation_row(page, x, mark))
+            rows.append(_activation_row(page, x, mark, source_name))
     for side in page.run.sides:
         for interval, records in sampled_intervals(page, side):
-            rows += [_activation_row(page, x, interval) for x in records]
+            rows += [_activation_row(page, x, interval, source_name) for x in records]
     return rows
 
 
@@ -216,11 +240,12 @@ def _weighted_strengths(page: UnitPage, side: Side) -> tuple[NDArray[np.float64]
     return np.concatenate(strengths), np.concatenate(weights)
 
 
-def _activation_row(page: UnitPage, x: Exemplar, interval: Interval) -> dict[str, Any]:
+def _activation_row(page: UnitPage, x: Exemplar, interval: Interval, source_name: str) -> dict[str, Any]:
+    columns = _unit_columns(page, source_name)
     values = x.activations.tolist()
     return {
-        "id": f"{_key(page)}-{x.kind}-{x.rank}",
-        **_unit_columns(page),
+        "id": f"{_key(columns)}-{x.kind}-{x.rank}",
+        **columns,
         "creatorId": CREATOR,
         "tokens": [text.replace("\0", "\ufffd") for text in page.texts(x)],
         "values": values,
@@ -234,12 +259,13 @@ def _activation_row(page: UnitPage, x: Exemplar, interval: Interval) -> dict[str
     }
 
 
-def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
+def explanation_rows(page: UnitPage, source_name: str) -> list[dict[str, Any]]:
     """The explanations with status ok, best first."""
+    columns = _unit_columns(page, source_name)
     return [
         {
-            "id": f"{_key(page)}-explanation-{e.id}",
-            **_unit_columns(page),
+            "id": f"{_key(columns)}-explanation-{e.id}",
+            **columns,
             "authorId": CREATOR,
             "description": e.text,
             "typeName": f"{BY}_{e.explainer}",
@@ -250,25 +276,25 @@ def explanation_rows(page: UnitPage) -> list[dict[str, Any]]:
     ]
 
 
-def _unit_columns(page: UnitPage) -> Mapping[str, str]:
-    unit = page.unit.id
-    return {
-        "modelId": model_id(page.run),
-        "layer": source_id(page.run, unit.layer),
-        "index": str(unit.index),
-    }
+def _unit_columns(page: UnitPage, source_name: str) -> Mapping[str, str]:
+    return {"modelId": model_id(page.run), "layer": source_name, "index": str(page.unit.id.index)}
 
 
-def _key(page: UnitPage) -> str:
-    return "-".join(_unit_columns(page).values())
+def _key(columns: Mapping[str, str]) -> str:
+    return "-".join(columns.values())
 
 
 def _strongest(page: UnitPage) -> float:
     return max((float(x.activations.max()) for x in page.unit.exemplars if x.kind == "top"), default=0.0)
 
 
-def _set_name(run: Run) -> str:
-    return f"mlp-{run.activation}"
+def _set_name(run: Run, layer: int) -> str:
+    source = run.source(layer)
+    if run.kind == "mlp" or source is None or source.dictionary is None:
+        return f"mlp-{run.activation}" if run.kind == "mlp" else run.kind
+    own = re.sub(r"[^a-z0-9_-]+", "-", source.dictionary.lower()).strip("-_")
+    # A layer stands before the set's name, so this one begins with a letter.
+    return find_set_name(source) or f"{run.kind}-{own}".rstrip("-")[:100]
 
 
 def _named(name: str) -> dict[str, str]:

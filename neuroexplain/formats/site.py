@@ -30,7 +30,7 @@ from neuroexplain.as_json import query_json
 from neuroexplain.formats._site_compare import compare_pages
 from neuroexplain.formats._whole_folder import whole_folder
 from neuroexplain.formats.base import Format
-from neuroexplain.formatting import corpus_name, headline_name, health_lines
+from neuroexplain.formatting import corpus_name, dictionary_lines, headline_name
 from neuroexplain.lookup import Vocabulary, load_page
 from neuroexplain.runs import QueryRow, Run, UnitPage
 from neuroexplain.runtime.progress import Progress
@@ -154,7 +154,7 @@ def _pages(
             runs=[run],
             corpus=corpus_name(run),
             headline=headline,
-            health=health_lines(run),
+            dictionaries=dictionary_lines(run),
             **common,
         ),
     )

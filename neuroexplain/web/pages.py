@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from neuroexplain.comparing import describe, list_compared
 from neuroexplain.comparison import ORDERS
 from neuroexplain.errors import NeuroexplainError, NotInStore
-from neuroexplain.formatting import corpus_name, headline_name, health_lines
+from neuroexplain.formatting import corpus_name, dictionary_lines, headline_name
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.scorers.base import SCORERS, main_metrics
 from neuroexplain.store.failures import list_failures
@@ -68,7 +68,7 @@ def start_page(reader: Reader, run_id: RunId = None) -> Response:
         runs=[listed for listed in list_runs(reader.store) if listed.status == "finished"],
         corpus=corpus_name(run),
         headline=headline_name(run.headline),
-        health=health_lines(run),
+        dictionaries=dictionary_lines(run),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroexplain.evidence import Stats, Status
-from neuroexplain.formatting import density
+from neuroexplain.formatting import density, dictionary_text
 from neuroexplain.runs import Run, UnitPage
 from neuroexplain.score_words import CONTROL_MEANING, INTERVAL_MEANING
 from neuroexplain.status_words import status_words
@@ -41,6 +41,7 @@ class UnitView:
     other_candidates: tuple[ExplanationView, ...]  # candidates that were not chosen
     top_records: tuple[RecordView, ...]
     lazy_records: tuple[LazySection, ...]  # bottom and random records
+    dictionary: str | None  # its name and how well it fits; None without one
     statistics: tuple[tuple[str, str], ...]
     histogram: Mapping[str, Any] | None
     promoted: tuple[tuple[str, str], ...]  # token and logit
@@ -77,6 +78,7 @@ def unit_view(
         other_candidates=tuple(e for e in explanations if has_choice and not e.chosen),
         top_records=record_views(page, "top"),
         lazy_records=_lazy_records(page, urls, open_kinds),
+        dictionary=dictionary_text(run, unit.id.layer),
         statistics=_statistics_lines(unit.stats),
         histogram=activation_chart(unit),
         promoted=_vocabulary_lines(page, unit.promoted),

@@ -147,7 +147,7 @@ def test_hostile_names_and_tokens_are_text_too(store):
         totals=[scores],
     )
     start = {"run": page.run, "runs": [page.run], "best": [], "corpus": HOSTILE_TEXT}
-    start |= {"headline": "population score", "health": [HOSTILE_TEXT]}
+    start |= {"headline": "population score", "dictionaries": [HOSTILE_TEXT]}
     check(render("start.html", urls=urls, summary=summary, **start))
     failure = Failure(UnitId(0, 1), HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT)
     failed = {"failures": [failure_view(run, failure, "")], "counts": summary.failures}
