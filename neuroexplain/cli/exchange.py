@@ -149,18 +149,14 @@ def export(
     writer = _find_writer(file_format)
     if file_format != "parquet" and not (push is None and is_private is None and license_id is None):
         raise NeuroexplainError("--push, --private, --public and --license are for the format parquet.")
-    if source_set is not None:
-        _check_source_set(file_format, source_set)
+    _check_source_set(file_format, source_set)
     data_set = _open_data_set(push, is_private, license_id)
     with open_store(db, read_only=True) as store:
         run = load_run(store, run_id)
         selection = renamed_option(context, "units", "neurons")
         if writer.holds_whole_runs and (layers is not None or selection is not None):
-            raise NeuroexplainError(
-                f"{file_format} holds all units of a run; leave out --layers and --units."
-            )
-        is_whole = writer.holds_whole_runs
-        unit_ids = [] if is_whole else _units_to_export(store, run, layers, selection, every)
+            raise NeuroexplainError(f"{file_format} holds all units of a run; leave out --layers, --units.")
+        unit_ids = [] if writer.holds_whole_runs else _units_to_export(store, run, layers, selection, every)
         if data_set is not None and out.exists():
             from neuroexplain.formats.parquet import check_is_export_of
 
@@ -174,8 +170,10 @@ def export(
         _share(data_set, out, license_id)
 
 
-def _check_source_set(file_format: str, name: str) -> None:
-    """Raise NeuroexplainError unless the name can be that of a source set, without a layer."""
+def _check_source_set(file_format: str, name: str | None) -> None:
+    """Raise NeuroexplainError unless the name, if any, can be that of a source set, without a layer."""
+    if name is None:
+        return
     if file_format != "neuronpedia":
         raise NeuroexplainError("--source-set is for the format neuronpedia.")
     if re.fullmatch(r"(?!\d+-)[a-z0-9][a-z0-9._-]{0,99}", name, re.ASCII) is None:
