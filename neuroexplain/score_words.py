@@ -30,24 +30,26 @@ SCORE_NAMES = {
         "AUPRC",
         "Whether the unit fires (above 0.3 of its peak) on the tokens that the explanation predicts most, "
         "over the whole corpus. 1 is perfect; guessing earns the share of tokens on which it fires. Of a "
-        "judge and of embedding it is the same of windows of 32 tokens.",
+        "judge and of embedding it is the same of windows of 32 tokens. It falls too little for an "
+        "explanation that is too broad.",
     ),
     ("auroc", "population"): (
         "AUROC",
         "How often the judge says yes more surely of a window where the unit fires than of one where it does "
         "not (of embedding: how often it is more similar to the explanation), over the whole corpus. 1 is "
-        "perfect, 0.5 is guessing. It hardly falls for an explanation that is too broad.",
+        "perfect, 0.5 is guessing. It hardly falls for an explanation that is too broad; that of fuzzing "
+        "does not fall at all.",
     ),
     ("f1", "population"): (
         "F1",
         "Of windows of which the judge says yes (probability 0.5 or more) and windows where the unit fires, "
         "the share that is both, at the share of such windows in the corpus. Balanced samples, as others "
-        "publish them, give higher figures.",
+        "publish them, give higher figures. It falls too little for an explanation that is too broad.",
     ),
     ("balanced_accuracy", "population"): (
         "balanced accuracy",
         "The mean of two shares: windows where the unit fires of which the judge says yes, and others of "
-        "which it says no. 0.5 is guessing.",
+        "which it says no. 0.5 is guessing. It hardly falls for an explanation that is too broad.",
     ),
     INTRUDER: (
         "odd one found",
@@ -57,7 +59,8 @@ SCORE_NAMES = {
     ("brier", "population"): (
         "Brier score",
         "The mean squared distance of the judge's probability from 1 where the unit fires and from 0 "
-        "elsewhere, over the whole corpus. Less is better: 0 is perfect.",
+        "elsewhere, over the whole corpus. Less is better: 0 is perfect. It rises too little for an "
+        "explanation that is too broad.",
     ),
 }
 # What a score of 0.4 means, for readers who see one for the first time: name and words. The figures are

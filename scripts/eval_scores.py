@@ -14,6 +14,11 @@ Oikarinen et al. 2025).
 
 Latents that fire in one segment of 100, 1,000 and 10,000 instead, of so many segments made by rule, and
 explanations of known false-alarm rates: by what is read of the run's background.
+
+    scripts/eval_scores.py --corpus texts.jsonl --judges --segments 10000 --records 16
+
+Judges that are wrong in one window of ten, on units made by rule: what each of their metrics loses where an
+explanation is made worse.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 from score_truth.corpus import Corpus, true_scores_of
 from score_truth.explanations import CHECKS, Table, make_tables
+from score_truth.made_judges import as_text as judges_as_text
+from score_truth.made_judges import evaluate_judges
 from score_truth.made_units import rule_activations, store_made_units
 from score_truth.rare_units import N_BACKGROUND, evaluate_rare
 from score_truth.rare_units import as_text as rare_as_text
@@ -56,6 +63,7 @@ from neuroexplain.scoring.side_evidence import SideEvidence, background_draw_of
 from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import load_run
+from neuroexplain.store.vocabulary import load_vocabulary
 from neuroexplain.subject.load import load_subject
 from neuroexplain.subject.model import Subject
 from neuroexplain.units import RANDOM_START, UnitId
@@ -74,14 +82,17 @@ METRICS = {  # reported metrics, by the subset and the metric of a score
 def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
-        if options.rare is not None:
+        if options.judges:
+            results = evaluate_judges(options.corpus, options.segments, options.records, Path(folder))
+        elif options.rare is not None:
             results = evaluate_rare(options.rare, options.units, options.seed, Path(folder))
         else:
             results = evaluate(options, Path(folder))
     if options.json:
         print(json.dumps(results, indent=1))
     else:
-        print(as_text(results) if options.rare is None else rare_as_text(results))
+        judged_or_rare = judges_as_text if options.judges else rare_as_text
+        print(as_text(results) if options.rare is None and not options.judges else judged_or_rare(results))
 
 
 def parse_options() -> argparse.Namespace:
@@ -91,6 +102,7 @@ def parse_options() -> argparse.Namespace:
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--corpus", help="text that the model reads")
     text.add_argument("--rare", type=int, metavar="SEGMENTS", help="rare latents in segments made by rule")
+    parser.add_argument("--judges", action="store_true", help="made judges of units made by rule")
     parser.add_argument("--units", type=int, default=324, help="sides of units to evaluate, of all groups")
     parser.add_argument("--records", type=int, default=12, help="sampled ones to score on, and random ones")
     parser.add_argument("--segments", type=int, default=2000, help="segments to read")
@@ -136,11 +148,14 @@ def evaluate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     if progress.note:
                         say(progress.note)
         say("Making units by the rules of the known neurons ...")
-        rules = rule_activations(configs["act"], subject, order)
+        rules = rule_activations(configs["act"], subject.tokenizer, order)
         values, sides = recorder.activations(len(order)), list(chosen)
         for name, n_background in MADE.items():
-            like = load_run(stores["act"]), stores["act"]
-            store_made_units(stores[name], *like, stream, order, rules, n_background)
+            like = load_run(stores["act"])
+            drawn = {field: getattr(like, field) for field in ("top_k", "n_random", "n_sampled", "seed")}
+            vocabulary = load_vocabulary(stores["act"], like.id)
+            told = stores[name], drawn, vocabulary, like.tokenizer_sha256
+            store_made_units(*told, stream, order, rules, n_background)
             sides += made_sides(rules, name)
             values |= {(0, name, n): rules[:, RANDOM_START:, n] for n in range(rules.shape[2])}
         say(f"Scoring {len(sides):,} sides of units ...")

@@ -132,8 +132,9 @@ ScorerNames = Annotated[
         "al. 2023); `neuroexplain check` measures them. Judges say yes or no to windows of 32 tokens, after "
         "Paulo et al. (2024): detection (does the unit fire in the window?), fuzzing (does it fire at the "
         "marked tokens?). intruder reads no explanation: does a judge find the odd one of five windows? "
-        "embedding asks no LLM: how similar is a window to the explanation by their vectors? The first "
-        "scorer chooses among candidates.",
+        "embedding asks no LLM: how similar is a window to the explanation by their vectors? Scores of "
+        "windows hardly fall where an explanation is too broad, those of fuzzing not at all: docs/scores.md. "
+        "The first scorer chooses among candidates.",
         rich_help_panel=SCORES,
     ),
 ]

@@ -49,8 +49,8 @@ Metric = Annotated[
     str | None,
     typer.Option(
         help="Metric to show and to sort by, like correlation_beyond_words or auprc; by default the run's "
-        "headline. auprc, r_squared and absolute_deviation_explained hardly fall where an explanation is too "
-        "broad: docs/scores.md."
+        "headline. auprc, r_squared, absolute_deviation_explained and all metrics of judges (auroc, f1, "
+        "balanced_accuracy) hardly fall where an explanation is too broad: docs/scores.md."
     ),
 ]
 ScorerName = Annotated[

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +21,11 @@ from neuroexplain.collecting.sample import Sample, SampleOffer, fold_sample, seg
 from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
 from neuroexplain.config import CollectConfig
 from neuroexplain.corpus.documents import read_documents
+from neuroexplain.corpus.reading import prepare_text
 from neuroexplain.corpus.token_stream import TokenStream
+from neuroexplain.corpus.visiting_order import visiting_order
+from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.evidence import SPLITS, VocabularyEntry
-from neuroexplain.runs import Run
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
 from neuroexplain.store.engine import Store
 from neuroexplain.store.save_collected import (
@@ -29,21 +35,19 @@ from neuroexplain.store.save_collected import (
     save_segments,
     save_vocabulary,
 )
-from neuroexplain.store.vocabulary import load_vocabulary
-from neuroexplain.subject.model import Subject
+from neuroexplain.subject.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_entries
 from neuroexplain.units import SEGMENT_LENGTH, Source
 
 AT_ONCE = 64  # segments
+DRAWN = {"top_k": 32, "n_random": 32, "n_sampled": 40}  # records, as collecting draws by default
 
 
-def rule_activations(
-    config: CollectConfig, subject: Subject, order: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def rule_activations(config: CollectConfig, tokenizer: Any, order: NDArray[np.int64]) -> NDArray[np.float32]:
     """Each rule's activation of every token of the visited segments, [segments, 128, rules]."""
     n_tokens = (int(order.max()) + 1) * SEGMENT_LENGTH
     values = np.zeros((n_tokens, len(NEURONS)), np.float32)
     place = 0
-    for ids, by_rule in _documents(config, subject):
+    for ids, by_rule in _documents(config, tokenizer):
         end = min(place + len(ids), n_tokens)
         values[place:end] = by_rule[: end - place]
         place = end
@@ -52,9 +56,8 @@ def rule_activations(
     return values.reshape(-1, SEGMENT_LENGTH, len(NEURONS))[order]
 
 
-def _documents(config: CollectConfig, subject: Subject) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+def _documents(config: CollectConfig, tokenizer: Any) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
     """The token ids of each document as they stand in the stream, and each rule's activations."""
-    tokenizer = subject.tokenizer
     for text in read_documents(config.dataset, None, config.split, config.text_column, None):
         encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
@@ -66,23 +69,58 @@ def _documents(config: CollectConfig, subject: Subject) -> Iterator[tuple[list[i
         yield ids, values
 
 
+@dataclass(frozen=True)
+class RuleUnits:
+    """The units of all rules over a corpus that no model reads, only the tokenizer of the embedded one."""
+
+    stream: TokenStream
+    order: NDArray[np.int64]  # numbers of the visited segments
+    acts: NDArray[np.float32]  # [segments, 128, rules]
+    tokenizer: Any
+    seed: int = 0
+
+    @classmethod
+    def of(cls, corpus: str, n_segments: int) -> RuleUnits:
+        model = embedded_model()
+        config = CollectConfig(model=model, dataset=(corpus,), segments=n_segments, device="cpu")
+        tokenizer = load_tokenizer(model)
+        with tempfile.TemporaryDirectory() as folder:
+            steps = prepare_text(config, tokenizer, Path(folder) / "corpus.tokens")
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    stream: TokenStream = end.value.whole()
+                    break
+        order = visiting_order(stream.n_segments, "random", cls.seed, n_segments)
+        return cls(stream, order, rule_activations(config, tokenizer, order), tokenizer)
+
+    def store(self, store: Store) -> None:
+        """As a run of one layer."""
+        drawn = {**DRAWN, "seed": self.seed}
+        told = list(vocabulary_entries(self.tokenizer)), tokenizer_sha256(self.tokenizer)
+        store_made_units(store, drawn, *told, self.stream, self.order, self.acts)
+
+
 def store_made_units(
     store: Store,
-    like: Run,
-    like_store: Store,
+    drawn: Mapping[str, int],
+    vocabulary: Sequence[VocabularyEntry],
+    tokenizer_hash: str,
     stream: TokenStream,
     order: NDArray[np.int64],
     acts: NDArray[np.float32],
     n_background: int = 0,
 ) -> None:
-    """Store rules' activations as a run of one layer; with a background, as latents of an SAE."""
-    fields = {name: getattr(like, name) for name in ("top_k", "n_random", "n_sampled", "seed")}
-    fields["n_background"] = n_background
+    """Store rules' activations as a run of one layer; with a background, as latents of an SAE.
+
+    drawn: how many records are drawn, and by which seed: see store_run.
+    """
     batches = (acts[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE))
-    vocabulary = load_vocabulary(like_store, like.id)
     kind, encoder = ("sae", "made by rule") if n_background else ("mlp", None)
     source = Source(0, kind, None, "output", acts.shape[2], "float32", encoder=encoder)
-    store_run(store, fields, source, vocabulary, like.tokenizer_sha256, stream, order, batches)
+    fields = {**drawn, "n_background": n_background}
+    store_run(store, fields, source, vocabulary, tokenizer_hash, stream, order, batches)
 
 
 def store_run(
@@ -90,7 +128,7 @@ def store_run(
     fields: Mapping[str, int],
     source: Source,
     vocabulary: Sequence[VocabularyEntry],
-    tokenizer_sha256: str,
+    tokenizer_hash: str,
     stream: TokenStream,
     order: NDArray[np.int64],
     batches: Iterable[NDArray[np.float32]],
@@ -128,7 +166,7 @@ def store_run(
     layer = CollectedLayer(0, exemplars, None, None, samples, drawn)  # type: ignore[arg-type]
     other = {"subject": "rules", "dtype": "float32", "activation": "act", "layers": [0], "n_layers": 1}
     other |= {"sources": [source], "versions": {}, "split_rule": "passages"}
-    other |= {"config": {"sign": "positive"}, "tokenizer_sha256": tokenizer_sha256}
+    other |= {"config": {"sign": "positive"}, "tokenizer_sha256": tokenizer_hash}
     run_id = create_run(store, {**fields, **other})
     save_vocabulary(store, run_id, vocabulary)
     save_segments(store, run_id, stream.segments(np.sort(order), seed))
