@@ -363,7 +363,7 @@ CREATE TABLE "units" (
 	min FLOAT, 
 	max FLOAT, 
 	share_positive FLOAT, 
-	max_activation FLOAT, histogram BLOB, 
+	max_activation FLOAT, histogram BLOB, nearest_units BLOB, nearest_cosines BLOB, 
 	PRIMARY KEY (run_id, layer, unit), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
 )

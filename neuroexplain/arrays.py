@@ -81,6 +81,14 @@ class BackgroundArrays:
 
 
 @dataclass(frozen=True, slots=True)
+class NearestArrays:
+    """The latents of the same dictionary whose directions are most like each unit's, the nearest first."""
+
+    units: NDArray[np.uint32]  # [width, n]
+    cosines: NDArray[np.float32]  # [width, n]; 0 in unused places, which come last
+
+
+@dataclass(frozen=True, slots=True)
 class CollectedLayer:
     """All that was collected of one layer, ready to be stored."""
 
@@ -91,3 +99,4 @@ class CollectedLayer:
     samples: Mapping[tuple[Side, Split], SampleArrays] = field(default_factory=dict)
     background: BackgroundArrays | None = None  # of sparse units
     histogram: NDArray[np.uint32] | None = None  # likewise, [width, bins]: see histogram.EDGES
+    nearest: NearestArrays | None = None  # of latents

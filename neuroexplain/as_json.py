@@ -54,6 +54,7 @@ def unit_json(page: UnitPage) -> dict[str, Any]:
         "status": unit.status,
         "stats": dict.fromkeys(Stats.__dataclass_fields__) if unit.stats is None else asdict(unit.stats),
         "histogram": histogram_json(unit),
+        "nearest": [{"unit": index, "cosine": cosine} for index, cosine in unit.nearest],
         "promoted_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.promoted],
         "suppressed_tokens": [[page.tokens[token_id].text, logit] for token_id, logit in unit.suppressed],
         "exemplars": [exemplar_json(page, exemplar) for exemplar in unit.exemplars],

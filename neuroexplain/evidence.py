@@ -220,6 +220,8 @@ class Unit:
     # The largest size / uniform outside of each sample, 0 if every segment with a size is inside.
     thresholds: Mapping[tuple[Side, Split], float] = field(default_factory=dict)
     histogram: tuple[int, ...] | None = None  # of activations above 0, of sparse units: see histogram.EDGES
+    # (unit, cosine) of the latents whose directions are most like this one's, the nearest first.
+    nearest: tuple[tuple[int, float], ...] = ()
     # Random records of `report` that a scorer reads beside the others; none unless they were asked for.
     background: tuple[Exemplar, ...] = ()
 

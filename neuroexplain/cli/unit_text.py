@@ -28,6 +28,7 @@ from neuroexplain.formatting import (
 )
 from neuroexplain.runs import UnitPage
 from neuroexplain.status_words import status_words
+from neuroexplain.units import UnitId
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -60,6 +61,7 @@ def show_text(page: UnitPage, db: str, *, top: int = 5, width: int = 80) -> Grou
         *_records(page, top, width),
         *_statistics(page),
         *_vocabulary(page),
+        *_nearest(page),
     )
 
 
@@ -210,6 +212,18 @@ def _vocabulary(page: UnitPage) -> list[Text]:
             tokens = "  ".join(f"{printable(page.tokens[i].label)} {logit:+.2f}" for i, logit in readings)
             lines += [Text(), Text(name, style="bold"), Text("  " + tokens)]
     return lines
+
+
+def _nearest(page: UnitPage) -> list[Text]:
+    """The latents whose decoder directions are most like this one's, with their cosines."""
+    from rich.text import Text
+
+    if not page.unit.nearest:
+        return []
+    layer = page.unit.id.layer
+    names = (f"{page.run.label(UnitId(layer, n))} {cosine:.2f}" for n, cosine in page.unit.nearest)
+    title = Text("nearest latents (cosine of decoder directions)", style="bold")
+    return [Text(), title, Text("  " + "  ".join(names))]
 
 
 def record_line(page: UnitPage, record: Exemplar, strongest: float, width: int = 80) -> Text:

@@ -11,7 +11,13 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, VocabularyArrays
+from neuroexplain.arrays import (
+    CollectedLayer,
+    ExemplarArrays,
+    NearestArrays,
+    SampleArrays,
+    VocabularyArrays,
+)
 from neuroexplain.collecting.background import BackgroundRecords
 from neuroexplain.collecting.histogram import RunningHistogram
 from neuroexplain.collecting.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo_compile
@@ -24,7 +30,8 @@ from neuroexplain.collecting.top_k import Offer, TopK, fold_top_k
 from neuroexplain.errors import ActivationsNotFinite
 from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.sampling import RANDOM_SHARES, SAMPLED_SHARES, share_out
-from neuroexplain.sources.base import SOURCES, SourceKind, find_sources
+from neuroexplain.sources._nearest import nearest_by_cosine
+from neuroexplain.sources.base import SOURCES, HasDirections, SourceKind, find_sources
 from neuroexplain.subject.capture import capture_activations
 from neuroexplain.subject.model import Subject
 from neuroexplain.subject.tokenizer import special_ids
@@ -269,6 +276,7 @@ class Collector:
                 samples,
                 self.background.arrays(layer, width) if self.background.segments.counts["report"] else None,
                 None if histogram is None else histogram.finish(),
+                self._nearest(layer),
             )
 
     def check_finite(self) -> None:
@@ -291,6 +299,12 @@ class Collector:
             return None
         unembedding = self.subject.unembedding[:n_tokens]
         return read_vocabulary(write_vectors, self.subject.norm_weight(), unembedding)
+
+    def _nearest(self, layer: int) -> NearestArrays | None:
+        """The nearest ones of each latent; None of units that have no direction of their own."""
+        if not isinstance(self.kind, HasDirections):
+            return None
+        return nearest_by_cosine(self.kind.directions(self.subject, self.sources[layer]))
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:

@@ -64,7 +64,7 @@ def merge_layers(
         background = _merge_background(a.background, b.background, n_report + n_background, seed)
     if a.histogram is not None and b.histogram is not None:
         histogram = a.histogram + b.histogram
-    return CollectedLayer(a.layer, exemplars, stats, a.vocabulary, samples, background, histogram)
+    return CollectedLayer(a.layer, exemplars, stats, a.vocabulary, samples, background, histogram, a.nearest)
 
 
 def _merge_top(

@@ -15,13 +15,14 @@ from neuroexplain.arrays import (
     BackgroundArrays,
     CollectedLayer,
     ExemplarArrays,
+    NearestArrays,
     SampleArrays,
     StatsArrays,
     VocabularyArrays,
 )
 from neuroexplain.evidence import SPLITS, Split, Stats, VocabularyEntry, texts_in_context
 from neuroexplain.exemplar_arrays import groups_of, join_samples, no_records, split_samples
-from neuroexplain.formats._parquet_tables import PLACES, READINGS, read_table, reading
+from neuroexplain.formats._parquet_tables import NEAREST, PLACES, READINGS, read_table, reading
 from neuroexplain.histogram import EDGES
 from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
@@ -38,6 +39,10 @@ def neurons_table(collected: CollectedLayer, width: int) -> pa.Table:
         columns |= {name: pa.array(list(getattr(collected.vocabulary, name))) for name in READINGS}
     if collected.histogram is not None:
         columns["histogram"] = pa.array(list(collected.histogram))
+    if (nearest := collected.nearest) is not None:
+        is_used = nearest.cosines > 0
+        for name, values in zip(NEAREST, (nearest.units, nearest.cosines), strict=True):
+            columns[name] = pa.array([row[used] for row, used in zip(values, is_used, strict=True)])
     return pa.table(columns)
 
 
@@ -131,7 +136,7 @@ def read_layer(
         if neurons.num_rows != width or np.any(np.diff(neurons["neuron"].to_numpy()) != 1):
             raise ValueError(f"it does not hold the neurons 0 to {width - 1} in order")
         stats, vocabulary = _stats_arrays(neurons), _vocabulary_arrays(neurons)
-        histogram = _histograms(neurons)
+        histogram, nearest = _histograms(neurons), _nearest_arrays(neurons, width)
     file, exemplars = read_table(folder, "exemplars", limits, layer)
     with reading(file):
         if not exemplars.num_rows:
@@ -148,7 +153,7 @@ def read_layer(
     if run.n_sampled:
         samples = _read_samples(folder, run, layer, limits, by_kind.pop("sampled", None), exemplars)
     background = _read_background(folder, run, layer, limits, segments) if run.n_background else None
-    return CollectedLayer(layer, by_kind, stats, vocabulary, samples, background, histogram)
+    return CollectedLayer(layer, by_kind, stats, vocabulary, samples, background, histogram, nearest)
 
 
 def _read_background(
@@ -194,6 +199,24 @@ def _histograms(neurons: pa.Table) -> NDArray[np.uint32] | None:
     if counts.shape[1] != len(EDGES) + 1:
         raise ValueError(f"a histogram has {counts.shape[1]} bins, not {len(EDGES) + 1}")
     return counts
+
+
+def _nearest_arrays(neurons: pa.Table, width: int) -> NearestArrays | None:
+    if "nearest_units" not in neurons.column_names:
+        return None
+    rows = [list(map(np.asarray, neurons[name].to_numpy())) for name in NEAREST]
+    lengths = [[len(row) for row in column] for column in rows]
+    if lengths[0] != lengths[1]:
+        raise ValueError("a unit has another number of nearest units than of cosines")
+    n = max(lengths[0])
+    units, cosines = np.zeros((width, n), np.uint32), np.zeros((width, n), np.float32)
+    for place, (own, values) in enumerate(zip(*rows, strict=True)):
+        units[place, : len(own)], cosines[place, : len(own)] = own, values
+    if (units >= width).any():
+        raise ValueError(f"a nearest unit is not one of 0 to {width - 1}")
+    if not all(((row > 0) & (row <= 1)).all() for row in rows[1]):
+        raise ValueError("a cosine of a nearest unit is not above 0 and at most 1")
+    return NearestArrays(units, cosines)
 
 
 def _read_samples(

@@ -43,6 +43,7 @@ READINGS = {  # columns of vocabulary readings
     "suppressed_logits": pa.list_(pa.float32()),
 }
 HISTOGRAM = {"histogram": pa.list_(pa.uint32())}  # of sparse units
+NEAREST = {"nearest_units": pa.list_(pa.uint32()), "nearest_cosines": pa.list_(pa.float32())}  # of latents
 # Columns of exemplars, named like the arrays of ExemplarArrays.
 PLACES = {"segments": np.uint32, "starts": np.uint8, "documents": np.int32, "token_offsets": np.int32}
 JOINED = ("text", "control_text")  # fields of predictions that stand with their explanations
@@ -128,7 +129,7 @@ def table_schema(table: str) -> pa.Schema:
         "rule_predictions": predictions,
         "scores": scores,
         "rule_scores": scores,
-        "neurons": [*neuron, *_columns(Stats), *READINGS.items(), *HISTOGRAM.items()],
+        "neurons": [*neuron, *_columns(Stats), *READINGS.items(), *HISTOGRAM.items(), *NEAREST.items()],
         "exemplars": [
             *neuron,
             ("kind", pa.string()),
@@ -177,9 +178,9 @@ def write_rows(folder: Path, table: str, name: str, rows: Iterable[dict[str, Any
 def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Table:
     """The rows with their table's columns. `limits` gives the ranges of whole numbers, by column.
 
-    Neurons may lack all columns of their statistics, of their vocabulary readings, and histograms. A file
-    without rows may lack any column. Raises KeyError or ValueError for another missing column or impossible
-    values.
+    Neurons may lack all columns of their statistics, of their vocabulary readings, of their nearest ones, and
+    histograms. A file without rows may lack any column. Raises KeyError or ValueError for another missing
+    column or impossible values.
     """
     schema = table_schema(table)
     if not rows.num_rows:
@@ -188,7 +189,7 @@ def _checked(rows: pa.Table, table: str, limits: Mapping[str, range]) -> pa.Tabl
         column = pa.array([NEW_COLUMNS[name]] * rows.num_rows, schema.field(name).type)
         rows = rows.append_column(name, column)
     if table == "neurons":
-        groups = ({*Stats.__dataclass_fields__}, {*READINGS}, {*HISTOGRAM})
+        groups = ({*Stats.__dataclass_fields__}, {*READINGS}, {*HISTOGRAM}, {*NEAREST})
         absent = {name for group in groups if not group & {*rows.column_names} for name in group}
         schema = pa.schema([column for column in schema if column.name not in absent])
     checked = rows.select(schema.names).cast(schema)

@@ -132,7 +132,8 @@ def _finish(store: Store, run: Run, folder: Path) -> None:
     (folder / CARD).write_text(make_card(run, holdings), encoding="utf-8")
     hashes = {name: sha256_of(file) for name, file in list_files(folder).items()}
     stored = {"checks": [asdict(check) for check in list_checks(store, run.id)], "files": hashes}
-    contents = {"format": VERSION, **run_json(run), **stored}
+    sources = [asdict(source) for source in run.sources]
+    contents = {"format": VERSION, **run_json(run), "sources": sources, **stored}
     (folder / "run.json").write_text(json.dumps(contents, indent=1))
 
 

@@ -89,7 +89,7 @@ def _write_units(
     vocabulary = Vocabulary.load(store, run.id)
     row_numbers = places.argsort(kind="stable")  # unit by unit
     first = np.searchsorted(places[row_numbers], np.arange(len(units) + 1))  # of each unit
-    done = 0
+    done, exported = 0, set(units)
     for name, chunk in groupby(units, key=site_file):
         pages: dict[str, str] = {}
         sections: dict[str, str] = {}
@@ -99,7 +99,7 @@ def _write_units(
                 units[done - 1] if done else None,
                 units[done + 1] if done + 1 < len(units) else None,
             )
-            view = unit_view(page, URLS, neighbours=neighbours)
+            view = unit_view(page, URLS, neighbours=neighbours, has_page=exported.__contains__)
             pages[str(unit)] = render("_unit.html", unit=view, urls=URLS)
             sections |= {f"{unit}/{section}": html for section, html in _sections(page)}
             tokens.add(_peak_tokens(page), row_numbers[first[done] : first[done + 1]].tolist())

@@ -32,6 +32,9 @@ VOCABULARY_UNITS_AT_ONCE = 512
 # Activations of latents that are computed at once, of all tokens of a batch together: 16 MiB in float32.
 LATENTS_AT_ONCE = 1 << 22
 
+# Cosines of latents' directions that are computed at once: 128 MiB in float32.
+COSINES_AT_ONCE = 1 << 25
+
 # Documents tokenized at once: a fast tokenizer spreads them over all cores, 870,000 tokens/s on two.
 DOCUMENTS_AT_ONCE = 64
 

@@ -94,6 +94,10 @@ class Latents:
         at_once = latents_at_once(values.shape[0] * values.shape[1])
         return ((units, acts.to(dtype)) for units, acts in encode(dictionary, values, at_once))
 
+    def directions(self, subject: Subject, source: Source) -> Tensor:
+        """The rows of the decoder."""
+        return encoder_of(subject, source)[0].write_vectors.to(subject.device)
+
     def write_vectors(self, subject: Subject, source: Source) -> Tensor | None:
         """None if the dictionary writes where nothing is added to the stream."""
         from neuroexplain.sources.dictionaries._open import find_member

@@ -68,6 +68,15 @@ class TakesDictionary(SourceKind, Protocol):
         ...
 
 
+@runtime_checkable
+class HasDirections(SourceKind, Protocol):
+    """A kind whose units are told apart by their directions, so that each has nearest ones."""
+
+    def directions(self, subject: Subject, source: Source) -> Tensor:
+        """The direction of each unit, of any length, [width, any]."""
+        ...
+
+
 SOURCES: Registry[SourceKind] = Registry("sources", "KIND", "source")
 
 

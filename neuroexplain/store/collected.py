@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, SampleArrays, StatsArrays, VocabularyArrays
+from neuroexplain.arrays import (
+    CollectedLayer,
+    ExemplarArrays,
+    NearestArrays,
+    SampleArrays,
+    StatsArrays,
+    VocabularyArrays,
+)
 from neuroexplain.errors import NotInStore, StoreUnreadable
 from neuroexplain.evidence import SPLITS, Split
 from neuroexplain.runs import Run
 from neuroexplain.store.background import background_arrays
 from neuroexplain.store.engine import Store
-from neuroexplain.store.rows import decode_sample, readable_row
+from neuroexplain.store.rows import decode_nearest, decode_sample, readable_row
 from neuroexplain.units import KINDS, RECORD_LENGTH, Side
 
 
@@ -42,6 +49,7 @@ def load_collected_layer(store: Store, run: Run, layer: int) -> CollectedLayer:
         samples=_samples(run, layer, sample_rows, sampled) if run.n_sampled else {},
         background=None if segments is None else background_arrays(segments, active, width, run.dtype),
         histogram=None if unit_rows[0].histogram is None else _histograms(unit_rows),
+        nearest=None if unit_rows[0].nearest_units is None else _nearest_arrays(unit_rows),
     )
 
 
@@ -57,6 +65,19 @@ def _histograms(unit_rows: Sequence[Any]) -> Any:
         with readable_row("units", row):
             counts[place] = unpack_array("histogram", row.histogram)
     return counts
+
+
+def _nearest_arrays(unit_rows: Sequence[Any]) -> NearestArrays:
+    """The nearest ones of all units. Raises StoreUnreadable if a row cannot be read."""
+    import numpy as np
+
+    rows = list(map(decode_nearest, unit_rows))
+    n = max(map(len, rows))
+    nearest = NearestArrays(np.zeros((len(rows), n), np.uint32), np.zeros((len(rows), n), np.float32))
+    for place, own in enumerate(rows):
+        if own:
+            nearest.units[place, : len(own)], nearest.cosines[place, : len(own)] = zip(*own, strict=True)
+    return nearest
 
 
 def _samples(

@@ -33,6 +33,8 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "records": "<u2",
     "positions": "u1",
     "histogram": "<u4",
+    "nearest_units": "<u4",
+    "nearest_cosines": "<f4",
     "guesses": "<f4",
 }
 

@@ -264,6 +264,17 @@ def decode_score(row: Any) -> StoredScore:
     return StoredScore(UnitId(row.layer, row.unit), row.explanation_id, row.scorer, row.scorer_model, score)
 
 
+def decode_nearest(row: Any) -> tuple[tuple[int, float], ...]:
+    """(unit, cosine) of the latents nearest to that of a row of units; empty if none are stored."""
+    from neuroexplain.store.packing import unpack_array
+
+    if row.nearest_units is None:
+        return ()
+    with readable_row("units", row):
+        units, cosines = (unpack_array(n, getattr(row, n)) for n in ("nearest_units", "nearest_cosines"))
+        return tuple(zip(units.tolist(), cosines.tolist(), strict=True))
+
+
 def decode_reading(row: Any, direction: Literal["promoted", "suppressed"]) -> tuple[tuple[int, float], ...]:
     """(token id, logit) of a vocabulary reading, strongest first."""
     from neuroexplain.store.packing import unpack_array

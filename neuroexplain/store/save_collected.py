@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from neuroexplain.arrays import CollectedLayer, ExemplarArrays, VocabularyArrays
+from neuroexplain.arrays import CollectedLayer, ExemplarArrays, NearestArrays, VocabularyArrays
 from neuroexplain.evidence import SPLITS, Segment, Split, Stats, Status, VocabularyEntry, is_side_dead
 from neuroexplain.exemplar_arrays import groups_of, join_samples
 from neuroexplain.store import tables as t
@@ -162,8 +162,19 @@ def _unit_rows(run_id: int, collected: CollectedLayer) -> Iterable[Row]:
     histograms: Sequence[bytes | None] = [None] * n
     if collected.histogram is not None:
         histograms = [pack_array("histogram", counts) for counts in collected.histogram]
-    columns = (_statuses(peaks, n), *stats, _max_activations(peaks, n), histograms)
+    nearest = _packed_nearest(collected.nearest, n)
+    columns = (_statuses(peaks, n), *stats, _max_activations(peaks, n), histograms, *nearest)
     return zip(repeat(run_id, n), repeat(collected.layer, n), range(n), *columns, strict=True)
+
+
+def _packed_nearest(nearest: NearestArrays | None, n: int) -> tuple[Sequence[bytes | None], ...]:
+    """The columns nearest_units and nearest_cosines of n units, without unused places."""
+    if nearest is None:
+        return [None] * n, [None] * n
+    is_used = nearest.cosines > 0
+    units = [pack_array("nearest_units", row[used]) for row, used in zip(nearest.units, is_used, strict=True)]
+    pairs = zip(nearest.cosines, is_used, strict=True)
+    return units, [pack_array("nearest_cosines", row[used]) for row, used in pairs]
 
 
 def _statuses(peaks: Mapping[Side, Sequence[float | None]], n: int) -> list[Status]:

@@ -116,6 +116,7 @@ units = Table(
     Column("share_positive", Float),
     Column("max_activation", Float),
     Column("histogram", LargeBinary),  # of the activations above 0, of sparse units
+    *(Column(name, LargeBinary) for name in ("nearest_units", "nearest_cosines")),  # of latents
     Index("ix_units_run_id_max_activation", "run_id", "max_activation"),
     sqlite_with_rowid=False,
 )

@@ -13,6 +13,7 @@ from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import (
     chunks,
     decode_exemplars,
+    decode_nearest,
     decode_reading,
     decode_sample,
     decode_segment,
@@ -96,6 +97,7 @@ def load_unit(store: Store, run: Run, unit: UnitId) -> Unit:
         stats=None if row.mean is None else Stats(row.mean, row.std, row.min, row.max, row.share_positive),
         exemplars=tuple(exemplars),
         histogram=_histogram(row),
+        nearest=decode_nearest(row),
         promoted=decode_reading(reading, "promoted") if reading else (),
         suppressed=decode_reading(reading, "suppressed") if reading else (),
         thresholds={

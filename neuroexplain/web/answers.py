@@ -49,7 +49,7 @@ def derived(
     return create_model(name, __base__=Answer, __doc__=source.__doc__, **definitions)
 
 
-SourceAnswer = derived("SourceAnswer", Source)
+SourceAnswer = derived("SourceAnswer", Source, own={"dictionary": str | None})
 RunAnswer = derived(
     "RunAnswer",
     Run,
@@ -127,6 +127,13 @@ class HistogramAnswer(Answer):
     counts: list[int]
 
 
+class NearestAnswer(Answer):
+    """A latent whose decoder direction is like that of another one."""
+
+    unit: int
+    cosine: float
+
+
 class NeuronAnswer(Answer):
     """One neuron, as `neuroexplain show --json` prints it."""
 
@@ -138,6 +145,9 @@ class NeuronAnswer(Answer):
     status: Status
     stats: StatsAnswer
     histogram: HistogramAnswer | None = Field(description="None of units that are not latents")
+    nearest: list[NearestAnswer] = Field(
+        description="Latents of the layer with the most similar decoder directions, nearest first"
+    )
     promoted_tokens: list[tuple[str, float]]
     suppressed_tokens: list[tuple[str, float]]
     exemplars: list[ExemplarAnswer]

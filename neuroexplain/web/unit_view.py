@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class UnitView:
     histogram: Mapping[str, Any] | None
     promoted: tuple[tuple[str, str], ...]  # token and logit
     suppressed: tuple[tuple[str, str], ...]
+    nearest: tuple[tuple[str, str | None, str], ...]  # latents: name, address if there is a page, cosine
     previous: UnitId | None
     next: UnitId | None
 
@@ -57,10 +58,12 @@ def unit_view(
     open_kinds: Collection[str] = (),
     open_simulations: Collection[int] = (),
     neighbours: tuple[UnitId | None, UnitId | None] | None = None,
+    has_page: Callable[[UnitId], bool] = lambda unit: True,
 ) -> UnitView:
     """Lazy sections in `open_kinds` and, by prediction id, in `open_simulations` come with their records.
 
     `neighbours` are the units that previous and next lead to; without them, they are the layer's neighbours.
+    `has_page` tells which units have a page to link to.
     """
     unit, run = page.unit, page.run
     explanations = [
@@ -83,6 +86,7 @@ def unit_view(
         histogram=activation_chart(unit),
         promoted=_vocabulary_lines(page, unit.promoted),
         suppressed=_vocabulary_lines(page, unit.suppressed),
+        nearest=_nearest_lines(page, urls, has_page),
         previous=previous,
         next=following,
     )
@@ -132,6 +136,16 @@ def _statistics_lines(stats: Stats | None) -> tuple[tuple[str, str], ...]:
         ("minimum", f"{stats.min:.4g}"),
         ("maximum", f"{stats.max:.4g}"),
         ("share of tokens above 0", density(stats.share_positive)),
+    )
+
+
+def _nearest_lines(
+    page: UnitPage, urls: UrlBuilder, has_page: Callable[[UnitId], bool]
+) -> tuple[tuple[str, str | None, str], ...]:
+    units = [(UnitId(page.unit.id.layer, index), cosine) for index, cosine in page.unit.nearest]
+    return tuple(
+        (page.run.label(unit), urls.unit(unit) if has_page(unit) else None, f"{cosine:.2f}")
+        for unit, cosine in units
     )
 
 

@@ -234,3 +234,15 @@ def test_0014_adds_leases_of_which_nobody_has_one(database):
     with open_store(database) as store, store.read() as reader:
         assert reader.column("SELECT holder FROM leases") == []
         assert reader.column("SELECT text FROM explanations") == ["sea"]
+
+
+def test_0015_leaves_units_of_the_version_before_without_nearest_ones(database):
+    engine = at_revision(database, "0014")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0014", REVISION)
+    with open_store(database) as store, store.read() as reader:
+        rows = reader.rows("SELECT nearest_units, nearest_cosines FROM units")
+        assert rows
+        assert {tuple(row) for row in rows} == {(None, None)}
