@@ -160,8 +160,12 @@ def descriptions(run: Run, layer: int, source_name: str) -> dict[str, dict[str, 
 
 
 def feature_row(page: UnitPage, source_name: str) -> dict[str, Any]:
-    """A unit: its vocabulary reading, how often it fires, and a histogram of its activations."""
-    unit = page.unit
+    """A unit: its vocabulary reading, density, histogram of activations, and nearest ones."""
+    unit, source = page.unit, page.run.source(page.unit.id.layer)
+    nearest: dict[str, Any] = {}
+    if source is not None and source.encoder is not None:  # the same columns for all of a run
+        nearest["topkCosSimIndices"] = [index for index, _ in unit.nearest]
+        nearest["topkCosSimValues"] = [cosine for _, cosine in unit.nearest]
     counts, middles, _ = activation_histogram(unit)
     return {
         **_unit_columns(page, source_name),
@@ -174,6 +178,7 @@ def feature_row(page: UnitPage, source_name: str) -> dict[str, Any]:
         "neg_values": [value for _, value in unit.suppressed],
         "freq_hist_data_bar_heights": counts,
         "freq_hist_data_bar_values": middles,
+        **nearest,
     }
 
 

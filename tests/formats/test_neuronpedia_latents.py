@@ -11,8 +11,8 @@ import pytest
 from neuroexplain.formats.neuronpedia import export_neuronpedia, find_set_name, source_id
 from neuroexplain.store.engine import open_store
 from neuroexplain.store.runs import load_run
-from neuroexplain.store.units import list_explained_ids
-from neuroexplain.units import Source
+from neuroexplain.store.units import list_explained_ids, load_unit
+from neuroexplain.units import Source, UnitId
 
 
 def source(name, width=16_384, kind="sae"):
@@ -54,7 +54,9 @@ def test_other_names_are_made_of_the_kind_and_the_folder(latents):
 def test_latents_are_exported_under_the_name_of_their_set(latents, tmp_path):
     with open_store(str(latents / "x.db"), read_only=True) as store:
         run = load_run(store)
-        list(export_neuronpedia(store, run, list_explained_ids(store, run.id), tmp_path / "out", "res-x"))
+        units = list_explained_ids(store, run.id)
+        nearest = {unit: load_unit(store, run, unit).nearest for unit in units}
+        list(export_neuronpedia(store, run, units, tmp_path / "out", "res-x"))
     folders = sorted(path for path in (tmp_path / "out" / "model").iterdir())
     assert [folder.name for folder in folders] == ["0-res-x", "1-res-x"]
     for folder in folders:
@@ -66,6 +68,10 @@ def test_latents_are_exported_under_the_name_of_their_set(latents, tmp_path):
             for line in gzip.decompress(file.read_bytes()).splitlines():
                 row = json.loads(line)
                 assert row["layer"] == folder.name
+                if file.parent.name == "features":
+                    unit = UnitId(int(folder.name[0]), int(row["index"]))
+                    pairs = zip(row["topkCosSimIndices"], row["topkCosSimValues"], strict=True)
+                    assert tuple(pairs) == nearest[unit] != ()
                 assert "id" not in row or row["id"].startswith(f"model-{folder.name}-{row['index']}-")
 
 
