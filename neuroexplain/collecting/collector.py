@@ -18,6 +18,7 @@ from neuroexplain.arrays import (
     SampleArrays,
     VocabularyArrays,
 )
+from neuroexplain.collecting.active_values import ActiveValues
 from neuroexplain.collecting.background import BackgroundRecords
 from neuroexplain.collecting.histogram import RunningHistogram
 from neuroexplain.collecting.kernels import MOST_GRAPHS, compile_around, compiled_sum_segments, undo_compile
@@ -126,13 +127,11 @@ class Collector:
         background_draw = self.background.draw(segments.tolist(), splits)
 
         def keep(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
-            tops, samples = self.tops[layer], self.samples[layer]
-            for units, acts in self._fold(layer, tops, self.stats[layer], values, offer):
-                _fold_samples(samples, units, acts, sample_offer)
+            running = self.tops[layer], self.stats[layer], self.histograms[layer]
+            for units, acts in self._fold(layer, *running, values, offer):
+                _fold_samples(self.samples[layer], units, acts, sample_offer)
                 self.random.keep(layer, units, acts, draw)
                 self.background.keep(layer, units, acts, background_draw)
-                if (histogram := self.histograms[layer]) is not None:
-                    histogram.fold(units, acts[:, RANDOM_START:])
 
         self._run(token_ids, keep)
         for code, split in enumerate(SPLITS):
@@ -163,9 +162,8 @@ class Collector:
 
         def drop(layer: int, values: Float[Tensor, "batch seq d_in"]) -> None:
             samples = self._empty_samples(layer)
-            for units, acts in self._fold(
-                layer, self._empty_tops(layer), self._empty_stats(layer), values, offer
-            ):
+            empty = self._empty_tops(layer), self._empty_stats(layer), self._empty_histogram(layer)
+            for units, acts in self._fold(layer, *empty, values, offer):
                 _fold_samples(samples, units, acts, sample_offer)
 
         self._run(token_ids, drop)
@@ -204,19 +202,28 @@ class Collector:
         layer: int,
         tops: dict[Kind, TopK],
         stats: RunningStats,
+        histogram: RunningHistogram | None,
         values: Float[Tensor, "batch seq d_in"],
         offer: Offer,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Fold a layer's values, a slice of its units at a time; yields each slice and its activations.
 
-        Padding is encoded and then left out: last bits of sums differ with the shape of a batch.
+        Padding is encoded and then left out: last bits of sums differ with the shape of a batch. Sparse units
+        have a histogram.
         """
         n = len(offer.segments)
         for units, padded in self.kind.encode(self.subject, self.sources[layer], values):
             acts = padded[:n]
             for kind, state in tops.items():
                 fold_top_k(state.narrow(units), acts, offer, lowest=kind == "bottom")
-            stats.fold_slice(units, acts[:, RANDOM_START:], self.sum_up)
+            counted = acts[:, RANDOM_START:]
+            active = None if histogram is None else ActiveValues.of(counted)
+            if histogram is not None and active is not None:
+                histogram.fold(units, active)
+            if active is not None and counted.device.type == "cpu":
+                stats.fold_active(units, active)
+            else:
+                stats.fold_slice(units, counted, self.sum_up)
             yield units, acts
         stats.count(n * (SEGMENT_LENGTH - RANDOM_START))
 

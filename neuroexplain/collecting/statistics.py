@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neuroexplain.arrays import StatsArrays
+from neuroexplain.collecting.active_values import ActiveValues
 from neuroexplain.runtime.tuning import CACHED_ACTIVATIONS
 
 # Of each segment's tokens: the sums of distances from the center and of their squares, the least, the
@@ -58,25 +59,61 @@ class RunningStats:
         `min` and `max`.
         """
         n = acts.shape[0] * acts.shape[1]
-        mean, squares, least, greatest = (
-            self.mean[units],
-            self.squares[units],
-            self.min[units],
-            self.max[units],
-        )
         if not self.n:
-            mean.copy_(acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n)
-        center = mean.float()
+            first = acts.sum(dim=1, dtype=torch.float32).sum(dim=0, dtype=torch.float64) / n
+            self.mean[units].copy_(first)
+        center = self.mean[units].float()
         distances, squared, low, high, positive = (sum_up or sum_segments)(acts, center)
         offset = distances.sum(dim=0, dtype=torch.float64) / n  # of the batch's mean from the center
         batch_squares = squared.sum(dim=0, dtype=torch.float64) - n * offset.square()
+        self._merge(units, n, center + offset, batch_squares)
+        self._merge_extremes(units, low.amin(dim=0).float(), high.amax(dim=0).float(), positive.sum(dim=0))
+
+    def fold_active(self, units: slice, active: ActiveValues) -> None:
+        """Add tokens' activations of some units, given those that are not 0; `count` follows likewise.
+
+        The sums are in float64, one value after another, which only a CPU does in the same order each time.
+        """
+        n, width = active.n_tokens, active.width
+        values = active.values.double()
+        mean = torch.bincount(active.units, values, width) / n
+        squares = torch.bincount(active.units, values.square(), width) - n * mean.square()
+        self._merge(units, n, mean, squares.clamp(min=0))
+        n_active = torch.bincount(active.units, minlength=width)
+        # Whoever is silent at a token has a 0 there.
+        low = torch.where(n_active < n, 0.0, torch.inf)
+        high = torch.where(n_active < n, 0.0, -torch.inf)
+        low.scatter_reduce_(0, active.units, active.values, "amin")
+        high.scatter_reduce_(0, active.units, active.values, "amax")
+        self._merge_extremes(
+            units, low, high, torch.bincount(active.units[active.values > 0], minlength=width)
+        )
+
+    def _merge(
+        self,
+        units: slice,
+        n: int,
+        batch_mean: Float[Tensor, "slice"],
+        batch_squares: Float[Tensor, "slice"],
+    ) -> None:
+        """Merge the mean and the squared distances from it of n more tokens, float64."""
+        mean = self.mean[units]
         total = self.n + n
-        shift = center + offset - mean  # of the batch's mean from the mean so far
-        squares += batch_squares + shift.square() * (self.n * n / total)
+        shift = batch_mean - mean  # from the mean so far
+        self.squares[units] += batch_squares + shift.square() * (self.n * n / total)
         mean += shift * (n / total)
-        torch.minimum(least, low.amin(dim=0).float(), out=least)
-        torch.maximum(greatest, high.amax(dim=0).float(), out=greatest)
-        self.positive[units] += positive.sum(dim=0)
+
+    def _merge_extremes(
+        self,
+        units: slice,
+        low: Float[Tensor, "slice"],
+        high: Float[Tensor, "slice"],
+        positive: Int[Tensor, "slice"],
+    ) -> None:
+        least, greatest = self.min[units], self.max[units]
+        torch.minimum(least, low, out=least)
+        torch.maximum(greatest, high, out=greatest)
+        self.positive[units] += positive
 
     def finish(self) -> StatsArrays:
         """The statistics, [width] float64 each; std is that of the population."""
