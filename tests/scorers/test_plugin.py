@@ -171,7 +171,7 @@ def test_what_is_not_known_is_named(scored):
         choose_headline(run, "brier")  # less is better: nothing is sorted by it
     with pytest.raises(
         NeuroexplainError,
-        match=r"--scorer 'recall' is not known. There is combined, detection, digits, fuzzing, ",
+        match=r"--scorer 'recall' is not known. There is combined, detection, digits, embedding, ",
     ):
         choose_headline(run, None, "recall")
 
