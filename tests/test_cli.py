@@ -164,7 +164,7 @@ def test_a_hypothesis_of_ones_own_is_scored(made):
         (("query", "--db", "x.db", "--min-score", "0.9", "--max-score", "0.1"), "No score lies between"),
         (
             ("query", "--db", "x.db", "--simulator", "colour"),
-            "There is combined, detection, digits, fuzzing, intruder, lexical",
+            "There is combined, detection, digits, embedding, fuzzing, intruder, lexical",
         ),
         (("query", "geese", "--db", "x.db", "--failed"), "leave out the words"),
         (("export", "jsonl", "out", "--db", "x.db", "--layers", "99", "--every"), "has no layer 99"),
