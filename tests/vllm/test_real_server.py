@@ -330,7 +330,7 @@ def copy_of(collected, name):
 
 
 # SmolLM2 gives each a hypothesis in excerpts. For most of the others of this subject it repeats itself.
-NEURONS = ("0:2", "1:5", "0:8")
+NEURONS = ("0:2", "1:6", "0:8")
 EXPLAIN = ("explain", "--neurons", ",".join(NEURONS), "--explainer", "excerpts", "--scorer", "digits")
 
 
@@ -384,7 +384,7 @@ def test_the_default_scorer_and_lexical_by_the_same_server(collected, url):
         scores = [score for explanation in explanations for score in explanation["scores"]]
         scorers[neuron] = {score["scorer"] for score in scores}
         assert not {score["status"] for score in scores} & {"llm_error", "parse_error", "low_digit_mass"}
-    assert scorers == {"0:2": {"combined", "lexical"}, "1:5": {"combined"}, "0:8": {"combined"}}
+    assert scorers == {"0:2": {"combined", "lexical"}, "1:6": {"combined"}, "0:8": {"combined"}}
     assert run(db, "verify").returncode == 0
 
 
