@@ -217,8 +217,9 @@ class Collector:
             for kind, state in tops.items():
                 fold_top_k(state.narrow(units), acts, offer, lowest=kind == "bottom")
             counted = acts[:, RANDOM_START:]
-            active = None if histogram is None else ActiveValues.of(counted)
-            if histogram is not None and active is not None:
+            active = None
+            if histogram is not None:
+                active = ActiveValues.of(counted)
                 histogram.fold(units, active)
             if active is not None and counted.device.type == "cpu":
                 stats.fold_active(units, active)

@@ -3,6 +3,8 @@
 Each batch is summed up around the mean so far, which is known before the batch is read, so one pass over it
 is enough and a compiler can make one kernel of it. Three functions give the same sums: `sum_segments` in fast
 eager steps, `sum_segments_in_cache` for a CPU, and `plain_sum_segments` for the compiler.
+
+Of sparse units a CPU sums up the few values that are not 0 alone (`fold_active`).
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ from neuroexplain.embedding.token_table import TokenTable
 from neuroexplain.errors import EngineError, EngineLost, LlmReplyError, NeuroexplainError
 from neuroexplain.evidence import Status
 from neuroexplain.explaining.verify import verify_run
-from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_rows import prediction_of
-from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.detection import SCORER as DETECTION
 from neuroexplain.scorers.embedding import SCORER, OpenEmbedding
 from neuroexplain.scoring import windows
@@ -24,6 +22,7 @@ from neuroexplain.store.explanations import list_explanations, list_predictions,
 from neuroexplain.store.runs import load_run
 from neuroexplain.web.app import make_app
 from tests.embedding.stores import LetterEmbedder
+from tests.scorers.parquet import through_parquet
 from tests.scorers.test_judges import trials_of, typed
 from tests.scoring.test_judge_scores import POSITIVE, evidence, prediction
 from tests.tokens import HOSTILE, vocabulary_of
@@ -176,13 +175,10 @@ def test_it_stands_in_query_show_and_the_viewer(scored):
 
 
 def test_it_goes_through_parquet(scored, tmp_path):
-    with (
-        open_store(str(scored), read_only=True) as store,
-        open_store(str(tmp_path / "y.db"), create=True) as back,
-    ):
-        list(export_parquet(store, load_run(store), tmp_path / "out"))
-        list(import_parquet(back, tmp_path / "out"))
-        assert list(verify_run(back, load_run(back))) == []
+    before, after = through_parquet(scored, tmp_path, "embedding")
+    assert before == after
+    assert before[0] == {"cosines"}
+    assert before[1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("cosines", 1.5), ("cosines", -1.5), ("probabilities", -0.5)])

@@ -8,8 +8,6 @@ from fastapi.testclient import TestClient
 
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.explaining.verify import verify_run
-from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.score_words import intruder_verdict
 from neuroexplain.scorers._questions import find_number_ids
 from neuroexplain.scorers.intruder import SCORER, OpenIntruder
@@ -23,6 +21,7 @@ from neuroexplain.web.app import make_app
 from tests.answering import AnsweringServer
 from tests.explaining.conftest import collect, write_documents
 from tests.fakes import tiny_subject, tiny_tokenizer
+from tests.scorers.parquet import through_parquet
 from tests.scorers.test_judges import typed
 from tests.scorers.test_words import Spelling
 from tests.tokens import vocabulary_of
@@ -148,15 +147,9 @@ def test_query_and_the_viewer_say_so_beside_the_score(judged):
 
 
 def test_it_goes_through_parquet(judged, tmp_path):
-    with open_store(str(judged), read_only=True) as store:
-        list(export_parquet(store, load_run(store), tmp_path / "out"))
-    with open_store(str(tmp_path / "y.db"), create=True) as back:
-        list(import_parquet(back, tmp_path / "out"))
-    kept = [
-        sorted((s.unit, s.score.value or 0, s.score.status) for s in scores_of(file)[0])
-        for file in (judged, tmp_path / "y.db")
-    ]
-    assert kept[0] == kept[1] != []
+    before, after = through_parquet(judged, tmp_path, "intruder")
+    assert before == after
+    assert before[1]
 
 
 def test_it_is_refused_for_runs_without_samples(judged):

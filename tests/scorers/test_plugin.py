@@ -11,13 +11,11 @@ from neuroexplain.cli.main import app
 from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import Headline
 from neuroexplain.explaining.verify import verify_run
-from neuroexplain.formats._parquet_import import import_parquet
-from neuroexplain.formats.parquet import export_parquet
 from neuroexplain.scorers.base import SCORERS, choose_headline
 from neuroexplain.store.engine import open_store
-from neuroexplain.store.explanations import list_predictions, list_scores
 from neuroexplain.store.runs import load_run
 from neuroexplain.web.app import make_app
+from tests.scorers.parquet import through_parquet
 from tests.scorers.share_scorer import SCORER, OpenShare
 
 
@@ -118,21 +116,10 @@ def test_where_it_is_not_installed_it_is_shown_and_verify_says_so(scored):
 
 
 def test_it_goes_through_parquet(scored, tmp_path):
-    with (
-        open_store(str(scored), read_only=True) as store,
-        open_store(str(tmp_path / "y.db"), create=True) as back,
-    ):
-        list(export_parquet(store, load_run(store), tmp_path / "out"))
-        list(import_parquet(back, tmp_path / "out"))
-        assert list(verify_run(back, load_run(back))) == []
-        kept = []
-        for database in (store, back):
-            assert {p.codec for p in list_predictions(database, range(1, 100)) if p.scorer == "share"} == {
-                "floats"
-            }
-            scores = [s.score for s in list_scores(database, range(1, 100)) if s.scorer == "share"]
-            kept.append(sorted((score.metric, score.split, score.value) for score in scores))
-    assert kept[0] == kept[1]
+    before, after = through_parquet(scored, tmp_path, "share")
+    assert before == after
+    assert before[0] == {"floats"}
+    assert before[1]
 
 
 def test_a_dry_run_counts_the_requests_that_the_run_makes(scored, tmp_path, monkeypatch):
