@@ -49,7 +49,7 @@ def demo(
         raise NeuroexplainError(f"Cannot make the folder {out}: {error.strerror}.") from error
     db = str(out / "demo.db")
     engine = named_engine(default_engine(), server=server, local=local, model=server_model)
-    draw(run_demo(db, engine, segments, model))
+    draw(run_demo(db, engine, segments, model), gently=True)
     with open_store(db, read_only=True) as store:
         highlights = find_highlights(store, load_run(store))
     picture = out / "demo.png"

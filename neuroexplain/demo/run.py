@@ -26,6 +26,7 @@ from neuroexplain.store.explanations import list_explanations, list_scores
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.search import query_explanations
 from neuroexplain.store.units import list_unit_ids, load_unit
+from neuroexplain.store.writer_lock import writer_lock
 from neuroexplain.subject.load import load_causal_lm, subject_of
 from neuroexplain.units import PEAK_INDEX, UnitId
 
@@ -42,29 +43,32 @@ def run_demo(
     """Collect, choose neurons, explain by the LLM and by the baseline, score both. Finished parts are kept.
 
     `model` is read, and predicts; without one it is the demo's own, which is fetched where it is missing. It
-    explains too unless `engine_config` names another. Raises NeuroexplainError if it cannot be had.
+    explains too unless `engine_config` names another. Raises NeuroexplainError if it cannot be had, or if
+    another process writes to the database.
     """
     began = time.monotonic()
     corpus = str(resources.files("neuroexplain.demo") / "corpus.jsonl.gz")
     if model is None:
         model = yield from demo_model()
     config = CollectConfig(model=model, dataset=(corpus,), segments=segments or SEGMENTS, special_peaks=False)
-    with open_store(db, create=True) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(db, create=True))
+        stack.enter_context(writer_lock(store, "collections", "demo"))
         yield Progress("loading the model", note=f"Loading {model} ...")
         loaded = load_causal_lm(model)  # once, for all that it does
         if find_finished_run(store, config) is None:
             yield from run_collect(store, config, subject_of(model, loaded))
         run = load_run(store)
+        stack.enter_context(writer_lock(store, f"run {run.id}", "demo"))
         units = tuple(choose_units(store, run))
         scoring_engine = LocalEngine(model, loaded=loaded)
         scorer = SCORERS.load("lexical").open(scoring_engine, run)
-        with ExitStack() as stack:
-            engine: Engine = scoring_engine
-            if engine_config is not None:
-                engine = open_engine(engine_config, stack, lambda text: None)
-            for explainer in EXPLAINERS:
-                explain = ExplainConfig(units, explainer)
-                yield from run_explain(store, run, explain, engine if explain.asks_llm else None, scorer)
+        engine: Engine = scoring_engine
+        if engine_config is not None:
+            engine = open_engine(engine_config, stack, lambda text: None)
+        for explainer in EXPLAINERS:
+            explain = ExplainConfig(units, explainer)
+            yield from run_explain(store, run, explain, engine if explain.asks_llm else None, scorer)
     yield Progress("done", note=f"Took {time.monotonic() - began:.0f} seconds.")
 
 

@@ -1,5 +1,8 @@
 """The demo end to end on the embedded model, with few segments and neurons."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -55,3 +58,26 @@ def test_the_demo_explains_scores_and_does_nothing_twice(tmp_path, monkeypatch):
     assert picture.read_bytes() == first
     save_demo_picture(replace(highlights, best=[]), picture)  # the LLM had no answer that could be used
     assert picture.read_bytes() != first
+
+
+def test_interrupted_while_it_collects_it_goes_on_and_two_at_once_are_refused(tmp_path):
+    command = [sys.executable, "-m", "neuroexplain.cli.main", "demo", "--segments", "96"]
+    command += ["--out", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        stderr = ""
+        while running.poll() is None and "segments at once" not in stderr:
+            stderr += running.stderr.readline()
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        running.send_signal(signal.SIGINT)
+        stderr += running.stderr.read()
+    assert second.returncode == 2
+    assert "Somebody writes to collections" in second.stderr
+    assert f"neuroexplain demo, process {running.pid}" in second.stderr
+    assert running.returncode == 130, stderr
+    assert "the same command goes on from there" in stderr
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as again:
+        line = "Loading"
+        while line and not line.startswith(("continuing", "Reading")):
+            line = again.stderr.readline()
+        again.kill()
+    assert line in ("continuing: 32 of 96 segments done\n", "continuing: 64 of 96 segments done\n")
