@@ -69,7 +69,7 @@ def explain(db: Path, urls: str, options: Any) -> None:
             assert engine is not None
             n_requests = engine.usage.requests
     print(
-        f"{last.done:,} units, {last.failed} failed, {n_requests:,} requests: {seconds:.1f} s, "
+        f"{last.done:,} units, {last.n_failed} failed, {n_requests:,} requests: {seconds:.1f} s, "
         f"{last.done / seconds:.1f} units/s, {1000 * process / last.done:.2f} ms of processor a unit, "
         f"{process / seconds:.2f} cores"
     )

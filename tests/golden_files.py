@@ -114,11 +114,12 @@ def judged_prompts() -> dict[str, str]:
     prompts = {}
     for judge in (DETECTION, FUZZING):
         questions = TextQuestions(TokenizerOnly(), load_prompt(judge.prompt_name))  # type: ignore[arg-type]
-        prompt = questions.build_prompt("geese", judge.text_of(trial, TOKENS))
+        (prompt,) = questions.build_prompts("geese", [judge.text_of(trial, TOKENS)])
         prompts[judge.name] = TokenizerOnly.tokenizer.decode(prompt)
     own = IntruderRound("random", 0, "report", 20, window, (trial,) * 4, replace(trial, marked=(3,)), 2)
     questions = TextQuestions(TokenizerOnly(), load_prompt("judge/intruder"), [[0]] * 5)  # type: ignore[arg-type]
-    prompts["intruder"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("", round_text(own, TOKENS)))
+    (prompt,) = questions.build_prompts("", [round_text(own, TOKENS)])
+    prompts["intruder"] = TokenizerOnly.tokenizer.decode(prompt)
     return prompts
 
 
@@ -146,7 +147,8 @@ def filled_prompts() -> dict[str, str]:
     ids, _ = digits.build_prompt("geese", record(3).token_ids[8:12].tolist(), TOKENS)
     prompts["digits"] = TokenizerOnly.tokenizer.decode(ids)
     questions = WordQuestions(TokenizerOnly(), load_prompt("simulate/words"))  # type: ignore[arg-type]
-    prompts["words"] = TokenizerOnly.tokenizer.decode(questions.build_prompt("geese", "gander"))
+    (prompt,) = questions.build_prompts("geese", ["gander"])
+    prompts["words"] = TokenizerOnly.tokenizer.decode(prompt)
     prompts |= judged_prompts()
     return prompts
 

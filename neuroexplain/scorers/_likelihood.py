@@ -23,6 +23,7 @@ IDS_PER_REQUEST = 128  # chosen ids that a server takes in one request
 # Probabilities of a token after an explanation's phrasings that are kept, some 100 bytes each: those of a
 # thousand explanations.
 PROBABILITIES_KEPT = 1_000_000
+SPELLINGS_KEPT = 1 << 18  # of tokens, some 200 bytes each: the vocabularies of most models
 EXPLANATIONS_KEPT = 100  # distributions over a whole vocabulary, 0.6 MB each for 50,000 tokens
 
 Phrasings = NDArray[np.float64]  # [n_phrasings]: a probability after each phrasing
@@ -42,10 +43,11 @@ class LikelihoodRatios:
         self._same_tokenizer = tokenizer_sha256(engine.tokenizer) == subject_tokenizer_sha256
         self._special_ids = set(engine.tokenizer.all_special_ids)
         self._others = prompt.fill({"explanation": ""})[-1].content.splitlines()
-        self._spellings = lru_cache(maxsize=65_536)(self._spellings_of)
+        self._spellings: SingleFlight[list[int]] = SingleFlight(SPELLINGS_KEPT)  # by token
         self._known: SingleFlight[Phrasings] = SingleFlight(PROBABILITIES_KEPT)
         self._known_others: SingleFlight[Phrasings] = SingleFlight(PROBABILITIES_KEPT)
         self._of_vocabulary = lru_cache(maxsize=EXPLANATIONS_KEPT)(self._read_vocabulary)
+        self._prompts = lru_cache(maxsize=EXPLANATIONS_KEPT)(self._encode_prompts)
 
     def ratios(self, explanation: str, tokens: Sequence[VocabularyEntry]) -> tuple[NDArray[np.float64], int]:
         """The mean log ratio of each token's word, [n], and how many prompt tokens were sent for it.
@@ -86,7 +88,7 @@ class LikelihoodRatios:
         """
         if gives_vocabulary(self.engine):
             return []
-        n_ids = len({token_id for token in tokens for token_id in self._spellings(token)})
+        n_ids = len(np.unique(self._all_spellings(tokens)[0]))
         return [
             Request(len(ids), key=("likelihood", text, n, first))
             for text in (explanation, *self._others)
@@ -126,7 +128,7 @@ class LikelihoodRatios:
         probabilities: NDArray[np.float32] = np.exp(logprobs).astype(np.float32)
         return probabilities
 
-    def _prompts(self, explanation: str) -> list[list[int]]:
+    def _encode_prompts(self, explanation: str) -> list[list[int]]:
         *phrasings, _ = self._prompt.fill({"explanation": explanation})
         return [list(self.engine.tokenizer(phrasing.content).input_ids) for phrasing in phrasings]
 
@@ -134,26 +136,37 @@ class LikelihoodRatios:
         self, tokens: Sequence[VocabularyEntry]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """The ids of all spellings, the index of the token of each, and which tokens have any."""
-        spellings = [self._spellings(token) for token in tokens]
+        spellings, _ = self._spellings.get_many(tokens, self._spell)
         n_spellings = [len(spelled) for spelled in spellings]
         ids = np.array([token_id for spelled in spellings for token_id in spelled], np.int64)
         return ids, np.repeat(np.arange(len(tokens)), n_spellings), np.array(n_spellings, np.bool_)
 
-    def _spellings_of(self, token: VocabularyEntry) -> list[int]:
-        """The ids of a token's word: the token itself, and the spellings of its word that are single tokens.
+    def _spell(self, tokens: Sequence[VocabularyEntry]) -> list[list[int]]:
+        """The ids of each token: itself, and the spellings of its word that are single tokens.
 
-        If the subject has another tokenizer, the token itself is the first token of its text.
+        If the subject has another tokenizer, the token itself is the first token of its text. All texts are
+        encoded in one call: a call for each takes most of the time of a unit with new words.
         """
+        texts_of = [self._texts_of(token) for token in tokens]
+        texts = list(dict.fromkeys(text for own in texts_of for text in own))
+        encoded = self.engine.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        ids_of = dict(zip(texts, encoded, strict=True))
+        spelled = []
+        for token, own in zip(tokens, texts_of, strict=True):
+            itself, *words = own or [""]
+            ids = {ids_of[text][0] for text in words if len(ids_of[text]) == 1}
+            if own:
+                ids.update([token.token_id] if self._same_tokenizer else ids_of[itself][:1])
+            spelled.append(sorted(ids - self._special_ids))
+        return spelled
+
+    def _texts_of(self, token: VocabularyEntry) -> list[str]:
+        """A token's text, then its word with and without a capital and a space; none if it has no word."""
         word = token.text.strip()
         if token.special or not word or PART_OF_CHARACTER.search(word):
             return []
-        itself = [token.token_id] if self._same_tokenizer else self._encode(token.text)[:1]
         words = {word, word.lower(), word.capitalize()}
-        encoded = [self._encode(text) for cased in words for text in (cased, f" {cased}")]
-        return sorted({*itself, *(ids[0] for ids in encoded if len(ids) == 1)} - self._special_ids)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.engine.tokenizer(text, add_special_tokens=False).input_ids)
+        return [token.text, *(text for cased in words for text in (cased, f" {cased}"))]
 
 
 def sums_of_owners(values: NDArray[Any], owners: NDArray[np.int64], n: int) -> NDArray[np.float64]:

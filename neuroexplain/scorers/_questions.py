@@ -23,9 +23,11 @@ from neuroexplain.runtime.single_flight import SingleFlight
 from neuroexplain.scorers.base import Request
 
 ANSWERS = ("no", "yes")
+EXAMPLE_WORDS = ("house", "tree", "lamp")
 TEXT_PLACE = (
     "\ufdd0"  # stands for what is asked about in a chat: it is no character, so nothing else holds it
 )
+ENDINGS_KEPT = 100_000  # token ids of words and texts, some 200 bytes each
 ANSWERS_KEPT = 1_000_000  # some 200 bytes each: the words of many records, and some thousand explanations
 LEAST = 1e-6  # added to probabilities, so that an answer that a server leaves out does not decide alone
 
@@ -41,12 +43,13 @@ class QuestionPrompts:
         """`fill` gives the turns of a question from an explanation and a text."""
         self._tokenizer, self._fill = tokenizer, fill
         self._parts = lru_cache(maxsize=256)(self._encode_around)
-        self._ending = lru_cache(maxsize=65_536)(self._encode_ending)
+        self._endings: SingleFlight[list[int]] = SingleFlight(ENDINGS_KEPT)  # by text and what follows it
 
-    def build(self, explanation: str, text: str) -> list[int]:
-        """The token ids of a question, up to its answer."""
+    def build(self, explanation: str, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of the question about each text, up to its answer."""
         before, after = self._parts(explanation)
-        return [*before, *self._ending(text, after)]
+        endings, _ = self._endings.get_many([(text, after) for text in texts], self._encode_endings)
+        return [[*before, *ending] for ending in endings]
 
     def n_shared(self, explanation: str) -> int:
         """How many tokens all questions about an explanation begin with."""
@@ -58,9 +61,10 @@ class QuestionPrompts:
         before, after = chat_text(self._tokenizer, turns).split(TEXT_PLACE)
         return tuple(head_token_ids(self._tokenizer, before.rstrip(" "))), after
 
-    def _encode_ending(self, text: str, after: str) -> tuple[int, ...]:
-        """The token ids of the text, with the space before it, and of the chat's end."""
-        return tuple(self._tokenizer(f" {text}{after}", add_special_tokens=False).input_ids)
+    def _encode_endings(self, endings: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The token ids of each text, with the space before it, and of the chat's end; in one call."""
+        texts = [f" {text}{after}" for text, after in endings]
+        return list(self._tokenizer(texts, add_special_tokens=False).input_ids)
 
 
 class WordQuestions:
@@ -94,19 +98,19 @@ class WordQuestions:
     def plan(self, explanation: str, words: Sequence[str]) -> list[Request]:
         """The requests of `raised_odds`. A word is asked for once with each explanation."""
         return [
-            Request(len(self.build_prompt(text, word)), key=("question", text, word))
+            Request(len(prompt), key=("question", text, word))
             for text in (explanation, *self._others)
-            for word in words
+            for word, prompt in zip(words, self.build_prompts(text, words), strict=True)
         ]
 
     def example(self) -> NextTokenRequest:
         """A request of usual form, to choose a server's log-probability method by."""
-        prompts = [self.build_prompt(self._others[0], word) for word in ("house", "went", "the")]
+        prompts = self.build_prompts(self._others[0], ("house", "went", "the"))
         return NextTokenRequest(prompts, self._answer_ids)
 
-    def build_prompt(self, explanation: str, word: str) -> list[int]:
-        """The token ids of a question, up to its answer."""
-        return self._prompts.build(explanation, displayed(word))
+    def build_prompts(self, explanation: str, words: Sequence[str]) -> list[list[int]]:
+        """The token ids of the question about each word, up to its answer."""
+        return self._prompts.build(explanation, [displayed(word) for word in words])
 
     def _log_odds(
         self, known: SingleFlight[float], explanation: str, words: Sequence[str]
@@ -116,7 +120,7 @@ class WordQuestions:
 
         def ask(questions: list[Question]) -> list[float]:
             nonlocal n_sent
-            prompts = [self.build_prompt(explanation, word) for _, word in questions]
+            prompts = self.build_prompts(explanation, [word for _, word in questions])
             n_sent += sum(map(len, prompts))
             n_shared = self._prompts.n_shared(explanation)
             probabilities = self.engine.next_distributions(prompts, self._answer_ids, n_shared)
@@ -152,7 +156,7 @@ class TextQuestions:
 
         def ask(questions: list[Question]) -> list[list[float]]:
             nonlocal n_sent
-            prompts = [self.build_prompt(explanation, text) for _, text in questions]
+            prompts = self.build_prompts(explanation, [text for _, text in questions])
             n_sent += sum(map(len, prompts))
             n_shared = self._prompts.n_shared(explanation)
             answers = self.engine.next_distributions(prompts, self._answer_ids, n_shared)
@@ -167,20 +171,18 @@ class TextQuestions:
     def plan(self, explanation: str, texts: Sequence[str]) -> list[Request]:
         """The requests of `probabilities`. A text is asked for once with each explanation."""
         return [
-            Request(len(self.build_prompt(explanation, text)), key=("question", explanation, text))
-            for text in texts
+            Request(len(prompt), key=("question", explanation, text))
+            for text, prompt in zip(texts, self.build_prompts(explanation, texts), strict=True)
         ]
 
     def example(self) -> NextTokenRequest:
         """A request of usual form, to choose a server's log-probability method by."""
-        texts = (
-            f"the {word} in the middle of a field near the old mill" for word in ("house", "tree", "lamp")
-        )
-        return NextTokenRequest([self.build_prompt("plants", text) for text in texts], self._answer_ids)
+        texts = [f"the {word} in the middle of a field near the old mill" for word in EXAMPLE_WORDS]
+        return NextTokenRequest(self.build_prompts("plants", texts), self._answer_ids)
 
-    def build_prompt(self, explanation: str, text: str) -> list[int]:
-        """The token ids of a question, up to its answer."""
-        return self._prompts.build(explanation, text)
+    def build_prompts(self, explanation: str, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of the question about each text, up to its answer."""
+        return self._prompts.build(explanation, texts)
 
 
 def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import readable_row
 from neuroexplain.store.units import load_unit, read_segments
-from neuroexplain.store.vocabulary import load_tokens
+from neuroexplain.store.vocabulary import load_tokens_once
 from neuroexplain.units import RANDOM_START, RECORD_LENGTH, UnitId
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def load_unit_to_score(store: Store, run: Run, unit_id: UnitId) -> tuple[Unit, d
     unit = load_unit(store, run, unit_id)
     needed = {token_id for x in unit.exemplars for token_id in x.token_ids.tolist()}
     if not run.n_background:
-        return unit, load_tokens(store, run.id, needed)
+        return unit, load_tokens_once(store, run, needed)
     segments, tokens = _load_shared(store, run, unit_id.layer)
-    own = load_tokens(store, run.id, needed - tokens.keys())
+    own = load_tokens_once(store, run, needed - tokens.keys())
     return replace(unit, background=_records(store, run, unit_id, segments)), {**tokens, **own}
 
 
@@ -106,7 +106,7 @@ def _load_shared(store: Store, run: Run, layer: int) -> tuple[list[Segment], Tok
             stored = read_segments(reader, run.id, set(numbers))
         segments = [stored[number] for number in numbers]
         ids = {token_id for segment in segments for token_id in segment.token_ids.tolist()}
-        by_run[key] = segments, load_tokens(store, run.id, ids)
+        by_run[key] = segments, load_tokens_once(store, run, ids)
     return by_run[key]
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from neuroexplain.evidence import Tokens, VocabularyEntry
+from neuroexplain.runs import Run
 from neuroexplain.store.engine import Store
 from neuroexplain.store.rows import chunks, sql_in
+
+# Entries that were read before, by store and run: at most the vocabularies of the runs that are worked on.
+_KNOWN: WeakKeyDictionary[Store, dict[tuple[int, str], dict[int, VocabularyEntry]]] = WeakKeyDictionary()
 
 
 def tokens_of(vocabulary: Tokens, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
@@ -28,6 +33,14 @@ def load_tokens(store: Store, run_id: int, token_ids: Iterable[int]) -> dict[int
             rows = reader.rows(f"{sql} {sql_in(ids)}", run=run_id)
             entries |= {row.token_id: _entry(row) for row in rows}
     return tokens_of(entries, distinct_ids)
+
+
+def load_tokens_once(store: Store, run: Run, token_ids: Iterable[int]) -> dict[int, VocabularyEntry]:
+    """The same; each entry is read once for each store and run, for commands that read unit after unit."""
+    known = _KNOWN.setdefault(store, {}).setdefault((run.id, run.started_at), {})
+    distinct_ids = set(token_ids)
+    known.update(load_tokens(store, run.id, distinct_ids - known.keys()))
+    return {token_id: known[token_id] for token_id in distinct_ids}
 
 
 def find_token_ids(store: Store, run_id: int, text: str) -> list[int]:

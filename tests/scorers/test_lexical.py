@@ -31,12 +31,13 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
     *phrasings, others = [turn.content for turn in prompt.fill({"explanation": "the old mill"})]
     assert all("the old mill" in phrasing for phrasing in phrasings)
     assert "the old mill" not in others
-    spelled = {ids[0] for text in ("river", " river") if len(ids := scorer.likelihood._encode(text)) == 1}
+    encoded = [engine.tokenizer(text, add_special_tokens=False).input_ids for text in ("river", " river")]
+    spelled = {ids[0] for ids in encoded if len(ids) == 1}
     assert spelled
 
     def probability(text):
         probabilities = np.exp(engine.next_token_logprobs(engine.tokenizer(text).input_ids))
-        return sum(probabilities[i] for i in spelled | {scorer.likelihood._encode("river")[0]})
+        return sum(probabilities[i] for i in spelled | {encoded[0][0]})
 
     ratios = []
     for phrasing in phrasings:
@@ -46,6 +47,18 @@ def test_lexical_is_the_ratio_to_other_lists_over_the_spellings_of_a_word(engine
     expected = max(0.0, np.mean(ratios)) ** 2
     values = scorer.simulate("the old mill", [[3]], {3: VocabularyEntry(3, "river", False)}).trials[0].values
     assert values[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_lexical_reads_the_text_of_a_token_not_its_id(engine):
+    """Vocabularies of two runs number their tokens differently."""
+    scorer = LexicalSimulator(engine, "another tokenizer")
+    texts = ("river", "geese", " mill", "money")
+    ratios, backwards = (
+        scorer.likelihood.ratios("a moon", list(vocabulary_of(order).values()))[0]
+        for order in (texts, texts[::-1])
+    )
+    assert len(set(ratios.tolist())) > 1
+    assert backwards.tolist() == ratios.tolist()[::-1]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_question_is_the_chat_with_the_word_in_its_place(template, text):
         )
     engine = Answering(lambda question: 0.5, tokenizer)
     questions = WordQuestions(engine, WordsSimulator(engine).prompt)
-    prompt = tokenizer.decode(questions.build_prompt(text, "mill"))
+    prompt = tokenizer.decode(questions.build_prompts(text, ["mill"])[0])
     assert prompt.count("mill") == 1
     assert TEXT_PLACE not in prompt
     assert prompt.rstrip().endswith("[answer]" if template else "Word: mill")
