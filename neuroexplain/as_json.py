@@ -38,7 +38,7 @@ ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
     *("beyond_words", "rule", "examples", "rule_score", "intruder"),
-    *("intruder_low", "intruder_high"),
+    *("intruder_low", "intruder_high", "hard", "hard_low", "hard_high"),
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 

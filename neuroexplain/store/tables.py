@@ -183,6 +183,23 @@ background_activations = Table(  # those that are not 0; a unit that is silent t
     sqlite_with_rowid=False,
 )
 
+hard_records = (
+    Table(  # of the look-alikes of a unit's side, with what the unit does there; measured by `score`
+        "hard_records",
+        metadata,
+        Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+        Column("layer", Integer, primary_key=True, autoincrement=False),
+        Column("unit", Integer, primary_key=True, autoincrement=False),
+        Column("side", String(8), primary_key=True),
+        *map(packed, ("segments", "starts", "reasons", "others")),  # of each record
+        Column(
+            "activations", LargeBinary, nullable=False
+        ),  # of the unit, in the run's dtype, 64 for each record
+        Column("checksum", String(16), nullable=False),  # of the five above, which no other row tells
+        sqlite_with_rowid=False,
+    )
+)
+
 peak_tokens = Table(
     "peak_tokens",
     metadata,
@@ -271,6 +288,7 @@ def _predictions(name: str, unique_name: str) -> Table:
         *(Column(name, LargeBinary) for name in BACKGROUND_COLUMNS),
         Column("guesses", LargeBinary),
         Column("n_background", Integer),
+        Column("n_hard", Integer),
         UniqueConstraint("explanation_id", "scorer", "model", name=unique_name),
     )
 
