@@ -182,6 +182,53 @@ def test_they_are_held_out_records_with_a_peak_token_or_of_the_nearest_units(mea
     assert min(reasons[0], reasons[1]) > 10
 
 
+def test_latents_are_compared_with_their_nearest_ones(latents, hostile, tmp_path):
+    """Of a dictionary, encoded by the pass as when collecting; in the machine's dtype."""
+    db = tmp_path / "x.db"
+    with open_store(str(db), create=True) as store:
+        text, model, folder = (str(hostile / "text.jsonl"),), str(latents / "model"), str(latents / "saes")
+        source = {"source": "sae", "dictionary": folder, "background_records": 64}
+        list(run_collect(store, CollectConfig(model=model, dataset=text, **source)))
+    sides = [(UnitId(1, n), "positive") for n in range(8)]
+    measure(db, model, sides)
+    with open_store(str(db), read_only=True) as store:
+        run, n_nearest = load_run(store), 0
+        for (unit, _), row in rows_of(db).items():
+            nearest = [n for n, _ in load_unit(store, run, unit).nearest]
+            others = [n for n, by in zip(row.records.others, row.records.reasons, strict=True) if by == 1]
+            assert set(others) <= set(nearest[:8])
+            n_nearest += len(others)
+        assert n_nearest > 20
+        assert list(verify_run(store, run)) == []
+
+
+def test_each_side_has_its_own(hostile, model, tmp_path):
+    db = tmp_path / "both.db"
+    with open_store(str(db), create=True) as store:
+        text = (str(hostile / "text.jsonl"),)
+        list(run_collect(store, CollectConfig(model=model, dataset=text, dtype="float32", sign="both")))
+    unit = UnitId(0, 3)
+    measure(db, model, [(unit, "positive"), (unit, "negative")])
+    with open_store(str(db), read_only=True) as store:
+        run = load_run(store)
+        whole, _ = load_unit_to_score(store, run, unit)
+        assert list(verify_run(store, run)) == []
+        for side, kind in (("positive", "top"), ("negative", "bottom")):
+            own = SideEvidence.of(run, whole, side)
+            peaks = {int(x.token_ids[32]) for x in whole.exemplars if x.kind == kind}
+            (row,) = [r for (_, name), r in rows_of(db).items() if name == side]
+            by_token = [x for x, by in zip(own.hard, row.records.reasons, strict=True) if by == 0]
+            assert by_token
+            assert all(int(x.token_ids[32]) in peaks for x in by_token)
+            silent = {t.rank for t in windows.hard_negatives(own)}
+            for x in own.hard:
+                window = x.activations[own.first_of(x) :][:32] * (1 if side == "positive" else -1)
+                counted = own.counts(x)[own.first_of(x) :][:32]
+                assert (x.rank in silent) == (
+                    x.key not in own.leaking and max(window[counted]) <= 0.85 * own.peak
+                )
+
+
 @pytest.mark.parametrize("segments_at_once", [1, 7, 64])
 def test_neither_the_batch_size_nor_the_company_nor_an_interruption_changes_anything(
     collected, measured, model, tmp_path, segments_at_once, monkeypatch
