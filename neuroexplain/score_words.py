@@ -42,10 +42,10 @@ SCORE_NAMES = {
     ),
     ("auroc", "hard"): (
         "AUROC among look-alikes",
-        "The same, but against windows that look alike: they hold a token at which the unit often fires, or "
-        "at which the units nearest to it fire, and a pass of the model has shown that it does not fire "
-        "there. 0.5 is guessing: then the explanation names the look-alikes too. It is no estimate for the "
-        "corpus, and mostly lower than AUROC.",
+        "The same, but against windows where one would expect the unit to fire, and it does not: they hold "
+        "a token at which it often fires in other text, or at which the units nearest to it fire, and a pass "
+        "of the model has shown that it is silent there. 0.5 is guessing; much lower than AUROC: the "
+        "explanation names the look-alikes too. It is no estimate for the corpus.",
     ),
     ("f1", "population"): (
         "F1",

@@ -63,7 +63,9 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
         if has_beyond:
             table.caption += "; beyond: the same without the words that stand in the explanation"
         if has_hard:
-            table.caption += "; alike: AUROC among look-alikes, text where one expects the unit to fire, and it does not"
+            table.caption += (
+                "; alike: AUROC among look-alikes, text where one expects the unit to fire, and it does not"
+            )
         if has_intruders:
             table.caption += (
                 "; odd one: how often a judge finds the odd one of five windows of the unit without the "
