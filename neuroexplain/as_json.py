@@ -145,7 +145,7 @@ def _scores_of(explanation: Explanation, scores: Sequence[StoredScore]) -> list[
 def _predictions_of(
     page: UnitPage, explanation: Explanation, predictions: Sequence[Prediction]
 ) -> list[dict[str, Any]]:
-    """What was predicted of the unit's records; of a background only its number of records is told."""
+    """What was predicted of the unit's records, without those of a background and of look-alikes."""
     own = (p for p in predictions if p.explanation_id == explanation.id)
     return [prediction_json(page, p, record) for p in own for record in p.records if record.kind in KINDS]
 

@@ -147,11 +147,10 @@ def continue_prediction(
         return new if stored is None else stored
     n_read = max(stored.n_read or 0, scorer.records_of_split)
     with_bills = stored.with_bills or scorer.reads_strongest
-    n_hard = scorer.hard_read(evidence, n_read)
     if (n_read, with_bills) == (stored.n_read, stored.with_bills):
-        return replace(stored, n_hard=n_hard) if lacks_hard(stored, n_hard is not None) else stored
+        return stored
     n_background = scorer.background_read(evidence, n_read)
-    read = {"n_read": n_read, "with_bills": with_bills, "n_background": n_background, "n_hard": n_hard}
+    read = {"n_read": n_read, "with_bills": with_bills, "n_background": n_background}
     return replace(new, **read, provenance=stored.provenance)  # type: ignore[arg-type]
 
 
@@ -174,13 +173,7 @@ def begin_prediction(
         n_read=scorer.records_read(evidence),
         n_background=scorer.background_read(evidence, scorer.records_read(evidence)),
         with_bills=scorer.reads_strongest if evidence.n_sampled else None,
-        n_hard=scorer.hard_read(evidence, scorer.records_read(evidence)),
     )
-
-
-def lacks_hard(prediction: Prediction, is_measured: bool) -> bool:
-    """Whether hard negatives were measured after a prediction was made."""
-    return is_measured and prediction.status == Status.OK and prediction.n_hard is None
 
 
 def load_predict_task(

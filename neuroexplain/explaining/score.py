@@ -14,7 +14,7 @@ from neuroexplain.evidence import (
     TextPart,
 )
 from neuroexplain.explaining.controls import predict_controls
-from neuroexplain.explaining.predictions import PredictionPlan, PredictTask, lacks_hard
+from neuroexplain.explaining.predictions import PredictionPlan, PredictTask
 from neuroexplain.explaining.shares import Share
 from neuroexplain.explaining.trials import SideTrials, units_at_once
 from neuroexplain.runs import Run
@@ -109,4 +109,4 @@ def _is_complete(run: Run, scorer: OpenScorer, prediction: Prediction | None, is
     if run.split_rule == "ranks":
         return any(split_by_rank(record.rank) == "report" for record in prediction.records)
     is_read = bool(prediction.has_report) and scorer.has_read(prediction)
-    return is_read and not lacks_hard(prediction, is_measured)
+    return is_read and not (is_measured and prediction.n_hard is None)

@@ -53,6 +53,9 @@ class SideTrials:
         began = time.perf_counter()
         try:
             prediction, n_guess_tokens = self._guess(prediction, hypotheses, splits)
+            if "report" in splits and prediction.n_hard is None:  # they may have been measured since
+                n_hard = self._scorer.hard_read(self._evidence, prediction.n_read)
+                prediction = replace(prediction, n_hard=n_hard)
             reading, keys = _reading_of(prediction), {r.key for r in prediction.records}
             trials = self._trials_of(reading)
             missing = [t for t in trials if t.split in splits and t.key not in keys]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from neuroexplain.evidence import PredictedRecord, Status
-from neuroexplain.scorers.base import trials_read
+from neuroexplain.explaining.trials import SideTrials
+from neuroexplain.scorers._judge import OpenJudge
+from neuroexplain.scorers.base import PredictedTrial, Predictions, trials_read
 from neuroexplain.scorers.detection import SCORER
 from neuroexplain.scorers.digits import SCORER as DIGITS
 from neuroexplain.scorers.fuzzing import SCORER as FUZZING
@@ -21,6 +23,7 @@ from neuroexplain.scoring.look_alikes import (
 )
 from neuroexplain.scoring.splits import crop_first
 from neuroexplain.scoring.windows import hard_negatives, marked_hard_negatives
+from tests.scorers.test_words import Answering
 from tests.scoring.test_judge_scores import POSITIVE, RECORDS, evidence, prediction, report, weights
 from tests.scoring.test_side_evidence import UNIT, record
 
@@ -168,6 +171,33 @@ def test_verify_tells_which_windows_are_to_be_read():
     assert list(find_wrong_hard(own, judged([0.5] * 3))) == []
     for wrong in (judged([0.5] * 3, 2), judged([0.5] * 2, 3), replace(judged([0.5] * 3), n_hard=None)):
         assert len(list(find_wrong_hard(own, wrong))) == 1
+
+
+def test_a_prediction_gets_hard_negatives_when_its_report_is_read_and_those_alone():
+    class Counting(OpenJudge):
+        asked = 0
+
+        def run(self, explanation, trials, tokens):
+            self.asked += len(trials)
+            trials = [
+                PredictedTrial(np.array([0.5], np.float32), np.array([1.0], np.float32)) for _ in trials
+            ]
+            return Predictions(trials)
+
+    def trials_for(own):
+        return SideTrials(Counting(SCORER, Answering(lambda text: 0.5)), own, {})
+
+    trials = trials_for(evidence())
+    before = trials.extend(replace(prediction(VALUES), records=(), has_report=False), ["x"], ("report",))
+    assert (trials._scorer.asked, before.n_hard, before.has_report) == (8, None, True)
+    trials = trials_for(with_hard())
+    assert trials.extend(before, ["x"], ("select",)) is before
+    after = trials.extend(before, ["x"], ("report",))
+    assert (trials._scorer.asked, after.n_hard, len(after.records)) == (6, 6, 14)
+    assert list(find_wrong_hard(with_hard(), after)) == []
+    assert trials.extend(after, ["x"], ("report",)) == after
+    trials = trials_for(with_hard([]))
+    assert (trials.extend(before, ["x"], ("report",)).n_hard, trials._scorer.asked) == (0, 0)
 
 
 def test_peak_tokens_are_those_of_records_that_fire():
