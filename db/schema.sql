@@ -80,6 +80,23 @@ CREATE TRIGGER explanations_fts_update AFTER UPDATE OF text ON explanations BEGI
   INSERT INTO explanations_fts(explanations_fts, rowid, text) VALUES ('delete', old.id, old.text);
   INSERT INTO explanations_fts(rowid, text) VALUES (new.id, new.text);
 END;
+CREATE TABLE hard_records (
+	run_id INTEGER NOT NULL, 
+	layer INTEGER NOT NULL, 
+	unit INTEGER NOT NULL, 
+	side VARCHAR(8) NOT NULL, 
+	segments BLOB NOT NULL, 
+	starts BLOB NOT NULL, 
+	reasons BLOB NOT NULL, 
+	others BLOB NOT NULL, 
+	activations BLOB NOT NULL, 
+	checksum VARCHAR(16) NOT NULL, 
+	PRIMARY KEY (run_id, layer, unit, side), 
+	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
+)
+ WITHOUT ROWID
+
+;
 CREATE INDEX ix_leases_holder ON leases (holder);
 CREATE INDEX ix_scores_headline ON scores (run_id, metric, subset, split, value);
 CREATE INDEX ix_scores_headline_layer ON scores (run_id, layer, metric, subset, split, value);
@@ -135,7 +152,7 @@ CREATE TABLE "predictions" (
 	prompt_tokens INTEGER NOT NULL, 
 	completion_tokens INTEGER NOT NULL, 
 	seconds FLOAT NOT NULL, 
-	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, n_read INTEGER, with_bills BOOLEAN, has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, 
+	created_at VARCHAR(32) NOT NULL, codec VARCHAR(16) DEFAULT 'levels' NOT NULL, n_read INTEGER, with_bills BOOLEAN, has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, n_hard INTEGER, 
 	PRIMARY KEY (id), 
 	FOREIGN KEY(explanation_id) REFERENCES explanations (id) ON DELETE CASCADE, 
 	FOREIGN KEY(prompt_sha256) REFERENCES prompts (sha256), 
@@ -176,7 +193,7 @@ CREATE TABLE rule_predictions (
 	codec VARCHAR(16) DEFAULT 'levels' NOT NULL, 
 	n_read INTEGER, 
 	with_bills BOOLEAN, 
-	has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, 
+	has_report BOOLEAN, background BLOB, background_detail BLOB, background_control BLOB, guesses BLOB, n_background INTEGER, n_hard INTEGER, 
 	PRIMARY KEY (id), 
 	CONSTRAINT uq_rule_predictions UNIQUE (explanation_id, scorer, model), 
 	FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE, 

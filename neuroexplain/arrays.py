@@ -48,6 +48,17 @@ class SampleArrays:
 
 
 @dataclass(frozen=True, slots=True)
+class HardRecords:
+    """Records of the look-alikes of one side of a unit, and the unit's own activations there."""
+
+    segments: NDArray[np.uint32]  # [n]
+    starts: NDArray[np.uint8]  # [n], the record's first token in its segment; the shared one is 32 later
+    reasons: NDArray[np.uint8]  # [n], why it was taken: a place in look_alikes.REASONS
+    others: NDArray[np.uint32]  # [n], the look-alike, a unit of the same layer
+    activations: NDArray[np.float32]  # [n, 64], raw; bfloat16 is widened without loss
+
+
+@dataclass(frozen=True, slots=True)
 class VocabularyArrays:
     """The tokens that each unit's write vector promotes and suppresses most, strongest first."""
 

@@ -38,7 +38,7 @@ ROW_COLUMNS = (  # fields of QueryRow
     *("source", "side", "explanation", "explanation_id", "score", "metric", "subset"),
     *("scorer", "scorer_model", "correlation", "ci_low", "ci_high", "explainer", "model", "max_activation"),
     *("beyond_words", "rule", "examples", "rule_score", "intruder"),
-    *("intruder_low", "intruder_high"),
+    *("intruder_low", "intruder_high", "hard", "hard_low", "hard_high"),
 )
 QUERY_COLUMNS = ("layer", "unit", "neuron", *ROW_COLUMNS)
 
@@ -145,7 +145,7 @@ def _scores_of(explanation: Explanation, scores: Sequence[StoredScore]) -> list[
 def _predictions_of(
     page: UnitPage, explanation: Explanation, predictions: Sequence[Prediction]
 ) -> list[dict[str, Any]]:
-    """What was predicted of the unit's records; of a background only its number of records is told."""
+    """What was predicted of the unit's records, without those of a background and of look-alikes."""
     own = (p for p in predictions if p.explanation_id == explanation.id)
     return [prediction_json(page, p, record) for p in own for record in p.records if record.kind in KINDS]
 

@@ -19,8 +19,11 @@ if TYPE_CHECKING:  # `query` starts sooner without numpy
 
 Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
-Subset = Literal["population", "top_and_random", "top", "random", "bottom_and_random", "bottom"]
+Subset = Literal["population", "top_and_random", "top", "random", "bottom_and_random", "bottom", "hard"]
 POPULATION: Subset = "population"  # random and sampled records, weighted
+HARD: Subset = (
+    "hard"  # of these the windows where a unit fires, and windows of its look-alikes where it does not
+)
 INTRUDER = "intruder_found", "windows"  # metric and subset: how often a judge finds the odd of five windows
 INTRUDER_CHANCE = 0.2  # what guessing earns of it
 INTRUDER_CLEAR = 0.5  # an interval that reaches from chance to above it tells nothing
@@ -224,6 +227,9 @@ class Unit:
     nearest: tuple[tuple[int, float], ...] = ()
     # Random records of `report` that a scorer reads beside the others; none unless they were asked for.
     background: tuple[Exemplar, ...] = ()
+    # Records of `report` of each side's look-alikes, with what this unit does there; none unless they were
+    # asked for, and a side is missing where a pass of the subject has not measured it.
+    hard: Mapping[Side, tuple[Exemplar, ...]] = field(default_factory=dict)
 
 
 def is_side_dead(side: Side, peak: float | None) -> bool:
@@ -372,6 +378,7 @@ class Prediction:
     n_background: int | None = None  # how many records of the background are drawn; None: there is none
     # How strongly each record may fire, by which those of the background were drawn; None: all were read.
     guesses: tuple[float, ...] | None = None
+    n_hard: int | None = None  # how many hard negatives are read; None: they were not measured then
 
     @property
     def source(self) -> tuple[int, TextPart]:

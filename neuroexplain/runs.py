@@ -218,6 +218,10 @@ class QueryRow:
     intruder: float | None = None
     intruder_low: float | None = None
     intruder_high: float | None = None
+    # AUROC of the row's scorer among look-alikes, with the interval; None if these were not measured.
+    hard: float | None = None
+    hard_low: float | None = None
+    hard_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,13 @@ SCORE_NAMES = {
         "perfect, 0.5 is guessing. It hardly falls for an explanation that is too broad; that of fuzzing "
         "does not fall at all.",
     ),
+    ("auroc", "hard"): (
+        "AUROC among look-alikes",
+        "The same, but against windows where one would expect the unit to fire, and it does not: they hold "
+        "a token at which it often fires in other text, or at which the units nearest to it fire, and a pass "
+        "of the model has shown that it is silent there. 0.5 is guessing; much lower than AUROC: the "
+        "explanation names the look-alikes too. It is no estimate for the corpus.",
+    ),
     ("f1", "population"): (
         "F1",
         "Of windows of which the judge says yes (probability 0.5 or more) and windows where the unit fires, "

@@ -14,11 +14,12 @@ PEAK_INDEX = 32  # the peak's place in a top or bottom record: 32 tokens before 
 RANDOM_START = 64  # a random or sampled record is tokens 64..127 of its segment
 CROP_LENGTH = 32  # tokens of a record that a simulator sees and is scored on
 
-Kind = Literal["top", "bottom", "random", "sampled", "background"]
+Kind = Literal["top", "bottom", "random", "sampled", "background", "hard"]
 Sign = Literal["positive", "negative", "both"]
 Side = Literal["positive", "negative"]
-# Kinds of exemplars; the store keeps a kind's place. The records of a background stand apart.
+# Kinds of exemplars; the store keeps a kind's place. The records of a background, and hard ones, stand apart.
 KINDS: tuple[Kind, ...] = ("top", "bottom", "random", "sampled")
+PREDICTED_KINDS: tuple[Kind, ...] = (*KINDS, "hard")  # of the records of a prediction, but for a background
 SIDES: Mapping[Sign, tuple[Side, ...]] = {
     "positive": ("positive",),
     "negative": ("negative",),

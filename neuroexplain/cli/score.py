@@ -1,6 +1,6 @@
 """`neuroexplain score`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,7 @@ from neuroexplain.cli.app import app
 from neuroexplain.cli.engine_options import engines_of
 from neuroexplain.cli.options import (
     DEFAULT_DB,
+    SCORES,
     AsJson,
     Db,
     InFlight,
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from neuroexplain.runs import Run
     from neuroexplain.scorers.base import OpenScorer
     from neuroexplain.store.engine import Store
-    from neuroexplain.units import UnitId
+    from neuroexplain.subject.model import Subject
+    from neuroexplain.units import UnitId, UnitSide
 
 UnitNames = Annotated[str | None, typer.Argument(help="Units, like 3:17 or 15:0-99.")]
 Hypothesis = Annotated[
@@ -67,11 +69,23 @@ Controls = Annotated[
         "unless some are named.",
     ),
 ]
+SubjectName = Annotated[
+    str | None,
+    typer.Option(
+        "--subject",
+        metavar="MODEL",
+        help="Read the run's own model again, to measure what units do on text of their look-alikes: units "
+        "that peak on the same tokens, and the nearest ones. Judges and embedding then also tell how well an "
+        "explanation keeps them apart (the score among look-alikes). Done once; later commands use it.",
+        rich_help_panel=SCORES,
+    ),
+]
 
 
 @app.command(
     epilog='Example:  neuroexplain score 3:17 --text "words about rivers"\n\n'
-    "Judges beside simulation:  neuroexplain score 15:0-99 --scorer detection,fuzzing --control"
+    "Judges beside simulation:  neuroexplain score 15:0-99 --scorer detection,fuzzing --control\n\n"
+    "Hard negatives, too:  neuroexplain score 15:0-99 --scorer detection,fuzzing --subject ./model"
 )
 def score(
     context: typer.Context,
@@ -92,6 +106,7 @@ def score(
     simulator: OldScorerNames = None,
     score_records: ScoreRecords = None,
     bills: WithBills = None,
+    subject: SubjectName = None,
     control: WithControl = False,
     null: OldWithControl = False,
     embedding: ScoringEmbedding = DEFAULT_EMBEDDING,
@@ -122,6 +137,8 @@ def score(
         raise NeuroexplainError(
             "Name units, like 3:17, or make controls of all:  neuroexplain score --controls"
         )
+    if subject is not None:
+        _check_subject_is_read(controls, scorer_names(context))
     scoring = ScoreConfig(scorer_names(context), engines_of(context)[1], score_records, bills, embedding)
     n_failed = _make_controls(context, scoring) if controls else _score_units(context, scoring)
     if n_failed:
@@ -148,6 +165,10 @@ def _score_units(context: typer.Context, scoring: "ScoreConfig") -> int:
         unit_ids = select_units(store, run, None, units)
         say_rule(run)
         explanations = [] if text is not None else _stored_explanations(store, run, unit_ids, units)
+        if options["subject"] is not None:  # before an engine takes the device's memory
+            of_text = {(unit, side) for unit in unit_ids for side in run.sides} if text is not None else ()
+            sides = {*of_text, *(e.unit_side for e in explanations)}
+            _measure_hard(store, run, sides, options["subject"], options["trust_remote_code"])
         with open_engines(run, engine, scoring, explains=False, tell=say) as (_, scorers):
             if text is not None:  # only now: nothing is stored where an engine cannot be had
                 explanations = _save_hypothesis(store, run, unit_ids, text)
@@ -158,6 +179,33 @@ def _score_units(context: typer.Context, scoring: "ScoreConfig") -> int:
     else:
         print(scores_text(run, scores))
     return n_failed
+
+
+def _check_subject_is_read(controls: bool, names: "Sequence[str]") -> None:
+    """Raise NeuroexplainError unless one of the scorers reads what --subject measures."""
+    from neuroexplain.scorers.base import SCORERS
+
+    reading = [name for name in SCORERS.names() if SCORERS.load(name).reads_hard]
+    if controls:
+        raise NeuroexplainError("--controls reads no model but the scorer's: leave out --subject.")
+    if not set(reading) & set(names):
+        raise NeuroexplainError(
+            f"--subject measures hard negatives, and --scorer {','.join(names)} does not read them.\n"
+            f"Name a scorer that does ({', '.join(reading)}):  --scorer {reading[0]}"
+        )
+
+
+def _measure_hard(
+    store: "Store", run: "Run", sides: "Collection[UnitSide]", model: str, trust_remote_code: bool
+) -> None:
+    """Measure what the units do on the records of their look-alikes, with the run's subject."""
+    from neuroexplain.collecting.measure_hard import run_measure_hard
+    from neuroexplain.subject.load import load_subject
+
+    def load() -> "Subject":
+        return load_subject(model, run.dtype, trust_remote_code=trust_remote_code)
+
+    draw(run_measure_hard(store, run, sides, model, load), gently=True)
 
 
 def _make_controls(context: typer.Context, scoring: "ScoreConfig") -> int:

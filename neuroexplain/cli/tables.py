@@ -48,8 +48,10 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
     has_beyond = any(row.beyond_words is not None for row in rows)
     has_rules = any(row.rule_score is not None for row in rows)
     has_intruders = any(row.intruder is not None for row in rows)
+    has_hard = any(row.hard is not None for row in rows)
     figures = ["score", "95% interval", *(["rule"] if has_rules else [])]
     figures += ["beyond"] if has_beyond else []
+    figures += ["alike"] if has_hard else []
     figures += ["odd one"] if has_intruders else []
     names = ["unit", *figures, "explanation", "by", *(["scored by"] if has_scorers else [])]
     table = Listing(names, right=("unit", *figures))
@@ -60,6 +62,10 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
             table.caption += "; rule: the same of the rule alone, without the examples in brackets"
         if has_beyond:
             table.caption += "; beyond: the same without the words that stand in the explanation"
+        if has_hard:
+            table.caption += (
+                "; alike: AUROC among look-alikes, text where one expects the unit to fire, and it does not"
+            )
         if has_intruders:
             table.caption += (
                 "; odd one: how often a judge finds the odd one of five windows of the unit without the "
@@ -71,6 +77,7 @@ def query_table(rows: Sequence[QueryRow]) -> Listing:
         cells = [row.label, number(row.score), interval(row.ci_low, row.ci_high)]
         cells += [number(row.rule_score)] if has_rules else []
         cells += [number(row.beyond_words)] if has_beyond else []
+        cells += [number(row.hard)] if has_hard else []
         cells += [intruder_text(row)] if has_intruders else []
         cells += [rule_first(row.explanation, row.rule, row.examples), by]
         if has_scorers:

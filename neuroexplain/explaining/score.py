@@ -26,6 +26,7 @@ from neuroexplain.scorers.base import OpenScorer
 from neuroexplain.scoring.side_evidence import HELD_OUT
 from neuroexplain.scoring.splits import split_by_rank
 from neuroexplain.store.engine import Store
+from neuroexplain.store.hard import list_measured
 from neuroexplain.store.leases import open_leases
 from neuroexplain.store.save_explained import save_prompt
 
@@ -44,15 +45,23 @@ def run_score(
 ) -> Generator[Progress]:
     """Score stored explanations and their rules on held-out records, then their controls on the same.
 
-    A scorer that asks per record reads `report` alone; the others read `select` too, for calibration.
+    A scorer that asks per record reads `report` alone; the others read `select` too, for calibration. Of
+    hard negatives that were measured since, a stored prediction gets those alone, and its control again.
     `controls_later` and `records`: as for `run_explain`.
     """
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
     whole = records or store
 
+    measured = list_measured(whole, run.id) if scorer.scorer.reads_hard else set()
+    compared: set[int] = set()  # explanations whose stored control is to be tried again on more records
+
     def lacks(explanation: Explanation, part: TextPart, prediction: Prediction | None) -> bool:
-        return not _is_complete(run, scorer, prediction)
+        is_measured = explanation.unit_side in measured
+        is_complete = _is_complete(run, scorer, prediction, is_measured)
+        if not is_complete and prediction is not None and prediction.control_explanation_id is not None:
+            compared.add(prediction.explanation_id)
+        return not is_complete
 
     plan = PredictionPlan(store, whole, run, explanations, scorer, lacks, retry_failed=retry_failed)
     splits: tuple[Split, ...] = ("report",) if scorer.asks_per_record else HELD_OUT
@@ -64,6 +73,7 @@ def run_score(
         hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
         return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
+    wants_all = with_control or not scorer.asks_per_record
     n_finished = len(explanations) - len(plan.pending)
     with open_leases(store, run.id) as leases, ResultWriter(store, run, None, None, scorer, leases) as writer:
         start = Progress("scoring", n_finished, len(explanations), "explanations", plan.failures)
@@ -78,21 +88,25 @@ def run_score(
         yield from predict_controls(
             store,
             run,
-            explanations,
+            explanations if wants_all else [e for e in explanations if e.id in compared],
             scorer,
             writer,
             leases,
-            with_control=with_control,
+            with_control=with_control or bool(compared),
             retry_failed=retry_failed,
             run_many=run_many,
             records=records,
         )
 
 
-def _is_complete(run: Run, scorer: OpenScorer, prediction: Prediction | None) -> bool:
-    """Whether nothing is left to predict: it failed, or it has the `report` records that the scorer reads."""
+def _is_complete(run: Run, scorer: OpenScorer, prediction: Prediction | None, is_measured: bool) -> bool:
+    """Whether nothing is left to predict: it failed, or it has the `report` records that the scorer reads.
+
+    is_measured: whether the side's hard records are stored.
+    """
     if prediction is None or prediction.status != Status.OK:
         return prediction is not None
     if run.split_rule == "ranks":
         return any(split_by_rank(record.rank) == "report" for record in prediction.records)
-    return bool(prediction.has_report) and scorer.has_read(prediction)
+    is_read = bool(prediction.has_report) and scorer.has_read(prediction)
+    return is_read and not (is_measured and prediction.n_hard is None)

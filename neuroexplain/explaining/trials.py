@@ -16,14 +16,15 @@ from neuroexplain.scorers.base import OpenScorer, PredictedTrial, Predictions, t
 from neuroexplain.scoring.side_evidence import BackgroundDraw, SideEvidence, Trial, background_draw_of
 from neuroexplain.status_words import status_words
 
-# Which trials are read: "held out" or "explain", Prediction.n_read and with_bills, and of the background.
-Reading: TypeAlias = tuple[str, int | None, bool | None, BackgroundDraw | None]
+# Which trials are read: "held out" or "explain", Prediction.n_read and with_bills, of the background, n_hard.
+Reading: TypeAlias = tuple[str, int | None, bool | None, BackgroundDraw | None, int | None]
 
 
 class SideTrials:
     """A side's trials and a scorer. A hypothesis is tried once on each split, however often it is asked for.
 
-    All trials of a split are run together, so a prediction never depends on which of them were missing.
+    All trials of a split are run together, so a prediction never depends on which of them were missing. Hard
+    negatives are run by themselves: they may have been measured long after the others were predicted.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class SideTrials:
         self._run_many, self._at_once = run_many, at_once  # hypotheses of this side at the same time
         self._evidence = evidence
         self._trials: dict[Reading, list[Trial]] = {}
-        self._predicted: dict[tuple[str, Split, Reading], Mapping[RecordKey, PredictedTrial]] = {}
+        self._predicted: dict[tuple[str, str, Reading], Mapping[RecordKey, PredictedTrial]] = {}
 
     def extend(
         self, prediction: Prediction, hypotheses: Sequence[str], splits: Collection[Split]
@@ -52,6 +53,9 @@ class SideTrials:
         began = time.perf_counter()
         try:
             prediction, n_guess_tokens = self._guess(prediction, hypotheses, splits)
+            if "report" in splits and prediction.n_hard is None:  # they may have been measured since
+                n_hard = self._scorer.hard_read(self._evidence, prediction.n_read)
+                prediction = replace(prediction, n_hard=n_hard)
             reading, keys = _reading_of(prediction), {r.key for r in prediction.records}
             trials = self._trials_of(reading)
             missing = [t for t in trials if t.split in splits and t.key not in keys]
@@ -135,7 +139,7 @@ class SideTrials:
 
         As many sampled and random records are read as of other splits. Raises LlmReplyError.
         """
-        began, reading = time.perf_counter(), ("explain", prediction.n_read, False, None)
+        began, reading = time.perf_counter(), ("explain", prediction.n_read, False, None, None)
         drawn = {d.record.key for d in self._evidence.draw("explain", prediction.n_read)}
         trials = [trial for trial in self._evidence.crops_of("explain") if trial.key in drawn]
         self._trials[reading] = trials
@@ -146,34 +150,35 @@ class SideTrials:
     def _trials_of(self, reading: Reading) -> list[Trial]:
         """The held-out trials of a prediction."""
         if reading not in self._trials:
-            _, n_read, with_bills, background = reading
+            _, n_read, with_bills, background, n_hard = reading
             self._trials[reading] = trials_read(
-                self._scorer.scorer, self._evidence, n_read, with_bills, background
+                self._scorer.scorer, self._evidence, n_read, with_bills, background, n_hard
             )
         return self._trials[reading]
 
     def _run(self, hypotheses: Sequence[str], trials: Sequence[Trial], reading: Reading) -> int:
-        """Run every hypothesis on all trials of these trials' splits. Returns the prompt tokens sent."""
-        splits = dict.fromkeys(trial.split for trial in trials)
-        pairs = dict.fromkeys((text, split) for split in splits for text in hypotheses)
+        """Run every hypothesis on all trials of these trials' groups. Returns the prompt tokens sent."""
+        groups = dict.fromkeys(map(_group_of, trials))
+        pairs = dict.fromkeys((text, group) for group in groups for text in hypotheses)
         missing = [pair for pair in pairs if (*pair, reading) not in self._predicted]
-        by_split = {split: [t for t in self._trials[reading] if t.split == split] for split in splits}
+        by_group = {group: [t for t in self._trials[reading] if _group_of(t) == group] for group in groups}
 
-        def run(pair: tuple[str, Split]) -> Predictions:
-            text, split = pair
-            return self._scorer.run(text, by_split[split], self._tokens)
+        def run(pair: tuple[str, str]) -> Predictions:
+            text, group = pair
+            return self._scorer.run(text, by_group[group], self._tokens)
 
         n_tokens = 0
         n_at_once = max(1, min(self._at_once, len(missing)))
         for pair, predictions in self._run_many(run, missing, n_at_once):
-            keys = (trial.key for trial in by_split[pair[1]])
+            keys = (trial.key for trial in by_group[pair[1]])
             self._predicted[*pair, reading] = dict(zip(keys, predictions.trials, strict=True))
             n_tokens += predictions.prompt_tokens
         return n_tokens
 
     def _record(self, trial: Trial, hypotheses: Sequence[str], reading: Reading) -> PredictedRecord:
         """What the hypotheses predict together: at each token the greatest value, with its detail."""
-        first, *others = [self._predicted[text, trial.split, reading][trial.key] for text in hypotheses]
+        group = _group_of(trial)
+        first, *others = [self._predicted[text, group, reading][trial.key] for text in hypotheses]
         values, detail = first.values, first.detail
         for other in others:
             if detail is not None and other.detail is not None:
@@ -183,7 +188,13 @@ class SideTrials:
 
 
 def _reading_of(prediction: Prediction) -> Reading:
-    return "held out", prediction.n_read, prediction.with_bills, background_draw_of(prediction)
+    background = background_draw_of(prediction)
+    return "held out", prediction.n_read, prediction.with_bills, background, prediction.n_hard
+
+
+def _group_of(trial: Trial) -> str:
+    """Which trials it is run together with: those of its split, or hard ones."""
+    return "hard" if trial.kind == "hard" else trial.split
 
 
 def _add_cost(prediction: Prediction, n_tokens: int, began: float) -> Prediction:

@@ -11,6 +11,7 @@ from neuroexplain.evidence import TEXT_PARTS, Prediction, Score, Split, Status, 
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import compute_scores
 from neuroexplain.scoring.background_faults import find_background_faults
+from neuroexplain.scoring.hard_faults import find_hard_faults, find_wrong_hard
 from neuroexplain.scoring.probability_faults import find_wrong_probabilities
 from neuroexplain.scoring.record_faults import find_record_faults, find_segment_faults
 from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence
@@ -19,6 +20,7 @@ from neuroexplain.store.background import load_unit_to_score
 from neuroexplain.store.collected import load_collected_layer
 from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import list_explanations, list_predictions, list_scores
+from neuroexplain.store.hard import list_measured, load_hard_rows
 from neuroexplain.store.integrity import list_misplaced, list_unsound_samples
 from neuroexplain.store.units import list_explained_ids, list_segments, load_segments
 from neuroexplain.units import RECORD_LENGTH, UnitId
@@ -36,6 +38,7 @@ def verify_run(store: Store, run: Run) -> Iterator[str]:
             yield f"{unit_id}: {str(error).splitlines()[0]}"
     if run.split_rule == "passages":
         yield from _verify_records(store, run)
+        yield from _verify_hard(store, run)
     yield from list_misplaced(store, run.id)
 
 
@@ -71,6 +74,22 @@ def _verify_records(store: Store, run: Run) -> Iterator[str]:
         except StoreUnreadable as error:
             yield f"the segments were not checked together: {str(error).splitlines()[0]}"
     yield from list_unsound_samples(store, run.id)
+
+
+def _verify_hard(store: Store, run: Run) -> Iterator[str]:
+    """Faults of what was measured of look-alikes, unit by unit."""
+    units = sorted({unit for unit, _ in list_measured(store, run.id)})
+    for unit_id in units:
+        try:
+            unit, _ = load_unit_to_score(store, run, unit_id)
+            for row in load_hard_rows(store, run, unit_id.layer, [unit_id.index]):
+                evidence = SideEvidence.of(run, unit, row.side)
+                for fault in find_hard_faults(evidence, row.records, run.width(unit_id.layer), run.dtype):
+                    yield f"{unit_id}: {fault}"
+                if not row.is_sound:
+                    yield f"{unit_id}: its {row.side} side's look-alikes differ from their checksum"
+        except (NotInStore, StoreUnreadable) as error:
+            yield f"{unit_id}: {str(error).splitlines()[0]}"
 
 
 def _verify_unit(store: Store, run: Run, unit_id: UnitId) -> Iterator[str]:
@@ -122,7 +141,8 @@ def _find_faults(evidence: SideEvidence, prediction: Prediction, stored: Scores)
     if prediction.n_read is not None:
         for split in HELD_OUT:
             yield from find_wrong_probabilities(evidence, split, prediction.n_read, prediction)
-    records = (*evidence.unit.exemplars, *evidence.unit.background)
+    yield from find_wrong_hard(evidence, prediction)
+    records = (*evidence.unit.exemplars, *evidence.unit.background, *(evidence.hard or ()))
     for leak in find_leaks(records, {r.key for r in prediction.records}, evidence.split_rule):
         yield f"a leak: {leak}"
 

@@ -33,6 +33,7 @@ ABOUT = {  # what each table holds
     "samples": "what the probabilities of sampled records follow from",
     "background": "activations above 0 in the background, of units that have some",
     "background_segments": "the segments of the background, random ones of `report`",
+    "hard": "records of units' look-alikes in `report`, with the unit's own activations there",
     "explanations": "an explanation a row: its text (with its rule and examples, if it is made of these), "
     "explainer, model, prompt, status and reason",
     "scores": "a score a row: value, interval, control, status and reason, joined by `explanation_id`",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from neuroexplain.evidence import TEXT_PARTS, Explanation, Prediction, Score, Status, VocabularyEntry
 from neuroexplain.formats._parquet_files import list_files, sha256_of
+from neuroexplain.formats._parquet_hard import import_hard
 from neuroexplain.formats._parquet_layers import read_layer
 from neuroexplain.formats._parquet_rows import explanation_of, prediction_of, segment_of
 from neuroexplain.formats._parquet_run import read_run
@@ -126,6 +127,7 @@ def _import_tables(store: Store, run_id: int, folder: Path, run: Run) -> Iterato
         if count_layer_units(store, run_id, layer) < width:
             collected = read_layer(folder, run, layer, own, segments)
             save_collected_layer(store, run_id, collected)
+        import_hard(store, run_id, folder, run, layer, own, segments)
         decode = partial(explanation_of, prompts=prompts)
         for batch in read_batches(folder, "explanations", decode, own, layer):
             explanations = [_on_a_side_of(run, explanation) for explanation in batch]

@@ -25,7 +25,7 @@ from neuroexplain.evidence import (
 )
 from neuroexplain.formats._parquet_tables import NOT_STORED
 from neuroexplain.scoring.codecs import CODECS, Codec
-from neuroexplain.units import CROP_LENGTH, KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
+from neuroexplain.units import CROP_LENGTH, PREDICTED_KINDS, RECORD_LENGTH, SEGMENT_LENGTH, UnitId
 
 MOST_RANKS = MOST_BACKGROUND + MOST_RECORDS + 1  # of a background, which begins with random records
 Array: TypeAlias = NDArray[np.float32]
@@ -106,6 +106,8 @@ def prediction_of(
         raise ValueError(f"{row['n_background']} records of a background cannot be read")
     if row["n_read"] is not None and row["n_read"] not in range(1, 256):
         raise ValueError(f"{row['n_read']} records of a split cannot be read")
+    if row["n_hard"] is not None and row["n_hard"] not in range(256):
+        raise ValueError(f"{row['n_hard']} hard negatives cannot be read")
     return Prediction(
         unit=UnitId(row["layer"], row["neuron"]),
         provenance=_provenance_of(row, prompts),
@@ -143,8 +145,8 @@ def _is_possible(
     n, greatest = len(values), float(np.finfo(codec.dtype).max)
     is_mass = codec.detail_is_mass
     return (
-        row["kind"] in (*KINDS, "background")
-        and row["rank"] in range(256 if row["kind"] in KINDS else MOST_RANKS)
+        row["kind"] in (*PREDICTED_KINDS, "background")
+        and row["rank"] in range(256 if row["kind"] in PREDICTED_KINDS else MOST_RANKS)
         and row["first"] in range(RECORD_LENGTH - n + 1)
         and n > 0
         and all(array is None or len(array) == n for array in (detail, control))

@@ -27,6 +27,7 @@ TABLES = (
     "samples",
     "background",
     "background_segments",
+    "hard",
     "explanations",
     "scores",
     "predictions",
@@ -80,6 +81,7 @@ NEW_COLUMNS = {
     "examples": None,
     "n_background": None,
     "guesses": None,
+    "n_hard": None,
 }
 T = TypeVar("T")
 
@@ -123,6 +125,15 @@ def table_schema(table: str) -> pa.Schema:
             ("activations", pa.list_(pa.float32())),
         ],
         "background_segments": [("layer", pa.int64()), ("segments", pa.list_(pa.uint32()))],
+        "hard": [
+            *neuron,
+            ("side", pa.string()),
+            ("segments", pa.list_(pa.uint32())),
+            ("starts", pa.list_(pa.uint8())),
+            ("reasons", pa.list_(pa.string())),
+            ("others", pa.list_(pa.uint32())),
+            ("activations", pa.list_(pa.float32())),
+        ],
         "prompts": [("sha256", pa.string()), ("name", pa.string()), ("text", pa.string())],
         "explanations": [*neuron, *_columns(Explanation), *_columns(Provenance)],
         "predictions": predictions,

@@ -20,6 +20,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import TEXT_PARTS, TextPart
 from neuroexplain.formats._parquet_card import Holdings, make_card, with_license, with_name
 from neuroexplain.formats._parquet_files import CARD, list_files, sha256_of
+from neuroexplain.formats._parquet_hard import hard_rows
 from neuroexplain.formats._parquet_import import import_parquet
 from neuroexplain.formats._parquet_layers import (
     TokenTexts,
@@ -86,6 +87,7 @@ def _write_collected(store: Store, run: Run, layer: int, folder: Path, vocabular
     for name, table in tables.items():
         pq.write_table(table, folder / name / f"{layer_name(layer)}.parquet", compression="zstd")
     write_rows(folder, "samples", layer_name(layer), sample_rows(collected))
+    write_rows(folder, "hard", layer_name(layer), hard_rows(store, run, layer))
     if (background := collected.background) is not None:
         write_rows(folder, "background", layer_name(layer), background_rows(background, layer))
         segments = {"layer": layer, "segments": background.segments.tolist()}

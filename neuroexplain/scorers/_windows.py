@@ -8,10 +8,10 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.evidence import POPULATION, Prediction, Score, Status
 from neuroexplain.runs import Run
 from neuroexplain.scorers.base import RECORDS_OF_CHEAP, Scorer
-from neuroexplain.scoring.judge_scores import score_windows
+from neuroexplain.scoring.judge_scores import score_hard, score_windows
 from neuroexplain.scoring.judgements import AUROC
 from neuroexplain.scoring.side_evidence import HELD_OUT, SideEvidence, Trial
-from neuroexplain.scoring.windows import windows_of
+from neuroexplain.scoring.windows import hard_negatives, windows_of
 
 
 class WindowScorer(Scorer):
@@ -21,10 +21,11 @@ class WindowScorer(Scorer):
     unsorted_metrics: ClassVar[tuple[str, ...]] = ()  # further ones, of which less is better
     predicts_tokens = False
     reads_background = False
+    reads_hard = True
     records_of_split = RECORDS_OF_CHEAP  # one value a window, where a simulator has 32: all of them are read
 
     def trials(self, evidence: SideEvidence) -> list[Trial]:
-        return windows_of(evidence)
+        return [*windows_of(evidence), *hard_negatives(evidence)]
 
     def subsets_of(self, run: Run, metric: str) -> tuple[str, ...]:
         return (POPULATION,) if run.n_sampled else ()
@@ -39,6 +40,7 @@ class WindowScorer(Scorer):
                 scores += self.undefined(evidence, Status.NOT_CHOSEN, reason)
             elif split == "report" or any(evidence.splits[r.key] == split for r in prediction.records):
                 scores += score_windows(evidence, prediction, split, no_control, metrics)
+        scores += score_hard(evidence, prediction, no_control)
         return scores
 
     def undefined(self, evidence: SideEvidence, status: Status, reason: str | None) -> list[Score]:

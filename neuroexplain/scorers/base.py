@@ -31,6 +31,7 @@ from neuroexplain.llm.engine import Usage
 from neuroexplain.registry import Registry
 from neuroexplain.runs import Run
 from neuroexplain.scoring.side_evidence import HELD_OUT, BackgroundDraw, SideEvidence, Trial
+from neuroexplain.scoring.windows import hard_negatives
 
 if TYPE_CHECKING:
     from neuroexplain.llm.distributions import LogprobRequest, NextTokenRequest
@@ -83,6 +84,7 @@ class Scorer(ABC):
     asks_per_record: ClassVar[bool] = True  # whether more records need more requests
     reads_explanation: ClassVar[bool] = True  # if not, another explanation is no control
     reads_background: ClassVar[bool] = True  # where a run has one; if not, the random records of every unit
+    reads_hard: ClassVar[bool] = False  # whether it reads hard negatives, where they were measured
     predicts_tokens: ClassVar[bool] = True  # whether a record has a value for each token, else one for all
     records_of_split: ClassVar[int | None] = None  # that it reads by default; None: by what a record costs
 
@@ -171,6 +173,12 @@ class OpenScorer(ABC):
         n = len(evidence.background_frame())
         return min(n, DRAWN_BACKGROUND * n_read) if self.asks_per_record else n
 
+    def hard_read(self, evidence: SideEvidence, n_read: int | None) -> int | None:
+        """How many hard negatives it reads, at most n_read; None where they were not measured."""
+        if not self.scorer.reads_hard or evidence.hard is None or n_read is None:
+            return None
+        return min(n_read, len(hard_negatives(evidence)))
+
     @property
     def reads_strongest(self) -> bool:
         """Whether the strongest records are read where there are samples too."""
@@ -203,16 +211,17 @@ def trials_read(
     n_read: int | None,
     with_bills: bool | None,
     background: BackgroundDraw | None = None,
+    n_hard: int | None = None,
 ) -> list[Trial]:
     """The trials of a prediction: see Prediction.n_read. With None for n_read, all trials of the scorer.
 
-    Those of the population, and with_bills what Bills' score reads: the strongest records and as many random
-    ones.
+    Those of the population, with_bills what Bills' score reads (the strongest records and as many random
+    ones), and the first n_hard hard negatives.
     """
     trials = scorer.trials(evidence)
     if n_read is None:
         return trials
-    read: set[RecordKey] = set()
+    read: set[RecordKey] = {t.key for t in [t for t in trials if t.kind == "hard"][: n_hard or 0]}
     for split in HELD_OUT:
         if with_bills:
             strongest = [t.key for t in trials if t.split == split and t.kind == evidence.strongest]

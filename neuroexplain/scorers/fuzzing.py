@@ -11,7 +11,7 @@ from __future__ import annotations
 from neuroexplain.evidence import Tokens
 from neuroexplain.scorers._judge import Judge, window_text
 from neuroexplain.scoring.side_evidence import SideEvidence, Trial
-from neuroexplain.scoring.windows import MarkedWindow, marked_windows
+from neuroexplain.scoring.windows import MarkedWindow, marked_hard_negatives, marked_windows
 
 
 class Fuzzing(Judge):
@@ -21,7 +21,7 @@ class Fuzzing(Judge):
     prompt_name = "judge/fuzzing"
 
     def trials(self, evidence: SideEvidence) -> list[Trial]:
-        return list(marked_windows(evidence))
+        return [*marked_windows(evidence), *marked_hard_negatives(evidence)]
 
     def text_of(self, trial: Trial, tokens: Tokens) -> str:
         assert isinstance(trial, MarkedWindow)

@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuroexplain.scoring.population import KINDS_DRAWN, Array, half_width, weighted_auprc
-from neuroexplain.units import Kind
 
 THRESHOLD = 0.5  # probability of yes from which a window is called positive
 CUT = 0.01  # from 0 and 1: figures nearer than that count as that far away, for the interval alone
 ROUNDING = 1e-9  # log odds that differ by less are equal
 LEAST_OF_KIND = 2  # windows of each kind that an interval needs
+STRATA: tuple[str, ...] = KINDS_DRAWN
+HARD_STRATA = ("positive", "hard")
 AUROC, F1, BALANCED_ACCURACY, BRIER = "auroc", "f1", "balanced_accuracy", "brier"
 
 
@@ -33,8 +34,10 @@ AUROC, F1, BALANCED_ACCURACY, BRIER = "auroc", "f1", "balanced_accuracy", "brier
 class Judgements:
     """What a judge says of some windows."""
 
-    kinds: Sequence[Kind]  # [n], random or sampled; a record that was drawn as both is a sampled one
-    weights: Array  # [n], 1 / the probability with which each was drawn
+    # [n], of STRATA: random or sampled; a record that was drawn as both is a sampled one. In the subset
+    # `hard` of HARD_STRATA.
+    kinds: Sequence[str]
+    weights: Array  # [n], 1 / the probability with which each was drawn; 1 of a hard negative
     probabilities: Array  # [n], of yes; for metrics that only compare them, any values
     is_positive: NDArray[np.bool_]  # [n], whether the unit fires there
 
@@ -104,12 +107,17 @@ JUDGE_METRICS: Mapping[str, JudgeMetric] = {
 }
 
 
-def judged_interval(judged: Judgements, metric: JudgeMetric) -> tuple[float, float] | str:
-    """A 95% interval of a metric, which lies in it, or the reason why there is none."""
+def judged_interval(
+    judged: Judgements, metric: JudgeMetric, strata: Sequence[str] = STRATA
+) -> tuple[float, float] | str:
+    """A 95% interval of a metric, which lies in it, or the reason why there is none.
+
+    strata: the kinds of windows that were drawn each by itself.
+    """
     value = metric.value(judged)
     if value is None:
         return "the metric is undefined"
-    for kind in KINDS_DRAWN:
+    for kind in strata:
         count = sum(own == kind for own in judged.kinds)
         if count < LEAST_OF_KIND:
             return f"{count} {kind} windows, {LEAST_OF_KIND} are needed"
@@ -122,7 +130,7 @@ def judged_interval(judged: Judgements, metric: JudgeMetric) -> tuple[float, flo
         )
         left_out.append(metric.guessing if without is None else without)
     odds = _log_odds(np.array(left_out))
-    half = half_width(odds, judged.kinds)
+    half = half_width(odds, judged.kinds, strata)
     if half is None or np.ptp(odds) < ROUNDING:
         return "the value is the same without any of the windows"
     middle = float(_log_odds(np.array(value)))

@@ -125,18 +125,19 @@ def jackknife_interval(records: Sequence[WeightedRecord]) -> tuple[float, float]
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
-def half_width(left_out: Array, kinds: Sequence[Kind]) -> float | None:
+def half_width(left_out: Array, strata: Sequence[str], names: Sequence[str] = KINDS_DRAWN) -> float | None:
     """Half the width of a 95% interval of a figure, from its values without each record, [n].
 
-    There must be records of both kinds. None if the figure is the same without any of them.
+    strata: which of `names` each record was drawn as. There must be records of each of them. None if the
+    figure is the same without any of them.
     """
     from scipy.special import stdtrit
 
     variance, squares, fourths = 0.0, 0.0, 0.0
-    for kind in KINDS_DRAWN:
-        of_kind = left_out[[own == kind for own in kinds]]
-        count = len(of_kind)
-        distances = of_kind - of_kind.mean()
+    for name in names:
+        of_stratum = left_out[[own == name for own in strata]]
+        count = len(of_stratum)
+        distances = of_stratum - of_stratum.mean()
         variance += (count - 1) / count * float((distances**2).sum())
         squares += float((distances**2).sum())
         fourths += float((distances**4).sum())

@@ -116,11 +116,16 @@ class SideEvidence:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of records that this side is explained and scored by."""
-        return self.strongest, "random", "sampled", "background"
+        return self.strongest, "random", "sampled", "background", "hard"
+
+    @property
+    def hard(self) -> tuple[Exemplar, ...] | None:
+        """The measured records of this side's look-alikes; None if they were not measured."""
+        return self.unit.hard.get(self.side)
 
     @property
     def _records(self) -> tuple[Exemplar, ...]:
-        return *self.unit.exemplars, *self.unit.background
+        return *self.unit.exemplars, *self.unit.background, *(self.hard or ())
 
     @property
     def headline_subset(self) -> Subset:
@@ -220,22 +225,32 @@ class SideEvidence:
         """
         if self.split_rule == "passages" and record.kind in ("random", "sampled", "background"):
             return scored_first(self.seed, record.segment)
-        return crop_first(self.seed, self.unit.id, record.kind, record.rank)
+        number = record.segment if record.kind == "hard" else record.rank
+        return crop_first(self.seed, self.unit.id, record.kind, number)
 
     def crops(self) -> list[Trial]:
         """The crop of each held-out record that is scored, in the order of kinds and ranks."""
         return self.crops_of("select", "report")
 
     def crops_of(self, *splits: Split) -> list[Trial]:
-        """The crops of the records of these splits that do not leak."""
-        trials = []
-        for key, record in self.by_key.items():
-            split = self.splits[key]
-            if split is not None and split in splits and key not in self.leaking:
-                first = self.first_of(record)
-                token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
-                trials.append(Trial(*key, split, first, token_ids))
-        return trials
+        """The crops of the records of these splits that do not leak, without hard ones."""
+        return [
+            self._crop(record, split)
+            for key, record in self.by_key.items()
+            if record.kind != "hard"
+            and (split := self.splits[key]) is not None
+            and split in splits
+            and key not in self.leaking
+        ]
+
+    def hard_crops(self) -> list[Trial]:
+        """The crops of hard records that do not leak, in the order of ranks; each holds the shared token."""
+        return [self._crop(r, "report") for r in self.hard or () if r.key not in self.leaking]
+
+    def _crop(self, record: Exemplar, split: Split) -> Trial:
+        first = self.first_of(record)
+        token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
+        return Trial(*record.key, split, first, token_ids)
 
     def draw(
         self, split: Split, n: int | None = None, background: BackgroundDraw | None = None
@@ -300,12 +315,7 @@ class SideEvidence:
 
     def guessed_trials(self) -> list[Trial]:
         """The scored halves of the records that have a guess."""
-        trials = []
-        for record in self.guessed_records():
-            first = self.first_of(record)
-            token_ids = tuple(record.token_ids[first : first + CROP_LENGTH].tolist())
-            trials.append(Trial(*record.key, "report", first, token_ids))
-        return trials
+        return [self._crop(record, "report") for record in self.guessed_records()]
 
     def _draw_background(self, draw: BackgroundDraw) -> tuple[list[Exemplar], int, dict[int, float]]:
         """(records that are read, records of the background, chances of segments to be drawn from it).

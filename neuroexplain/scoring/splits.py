@@ -147,13 +147,13 @@ def find_leaks(
     return leaks
 
 
-def crop_first(seed: int, unit: UnitId, kind: Kind, rank: int) -> int:
+def crop_first(seed: int, unit: UnitId, kind: Kind, number: int) -> int:
     """The first of a record's 32 tokens that are predicted and scored, 1..32.
 
-    It is drawn by a hash. The peak, always at the same token of a record, may so be anywhere in the crop, and
-    a prediction gains nothing by position.
+    It is drawn by a hash of the record's rank, or another number of it. The peak, always at the same token of
+    a record, may so be anywhere in the crop, and a prediction gains nothing by position.
     """
-    return 1 + stable_hash(seed, unit.layer, unit.index, kind, rank) % CROP_LENGTH
+    return 1 + stable_hash(seed, unit.layer, unit.index, kind, number) % CROP_LENGTH
 
 
 def _windows(token_ids: list[int]) -> Iterator[tuple[int, ...]]:

@@ -12,6 +12,7 @@ from neuroexplain.evidence import Exemplar, Segment, Tokens, Unit
 from neuroexplain.runs import Run
 from neuroexplain.sampling import RANDOM_SHARES, share_out
 from neuroexplain.store.engine import Store
+from neuroexplain.store.hard import load_hard
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import readable_row
 from neuroexplain.store.units import load_unit, read_segments
@@ -84,12 +85,13 @@ def _decode(row: Any, n_records: int, dtype: str) -> tuple[Any, Any, Any]:
 
 
 def load_unit_to_score(store: Store, run: Run, unit_id: UnitId) -> tuple[Unit, dict[int, Any]]:
-    """A unit with its background, and the entries of all tokens of its records.
+    """A unit with its background and its look-alikes' records, and the entries of all of their tokens.
 
     The segments and tokens of the background are read once for each store and run.
     """
-    unit = load_unit(store, run, unit_id)
-    needed = {token_id for x in unit.exemplars for token_id in x.token_ids.tolist()}
+    unit = replace(load_unit(store, run, unit_id), hard=load_hard(store, run, unit_id))
+    records = (*unit.exemplars, *(record for own in unit.hard.values() for record in own))
+    needed = {token_id for x in records for token_id in x.token_ids.tolist()}
     if not run.n_background:
         return unit, load_tokens_once(store, run, needed)
     segments, tokens = _load_shared(store, run, unit_id.layer)

@@ -69,6 +69,17 @@ def of_run() -> Column[int]:
     return Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), nullable=False)
 
 
+def key_of_layer() -> list[Column[Any]]:
+    """The run and the layer, in the primary key."""
+    run = Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    return [run, Column("layer", Integer, primary_key=True, autoincrement=False)]
+
+
+def key_of_unit() -> list[Column[Any]]:
+    """The run, the layer and the unit, in the primary key."""
+    return [*key_of_layer(), Column("unit", Integer, primary_key=True, autoincrement=False)]
+
+
 def of_provenance() -> list[Column[Any]]:
     return [
         Column("engine", String(16), nullable=False),

@@ -21,7 +21,7 @@ from neuroexplain.store.write_ahead_log import checkpoint_by_thread
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
 
-REVISION = "0015"  # the newest migration; a test compares
+REVISION = "0016"  # the newest migration; a test compares
 # The disk that an upgrade needs, as a share of the file: scores are written anew, with a log.
 # Measured in docs/benchmarks.md.
 ROOM_TO_UPGRADE = 0.25

@@ -28,6 +28,7 @@ from neuroexplain.store.engine import Store
 from neuroexplain.store.explanations import PREDICTION_TABLES, SCORE_TABLES
 from neuroexplain.store.reader import Reader, reader_of
 from neuroexplain.store.rows import chunks, decode_json, sql_in
+from neuroexplain.store.save_hard import find_other_hard, hard_rows_of, merge_hard
 from neuroexplain.store.statements import delete_many
 from neuroexplain.units import UnitId
 
@@ -90,19 +91,26 @@ def merge_explained(part: Store, part_run: int, into: Store, run_id: int) -> Ite
         with part.read() as reader:
             rows = read_explained(reader, part_run, layer, batch)
             with into.write() as connection:
+                merge_hard(connection, reader, part_run, run_id, layer, batch)
                 n_different += _merge_units(connection, reader, rows, run_id, layer, batch)
         done += len(batch)
         yield MergedUnits(done, len(units), n_different)
 
 
 def find_other_records(part: Store, part_run: int, into: Store, run_id: int) -> Iterator[UnitId]:
-    """The explained units of the part whose records differ between the two databases."""
+    """The explained units of the part whose records differ between the two databases.
+
+    Records of look-alikes may lack in either.
+    """
     for layer, batch in unit_batches(list_tried_units(part, part_run)):
         with part.read() as reader:
             here = _records_of(reader, part_run, layer, batch)
+            hard_here = hard_rows_of(reader, part_run, layer, batch)
         with into.read() as reader:
             there = _records_of(reader, run_id, layer, batch)
-        yield from (UnitId(layer, unit) for unit in batch if here.get(unit) != there.get(unit))
+            hard = find_other_hard(hard_here, hard_rows_of(reader, run_id, layer, batch))
+        different = (unit for unit in batch if here.get(unit) != there.get(unit) or unit in hard)
+        yield from (UnitId(layer, unit) for unit in different)
 
 
 def list_tried_units(store: Store, run_id: int) -> list[UnitId]:
@@ -149,8 +157,9 @@ def prediction_rank(row: RowMap) -> tuple[Any, ...]:
     """
     is_usable = row["status"] == Status.OK
     control = 2 if row["control_explanation_id"] is not None else int(bool(is_usable and row["reason"]))
-    read = row["n_read"] or 0, bool(row["with_bills"]), bool(row["has_report"]), len(row["ranks"])
-    return is_usable, *read, control, "" if is_usable else row["created_at"]
+    read = row["n_read"] or 0, bool(row["with_bills"]), bool(row["has_report"])
+    n_records = row["n_hard"] is not None, len(row["ranks"])
+    return is_usable, *read, *n_records, control, "" if is_usable else row["created_at"]
 
 
 def _merge_whole_tables(part: Store, part_run: int, into: Store, run_id: int) -> None:

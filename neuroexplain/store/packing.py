@@ -20,7 +20,7 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "promoted_logits": "<f4",
     "suppressed_ids": "<u4",
     "suppressed_logits": "<f4",
-    "kinds": "u1",  # index in units.KINDS
+    "kinds": "u1",  # index in units.PREDICTED_KINDS
     "ranks": "u1",
     "firsts": "u1",
     "counts": "u1",
@@ -36,6 +36,8 @@ DTYPES = {  # of the other packed columns, by name; little-endian
     "nearest_units": "<u4",
     "nearest_cosines": "<f4",
     "guesses": "<f4",
+    "reasons": "u1",  # index in look_alikes.REASONS
+    "others": "<u4",
 }
 
 

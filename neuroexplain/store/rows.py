@@ -27,7 +27,7 @@ from neuroexplain.evidence import (
     TextPart,
 )
 from neuroexplain.runs import Run, SimulatorCheck
-from neuroexplain.units import KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Side, Source, UnitId
+from neuroexplain.units import PREDICTED_KINDS, RECORD_LENGTH, SEGMENT_LENGTH, Side, Source, UnitId
 
 IDS_AT_ONCE = 10_000  # values in one IN (...); SQLite takes 32,766
 T = TypeVar("T")
@@ -187,10 +187,10 @@ def decode_predicted_records(row: Any) -> Iterator[PredictedRecord]:
     if any(array is not None and array.shape != values.shape for array in (detail, control)):
         raise ValueError("its values, details and control differ in number")
     for i, (kind, rank, first) in enumerate(zip(*places, strict=True)):
-        if kind >= len(KINDS):
+        if kind >= len(PREDICTED_KINDS):
             raise ValueError(f"there is no kind {kind}")
         yield PredictedRecord(
-            kind=KINDS[kind],
+            kind=PREDICTED_KINDS[kind],
             rank=rank,
             first=first,
             values=values[i],
@@ -255,6 +255,7 @@ def decode_prediction(row: Any, part: TextPart = "whole") -> Prediction:
         has_report=None if row.has_report is None else bool(row.has_report),
         part=part,
         n_background=row.n_background,
+        n_hard=row.n_hard,
         guesses=guesses,
     )
 

@@ -30,7 +30,7 @@ from neuroexplain.units import PEAK_INDEX, RECORD_LENGTH, STRONGEST, Kind, Side,
 
 LAYER_TABLES = (
     *(t.units, t.exemplars, t.samples, t.peak_tokens, t.vocabulary_readings),
-    *(t.backgrounds, t.background_activations),
+    *(t.backgrounds, t.background_activations, t.hard_records),
 )
 
 

@@ -33,7 +33,7 @@ from neuroexplain.store.leases import Leases
 from neuroexplain.store.packing import pack_array, pack_background
 from neuroexplain.store.rows import chunks
 from neuroexplain.store.statements import ROWS_AT_ONCE, delete_many, insert_many, now, upsert_many
-from neuroexplain.units import KINDS
+from neuroexplain.units import PREDICTED_KINDS
 
 
 def save_prompt(store: Store, name: str, text: str) -> str:
@@ -237,7 +237,7 @@ def _score_rows(
 def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
     """The records' details and controls are stored if every record has them."""
     codec, guesses = CODECS[prediction.codec], prediction.guesses
-    records = [r for r in prediction.records if r.kind in KINDS]
+    records = [r for r in prediction.records if r.kind in PREDICTED_KINDS]
     details = [r.detail for r in records if r.detail is not None]
     controls = [r.control for r in records if r.control is not None]
     return _background_columns(prediction) | {
@@ -247,7 +247,7 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
         "status": prediction.status,
         "reason": prediction.reason,
         "reply": prediction.reply,
-        "kinds": np.array([KINDS.index(r.kind) for r in records], np.uint8),
+        "kinds": np.array([PREDICTED_KINDS.index(r.kind) for r in records], np.uint8),
         "ranks": np.array([r.rank for r in records], np.uint8),
         "firsts": np.array([r.first for r in records], np.uint8),
         "predicted": codec.pack(_concatenate([r.values for r in records])),
@@ -261,6 +261,7 @@ def _prediction_row(run_id: int, prediction: Prediction) -> dict[str, Any]:
         "with_bills": prediction.with_bills,
         "has_report": prediction.has_report,
         "n_background": prediction.n_background,
+        "n_hard": prediction.n_hard,
         "guesses": None if guesses is None else pack_array("guesses", np.array(guesses, np.float32)),
         **_provenance_row(prediction.provenance),
     }

@@ -40,7 +40,7 @@ from neuroexplain.evidence import Headline
 from neuroexplain.runs import QueryRow, Run
 from neuroexplain.store.dialect import as_search, explanation_matches, matching_ids, search_words
 from neuroexplain.store.engine import Store
-from neuroexplain.store.intruders import list_intruders
+from neuroexplain.store.judge_scores import list_hard_scores, list_intruders
 from neuroexplain.store.reader import Reader
 from neuroexplain.store.rows import chunks, decode_json, sql_in
 from neuroexplain.store.units import OF_UNIT
@@ -415,7 +415,7 @@ def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]
     of_rules = sorted({row.id for row in rows if row.rule is not None})
     kinds = [(headline.metric, subset) for subset in headline.subsets]
     rules = _scores_beside(reader, "rule_scores", of_rules, kinds)
-    intruders = list_intruders(reader, ids)
+    intruders, hard = list_intruders(reader, ids), list_hard_scores(reader, ids)
     joined = []
     for row in rows:
         key = row.id, row.scorer, row.scorer_model
@@ -424,7 +424,9 @@ def query_rows(reader: Reader, run: Run, headline: Headline, rows: Sequence[Any]
         rule_score = rules.get((*key, (headline.metric, row.subset)))
         own = _query_row(run, headline, row, correlation, beyond_words, rule_score)
         share, low, high = intruders.get(row.id, (None, None, None))
-        joined.append(replace(own, intruder=share, intruder_low=low, intruder_high=high))
+        own = replace(own, intruder=share, intruder_low=low, intruder_high=high)
+        value, low, high = hard.get(key, (None, None, None))
+        joined.append(replace(own, hard=value, hard_low=low, hard_high=high))
     return joined
 
 

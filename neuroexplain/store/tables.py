@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from neuroexplain.evidence import TextPart
-from neuroexplain.store.columns import SafeText, of_provenance, of_run, packed
+from neuroexplain.store.columns import SafeText, key_of_layer, key_of_unit, of_provenance, of_run, packed
 
 metadata = MetaData(
     naming_convention={
@@ -77,8 +77,7 @@ runs = Table(
 sources = Table(
     "sources",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
+    *key_of_layer(),
     Column("kind", String(64), nullable=False),
     Column("module", String(200)),
     Column("side", String(8), nullable=False),
@@ -105,9 +104,7 @@ tokens = Table(
 units = Table(
     "units",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("unit", Integer, primary_key=True, autoincrement=False),
+    *key_of_unit(),
     Column("status", String(8), nullable=False),
     Column("mean", Float),
     Column("std", Float),
@@ -151,9 +148,7 @@ exemplars = Table(
 samples = Table(  # of the exemplars of the kind `sampled`, which follow each other by side, then split
     "samples",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("unit", Integer, primary_key=True, autoincrement=False),
+    *key_of_unit(),
     Column("side", String(8), primary_key=True),
     packed("counts"),  # records of each split
     packed("sizes"),  # of each record
@@ -165,8 +160,7 @@ samples = Table(  # of the exemplars of the kind `sampled`, which follow each ot
 backgrounds = Table(  # the segments of a run's background, by hash: the same for every layer
     "backgrounds",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
+    *key_of_layer(),
     packed("segments"),
     sqlite_with_rowid=False,
 )
@@ -174,20 +168,28 @@ backgrounds = Table(  # the segments of a run's background, by hash: the same fo
 background_activations = Table(  # those that are not 0; a unit that is silent there has no row
     "background_activations",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("unit", Integer, primary_key=True, autoincrement=False),
+    *key_of_unit(),
     packed("records"),  # places in the background
     packed("positions"),  # tokens of the record
     Column("activations", LargeBinary, nullable=False),  # in the run's dtype
     sqlite_with_rowid=False,
 )
 
+hard_records = Table(  # of text that looks as if a unit's side fired there: see collecting/measure_hard.py
+    "hard_records",
+    metadata,
+    *key_of_unit(),
+    Column("side", String(8), primary_key=True),
+    *map(packed, ("segments", "starts", "reasons", "others")),  # of each record
+    Column("activations", LargeBinary, nullable=False),  # of the unit, in the run's dtype, 64 for each record
+    Column("checksum", String(16), nullable=False),  # of the five above, which no other row tells
+    sqlite_with_rowid=False,
+)
+
 peak_tokens = Table(
     "peak_tokens",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
+    *key_of_layer(),
     Column("token_id", Integer, primary_key=True, autoincrement=False),
     Column("unit", Integer, primary_key=True, autoincrement=False),
     Column("count", Integer, nullable=False),  # of the unit's top records that peak on this token
@@ -197,9 +199,7 @@ peak_tokens = Table(
 vocabulary_readings = Table(
     "vocabulary_readings",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("unit", Integer, primary_key=True, autoincrement=False),
+    *key_of_unit(),
     *map(packed, ("promoted_ids", "promoted_logits", "suppressed_ids", "suppressed_logits")),
     sqlite_with_rowid=False,
 )
@@ -271,6 +271,7 @@ def _predictions(name: str, unique_name: str) -> Table:
         *(Column(name, LargeBinary) for name in BACKGROUND_COLUMNS),
         Column("guesses", LargeBinary),
         Column("n_background", Integer),
+        Column("n_hard", Integer),
         UniqueConstraint("explanation_id", "scorer", "model", name=unique_name),
     )
 
@@ -369,9 +370,7 @@ vectors = Table(  # of the texts of explanations, by blocks of their ids: see st
 leases = Table(  # on sides of units that a process explains: see store/leases.py
     "leases",
     metadata,
-    Column("run_id", Integer, ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
-    Column("layer", Integer, primary_key=True, autoincrement=False),
-    Column("unit", Integer, primary_key=True, autoincrement=False),
+    *key_of_unit(),
     Column("side", String(8), primary_key=True),
     Column("holder", String(64), nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),

@@ -46,6 +46,7 @@ class RowView:
     rule_score: str  # of the rule alone; empty if there is none
     beyond_words: str  # the score without the words of the explanation; empty if there is none
     intruder: str  # how often a judge finds the odd one; empty if none was asked
+    hard: str  # AUROC among look-alikes; empty if these were not measured
     author: str  # explainer and model
     scorer: str  # with its model; empty without a score
     max_activation: str
@@ -85,6 +86,7 @@ def row_view(row: QueryRow) -> RowView:
         rule_score="" if row.rule_score is None else number(row.rule_score),
         beyond_words="" if row.beyond_words is None else number(row.beyond_words),
         intruder=intruder_text(row),
+        hard="" if row.hard is None else number(row.hard),
         author=explained_by(row.explainer, row.model) + side,
         scorer=printable(f"{row.scorer}, {short_name(row.scorer_model or '')}") if row.scorer else "",
         max_activation="" if row.max_activation is None else f"{row.max_activation:.3g}",

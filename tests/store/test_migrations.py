@@ -12,6 +12,7 @@ from neuroexplain.errors import NeuroexplainError
 from neuroexplain.store import tables
 from neuroexplain.store.engine import REVISION, migrations_folder, open_store, upgrade_store
 from neuroexplain.store.explanations import list_explanations, list_predictions
+from neuroexplain.store.hard import list_measured
 from neuroexplain.store.runs import load_run
 from neuroexplain.store.save_collected import save_health
 from neuroexplain.store.save_explained import save_explanations
@@ -246,3 +247,16 @@ def test_0015_leaves_units_of_the_version_before_without_nearest_ones(database):
         rows = reader.rows("SELECT nearest_units, nearest_cosines FROM units")
         assert rows
         assert {tuple(row) for row in rows} == {(None, None)}
+
+
+def test_0016_leaves_predictions_of_the_version_before_without_hard_negatives(database):
+    engine = at_revision(database, "0015")
+    with engine.begin() as connection:
+        insert_explained(connection, ["sea"])
+    engine.dispose()
+    assert upgrade_store(database) == ("0015", REVISION)
+    with open_store(database) as store, store.read() as reader:
+        assert list_measured(store, 1) == set()
+        assert reader.rows("SELECT n_hard FROM predictions") == []
+        assert reader.rows("SELECT n_hard FROM rule_predictions") == []
+        assert reader.column("SELECT text FROM explanations") == ["sea"]
