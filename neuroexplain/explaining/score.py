@@ -69,9 +69,7 @@ def run_score(
 
     def score(task: PredictTask) -> ExplanationResult:
         trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
-        begun = {part: task.begin(part, scorer) for part in task.stored}
-        hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
-        return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
+        return _predict(task, scorer, trials, splits)
 
     wants_all = with_control or not scorer.asks_per_record
     n_finished = len(explanations) - len(plan.pending)
@@ -97,6 +95,15 @@ def run_score(
             run_many=run_many,
             records=records,
         )
+
+
+def _predict(
+    task: PredictTask, scorer: OpenScorer, trials: SideTrials, splits: tuple[Split, ...]
+) -> ExplanationResult:
+    """The explanation's and its rule's predictions on these splits, continued from what is stored."""
+    begun = {part: task.begin(part, scorer) for part in task.stored}
+    hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
+    return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
 
 
 def _is_complete(run: Run, scorer: OpenScorer, prediction: Prediction | None, is_measured: bool) -> bool:
