@@ -52,13 +52,11 @@ def run_score(
     if scorer.prompt is not None:
         save_prompt(store, scorer.prompt.name, scorer.prompt.text)
     whole = records or store
-
     measured = list_measured(whole, run.id) if scorer.scorer.reads_hard else set()
     compared: set[int] = set()  # explanations whose stored control is to be tried again on more records
 
     def lacks(explanation: Explanation, part: TextPart, prediction: Prediction | None) -> bool:
-        is_measured = explanation.unit_side in measured
-        is_complete = _is_complete(run, scorer, prediction, is_measured)
+        is_complete = _is_complete(run, scorer, prediction, explanation.unit_side in measured)
         if not is_complete and prediction is not None and prediction.control_explanation_id is not None:
             compared.add(prediction.explanation_id)
         return not is_complete
@@ -68,14 +66,12 @@ def run_score(
     n_units, n_hypotheses = units_at_once(scorer, 1, len(plan.pending))
 
     def score(task: PredictTask) -> ExplanationResult:
-        trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
-        return _predict(task, scorer, trials, splits)
+        return _predict(task, scorer, splits, run_many, n_hypotheses)
 
     wants_all = with_control or not scorer.asks_per_record
     n_finished = len(explanations) - len(plan.pending)
     with open_leases(store, run.id) as leases, ResultWriter(store, run, None, None, scorer, leases) as writer:
-        start = Progress("scoring", n_finished, len(explanations), "explanations", plan.failures)
-        yield start
+        yield (start := Progress("scoring", n_finished, len(explanations), "explanations", plan.failures))
         share = Share(leases, plan.pending, plan.read_again)
         for result in share.run(run_many, score, n_units, writer):
             if result is not None:
@@ -98,9 +94,10 @@ def run_score(
 
 
 def _predict(
-    task: PredictTask, scorer: OpenScorer, trials: SideTrials, splits: tuple[Split, ...]
+    task: PredictTask, scorer: OpenScorer, splits: tuple[Split, ...], run_many: RunMany, n_hypotheses: int
 ) -> ExplanationResult:
     """The explanation's and its rule's predictions on these splits, continued from what is stored."""
+    trials = SideTrials(scorer, task.evidence, task.tokens, run_many, n_hypotheses)
     begun = {part: task.begin(part, scorer) for part in task.stored}
     hypotheses = {part: task.explanation.hypotheses_of(part) for part in begun}
     return task.result({part: trials.extend(p, hypotheses[part], splits) for part, p in begun.items()})
