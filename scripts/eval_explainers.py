@@ -10,7 +10,9 @@ Or on real units of a database, by population score; nothing is stored:
 FILE is that of eval_simulators.py, which has the halves `choose` and `report` too. The explainer reads each
 neuron's top records of even rank. A simulator predicts the top records of odd rank and the random ones from
 the hypothesis, and so it is scored; of several candidates that is taken whose rule scores best on the
-records that were read. A failed answer and an undefined score count as 0.
+records that were read. With --revise the explainer is shown the mistakes of the best one's rule on the
+records that were read, and its new answer is another candidate. A failed answer and an undefined score count
+as 0.
 
 rule_share_of_true and whole_share_of_true are ratios of means: the scores of the hypotheses' rules, or of
 these with their examples, over those of the true explanations. beyond_words is that of the whole without the
@@ -38,6 +40,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from explainer_truth.judging import Judge, Scores, find_mistakes, judged_places, read_places
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -46,10 +49,10 @@ from neuroexplain.cli.select_units import sample_units
 from neuroexplain.config import EngineConfig, ExplainConfig
 from neuroexplain.demo.embedded_model import embedded_model
 from neuroexplain.errors import LlmReplyError, NeuroexplainError
-from neuroexplain.evidence import Explanation, Provenance, Status, texts_in_context
+from neuroexplain.evidence import Explanation, Provenance, Status
 from neuroexplain.explaining.engines import open_engine
 from neuroexplain.explaining.explainers import EXPLAINERS
-from neuroexplain.explaining.hypotheses import ask_explainer
+from neuroexplain.explaining.hypotheses import ask_explainer, ask_reviser
 from neuroexplain.explaining.known_neurons import HALVES, NO_TOKENIZER, KnownNeuron, read_neurons
 from neuroexplain.explaining.plan import ExplainTask, Requests
 from neuroexplain.explaining.predictions import begin_prediction
@@ -60,10 +63,7 @@ from neuroexplain.explaining.side import explain_side
 from neuroexplain.explaining.trials import SideTrials
 from neuroexplain.llm.engine import Engine
 from neuroexplain.runs import Run
-from neuroexplain.scorers._simulation import OpenSimulator
 from neuroexplain.scorers.base import SCORERS, OpenScorer, compute_scores
-from neuroexplain.scoring.correlation import correlation_score
-from neuroexplain.scoring.named_words import find_named
 from neuroexplain.scoring.side_evidence import SideEvidence, tokens_needed
 from neuroexplain.store.engine import Store, open_store
 from neuroexplain.store.runs import load_run
@@ -73,14 +73,6 @@ from neuroexplain.units import UnitId
 
 UNIT = UnitId(0, 0)  # stands for every known neuron
 N_OTHERS = 5  # neurons whose hypotheses a win is over
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Correlations of one text on the judged records; 0 where one is undefined."""
-
-    all_tokens: float
-    beyond_words: float
 
 
 @dataclass(frozen=True)
@@ -102,53 +94,23 @@ class Result:
         return all(self.rule.all_tokens > other for other in self.others)
 
 
-class Judge:
-    """Scores texts on a neuron's records by one simulator. Equal questions are answered once."""
-
-    def __init__(self, simulator: OpenSimulator) -> None:
-        self._simulator = simulator
-        self._known: dict[tuple[str, str, tuple[int, ...]], Scores] = {}
-
-    def score(self, neuron: KnownNeuron, places: Sequence[int], text: str) -> Scores:
-        """The scores of a text on some of the neuron's records."""
-        if not text:
-            return Scores(0.0, 0.0)
-        key = (neuron.name, text, tuple(places))
-        if key not in self._known:
-            self._known[key] = self._score(neuron.only(places), text)
-        return self._known[key]
-
-    def _score(self, neuron: KnownNeuron, text: str) -> Scores:
-        predictions = self._simulator.simulate(text, neuron.records, neuron.vocabulary)
-        levels = np.concatenate([trial.values for trial in predictions.trials]).astype(np.float64)
-        texts = [texts_in_context([neuron.vocabulary[i] for i in ids]) for ids in neuron.records]
-        usable = ~np.isnan(levels)
-        kept = usable & ~np.concatenate([find_named(of_record, text) for of_record in texts])
-        whole = correlation_score(levels[usable], neuron.activations[usable])
-        beyond = correlation_score(levels[kept], neuron.activations[kept])
-        return Scores(whole or 0.0, beyond or 0.0)
-
-
-def read_places(neuron: KnownNeuron) -> list[int]:
-    """The records that the explainer reads: top ones of even rank."""
-    return list(range(0, neuron.n_top, 2))
-
-
-def judged_places(neuron: KnownNeuron) -> list[int]:
-    """The other top records, and all random ones."""
-    return [*range(1, neuron.n_top, 2), *range(neuron.n_top, len(neuron.records))]
-
-
-def explain(neuron: KnownNeuron, requests: Requests) -> list[Explanation]:
-    """The candidates for a neuron, failed attempts among them."""
+def explain(neuron: KnownNeuron, requests: Requests, judge: Judge) -> Explanation:
+    """The best of a neuron's candidates and revisions; a failed attempt if none is usable."""
     records = [neuron.exemplars()[place] for place in read_places(neuron)][: requests.explainer.n_records]
-    return [
+    explanations = [
         explanation
         for candidate in range(requests.n_candidates)
         for explanation in ask_explainer(
             requests, requests.request(UNIT, candidate), records, neuron.vocabulary
         )
     ]
+    best = choose(neuron, explanations, judge)
+    for candidate in requests.revisions if best.status == Status.OK else ():
+        mistakes = find_mistakes(neuron, rule_of(best), judge)
+        request = requests.request(UNIT, candidate)
+        revision = ask_reviser(requests, request, records, neuron.vocabulary, best, mistakes)
+        best = choose(neuron, [best, revision], judge)
+    return best
 
 
 def choose(neuron: KnownNeuron, explanations: Sequence[Explanation], judge: Judge) -> Explanation:
@@ -189,7 +151,7 @@ def evaluate(neurons: Sequence[KnownNeuron], requests: Requests, judge: Judge) -
     """Explain all neurons, then score each hypothesis on its neuron and on five others."""
     console = Console(stderr=True)
     explained = track(neurons, "explaining", console=console)
-    chosen = [choose(neuron, explain(neuron, requests), judge) for neuron in explained]
+    chosen = [explain(neuron, requests, judge) for neuron in explained]
     texts = [explanation.text or "" for explanation in chosen]
     rules = [rule_of(explanation) for explanation in chosen]
     step, n = max(1, len(neurons) // (N_OTHERS + 1)), len(neurons)
@@ -338,6 +300,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="which of the server's models")
     parser.add_argument("--api-key", help="of the server")
     parser.add_argument("--candidates", type=int, default=1, help="hypotheses of each neuron (default: 1)")
+    parser.add_argument("--revise", type=int, default=0, help="revisions of the best one (default: 0)")
     parser.add_argument("--scorer", choices=SCORERS.names(), default="lexical", help="who judges (lexical)")
     parser.add_argument("--judge", help="the model that judges, in this process (default: the embedded one)")
     halves = ("all", *HALVES)
@@ -353,7 +316,7 @@ def run_options(options: argparse.Namespace, stack: ExitStack) -> tuple[dict[str
     def open_model(config: EngineConfig) -> Engine:
         return open_engine(config, stack, lambda line: print(line, file=sys.stderr))
 
-    config = ExplainConfig((UNIT,), options.explainer, candidates=options.candidates)
+    config = ExplainConfig((UNIT,), options.explainer, candidates=options.candidates, revise=options.revise)
     own = EngineConfig(
         server=options.server, local=options.local, model=options.model, api_key=options.api_key
     )

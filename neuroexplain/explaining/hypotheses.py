@@ -51,21 +51,33 @@ def ask_revision(
     if not mistakes:
         reason = "there is no predicted record whose mistakes could be shown"
         return replace(request, status=Status.NO_RECORDS, reason=reason)
+    return ask_reviser(requests, request, records, task.tokens, explanation, mistakes)
+
+
+def ask_reviser(
+    requests: Requests,
+    request: Explanation,
+    records: Sequence[Exemplar],
+    tokens: Tokens,
+    explanation: Explanation,
+    mistakes: Sequence[Mistake],
+) -> Explanation:
+    """The revision of an explanation that made these mistakes, at least one."""
     assert requests.prompt is not None
     assert requests.revision is not None
     draw = int(request.provenance.sampling["seed"])
-    worked = requests.explainer.messages(requests.prompt, records, task.tokens, draw=draw)
+    worked = requests.explainer.messages(requests.prompt, records, tokens, draw=draw)
     ask = partial(
         requests.explainer.revision_messages,
         requests.prompt,
         requests.revision,
         records,
-        task.tokens,
+        tokens,
         explanation.rule or explanation.text or "",
-        render_mistakes(mistakes, task.tokens),
+        render_mistakes(mistakes, tokens),
         draw=draw,
     )
-    return _answers(requests, request, ask, worked_answers(worked), records, task.tokens)[0]
+    return _answers(requests, request, ask, worked_answers(worked), records, tokens)[0]
 
 
 def _ask(

@@ -17,6 +17,7 @@ PREAMBLE = re.compile(
     r"|the category (?:that )?(?:these |the )?words\b.*?\bbelongs? to is:?)\s*",
     re.IGNORECASE,
 )
+UNION = "; or "  # between hypotheses
 LONGEST_REPLY = 400  # characters; a longer answer is rambling, not a hypothesis
 LONGEST_CATEGORY = 12  # words
 LEAST_REPEATED = 6  # words from which an answer that says most of them again is a loop, not a hypothesis
@@ -87,7 +88,7 @@ def whole_text(rule: str, examples: Sequence[str]) -> str:
 
 def union_text(hypotheses: Sequence[str]) -> str:
     """The text of a union of several hypotheses."""
-    return "; or ".join(hypotheses)
+    return UNION.join(hypotheses)
 
 
 def _without_reasoning(reply: str) -> str:

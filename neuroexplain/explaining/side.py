@@ -17,6 +17,7 @@ import numpy as np
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import (
+    Exemplar,
     Explanation,
     ExplanationResult,
     Headline,
@@ -182,25 +183,35 @@ class Contest:
 
 
 def find_mistakes(evidence: SideEvidence, predicted: Sequence[PredictedRecord]) -> list[Mistake]:
-    """The records whose predicted levels differ most, by sum of squares, worst first.
-
-    Levels are 0..10: true and predicted values are each scaled by their greatest over these records. A token
-    without a prediction counts as silent.
-    """
-    if not predicted:
-        return []
+    """The mistakes in what was predicted of some of a side's records: see worst_mistakes."""
     records = [evidence.by_key[r.key] for r in predicted]
     true = [
         evidence.truth(record)[r.first : r.first + len(r.values)]
         for record, r in zip(records, predicted, strict=True)
     ]
-    guesses = [np.nan_to_num(r.values) for r in predicted]
-    true_levels, guessed_levels = _levels_of(true), _levels_of(guesses)
+    return worst_mistakes(records, [r.first for r in predicted], true, [r.values for r in predicted])
+
+
+def worst_mistakes(
+    records: Sequence[Exemplar],
+    firsts: Sequence[int],
+    true: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+) -> list[Mistake]:
+    """The crops whose predicted levels differ most, by sum of squares, worst first: at most MOST_MISTAKES.
+
+    A crop has a record, its first token there, and a true and a predicted value for each token. Levels are
+    0..10: true and predicted values are each scaled by their greatest over all crops. A token without a
+    prediction (NaN) counts as silent.
+    """
+    if not records:
+        return []
+    true_levels = _levels_of(true)
+    guessed_levels = _levels_of([np.nan_to_num(values) for values in predicted])
     errors = [int(((t - g) ** 2).sum()) for t, g in zip(true_levels, guessed_levels, strict=True)]
     worst = sorted(range(len(errors)), key=lambda i: -errors[i])[:MOST_MISTAKES]
     return [
-        Mistake(records[i], predicted[i].first, true_levels[i].tolist(), guessed_levels[i].tolist())
-        for i in worst
+        Mistake(records[i], firsts[i], true_levels[i].tolist(), guessed_levels[i].tolist()) for i in worst
     ]
 
 

@@ -24,6 +24,7 @@ from tests.fakes import ScriptedLlm, tiny_subject
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "scripts" / "eval_explainers.py"
+sys.path.insert(0, str(SCRIPT.parent))
 spec = importlib.util.spec_from_file_location("eval_explainers", SCRIPT)
 eval_explainers = importlib.util.module_from_spec(spec)
 sys.modules["eval_explainers"] = eval_explainers
@@ -164,3 +165,36 @@ def test_the_script_runs_by_a_real_model(file, tmp_path):
     )
     table = subprocess.run([*command, "--explainer", "tokens"], capture_output=True, text=True, check=True)
     assert "a0, c0" in table.stdout
+
+
+@pytest.mark.parametrize(("revised", "taken"), [("a0 c0", "a0 c0"), ("w1", "a0")])
+def test_a_revision_sees_the_mistakes_on_what_was_read_and_is_taken_if_its_rule_is_better(
+    file, revised, taken
+):
+    questions = []
+
+    def answer(messages, _):
+        questions.append(messages)
+        return "a0" if len(messages) == len(questions[0]) else revised
+
+    _, (first, *_) = evaluated(file, answer, explainer="category", revise=1)
+    assert first.text.split(" and other ")[-1] == taken
+    *_, own_rule, mistakes = questions[1]
+    assert own_rule.content == "a0"
+    # Of the records that were read, c0 is missed by a0; b0 stands in none of them.
+    assert " c0\t7\t0" in mistakes.content
+    assert " a0\t10\t10" in mistakes.content
+    assert "b0" not in mistakes.content
+
+
+def test_of_a_union_each_hypothesis_is_predicted_alone(file):
+    class Longest(WordSimulator):
+        def simulate(self, explanation, records, vocabulary):
+            assert ";" not in explanation
+            return super().simulate(explanation, records, vocabulary)
+
+    (first, *_) = read_neurons(file, None)
+    judge = eval_explainers.Judge(Longest())
+    every = [0, 1, 2, 3, 4, 5]
+    assert judge.score(first, every, "a0; or b0; or c0") == judge.score(first, every, "a0 b0 c0")
+    assert judge.score(first, every, "a0; or b0") == judge.score(first, every, "a0 b0")
