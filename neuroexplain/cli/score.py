@@ -74,9 +74,10 @@ SubjectName = Annotated[
     typer.Option(
         "--subject",
         metavar="MODEL",
-        help="Read the run's own model again, to measure what units do on text of their look-alikes: units "
-        "that peak on the same tokens, and the nearest ones. Judges and embedding then also tell how well an "
-        "explanation keeps them apart (the score among look-alikes). Done once; later commands use it.",
+        help="Read the run's own model again, to measure what units do on text that looks like theirs: with "
+        "tokens on which they often fire, and records of the nearest units. Judges and embedding then also "
+        "tell how well an explanation keeps it apart (the score among look-alikes). Done once; later "
+        "commands use it.",
         rich_help_panel=SCORES,
     ),
 ]
