@@ -81,7 +81,7 @@ ExplainerName = Annotated[
     typer.Option(
         help="category (the words that fire), pairs (tokens with levels), excerpts (marked text), meanings "
         "(up to three hypotheses), bank (the best of some hundred labels of our own; takes --local MODEL) or "
-        "tokens (asks no LLM).",
+        "tokens (asks no LLM). With a 0.5B model excerpts and meanings are far behind category.",
         rich_help_panel=EXPLAINER,
     ),
 ]
@@ -95,7 +95,9 @@ Candidates = Annotated[
 Revise = Annotated[
     int,
     typer.Option(
-        help="Times that the explainer sees its mistakes and may answer again.", rich_help_panel=EXPLAINER
+        help="Times that the explainer sees its mistakes and may answer again. No gain was seen with a "
+        "0.5B model.",
+        rich_help_panel=EXPLAINER,
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the LLM's sampling.", rich_help_panel=EXPLAINER)]
