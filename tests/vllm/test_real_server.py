@@ -162,7 +162,7 @@ def test_questions_about_words_get_the_local_engine_s_answers(url, local, method
         assert server.find_method(questions.example()).name == "logprob_token_ids"
     else:
         server._next_method = method
-    prompts = [questions.build_prompt("days of the week", word.strip()) for word in QUESTION_WORDS]
+    prompts = questions.build_prompts("days of the week", [word.strip() for word in QUESTION_WORDS])
     ids = find_answer_ids(local.tokenizer)
     true, answers = (engine.next_distributions(prompts, ids) for engine in (local, server))
     cut = 0.0 if isinstance(method, LogprobTokenIds) else 0.03  # of spellings that are not among the 20
