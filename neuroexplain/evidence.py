@@ -21,9 +21,8 @@ Split = Literal["explain", "select", "report"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "report")
 Subset = Literal["population", "top_and_random", "top", "random", "bottom_and_random", "bottom", "hard"]
 POPULATION: Subset = "population"  # random and sampled records, weighted
-HARD: Subset = (
-    "hard"  # of these the windows where a unit fires, and windows of its look-alikes where it does not
-)
+# Of these the windows where a unit fires, and windows of its look-alikes where it does not.
+HARD: Subset = "hard"
 INTRUDER = "intruder_found", "windows"  # metric and subset: how often a judge finds the odd of five windows
 INTRUDER_CHANCE = 0.2  # what guessing earns of it
 INTRUDER_CLEAR = 0.5  # an interval that reaches from chance to above it tells nothing

@@ -50,9 +50,8 @@ from neuroexplain.units import (
     UnitSide,
 )
 
-SEGMENTS_AT_ONCE = (
-    16  # of a forward pass; always as many, since last bits of sums differ with a batch's shape
-)
+# Of a forward pass. Always as many are read, since last bits of sums differ with a batch's shape.
+SEGMENTS_AT_ONCE = 16
 SIDES_AT_ONCE = 8  # that are stored together
 
 LoadSubject = Callable[[], Subject]

@@ -151,12 +151,14 @@ class LikelihoodRatios:
         texts = list(dict.fromkeys(text for own in texts_of for text in own))
         encoded = self.engine.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         ids_of = dict(zip(texts, encoded, strict=True))
-        spelled = []
+        spelled: list[list[int]] = []
         for token, own in zip(tokens, texts_of, strict=True):
-            itself, *words = own or [""]
+            if not own:
+                spelled.append([])
+                continue
+            itself, *words = own
             ids = {ids_of[text][0] for text in words if len(ids_of[text]) == 1}
-            if own:
-                ids.update([token.token_id] if self._same_tokenizer else ids_of[itself][:1])
+            ids.update([token.token_id] if self._same_tokenizer else ids_of[itself][:1])
             spelled.append(sorted(ids - self._special_ids))
         return spelled
 
