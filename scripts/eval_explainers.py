@@ -132,7 +132,8 @@ def is_copied(explanation: Explanation, requests: Requests) -> bool:
     if prompt is None or not explanation.text:
         return False
     turns = prompt.fill({"records": ""})
-    worked = [example.explanation for example in prompt.pool]
+    pools = [prompt.pool, prompt.narrower.pool if prompt.narrower else ()]
+    worked = [example.explanation for pool in pools for example in pool]
     instructions = " ".join(turn.content.casefold() for turn in turns)
     rule = rule_of(explanation)
     return is_copy(rule, worked) or rule.casefold() in instructions

@@ -130,7 +130,8 @@ def estimate_explain(
 ) -> Estimate:
     """Do what the command would do for a sample of sides, spread over the selection, and count.
 
-    Prompt tokens are counted as they are sent. Not counted: controls that finished units still lack.
+    Prompt tokens are counted as they are sent. Not counted: controls that finished units still lack, and
+    what is asked again of an answer that is no hypothesis yet.
     """
     requests = Requests.of(config, engine)
     plan = plan_explanations(store, run, config, requests, scorer)

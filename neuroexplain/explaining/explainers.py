@@ -101,6 +101,16 @@ class Explainer:
         return [*first_request, Message("assistant", explanation), *revision.fill({"mistakes": mistakes})]
 
 
+def narrower_messages(prompt: Prompt, category: str, words: str, *, draw: int = 0) -> list[Message]:
+    """The question which words of a part of speech these are, after worked ones. draw: see messages."""
+    plural = category.lower() if category.endswith("s") else f"{category.lower()}s"
+    *turns, question = prompt.fill({"category": plural, "records": words})
+    for example in draw_worked(prompt.pool, question.content, draw):
+        turns.append(prompt.fill({"category": example.wider, "records": example.words})[-1])
+        turns.append(Message("assistant", example.explanation))
+    return [*turns, question]
+
+
 def draw_worked(pool: Sequence[WorkedExample], question: str, draw: int) -> list[WorkedExample]:
     """One worked example of each kind, in any order, by a hash of the question and the draw's number.
 

@@ -8,10 +8,17 @@ from functools import partial
 
 from neuroexplain.errors import LlmReplyError
 from neuroexplain.evidence import Exemplar, Explanation, Status, Tokens, why_dead
-from neuroexplain.explaining.explainers import worked_answers
+from neuroexplain.explaining.explainers import narrower_messages, worked_answers
 from neuroexplain.explaining.plan import ExplainTask, Requests
 from neuroexplain.explaining.rendering import Mistake, render_mistakes
-from neuroexplain.explaining.replies import MOST_MEANINGS, Hypothesis, is_copy, union_text, whole_text
+from neuroexplain.explaining.replies import (
+    MOST_MEANINGS,
+    Hypothesis,
+    is_copy,
+    is_part_of_speech,
+    union_text,
+    whole_text,
+)
 from neuroexplain.llm.engine import Message
 
 # The candidate that is asked for without worked examples, where these are drawn: what helps a model of 0.5B
@@ -148,11 +155,41 @@ def _answers(
             return [replace(answer, status=Status.PARSE_ERROR, reason=reason)]
     if not hypotheses:
         return [answer]
+    if len(hypotheses) == 1 and is_part_of_speech(hypotheses[0].text):
+        answer, hypotheses = _narrow(requests, answer, hypotheses, records, tokens)
+    if not hypotheses:
+        return [answer]
     explanations = _explanations(answer, hypotheses)
     return [
         _with_examples(e, requests.explainer.find_examples(records, tokens, e.text or ""))
         for e in explanations
     ]
+
+
+def _narrow(
+    requests: Requests,
+    answer: Explanation,
+    hypotheses: list[Hypothesis],
+    records: Sequence[Exemplar],
+    tokens: Tokens,
+) -> tuple[Explanation, list[Hypothesis]]:
+    """The answer to the question which words of a part of speech are meant, if the explainer asks that.
+
+    A worked example's answer, another bare part of speech or no hypothesis at all leaves the answer as it is,
+    with the cost of both requests. A request that failed fails the attempt, so that a retry can mend it.
+    """
+    prompt = requests.prompt.narrower if requests.prompt else None
+    if prompt is None:
+        return answer, hypotheses
+    words, draw = requests.explainer.render(records, tokens), int(answer.provenance.sampling["seed"])
+    messages = narrower_messages(prompt, hypotheses[0].text, words, draw=draw)
+    narrower, narrowed = _generate(requests, answer, messages, records)
+    if narrower.status not in (Status.OK, Status.PARSE_ERROR):
+        return narrower, []
+    worked = [example.explanation for example in prompt.pool]
+    if narrowed and not is_part_of_speech(narrowed[0].text) and not is_copy(narrowed[0].text, worked):
+        return narrower, narrowed
+    return replace(answer, provenance=narrower.provenance), hypotheses
 
 
 def _with_examples(rule: Explanation, examples: tuple[str, ...]) -> Explanation:

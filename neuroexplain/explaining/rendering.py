@@ -13,9 +13,8 @@ from neuroexplain.scoring.levels import to_levels
 from neuroexplain.scoring.named_words import words_of_tokens
 
 BEFORE_PEAK, AFTER_PEAK = 12, 6  # tokens of a record in `excerpts`: more before the peak than after
-MARKED_FROM = 4  # level from which `excerpts` marks a token: lower ones are noise on most neurons
+FIRES_FROM = 4  # level from which a token is marked and a word listed: lower ones are noise on most neurons
 MOST_WORDS = 12  # that `category` lists: more make a small model repeat them
-FIRES_FROM = 3  # level from which a word fires
 LEAST_MEAN = 0.25  # of its greatest level: words that are often silent say little of the unit
 
 
@@ -46,7 +45,7 @@ def _marked_text(record: Exemplar, maximum: float, tokens: Tokens) -> str:
     texts = _token_texts(record, tokens)
     peak = record.peak_index
     places = range(max(0, peak - BEFORE_PEAK), min(len(texts), peak + AFTER_PEAK + 1))
-    fires = [bool(levels[place] >= MARKED_FROM or place == peak) for place in places]
+    fires = [bool(levels[place] >= FIRES_FROM or place == peak) for place in places]
     return marked([texts[place] for place in places], fires)
 
 
@@ -181,6 +180,6 @@ def worked_meanings(examples: Sequence[WorkedExample]) -> list[tuple[str, str]]:
 def _worked_lines(example: WorkedExample) -> list[str]:
     """The excerpts of a worked neuron, with the firing tokens between **."""
     return [
-        marked([text for text, _ in record], [level >= MARKED_FROM for _, level in record])
+        marked([text for text, _ in record], [level >= FIRES_FROM for _, level in record])
         for record in example.records
     ]

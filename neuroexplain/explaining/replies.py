@@ -29,6 +29,11 @@ REFUSAL = re.compile(
 )
 
 
+# Answers of these words alone are too wide. Prepositions, articles and others of which there are few are not.
+PARTS_OF_SPEECH = frozenset("noun verb adjective adverb pronoun name word phrase form".split())
+BESIDE_PARTS_OF_SPEECH = frozenset("a an the and or proper common".split())
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What an LLM says that a unit responds to."""
@@ -113,6 +118,12 @@ def _tidy(line: str, reply: str) -> str:
         reason = f"the answer has {len(text)} characters, more than {LONGEST_REPLY}"
         raise LlmReplyError(Status.PARSE_ERROR, reason, reply)
     return text
+
+
+def is_part_of_speech(text: str) -> bool:
+    """Whether a hypothesis says nothing but a part of speech, like "verbs": most such words are not meant."""
+    words = [word.lower().removesuffix("s") for word in WORD.findall(text)]
+    return set(words) <= PARTS_OF_SPEECH | BESIDE_PARTS_OF_SPEECH and not PARTS_OF_SPEECH.isdisjoint(words)
 
 
 def is_copy(text: str, answers: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,9 @@ from typing import Any
 from neuroexplain.llm.engine import Message
 
 _EXAMPLES = re.compile(r"^### (examples|drawn) (\S+)\n", re.MULTILINE)
+_NARROWED = re.compile(r"^### narrowed (\S+)\n", re.MULTILINE)
+# After a prompt file's own text: the files that it names.
+_WORKED, _NARROWER = "### worked neurons\n", "### narrower\n"
 # In a worked neuron's text: a token that fires with its level, like "[oaks 9]", or another token.
 _WORKED_TOKEN = re.compile(r"(?P<space> ?)(?:\[(?P<fires>[^\]]+) (?P<level>\d+)\]|(?P<silent>\w+|[^\w\s]))")
 
@@ -27,6 +30,7 @@ class WorkedExample:
     kind: str = ""  # of what it fires on, like "function"; examples that are drawn have one
     records: tuple[tuple[tuple[str, int], ...], ...] = ()  # each a list of (token, level 0..10)
     words: str = ""  # of a category, separated by commas
+    wider: str = ""  # of a narrower category: the part of speech that was the answer before
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,15 @@ class Prompt:
     """A prompt file: turns under `### role` headings, with blanks like `{{records}}`.
 
     A line `### examples FILE` names the file of its worked examples, all of which are shown; `### drawn FILE`
-    a file of which each request shows some.
+    a file of which each request shows some; `### narrowed PROMPT` the prompt that asks again if the answer is
+    a bare part of speech.
     """
 
     name: str
-    text: str  # the prompt file, then the file of the worked ones: everything that an LLM is told
+    text: str  # the prompt file, then the files that it names: everything that an LLM is told
     examples: tuple[WorkedExample, ...] = ()
     pool: tuple[WorkedExample, ...] = ()
+    narrower: Prompt | None = None
 
     @property
     def sha256(self) -> str:
@@ -48,7 +54,7 @@ class Prompt:
 
     def fill(self, values: Mapping[str, str]) -> list[Message]:
         """The turns with every blank filled. Values are data: a blank or a heading in them stays text."""
-        template = self.text.split("### worked neurons\n")[0]
+        template = self.text.split(_WORKED)[0].split(_NARROWER)[0]
         parts = re.split(r"^### (system|user|assistant)\n", template, flags=re.MULTILINE)[1:]
         turns = zip(parts[::2], parts[1::2], strict=True)
         return [
@@ -61,11 +67,21 @@ class Prompt:
 def load_prompt(name: str) -> Prompt:
     """The prompt in `prompts/NAME.txt`."""
     text = (prompts_folder() / f"{name}.txt").read_text(encoding="utf-8")
+    prompt = _with_worked(name, text)
+    narrowed = _NARROWED.search(text)
+    if narrowed is None:
+        return prompt
+    narrower = load_prompt(narrowed[1])
+    return replace(prompt, text=f"{prompt.text}{_NARROWER}{narrower.text}", narrower=narrower)
+
+
+def _with_worked(name: str, text: str) -> Prompt:
+    """The prompt of a file with this text, with the worked examples that it names."""
     heading = _EXAMPLES.search(text)
     if heading is None:
         return Prompt(name, text)
     examples_json = (prompts_folder() / "examples" / heading[2]).read_text(encoding="utf-8")
-    text = f"{text}### worked neurons\n{examples_json}"
+    text = f"{text}{_WORKED}{examples_json}"
     worked = tuple(_worked_example(**row) for row in json.loads(examples_json))
     if heading[1] == "drawn":
         return Prompt(name, text, pool=worked)
@@ -73,11 +89,15 @@ def load_prompt(name: str) -> Prompt:
 
 
 def _worked_example(
-    explanation: str, records: Sequence[str | list[list[Any]]] = (), words: str = "", kind: str = ""
+    explanation: str,
+    records: Sequence[str | list[list[Any]]] = (),
+    words: str = "",
+    kind: str = "",
+    wider: str = "",
 ) -> WorkedExample:
     """A row of a file of worked examples, whose records are texts or lists of tokens with levels."""
     parsed = (worked_tokens(r) if isinstance(r, str) else tuple((t, n) for t, n in r) for r in records)
-    return WorkedExample(explanation, kind, tuple(parsed), words)
+    return WorkedExample(explanation, kind, tuple(parsed), words, wider)
 
 
 def worked_tokens(text: str) -> tuple[tuple[str, int], ...]:
