@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from neuroexplain.cli.main import app
 from neuroexplain.evidence import Exemplar, VocabularyEntry
-from neuroexplain.explaining.explainers import EXPLAINERS
+from neuroexplain.explaining.explainers import EXPLAINERS, narrower_messages
 from neuroexplain.explaining.rendering import Mistake, render_mistakes
 from neuroexplain.launching.plan import plan_collect, plan_explain
 from neuroexplain.launching.slurm import render_scripts
@@ -136,6 +136,7 @@ def filled_prompts() -> dict[str, str]:
             if prompt is None
             else shown(explainer.messages(prompt, records, TOKENS))
         )
+    prompts["narrower"] = shown(narrower_messages(load_prompt("explain/narrower"), "nouns", "geese, gulls"))
     mistakes = render_mistakes([Mistake(record(2), 20, [0, 3, 10, 0], [0, 10, 1, 0])], TOKENS)
     pairs = EXPLAINERS["pairs"]
     prompt, revision = pairs.load_prompt(), load_prompt("explain/revise")
