@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,8 @@ class Explainer:
 
 def narrower_messages(prompt: Prompt, category: str, words: str, *, draw: int = 0) -> list[Message]:
     """The question which words of a part of speech these are, after worked ones. draw: see messages."""
-    plural = category.lower() if category.endswith("s") else f"{category.lower()}s"
+    wide = re.sub("^(?:an?|the) ", "", category.lower())
+    plural = wide if wide.endswith("s") else f"{wide}s"
     *turns, question = prompt.fill({"category": plural, "records": words})
     for example in draw_worked(prompt.pool, question.content, draw):
         turns.append(prompt.fill({"category": example.wider, "records": example.words})[-1])

@@ -153,8 +153,6 @@ def _answers(
         if any(is_copy(hypothesis.text, worked) for hypothesis in hypotheses):
             reason = "the answer is that of a worked example, and was given again without it"
             return [replace(answer, status=Status.PARSE_ERROR, reason=reason)]
-    if not hypotheses:
-        return [answer]
     if len(hypotheses) == 1 and is_part_of_speech(hypotheses[0].text):
         answer, hypotheses = _narrow(requests, answer, hypotheses, records, tokens)
     if not hypotheses:
@@ -183,13 +181,13 @@ def _narrow(
         return answer, hypotheses
     words, draw = requests.explainer.render(records, tokens), int(answer.provenance.sampling["seed"])
     messages = narrower_messages(prompt, hypotheses[0].text, words, draw=draw)
-    narrower, narrowed = _generate(requests, answer, messages, records)
-    if narrower.status not in (Status.OK, Status.PARSE_ERROR):
-        return narrower, []
+    second, narrower = _generate(requests, answer, messages, records)
+    if second.status not in (Status.OK, Status.PARSE_ERROR):
+        return second, []
     worked = [example.explanation for example in prompt.pool]
-    if narrowed and not is_part_of_speech(narrowed[0].text) and not is_copy(narrowed[0].text, worked):
-        return narrower, narrowed
-    return replace(answer, provenance=narrower.provenance), hypotheses
+    if narrower and not is_part_of_speech(narrower[0].text) and not is_copy(narrower[0].text, worked):
+        return second, narrower
+    return replace(answer, provenance=second.provenance), hypotheses
 
 
 def _with_examples(rule: Explanation, examples: tuple[str, ...]) -> Explanation:

@@ -91,7 +91,10 @@ def test_each_question_draws_one_worked_answer_of_a_kind():
     draws = [draw_worked(prompt.pool, f"question {n}", 0) for n in range(60)]
     assert all({example.kind for example in draw} == kinds and len(draw) == len(kinds) for draw in draws)
     assert {example for draw in draws for example in draw} == set(prompt.pool)
-    first, second = (narrower_messages(prompt, "noun", "elm, ash", draw=draw) for draw in (0, 1))
+    first, second = (
+        narrower_messages(prompt, wide, "elm, ash", draw=draw)
+        for draw, wide in enumerate(("A noun", "Nouns"))
+    )
     assert first[-1] == second[-1]
     assert first[-1].content == "These words are nouns: elm, ash\nWhich nouns?"
     assert worked_answers(first) != worked_answers(second)
