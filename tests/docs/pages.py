@@ -63,8 +63,7 @@ STAND_INS = [
     (r"--segments \d+", "--segments 48{layers}"),
     (r"--layer 15\b", "{units}"),
     (r"15:0-9\b|15:10-19\b|15:0-3\b|15:0-1\b", "15:0"),
-    (r"15:20-21\b", "15:3"),  # units that SmolLM2 has a category for
-    (r"15:4\b", "15:1"),
+    (r"15:20-21\b|15:4\b", "15:3"),  # a unit that SmolLM2 has a category for
     (r"--layers 0-15\b", "--layers 0"),
     (r"--layers 12\b", "--layers 1"),
     (r"12:3\.0-63 --sample 20", "1:1.0-3 --sample 2"),
