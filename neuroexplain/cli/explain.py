@@ -81,7 +81,7 @@ ExplainerName = Annotated[
     typer.Option(
         help="category (the words that fire), pairs (tokens with levels), excerpts (marked text), meanings "
         "(up to three hypotheses), bank (the best of some hundred labels of our own; takes --local MODEL) or "
-        "tokens (asks no LLM). With a 0.5B model excerpts and meanings are far behind category.",
+        "tokens (asks no LLM). With a 0.5B model pairs, excerpts and meanings are far behind category.",
         rich_help_panel=EXPLAINER,
     ),
 ]
