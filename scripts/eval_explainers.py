@@ -131,9 +131,9 @@ def is_copied(explanation: Explanation, requests: Requests) -> bool:
     prompt = requests.prompt
     if prompt is None or not explanation.text:
         return False
-    turns = prompt.fill({"records": ""})
-    pools = [prompt.pool, prompt.narrower.pool if prompt.narrower else ()]
-    worked = [example.explanation for pool in pools for example in pool]
+    prompts = [prompt, prompt.narrower] if prompt.narrower else [prompt]
+    turns = [turn for p in prompts for turn in p.fill({"records": "", "category": ""})]
+    worked = [example.explanation for p in prompts for example in p.pool]
     instructions = " ".join(turn.content.casefold() for turn in turns)
     rule = rule_of(explanation)
     return is_copy(rule, worked) or rule.casefold() in instructions

@@ -131,7 +131,7 @@ def estimate_explain(
     """Do what the command would do for a sample of sides, spread over the selection, and count.
 
     Prompt tokens are counted as they are sent. Not counted: controls that finished units still lack, and
-    what is asked again of an answer that is no hypothesis yet.
+    questions that an answer leads to, like which verbs are meant.
     """
     requests = Requests.of(config, engine)
     plan = plan_explanations(store, run, config, requests, scorer)
